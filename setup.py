@@ -1,0 +1,30 @@
+"""Package metadata: everything comes from settings.ini, the one place that holds it."""
+import configparser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+here = Path(__file__).parent
+cfg = configparser.ConfigParser(delimiters=["="])
+cfg.read(here / "settings.ini", encoding="utf-8")
+cfg = cfg["DEFAULT"]
+
+setup(
+    name=cfg["lib_name"],
+    version=cfg["version"],
+    license="Apache-2.0",
+    description=cfg["description"],
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    keywords=cfg["keywords"],
+    author=cfg["author"],
+    author_email=cfg["author_email"],
+    url=cfg["git_url"],
+    packages=find_packages(include=["fwi_i2sb", "fwi_i2sb.*"]),
+    include_package_data=True,
+    python_requires=f">={cfg['min_python']},<3.14",
+    install_requires=cfg["requirements"].split(),
+    extras_require={"dev": cfg["dev_requirements"].split()},
+    entry_points={"console_scripts": cfg["console_scripts"].split()},
+    zip_safe=False,
+)
