@@ -1,0 +1,36 @@
+# Every target makes its own environment first: Python 3.11 and make are all that a fresh machine needs.
+PYTHON ?= python3.11
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+DEMO   ?= demo
+
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: help setup demo test test-system notebooks readme lab clean
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
+
+$(VENV)/installed: settings.ini setup.py constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[dev]"
+	touch $@
+
+setup: $(VENV)/installed  ## make the virtual environment
+
+demo: setup  ## the whole chain on a small data set made here: minutes on two cores
+	$(BIN)/fwi-i2sb demo --out $(DEMO)
+
+test: setup  ## everything that needs no root
+	BIN="$(abspath $(BIN))" bash tests/run.sh
+
+notebooks: setup  ## run every notebook again and store its outputs
+	BIN="$(abspath $(BIN))" bash tests/notebooks.sh
+
+readme: setup  ## render README.md from nbs/index.ipynb
+	$(BIN)/python tests/readme.py README.md
+
+lab: setup  ## JupyterLab on the notebooks
+	$(BIN)/jupyter lab nbs
+
+clean:  ## remove the environment and the demo
+	rm -rf $(VENV) $(DEMO) *.egg-info
