@@ -1,1 +1,8 @@
 __version__ = "0.1.0"
+
+
+def __getattr__(name):
+    "`from fwi_i2sb import load_run`, without loading torch at `import fwi_i2sb`."
+    if name != "load_run": raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .invert import load_run
+    return load_run
