@@ -7,7 +7,7 @@ __all__ = ['FAMILIES', 'VELOCITY_MIN', 'VELOCITY_MAX', 'InputError', 'unknown', 
            'normalize_velocity', 'denormalize_velocity', 'normalize_seismic', 'denormalize_seismic', 'open_npy',
            'find_root', 'Pair', 'discover', 'read_pair', 'Report', 'store_bytes', 'check_folder', 'check_record']
 
-# %% ../nbs/00_openfwi.ipynb #306483d1
+# %% ../nbs/00_openfwi.ipynb #309b6110
 import difflib, json, math, re, shutil
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# %% ../nbs/00_openfwi.ipynb #b50e8b12
+# %% ../nbs/00_openfwi.ipynb #8c557117
 class InputError(ValueError):
     "Something the person gave is wrong: one sentence saying what, where, and what to do about it."
 
-# %% ../nbs/00_openfwi.ipynb #848bed5e
+# %% ../nbs/00_openfwi.ipynb #f58718bb
 def unknown(
     kind:str, # what the name names, e.g. "family"
     name:str, # the name that was given
@@ -32,7 +32,7 @@ def unknown(
     hint = f"; did you mean {near[match[0]]!r}?" if match else ""
     return InputError(f"unknown {kind} {name!r}{hint} (one of {', '.join(choices)})")
 
-# %% ../nbs/00_openfwi.ipynb #4018e843
+# %% ../nbs/00_openfwi.ipynb #a69bd55e
 @dataclass(frozen=True)
 class Family:
     """One OpenFWI family: its name, the extremes of its pressure, and the numbers in its file names.
@@ -47,7 +47,7 @@ class Family:
     val_numbers: range    # file numbers of the official validation split
     prefixes: tuple[int, ...] = () # first numbers in the names of Fault files
 
-# %% ../nbs/00_openfwi.ipynb #3cca857c
+# %% ../nbs/00_openfwi.ipynb #de4d5405
 def files(
     self,
     split:str, # "train" or "val"
@@ -62,7 +62,7 @@ Family.files = files
 Family.n_train = property(lambda self: 500 * len(self.files("train")), doc="Records in the official training split.")
 Family.n_val = property(lambda self: 500 * len(self.files("val")), doc="Records in the official validation split.")
 
-# %% ../nbs/00_openfwi.ipynb #83cc5d2c
+# %% ../nbs/00_openfwi.ipynb #35ba5d2c
 _VEL, _FAULT, _STYLE = (range(1, 49), range(49, 61)), (range(32), range(32, 36)), (range(1, 121), range(121, 135))
 
 FAMILIES = {f.name: f for f in (
@@ -72,7 +72,7 @@ FAMILIES = {f.name: f for f in (
     Family("CurveFault_A", -26.48, 52.32, *_FAULT, (2, 3, 4)), Family("CurveFault_B", -24.93, 50.98, *_FAULT, (6, 7, 8)),
     Family("Style_A", -24.96, 48.93, *_STYLE), Family("Style_B", -23.76, 46.01, *_STYLE))}
 
-# %% ../nbs/00_openfwi.ipynb #e09691ac
+# %% ../nbs/00_openfwi.ipynb #e2b6ec8b
 def get_family(
     name:str|Family,         # "CurveVel_A"; OpenFWI's own spelling "curvevel-a" is understood too
     families:dict|None=None, # another table than `FAMILIES`, e.g. from `load_families`
@@ -84,7 +84,7 @@ def get_family(
         if family.name.lower() == str(name).lower().replace("-", "_"): return family
     raise unknown("family", name, families)
 
-# %% ../nbs/00_openfwi.ipynb #59715a50
+# %% ../nbs/00_openfwi.ipynb #9ce2113b
 def load_families(
     path:str|Path, # JSON such as {"flatvel-a": {"data_min": -26.95, "data_max": 52.77}, ...}; other keys are ignored
 )->dict[str, Family]: # `FAMILIES` with the extremes of the file
@@ -98,7 +98,7 @@ def load_families(
         if not low < high: raise InputError(f"{path}: data_min of {family.name} must be below its data_max")
     return {f.name: replace(f, data_min=table[f][0], data_max=table[f][1]) if f in table else f for f in FAMILIES.values()}
 
-# %% ../nbs/00_openfwi.ipynb #6be545b3
+# %% ../nbs/00_openfwi.ipynb #8b4d7836
 VELOCITY_MIN, VELOCITY_MAX = 1500., 4500.  # m/s, the same for all families
 
 def normalize_velocity(
@@ -113,14 +113,14 @@ def denormalize_velocity(
     "The inverse of `normalize_velocity`."
     return (x + 1) / 2 * (VELOCITY_MAX - VELOCITY_MIN) + VELOCITY_MIN
 
-# %% ../nbs/00_openfwi.ipynb #d6ee5fbf
+# %% ../nbs/00_openfwi.ipynb #4b79b2c0
 def _log(d): return d.sign() * d.abs().log1p()
 
 def _log_range(family):
     low, high = _log(torch.tensor([family.data_min, family.data_max], dtype=torch.float64)).tolist()
     return low, high - low
 
-# %% ../nbs/00_openfwi.ipynb #07078e7c
+# %% ../nbs/00_openfwi.ipynb #418e6c2c
 def normalize_seismic(
     d:torch.Tensor,    # pressure on OpenFWI's scale, any shape
     family:str|Family, # whose `data_min` and `data_max` become -1 and 1
@@ -138,7 +138,7 @@ def denormalize_seismic(
     y = (x + 1) / 2 * span + low
     return y.sign() * y.abs().expm1()
 
-# %% ../nbs/00_openfwi.ipynb #fdad4dc9
+# %% ../nbs/00_openfwi.ipynb #4d492ae6
 def _npy_fault(path, error):
     if isinstance(error, FileNotFoundError): return "does not exist"
     if isinstance(error, OSError): return f"cannot be read ({error.strerror})"
@@ -148,7 +148,7 @@ def _npy_fault(path, error):
     if not b"\x93NUMPY".startswith(head): return "is not a .npy file"
     return "is truncated or damaged: it holds less than its header promises"
 
-# %% ../nbs/00_openfwi.ipynb #43919460
+# %% ../nbs/00_openfwi.ipynb #9a94214b
 def open_npy(
     path:str|Path,        # the file
     ndim:int|tuple=(),    # allowed numbers of axes; empty: any
@@ -164,7 +164,7 @@ def open_npy(
         raise InputError(f"{path} has shape {array.shape}: {' or '.join(map(str, np.atleast_1d(ndim)))} axes are expected")
     return array
 
-# %% ../nbs/00_openfwi.ipynb #d672c820
+# %% ../nbs/00_openfwi.ipynb #1bdcaf42
 def _partner(seismic):
     name = re.sub("^data", "model", re.sub("^seis", "vel", seismic.name))
     return (seismic.parent.with_name("model") if seismic.parent.name == "data" else seismic.parent) / name
@@ -181,7 +181,7 @@ def _match(folder):
     lost += [f"{v} has no seismic partner {counts}" for v in velocity if v not in {v for _, v in pairs}]
     return [p for p in pairs if p[1] in there], lost
 
-# %% ../nbs/00_openfwi.ipynb #4209f1d9
+# %% ../nbs/00_openfwi.ipynb #5c91f6c2
 def _is_split(folder): return any((folder / s / "data").is_dir() for s in ("train", "val"))
 
 def find_root(
@@ -200,7 +200,7 @@ def find_root(
     raise InputError(f"{folder} holds no {family.name} files" + (f", only {', '.join(others)}" if others else
         ": expected train/ and val/ with data/ and model/, or data/ and model/, or seis*.npy and vel*.npy"))
 
-# %% ../nbs/00_openfwi.ipynb #2952588e
+# %% ../nbs/00_openfwi.ipynb #367b0753
 def _held_back(root, family, pairs, val_files):
     names = {p.name for pair in pairs for p in pair}
     official = {s: [Path(n).name for pair in family.files(s) for n in pair] for s in ("train", "val")}
@@ -224,13 +224,15 @@ def _split(root, family, split, val_files):
     held = _held_back(root, family, pairs, val_files)
     return [p for p in pairs if bool(held & {p[0].name, p[1].name}) == (split == "val")], lost
 
-# %% ../nbs/00_openfwi.ipynb #aa43292a
+# %% ../nbs/00_openfwi.ipynb #486cd319
 @dataclass(frozen=True)
 class Pair:
     "A seismic file, its velocity file, and the number of records in each."
     seismic: Path   # (n, shots, time, receivers), or one record without n
     velocity: Path  # (n, 1, depth, x), or one map (1, depth, x) or (depth, x)
     count: int      # records
+    shape: tuple    # of a record: (shots, time, receivers)
+    cells: tuple    # of a map: (depth, x)
 
 def _pair(seismic, velocity):
     d, v = open_npy(seismic, ndim=(3, 4)), open_npy(velocity, ndim=(2, 3, 4))
@@ -238,9 +240,9 @@ def _pair(seismic, velocity):
     if v.ndim > 2 and v.shape[-3] != 1: raise InputError(f"{velocity} has shape {v.shape}: (n, 1, depth, x) is expected")
     if n_d != n_v: raise InputError(f"{seismic} holds {n_d} records but {velocity} holds {n_v} maps")
     if not n_d: raise InputError(f"{seismic} holds no record")
-    return Pair(seismic, velocity, n_d)
+    return Pair(seismic, velocity, n_d, d.shape[-3:], v.shape[-2:])
 
-# %% ../nbs/00_openfwi.ipynb #43e7b027
+# %% ../nbs/00_openfwi.ipynb #8f78271c
 def discover(
     root:str|Path,      # a folder `find_root` understands
     family:str|Family,  # whose records are wanted
@@ -257,7 +259,7 @@ def discover(
     if not pairs: raise InputError(f"{root} holds no {split} files of {family.name}")
     return [_pair(*p) for p in pairs]
 
-# %% ../nbs/00_openfwi.ipynb #6a5b93e7
+# %% ../nbs/00_openfwi.ipynb #3e09404b
 def read_pair(
     pair:Pair, # a pair of files
     i:int,     # which record of the files
@@ -267,7 +269,7 @@ def read_pair(
     d, v = d[i] if d.ndim == 4 else d, v[i] if v.ndim == 4 else v
     return np.array(d, dtype=np.float32), np.array(v, dtype=np.float32).reshape(1, *v.shape[-2:])
 
-# %% ../nbs/00_openfwi.ipynb #1321a464
+# %% ../nbs/00_openfwi.ipynb #6fe54ce3
 @dataclass
 class Report:
     "What a look at a file or folder found: `facts` by name, and `problems`, one sentence each."
@@ -285,7 +287,7 @@ class Report:
         "The report as plain numbers and texts."
         return asdict(self)
 
-# %% ../nbs/00_openfwi.ipynb #36dff4eb
+# %% ../nbs/00_openfwi.ipynb #bf5fee0e
 def store_bytes(
     n:int,           # records
     seismic_shape,   # (shots, time samples kept, receivers)
@@ -296,7 +298,7 @@ def store_bytes(
     value = 4 * math.prod(velocity_shape) + np.dtype(dtype).itemsize * math.prod(seismic_shape)
     return n * (4096 * -(-(value + 16) // 4096) + 64) + 2**17
 
-# %% ../nbs/00_openfwi.ipynb #a55ad6b4
+# %% ../nbs/00_openfwi.ipynb #81358e3c
 class _Range:
     "Smallest and largest value and the shapes of all records seen."
     def __init__(self): self.low, self.high, self.shapes = math.inf, -math.inf, set()
@@ -309,7 +311,7 @@ class _Range:
 
     def facts(self): return dict(shape=str(sorted(self.shapes)).strip("[]"), min=self.low, max=self.high)
 
-# %% ../nbs/00_openfwi.ipynb #f873034c
+# %% ../nbs/00_openfwi.ipynb #8120b719
 def _judge(seismic, velocity, family):
     "Sentences about ranges and shapes that do not fit the family."
     for name, seen in (("seismic", seismic), ("velocity", velocity)):
@@ -319,7 +321,7 @@ def _judge(seismic, velocity, family):
     if seismic.low < 2 * family.data_min or seismic.high > 2 * family.data_max:
         yield f"pressure {seismic.low:g} to {seismic.high:g} is far outside {family.name}'s {family.data_min:g} to {family.data_max:g}: another unit?"
 
-# %% ../nbs/00_openfwi.ipynb #e9a029ed
+# %% ../nbs/00_openfwi.ipynb #5c717d4f
 def _pairs_by_split(root, family, val_files, problems):
     try: found = {s: _split(root, family, s, val_files) for s in ("train", "val")}
     except InputError as error:
@@ -332,7 +334,7 @@ def _pairs_by_split(root, family, val_files, problems):
             except InputError as error: problems.append(str(error))
     return good
 
-# %% ../nbs/00_openfwi.ipynb #07a546e7
+# %% ../nbs/00_openfwi.ipynb #f033baee
 def check_folder(
     root:str|Path,                # a folder `find_root` understands
     family:str|Family|None=None,  # default: the family the folder is named after
@@ -359,13 +361,13 @@ def check_folder(
             "store needs GB": store_bytes(len(records), (s, min(t, 250), r), v.shape) / 1e9, "free GB": shutil.disk_usage(root).free / 1e9})
     return Report(str(root), facts, problems)
 
-# %% ../nbs/00_openfwi.ipynb #d1b15833
+# %% ../nbs/00_openfwi.ipynb #df29f299
 def _source_velocities(d):
     a2 = (math.pi * 15 * 0.073)**2
     ratio = d[range(5), 0, (0, 17, 34, 52, 69)].astype(np.float64) / ((1 - 2 * a2) * math.exp(-a2))
     return np.sqrt(np.maximum(ratio, 0)) / 1e-3  # m/s; 0 where the sign is wrong
 
-# %% ../nbs/00_openfwi.ipynb #abbd2556
+# %% ../nbs/00_openfwi.ipynb #9477198d
 def check_record(
     path:str|Path, # .npy of one record (shots, time, receivers)
 )->Report:
