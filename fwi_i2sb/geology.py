@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['RECIPES', 'THINNEST', 'BEND', 'THROW', 'DIP', 'Recipe', 'sample_velocity']
 
-# %% ../nbs/01_geology.ipynb #7fa31d7d
+# %% ../nbs/01_geology.ipynb #ea07b47d
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
-from .openfwi import VELOCITY_MAX, VELOCITY_MIN, InputError, get_family
+from .openfwi import FAMILIES, VELOCITY_MAX, VELOCITY_MIN, InputError, get_family
 
-# %% ../nbs/01_geology.ipynb #0e0821af
+# %% ../nbs/01_geology.ipynb #bba4d272
 @dataclass(frozen=True)
 class Recipe:
     "What a layered family is made of; lengths in cells of a map 70 cells deep."
@@ -33,9 +33,9 @@ BEND = (6, 20)  # cells from crest to trough of the curve
 THROW = (4, 16)  # rows by which a fault moves its block
 DIP = (45, 80)  # degrees of a fault against the horizontal
 
-# %% ../nbs/01_geology.ipynb #653ae15e
-def _generators(seed, first, n):
-    return [np.random.default_rng((seed, i)) for i in range(first, first + n)]
+# %% ../nbs/01_geology.ipynb #dc9b4505
+def _generators(name, seed, first, n):
+    return [np.random.default_rng((seed, list(FAMILIES).index(name), i)) for i in range(first, first + n)]
 
 def _between(u, low, high):
     "Uniform draws in [0, 1) spread over [low, high)."
@@ -45,7 +45,7 @@ def _whole(u, low, high):
     "Uniform draws in [0, 1) as whole numbers from low to high, both included."
     return np.floor(_between(u, low, high + 1)).astype(int)
 
-# %% ../nbs/01_geology.ipynb #54afee84
+# %% ../nbs/01_geology.ipynb #adf286ac
 def _interfaces(u, count, depth):
     "Depths of the interfaces in rows, `(n, most layers - 1)`; infinite where a map has fewer layers."
     used = np.arange(u.shape[1]) < count[:, None]
@@ -54,7 +54,7 @@ def _interfaces(u, count, depth):
     thick = least + (depth - least * count[:, None]) * share / share.sum(1, keepdims=True)
     return np.where(used[:, 1:], thick.cumsum(1)[:, :-1], np.inf)
 
-# %% ../nbs/01_geology.ipynb #0906f47c
+# %% ../nbs/01_geology.ipynb #4cee8743
 def _values(u, count, ascending):
     "Whole m/s for each layer, `(n, most layers)`."
     v = _whole(u, VELOCITY_MIN, VELOCITY_MAX).astype(float)
@@ -62,7 +62,7 @@ def _values(u, count, ascending):
     v[np.arange(v.shape[1]) >= count[:, None]] = np.inf  # sorted to the unused end
     return np.sort(v, axis=1)
 
-# %% ../nbs/01_geology.ipynb #3da1dcba
+# %% ../nbs/01_geology.ipynb #33979d5b
 def _curve(u, sines, width, depth):
     "A function `h(x)` of columns `(n, ..., x)` that gives rows, from draws `u` of shape `(n, 3 * sines + 2)`."
     weight, cycles, phase = u[:, 2:].reshape(len(u), 3, sines).transpose(1, 2, 0)[..., None, None]
@@ -73,7 +73,7 @@ def _curve(u, sines, width, depth):
     height = _between(u[:, 1:2, None], *BEND) * depth / 70 / np.ptp(line, axis=-1, keepdims=True)
     return lambda x: height * (wave(x) - line.mean(-1, keepdims=True))
 
-# %% ../nbs/01_geology.ipynb #3c78572e
+# %% ../nbs/01_geology.ipynb #f3aaf3b5
 def _unfault(x, z, u, present, side, depth, width):
     "Where the rock at columns `x`, rows `z` lay before one fault; draws `u` of shape `(n, 4)`; `side` -1 left, 1 right."
     u, present = u[..., None, None], present[:, None, None]
@@ -83,7 +83,7 @@ def _unfault(x, z, u, present, side, depth, width):
     moved = present & (side * (x - foot - slope * (z - depth / 2)) > 0)
     return x - moved * slope * throw, z - moved * throw
 
-# %% ../nbs/01_geology.ipynb #7383e61e
+# %% ../nbs/01_geology.ipynb #4eab1aa8
 def _layered(recipe, generators, shape):
     (depth, width), n, most = shape, len(generators), recipe.layers[1]
     sizes = (2, most, most, 3 * recipe.sines + 2, 8)
@@ -97,7 +97,7 @@ def _layered(recipe, generators, shape):
     v = _values(speed, count, recipe.ascending)
     return v[np.arange(n)[:, None, None], np.broadcast_to(layer, (n, depth, width))]
 
-# %% ../nbs/01_geology.ipynb #8de7e718
+# %% ../nbs/01_geology.ipynb #df776f8f
 def _blur(n, length):
     "Matrix `(n, n + 2 margin)` that turns white noise into a unit-variance field with correlation length `length`."
     margin = int(np.ceil(3 * length))
@@ -110,7 +110,7 @@ def _field(generators, shape, length):
     down, across = _blur(shape[0], length), _blur(shape[1], length)
     return down @ np.stack([g.standard_normal((down.shape[1], across.shape[1])) for g in generators]) @ across.T
 
-# %% ../nbs/01_geology.ipynb #1ad4cf3e
+# %% ../nbs/01_geology.ipynb #c40843d8
 def _style(name, generators, shape):
     scale = shape[0] / 70
     ends = np.stack([g.random(2) for g in generators])[..., None, None]
@@ -122,7 +122,7 @@ def _style(name, generators, shape):
         v = trend + 250 * patches + 158 * _field(generators, shape, 1.96 * scale)
     return v.clip(VELOCITY_MIN, VELOCITY_MAX)
 
-# %% ../nbs/01_geology.ipynb #cd450d48
+# %% ../nbs/01_geology.ipynb #e68d495e
 def _recipe(name, layers):
     "The recipe of a layered family with `layers` in place of its own range, or None for a Style family."
     if layers is None or name not in RECIPES:
@@ -133,7 +133,7 @@ def _recipe(name, layers):
         raise InputError(f"layers must be two whole numbers with 1 <= fewest <= most <= {70 // THINNEST}, not {low}, {high}")
     return Recipe((low, high), RECIPES[name].ascending, RECIPES[name].sines, RECIPES[name].faults)
 
-# %% ../nbs/01_geology.ipynb #2ffa7906
+# %% ../nbs/01_geology.ipynb #1e068cbb
 def sample_velocity(family,  # name of one of OpenFWI's ten families, e.g. "CurveVel_A"
                     n,  # how many maps
                     *, shape=(70, 70),  # depth and width of a map in cells
@@ -143,13 +143,13 @@ def sample_velocity(family,  # name of one of OpenFWI's ten families, e.g. "Curv
                     ) -> torch.Tensor:
     """Velocity maps `(n, 1, depth, x)` in m/s, float32, within 1500..4500; whole numbers in the layered families.
 
-    Map i depends on the family, the shape and `(seed, i)` alone, not on the call it is drawn in. Raises `InputError`
+    Map i depends on family, shape, `layers` and `(seed, i)` alone, not on the call it is drawn in. Raises `InputError`
     for an unknown family, a count of layers that does not fit, and a map smaller than 2 x 2."""
     name = get_family(family).name
     recipe = _recipe(name, layers)
     if min(shape) < 2: raise InputError(f"a map must have at least 2 x 2 cells, not {shape[0]} x {shape[1]}")
     maps = np.empty((n, 1, *shape), np.float32)
     for i in range(0, n, 256):  # pieces that keep the intermediate arrays small
-        g = _generators(seed, first + i, min(256, n - i))
+        g = _generators(name, seed, first + i, min(256, n - i))
         maps[i:i + 256, 0] = _layered(recipe, g, shape) if recipe else _style(name, g, shape)
     return torch.from_numpy(maps)

@@ -1,0 +1,108 @@
+"""Generation as a process: killed and continued, worker deaths, refusals, and files that discovery reads."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+import fwi_i2sb.generate as module
+from fwi_i2sb.generate import generate
+from fwi_i2sb.openfwi import InputError, discover
+from fwi_i2sb.wave import surface_survey
+
+SMALL = dict(n_train=150, n_val=30, shard_size=100, shape=(16, 16), survey=surface_survey(16, 2, nt=60), seed=3)
+
+SCRIPT = """
+import sys
+from fwi_i2sb.generate import generate
+from fwi_i2sb.wave import surface_survey
+generate(sys.argv[1], "FlatFault_A", n_train=150, n_val=30, shard_size=100, shape=(16, 16), seed=3, workers=1,
+         survey=surface_survey(16, 2, nt=60), progress=lambda done, total: print(done, flush=True))
+"""
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def workers_of(pid):
+    return [int(p) for p in os.listdir("/proc") if p.isdigit() and os.path.exists(f"/proc/{p}/stat")
+            and open(f"/proc/{p}/stat").read().rsplit(")", 1)[1].split()[1] == str(pid)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    return generate(tmp_path_factory.mktemp("whole"), "FlatFault_A", **SMALL)
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_run_leaves_no_worker_and_continues_to_the_same_bytes(tmp_path, undisturbed, stop):
+    run = subprocess.Popen([sys.executable, "-", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                           stderr=subprocess.DEVNULL, text=True)           # the program itself comes from standard input
+    run.stdin.write(SCRIPT)
+    run.stdin.close()
+    assert [run.stdout.readline().strip() for _ in range(3)] == ["0", "25", "50"]
+    workers = workers_of(run.pid)
+    assert workers
+    run.send_signal(stop)
+    assert run.wait(timeout=30) != 0
+    run.stdout.close()
+    end = time.monotonic() + 30
+    while any(os.path.exists(f"/proc/{w}") for w in workers) and time.monotonic() < end:
+        time.sleep(0.1)
+    assert not any(os.path.exists(f"/proc/{w}") for w in workers)
+
+    seen = []
+    folder = generate(tmp_path, "FlatFault_A", **SMALL, workers=1, progress=lambda done, total: seen.append(done))
+    assert seen[0] >= 50 and seen[-1] == 180
+    assert contents(folder) == contents(undisturbed)
+
+
+def test_a_finished_set_is_left_alone_and_other_settings_are_refused(undisturbed):
+    before = {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+    generate(undisturbed.parent, "FlatFault_A", **SMALL)
+    for change, name in ((dict(seed=4), "seed"), (dict(n_train=151), "n_train"), (dict(layers=(2, 3)), "layers"),
+                         (dict(survey=surface_survey(16, 2, nt=61)), "survey")):
+        with pytest.raises(InputError, match=name):
+            generate(undisturbed.parent, "FlatFault_A", **{**SMALL, **change})
+    assert before == {p: p.stat().st_mtime_ns for p in undisturbed.rglob("*")}
+
+
+def test_bad_settings_leave_nothing_behind(tmp_path):
+    for change in (dict(n_val=-1), dict(shard_size=0), dict(workers=0), dict(engine="wave"), dict(shape=(16, 12)),
+                   dict(survey=surface_survey(16, dt=1.5e-3), engine="openfwi")):
+        with pytest.raises(InputError):
+            generate(tmp_path, "FlatFault_A", **{**SMALL, **change})
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "FlatFault_A").mkdir()
+    (tmp_path / "FlatFault_A" / "seis2_1_0.npy").write_bytes(b"somebody else's")
+    with pytest.raises(InputError, match="not made by generate"):
+        generate(tmp_path, "FlatFault_A", **SMALL)
+
+
+def test_a_dying_worker_is_an_error_not_a_hang(tmp_path, undisturbed, monkeypatch):
+    started = []
+
+    def shot(start=module._start_worker):
+        started.append(start())
+        started[-1].kill()
+        return started[-1]
+
+    monkeypatch.setattr(module, "_start_worker", shot)
+    with pytest.raises(ChildProcessError, match="died"):
+        generate(tmp_path, "FlatFault_A", **SMALL, workers=2)
+    assert all(worker.poll() is not None for worker in started)
+    monkeypatch.undo()
+    assert contents(generate(tmp_path, "FlatFault_A", **SMALL)) == contents(undisturbed)
+
+
+def test_discovery_finds_the_official_split(undisturbed):
+    train, val = (discover(undisturbed.parent, "FlatFault_A", split=split) for split in ("train", "val"))
+    assert [p.seismic.name for p in train] == ["seis2_1_0.npy", "seis2_1_1.npy"] and sum(p.count for p in train) == 150
+    assert [(p.seismic.name, p.velocity.name, p.count) for p in val] == [("seis2_1_32.npy", "vel2_1_32.npy", 30)]
+    seismic, velocity = (np.load(path, allow_pickle=False) for path in (val[0].seismic, val[0].velocity))
+    assert seismic.shape == (30, 2, 60, 16) and velocity.shape == (30, 1, 16, 16)
+    assert seismic.dtype == velocity.dtype == np.float32
