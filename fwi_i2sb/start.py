@@ -6,7 +6,7 @@
 __all__ = ['STARTS', 'blur_custom', 'blur_benchmark', 'width_in_cells', 'linear_velocity', 'fit_linear', 'StartSpec',
            'parse_start', 'Start']
 
-# %% ../nbs/10_start.ipynb #bcadbe7b
+# %% ../nbs/10_start.ipynb #e761237b
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,27 +17,25 @@ from torch import Tensor
 from .openfwi import VELOCITY_MAX, VELOCITY_MIN, InputError, denormalize_velocity, normalize_velocity, unknown
 from .wave import OPENFWI
 
-# %% ../nbs/10_start.ipynb #bdfc19ab
+# %% ../nbs/10_start.ipynb #2aff9525
 def _blur_matrix(n, sigma, radius):
     "Matrices (batch, n, n) that blur an axis of n cells by Gaussians cut off at a radius, with mirrored ends."
     sigma, radius = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in (sigma, radius))
-    i = torch.arange(n, device=sigma.device, dtype=torch.float64)
+    periods = int(radius.max()) // (2 * n) + 1
+    offset = torch.arange(-2 * n * periods, 2 * n * periods, device=sigma.device).reshape(-1, 2 * n)
+    g = torch.exp(-0.5 * (offset / sigma) ** 2) * (offset.abs() <= radius)
+    period = sum(g.unbind(1))  # in a fixed order, so that the wider neighbours of a batch change nothing
+    period = period / period.sum(1, keepdim=True)
+    i = torch.arange(n, device=sigma.device)
+    return period[:, (i - i[:, None]) % (2 * n)] + period[:, (-1 - i - i[:, None]) % (2 * n)]
 
-    def gauss(offset):
-        return torch.exp(-0.5 * (offset / sigma) ** 2) * (offset.abs() <= radius)
-
-    reach = int(radius.max())
-    total = gauss(torch.arange(-reach, reach + 1, device=sigma.device)).sum(-1, keepdim=True)
-    images = range(-(reach // (2 * n)) - 1, reach // (2 * n) + 2)
-    return sum(gauss(i - i[:, None] + 2 * n * k) + gauss(-1 - i - i[:, None] + 2 * n * k) for k in images) / total
-
-# %% ../nbs/10_start.ipynb #420f9272
+# %% ../nbs/10_start.ipynb #431f5ea3
 def _blur(x, sigma, radius):
     "Blur maps (batch, 1, depth, x), each with its own width, along both axes."
     down, across = (_blur_matrix(n, sigma, radius)[:, None] for n in x.shape[-2:])
     return (down @ x.double() @ across.mT).to(x.dtype)
 
-# %% ../nbs/10_start.ipynb #87bdd5d7
+# %% ../nbs/10_start.ipynb #ca57426a
 def blur_custom(
     x0: Tensor,  # clean maps (batch, 1, depth, x), normalised
     amount: Tensor,  # share of noise, 0 to 0.2 as published (batch,)
@@ -53,7 +51,7 @@ def blur_custom(
     mixed = (1 - a) * x0 + a * noise
     return _blur(mixed, sigma, (4 * sigma + 0.5).floor()).clamp(-1, 1).to(x0.dtype)
 
-# %% ../nbs/10_start.ipynb #5854162d
+# %% ../nbs/10_start.ipynb #344d6a0c
 def blur_benchmark(
     x0: Tensor,  # clean maps (batch, 1, depth, x), normalised
     sigma: float = 1.7,  # Gaussian width in cells
@@ -62,7 +60,7 @@ def blur_benchmark(
     "Truth blurred with a short Gaussian window, ends mirrored; no noise."
     return _blur(x0, torch.tensor(sigma, device=x0.device), torch.tensor(taps // 2, device=x0.device))
 
-# %% ../nbs/10_start.ipynb #93f431ac
+# %% ../nbs/10_start.ipynb #36160e81
 def width_in_cells(
     text: str,  # "8" in cells or "80m" in metres
     dx: float = OPENFWI.dx,  # grid spacing in metres
@@ -73,7 +71,7 @@ def width_in_cells(
     if not 0 < cells < float("inf"): raise InputError(f"{text!r} is no blur width: give cells (12) or metres (120m)")
     return cells
 
-# %% ../nbs/10_start.ipynb #acdf9a1c
+# %% ../nbs/10_start.ipynb #61abe6c5
 def linear_velocity(
     shape: tuple[int, int],  # (depth, x) in cells
     top: float,  # velocity of the top row, m/s
@@ -85,7 +83,7 @@ def linear_velocity(
             raise InputError(f"the linear start has {v:g} m/s at the {name}, but velocities run from {VELOCITY_MIN:g} to {VELOCITY_MAX:g} m/s")
     return torch.linspace(top, bottom, shape[0])[:, None].expand(tuple(shape)).contiguous()
 
-# %% ../nbs/10_start.ipynb #f4af0af1
+# %% ../nbs/10_start.ipynb #8d523dc9
 def fit_linear(
     velocity: Iterable[Tensor],  # maps in m/s, each (..., depth, x), all of the same depth
 ) -> tuple[float, float]:  # velocity of the top row and of the bottom row, m/s
@@ -100,7 +98,7 @@ def fit_linear(
     ends = np.clip([intercept, intercept + slope * (len(rows) - 1)], VELOCITY_MIN, VELOCITY_MAX)
     return float(ends[0]), float(ends[1])
 
-# %% ../nbs/10_start.ipynb #0e2c4d55
+# %% ../nbs/10_start.ipynb #722e3123
 STARTS = ("blur-openfwi_custom", "blur-openfwi_benchmark", "linear", "file")
 
 @dataclass(frozen=True)
@@ -115,7 +113,7 @@ class StartSpec:
         "Whether the start is made from the true map, and so exists only where that is known."
         return self.name.startswith("blur")
 
-# %% ../nbs/10_start.ipynb #f694f55f
+# %% ../nbs/10_start.ipynb #1e0af706
 def _arguments(name, words, dx):
     "The numbers of a kind of start, checked."
     if name == "file":
@@ -137,7 +135,7 @@ def _number(word, what):
     try: return float(word)
     except ValueError: raise InputError(f"{word!r} is no {what}") from None
 
-# %% ../nbs/10_start.ipynb #73f63e47
+# %% ../nbs/10_start.ipynb #0b1f2b1b
 def parse_start(
     text: str,  # e.g. "blur-openfwi_custom:0.5,linear:0.5"
     *,
@@ -156,7 +154,7 @@ def parse_start(
         specs.append(StartSpec(name, _arguments(name, words, dx), weight))
     return tuple(specs)
 
-# %% ../nbs/10_start.ipynb #81362cab
+# %% ../nbs/10_start.ipynb #2642afa7
 class Start:
     """Starting models for a batch of maps: `start(x0, seeds) -> x1`, both normalised `(batch, 1, depth, x)`.
 
@@ -187,7 +185,7 @@ def _check(self, spec):
     if not (v.isfinite().all() and v.min() >= VELOCITY_MIN and v.max() <= VELOCITY_MAX):
         raise InputError(f"the starting model {spec.args[0]} spans {v.min():g} to {v.max():g}: give velocities in m/s from {VELOCITY_MIN:g} to {VELOCITY_MAX:g}")
 
-# %% ../nbs/10_start.ipynb #47f808f0
+# %% ../nbs/10_start.ipynb #c01ac836
 def _custom(self, spec, x0, generators):
     low, high = spec.args or (8.0, 16.0)
     draws = np.array([(g.uniform(0, 0.2), g.uniform(low, high)) for g in generators])
@@ -206,7 +204,7 @@ def _file(self, spec, x0, generators):
 
 _MAKERS = dict(zip(STARTS, (_custom, _benchmark, _linear, _file)))
 
-# %% ../nbs/10_start.ipynb #358cf288
+# %% ../nbs/10_start.ipynb #9e9404bf
 def _call(
     self,
     x0: Tensor,  # clean maps (batch, 1, depth, x), normalised; truth-free kinds use only the shape
