@@ -10,6 +10,14 @@ from fwi_i2sb.openfwi import FAMILIES
 from fwi_i2sb.wave import simulate, surface_survey
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def reference(v, survey):
     "Plain float64 numpy: one map, one shot at a time, periodic neighbours by np.roll, damping cell by cell."
     nz, nx = v.shape
