@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'generate']
 
-# %% ../nbs/04_generate.ipynb #45d67a74
+# %% ../nbs/04_generate.ipynb #baf89a1d
 import fcntl, json, os, shutil, subprocess, sys
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
@@ -18,7 +18,7 @@ from .geology import sample_velocity
 from .openfwi import VELOCITY_MAX, InputError, get_family
 from .wave import Survey, simulate, surface_survey
 
-# %% ../nbs/04_generate.ipynb #83f7a7b9
+# %% ../nbs/04_generate.ipynb #2520acae
 @dataclass(frozen=True)
 class _Shard:
     seismic: str  # file names below the family's folder
@@ -26,6 +26,7 @@ class _Shard:
     first: int  # index of its first sample in the whole set
     count: int
 
+# %% ../nbs/04_generate.ipynb #c61e32d4
 def _shards(family, n_train, n_val, size):
     if size < 1: raise InputError(f"shard_size must be at least 1, not {size}")
     shards, first = [], 0
@@ -39,7 +40,7 @@ def _shards(family, n_train, n_val, size):
         first += n
     return shards
 
-# %% ../nbs/04_generate.ipynb #2637a8fd
+# %% ../nbs/04_generate.ipynb #3596f81f
 CHUNK = 25  # samples
 
 def _chunks(shard):
@@ -47,7 +48,7 @@ def _chunks(shard):
 
 def _chunk_file(folder, first): return Path(folder) / ".parts" / f"chunk-{first:07d}.npz"
 
-# %% ../nbs/04_generate.ipynb #ad9e18a8
+# %% ../nbs/04_generate.ipynb #6d5d2ea2
 def _make_chunk(folder, settings, first, count):
     "Draw and simulate `count` samples and write them to their chunk file."
     velocity = sample_velocity(settings["family"], count, shape=settings["shape"], seed=settings["seed"],
@@ -60,7 +61,7 @@ def _make_chunk(folder, settings, first, count):
         f.flush(); os.fsync(f.fileno())
     os.replace(unfinished, path)
 
-# %% ../nbs/04_generate.ipynb #ca461713
+# %% ../nbs/04_generate.ipynb #e3b7ae07
 def _assemble(folder, shard):
     chunks = [_chunk_file(folder, first) for first, _ in _chunks(shard)]
     for key, name in (("velocity", shard.velocity), ("seismic", shard.seismic)):
@@ -76,7 +77,7 @@ def _assemble(folder, shard):
         os.replace(unfinished, folder / name)
     for chunk in chunks: chunk.unlink()
 
-# %% ../nbs/04_generate.ipynb #9a3a670d
+# %% ../nbs/04_generate.ipynb #280acdc0
 def _serve():
     "A worker's whole life: a JSON task per line on standard input, a JSON reply per line on standard output."
     torch.set_num_threads(1)
@@ -85,7 +86,7 @@ def _serve():
         except Exception as error: reply = f"{type(error).__name__}: {error}"
         print(json.dumps(reply), flush=True)
 
-# %% ../nbs/04_generate.ipynb #45725956
+# %% ../nbs/04_generate.ipynb #e5f7bcde
 def _start_worker():
     env = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE",
                PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
@@ -96,7 +97,7 @@ def _send(worker, task):
     try: print(json.dumps(task), file=worker.stdin, flush=True)
     except BrokenPipeError: pass  # a dead worker: the end of its output tells
 
-# %% ../nbs/04_generate.ipynb #2d4a2199
+# %% ../nbs/04_generate.ipynb #0a667eef
 def _run_tasks(tasks, workers):
     "Give tasks to worker processes; yield each task when it is done."
     tasks, pool, busy = iter(tasks), [], {}
@@ -120,7 +121,7 @@ def _run_tasks(tasks, workers):
             try: worker.stdin.close()
             except BrokenPipeError: pass
 
-# %% ../nbs/04_generate.ipynb #4acf55a8
+# %% ../nbs/04_generate.ipynb #8ae6b0d9
 def _check_folder(folder, settings):
     try: known = json.loads((folder / "generate.json").read_text())
     except FileNotFoundError:
@@ -133,7 +134,7 @@ def _check_folder(folder, settings):
             raise InputError(f"{folder} was generated with {key} = {known.get(key)}, not {value}; "
                              "repeat with the same settings or choose another folder")
 
-# %% ../nbs/04_generate.ipynb #e79900a7
+# %% ../nbs/04_generate.ipynb #69a49037
 def _check_space(folder, settings, samples):
     survey, (depth, width) = settings["survey"], settings["shape"]
     each = 4 * (len(survey["sources"]) * survey["nt"] * len(survey["receivers"]) + depth * width)
@@ -142,7 +143,7 @@ def _check_space(folder, settings, samples):
     if (free := shutil.disk_usage(place).free) < need:
         raise InputError(f"{need / 1e9:.1f} GB are needed under {folder} and {free / 1e9:.1f} GB are free")
 
-# %% ../nbs/04_generate.ipynb #9db6a04f
+# %% ../nbs/04_generate.ipynb #55343b62
 def _lock(folder):
     "An open file, locked while this process is at work in the folder."
     (folder / ".parts").mkdir(parents=True, exist_ok=True)
@@ -153,12 +154,13 @@ def _lock(folder):
         raise InputError(f"another process is generating into {folder}; let it finish") from None
     return lock
 
+# %% ../nbs/04_generate.ipynb #4db519ef
 def _write_settings(folder, settings):
     unfinished = folder / ".parts" / "generate.json"
     unfinished.write_text(json.dumps(settings, indent=1))
     os.replace(unfinished, folder / "generate.json")
 
-# %% ../nbs/04_generate.ipynb #67a6bb15
+# %% ../nbs/04_generate.ipynb #49514bd7
 def _fill(folder, settings, shards, workers, progress, total):
     "Make the missing chunks of `shards` and put the shards together."
     _check_space(folder, settings, sum(s.count for s in shards))
@@ -178,7 +180,7 @@ def _fill(folder, settings, shards, workers, progress, total):
             progress(done, total)
         shutil.rmtree(folder / ".parts", ignore_errors=True)
 
-# %% ../nbs/04_generate.ipynb #6fdbc0b3
+# %% ../nbs/04_generate.ipynb #63811c83
 def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, engine):
     "Everything that decides what the files will hold, checked before anything is written."
     if n_train + n_val == 0: raise InputError("nothing to generate: n_train and n_val are both 0")
@@ -188,7 +190,7 @@ def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, e
     return dict(family=family, n_train=n_train, n_val=n_val, shard_size=shard_size, seed=seed, engine=engine,
                 layers=layers and list(layers), shape=list(shape), survey=survey.to_dict())
 
-# %% ../nbs/04_generate.ipynb #ad50f79e
+# %% ../nbs/04_generate.ipynb #e2f03a3d
 def generate(out_dir,  # the family's folder is made in it
              family,  # e.g. "CurveVel_A"
              *, n_train,  # training records

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['NORMALIZED', 'mae', 'rmse', 'ssim', 'misfit', 'Summary', 'add', 'result']
 
-# %% ../nbs/21_metrics.ipynb #e353d511
+# %% ../nbs/21_metrics.ipynb #c912248a
 import math
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .openfwi import VELOCITY_MAX, VELOCITY_MIN, InputError
 
-# %% ../nbs/21_metrics.ipynb #e315075b
+# %% ../nbs/21_metrics.ipynb #3d8b7052
 NORMALIZED = (VELOCITY_MAX - VELOCITY_MIN) / 2  # m/s per unit of the scale [-1, 1] that papers use
 
 def _pair(pred, true):
@@ -23,7 +23,7 @@ def _pair(pred, true):
         raise InputError(f"cannot compare shapes {tuple(pred.shape)} and {tuple(true.shape)}: both must be batches of the same shape")
     return pred.double(), true.double()
 
-# %% ../nbs/21_metrics.ipynb #f518690d
+# %% ../nbs/21_metrics.ipynb #d3eb8d50
 def mae(
     pred: Tensor,  # predicted maps (batch, ...)
     true: Tensor,  # true maps, same shape and unit
@@ -32,6 +32,7 @@ def mae(
     pred, true = _pair(pred, true)
     return (pred - true).abs().flatten(1).mean(1)
 
+# %% ../nbs/21_metrics.ipynb #39737797
 def rmse(
     pred: Tensor,  # predicted maps (batch, ...)
     true: Tensor,  # true maps, same shape and unit
@@ -40,7 +41,7 @@ def rmse(
     pred, true = _pair(pred, true)
     return (pred - true).square().flatten(1).mean(1).sqrt()
 
-# %% ../nbs/21_metrics.ipynb #63205172
+# %% ../nbs/21_metrics.ipynb #147b916f
 def _window_means(x, size=11, sigma=1.5):
     "Gaussian-weighted means around every cell of maps (batch, 1, depth, x), zeros beyond the edge."
     offset = torch.arange(size, dtype=x.dtype, device=x.device) - size // 2
@@ -49,7 +50,7 @@ def _window_means(x, size=11, sigma=1.5):
     x = F.conv2d(x, window.reshape(1, 1, -1, 1), padding=(size // 2, 0))
     return F.conv2d(x, window.reshape(1, 1, 1, -1), padding=(0, size // 2))
 
-# %% ../nbs/21_metrics.ipynb #4251c99d
+# %% ../nbs/21_metrics.ipynb #c2c79cd4
 def ssim(
     pred: Tensor,  # predicted maps (batch, 1, depth, x) in m/s
     true: Tensor,  # true maps in m/s, same shape
@@ -67,7 +68,7 @@ def ssim(
     score = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return score.mean(dim=(1, 2, 3))
 
-# %% ../nbs/21_metrics.ipynb #8807e01e
+# %% ../nbs/21_metrics.ipynb #6054f752
 def misfit(
     simulated: Tensor,  # records re-simulated from predicted maps (batch, shots, time, receivers)
     observed: Tensor,  # measured records, same shape, unit and decimation
@@ -78,7 +79,7 @@ def misfit(
     if not norm.all(): raise InputError(f"observed record {int(norm.argmin())} of the batch is all zeros: its relative misfit is undefined")
     return (simulated - observed).flatten(1).norm(dim=1) / norm
 
-# %% ../nbs/21_metrics.ipynb #6348c534
+# %% ../nbs/21_metrics.ipynb #144f6300
 class Summary:
     "Metrics of a data set, gathered batch by batch; `values` keeps the number of every record, in order."
 
@@ -86,7 +87,7 @@ class Summary:
 
     def __len__(self): return len(self.values["mae"])
 
-# %% ../nbs/21_metrics.ipynb #298ee5fc
+# %% ../nbs/21_metrics.ipynb #bee82f00
 def add(
     self,
     pred: Tensor,  # predicted maps (batch, 1, depth, x) in m/s
@@ -103,7 +104,7 @@ def add(
 
 Summary.add = add
 
-# %% ../nbs/21_metrics.ipynb #67af9c49
+# %% ../nbs/21_metrics.ipynb #0d2d9874
 def result(self) -> dict:
     """The data set's metrics: `records`, `mae` and `rmse` in m/s, `mae_norm` and `rmse_norm` on [-1, 1], `ssim`, and `misfit` if given.
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'Preset', 'count_parameters', 'Network', 'encode', 'build_network']
 
-# %% ../nbs/12_network.ipynb #aa78c993
+# %% ../nbs/12_network.ipynb #307d711e
 import math
 from dataclasses import dataclass
 
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from .encoder import build_encoder, crop_map, grid_size, pad_map
 from .openfwi import InputError, unknown
 
-# %% ../nbs/12_network.ipynb #95b1a869
+# %% ../nbs/12_network.ipynb #4ebf2546
 def _time_features(t, width):
     "Time (batch,) -> (batch, width), cosines first (Vaswani et al. 2017, section 3.5)."
     rates = torch.arange(width // 2, device=t.device, dtype=torch.float32) / (width // 2)
     angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * rates)
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
-# %% ../nbs/12_network.ipynb #1e17ff9f
+# %% ../nbs/12_network.ipynb #73c0f9a0
 def _norm(channels): return nn.GroupNorm(8, channels)
 
 def _conv(c_in, c_out, kernel=3, stride=1): return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2)
@@ -32,7 +32,7 @@ def _zero(layer):
     for parameter in layer.parameters(): nn.init.zeros_(parameter)
     return layer
 
-# %% ../nbs/12_network.ipynb #68326b5d
+# %% ../nbs/12_network.ipynb #8afa3fde
 class _ResidualBlock(nn.Module):
     "(batch, c_in, h, w) -> (batch, c_out, h, w) around a shortcut, modulated by the time (batch, c_time)."
 
@@ -48,7 +48,7 @@ class _ResidualBlock(nn.Module):
         out = self.norm_out(self.conv_in(F.silu(self.norm_in(h))))
         return self.shortcut(h) + self.conv_out(F.silu(out * (1 + scale) + shift))
 
-# %% ../nbs/12_network.ipynb #e49efd1a
+# %% ../nbs/12_network.ipynb #49d07119
 class _Attention(nn.Module):
     "(batch, channels, h, w) -> same, around a shortcut: every cell looks at every other."
 
@@ -64,7 +64,7 @@ class _Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
         return h + self.out(mixed.reshape(batch, channels, height, width))
 
-# %% ../nbs/12_network.ipynb #f8454138
+# %% ../nbs/12_network.ipynb #e1a3f350
 class _Stage(nn.Module):
     "A residual block, followed by attention where `heads` is not zero."
 
@@ -75,7 +75,6 @@ class _Stage(nn.Module):
 
     def forward(self, h, time): return self.attention(self.residual(h, time))
 
-# %% ../nbs/12_network.ipynb #d8590a14
 class _Down(nn.Conv2d):
     "Halve the grid."
     def __init__(self, channels): super().__init__(channels, channels, 3, stride=2, padding=1)
@@ -85,7 +84,7 @@ class _Up(nn.Conv2d):
     def __init__(self, channels): super().__init__(channels, channels, 3, padding=1)
     def forward(self, h): return super().forward(F.interpolate(h, scale_factor=2.0, mode="nearest"))
 
-# %% ../nbs/12_network.ipynb #5ce4923a
+# %% ../nbs/12_network.ipynb #0d5c69c6
 @dataclass(frozen=True)
 class Preset:
     "The shape of a U-Net; level 0 is the finest grid."
@@ -107,7 +106,7 @@ PRESETS = {
     "unet_ch64": Preset((64, 128, 256, 512), 2, attention=(3,)),
 }
 
-# %% ../nbs/12_network.ipynb #00b556a9
+# %% ../nbs/12_network.ipynb #0033ea97
 class _UNet(nn.Module):
     "Features (batch, c_in, h, w) and time (batch,) -> (batch, width, h, w); Ronneberger et al. 2015."
 
@@ -121,7 +120,7 @@ class _UNet(nn.Module):
         self.bottom = nn.ModuleList([_Stage(bottom, bottom, c_time, heads), _Stage(bottom, bottom, c_time, 0)])
         self.up = _way_up(preset, c_time, skips)
 
-# %% ../nbs/12_network.ipynb #cd831eac
+# %% ../nbs/12_network.ipynb #900fc7de
 def _way_down(preset, c_time):
     width, layers = preset.widths[0], nn.ModuleList()
     skips = [width] if preset.all_skips else []
@@ -135,7 +134,7 @@ def _way_down(preset, c_time):
             skips += [width] * preset.all_skips
     return layers, skips
 
-# %% ../nbs/12_network.ipynb #0ad4d22a
+# %% ../nbs/12_network.ipynb #aeb18365
 def _way_up(preset, c_time, skips):
     width, layers = preset.widths[-1], nn.ModuleList()
     for level, c_out in reversed(list(enumerate(preset.widths))):
@@ -145,7 +144,7 @@ def _way_up(preset, c_time, skips):
         if level: layers.append(_Up(width))
     return layers
 
-# %% ../nbs/12_network.ipynb #c8106c05
+# %% ../nbs/12_network.ipynb #4815cb60
 def _unet_forward(self, features, t):
     time, h = self.time(_time_features(t, self.width)), self.stem(features)
     skips = [h] if self.all_skips else []
@@ -159,14 +158,14 @@ def _unet_forward(self, features, t):
 
 _UNet.forward = _unet_forward
 
-# %% ../nbs/12_network.ipynb #33842691
+# %% ../nbs/12_network.ipynb #e041c7de
 def count_parameters(
     net: nn.Module,  # any module
 ) -> int:
     "Number of trainable parameters."
     return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
 
-# %% ../nbs/12_network.ipynb #d2d9082a
+# %% ../nbs/12_network.ipynb #cdad1897
 class _Head(nn.Module):
     "Features -> map; patches are spread to cells and polished at full resolution beside the input map."
 
@@ -183,7 +182,7 @@ class _Head(nn.Module):
             h = F.silu(self.polish(torch.cat([h, x], dim=1)))
         with torch.autocast(h.device.type, enabled=False): return self.last(h.float())
 
-# %% ../nbs/12_network.ipynb #a0f78f66
+# %% ../nbs/12_network.ipynb #f91d47fc
 class Network(nn.Module):
     """A U-Net on velocity maps of any size, with or without seismic; `build_network` makes one.
 
@@ -197,7 +196,7 @@ class Network(nn.Module):
         extra = encoder.channels * (preset.patch // encoder.cell) ** 2 if self.conditional else 0
         self.unet, self.head = _UNet(preset, preset.patch**2 + extra), _Head(preset.widths[0], preset.patch)
 
-# %% ../nbs/12_network.ipynb #405b0dd3
+# %% ../nbs/12_network.ipynb #aa7382dd
 def encode(
     self: Network,
     seismic: Tensor,  # normalised gathers (batch, shots, time, receivers)
@@ -211,7 +210,7 @@ def encode(
 
 Network.encode = encode
 
-# %% ../nbs/12_network.ipynb #212163f4
+# %% ../nbs/12_network.ipynb #64550eb0
 def _forward(self, xt, t, cond=None):
     x = xt.float() if self.image_size is None else _resize(xt.float(), (self.image_size,) * 2)
     inner = x.shape[-2:]
@@ -223,7 +222,6 @@ def _forward(self, xt, t, cond=None):
 
 def _resize(x, size): return F.interpolate(x, size=tuple(size), mode="bilinear")
 
-# %% ../nbs/12_network.ipynb #b827d418
 def _fit(self, cond, x):
     "The condition on the U's grid."
     size = tuple(side // self.encoder.cell for side in x.shape[-2:])
@@ -233,12 +231,12 @@ def _fit(self, cond, x):
 
 Network._fit, Network.forward = _fit, _forward
 
-# %% ../nbs/12_network.ipynb #16d92282
+# %% ../nbs/12_network.ipynb #59b36da5
 def build_network(
     name: str,  # a key of PRESETS
     *,
     shots: int = 5,  # gathers per record
-    encoder: str = "resize",  # a key of `ENCODERS`
+    encoder: str = "resize",  # a key of `fwi_i2sb.encoder.ENCODERS`
     conditional: bool = True,  # False: a network that never sees seismic
     map_size: tuple[int, int] = (70, 70),  # cells in depth and x of the maps it is made for; others work too
     image_size: int | None = None,  # side of the square that the U works on; None: the map itself

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['colour_map', 'plot_maps', 'plot_velocity', 'plot_gather', 'plot_result', 'plot_trajectory', 'plot_curves']
 
-# %% ../nbs/22_plot.ipynb #b5528db6
+# %% ../nbs/22_plot.ipynb #494088b0
 import io
 
 import cmcrameri  # registers its colour maps under "cmc."
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from .openfwi import VELOCITY_MAX, VELOCITY_MIN, denormalize_velocity, unknown
 from .wave import OPENFWI, Survey
 
-# %% ../nbs/22_plot.ipynb #224e14d1
+# %% ../nbs/22_plot.ipynb #487d66b5
 class _Figure(Figure):
     "A figure outside pyplot that a notebook can show."
 
@@ -29,7 +29,7 @@ class _Figure(Figure):
 
 def _figure(width, height): return _Figure(figsize=(width, height), dpi=100, layout="constrained")
 
-# %% ../nbs/22_plot.ipynb #3bf49efa
+# %% ../nbs/22_plot.ipynb #5b0b735a
 _COLOURS = {"batlow": "cmc.batlow", "vik": "cmc.vik", "gray": "gray", "openfwi": "jet"}
 
 
@@ -40,7 +40,7 @@ def colour_map(
     if name not in _COLOURS: raise unknown("colour map", name, _COLOURS)
     return matplotlib.colormaps[_COLOURS[name]]
 
-# %% ../nbs/22_plot.ipynb #0aa70bf2
+# %% ../nbs/22_plot.ipynb #0ba274fb
 def _array(values, axes):
     "The last `axes` axes as numpy; leading axes must be of length 1."
     if hasattr(values, "detach"): values = values.detach().cpu().float().numpy()
@@ -52,9 +52,9 @@ def _draw_map(ax, values, survey, title, cmap, limits):
     values, half = _array(values, 2), survey.dx / 2
     depth, width = (n * survey.dx - half for n in values.shape)
     ax.set(title=title, xlabel="x (m)", ylabel="depth (m)")
-    return ax.imshow(values, extent=(-half, width, depth, -half), cmap=colour_map(cmap), vmin=limits[0], vmax=limits[1])
+    return ax.imshow(values, extent=(-half, width, depth, -half), cmap=colour_map(cmap), vmin=limits[0], vmax=limits[1], interpolation="nearest")
 
-# %% ../nbs/22_plot.ipynb #757c932f
+# %% ../nbs/22_plot.ipynb #965d441b
 def plot_maps(
     maps: dict,  # title -> maps in m/s, (batch, 1, depth, x) or one map; equal batches
     *,
@@ -75,7 +75,7 @@ def plot_maps(
     figure.colorbar(image, ax=axes, label="velocity (m/s)")
     return figure
 
-# %% ../nbs/22_plot.ipynb #21c72fc6
+# %% ../nbs/22_plot.ipynb #e543588c
 def plot_velocity(
     velocity,  # one map in m/s, (depth, x), with any leading axes of length 1
     *,
@@ -89,7 +89,7 @@ def plot_velocity(
     figure.axes[0].plot(*zip(*survey.sources), "*", color="white", markeredgecolor="black", markersize=10, clip_on=False)
     return figure
 
-# %% ../nbs/22_plot.ipynb #ddf0d7ba
+# %% ../nbs/22_plot.ipynb #96a80245
 def _draw_gather(ax, values, survey, title, cmap, limit):
     step = survey.dt * max(1, round(survey.nt / len(values)))
     first, last = survey.receivers[0][0], survey.receivers[-1][0]
@@ -99,7 +99,7 @@ def _draw_gather(ax, values, survey, title, cmap, limit):
 
 def _limit(values, clip): return max(float(np.percentile(np.abs(values), clip)), 1e-12)
 
-# %% ../nbs/22_plot.ipynb #1a92c93c
+# %% ../nbs/22_plot.ipynb #685e4612
 def plot_gather(
     seismic,  # one record's pressure, (shots, time, receivers), with any leading axes of length 1
     *,
@@ -119,7 +119,7 @@ def plot_gather(
     figure.colorbar(image, ax=axes, label="pressure")
     return figure
 
-# %% ../nbs/22_plot.ipynb #d89f01e0
+# %% ../nbs/22_plot.ipynb #d77670e9
 def _draw_row(figure, panels, draw, label):
     "A row of panels with one colour bar."
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -127,7 +127,42 @@ def _draw_row(figure, panels, draw, label):
     for ax in axes: ax.label_outer()
     figure.colorbar(image, ax=axes, label=label)
 
-# %% ../nbs/22_plot.ipynb #e2363ae9
+# %% ../nbs/22_plot.ipynb #2b72c19f
+def _draw_models(figure, truth, start, mean, std, survey, cmap):
+    "The upper row of `plot_result`."
+    maps, spreads = {"start": start, "bridge mean": mean}, {"standard deviation": std}
+    if truth is not None:
+        error = {title: np.abs(values - truth) for title, values in maps.items()}
+        maps = {"truth": truth} | {f"{title}, MAE {error[title].mean():.0f}": values for title, values in maps.items()}
+        spreads["error of the mean"] = error["bridge mean"]
+    left, right = figure.subfigures(1, 2, width_ratios=(len(maps) + 0.5, len(spreads) + 0.5))
+    top = max(100.0, *(float(np.percentile(values, 99)) for values in spreads.values()))
+    _draw_row(left, maps, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (VELOCITY_MIN, VELOCITY_MAX)), "velocity (m/s)")
+    _draw_row(right, spreads, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (0, top)), "m/s")
+
+# %% ../nbs/22_plot.ipynb #12d0f3b4
+def _draw_records(figure, observed, again, survey, shot):
+    "The lower row of `plot_result`."
+    panels = {f"observed, shot at {survey.sources[shot][0]:g} m": observed[shot]}
+    left = figure
+    if again is not None:
+        misfit = np.linalg.norm(again - observed) / np.linalg.norm(observed)
+        panels |= {"simulated in the mean": again[shot], f"difference, misfit {misfit:.2f}": observed[shot] - again[shot]}
+        left, right = figure.subfigures(1, 2, width_ratios=(3.4, 1))
+        _draw_trace(right.subplots(), observed[shot], again[shot], survey)
+    limit = _limit(observed[shot], 98)
+    _draw_row(left, panels, lambda ax, v, title: _draw_gather(ax, v, survey, title, "gray", limit), "pressure")
+
+# %% ../nbs/22_plot.ipynb #69447ee2
+def _draw_trace(ax, observed, again, survey):
+    "One trace of a gather and of its re-simulation, three quarters along the receivers."
+    number, step = 3 * observed.shape[-1] // 4, survey.dt * max(1, round(survey.nt / len(observed)))
+    for values, label, style in (observed, "observed", "k-"), (again, "simulated", "C1--"):
+        ax.plot(values[:, number], np.arange(len(values)) * step, style, label=label, linewidth=1)
+    ax.set(title=f"trace at {survey.receivers[number][0]:g} m", xlabel="pressure", ylabel="time (s)", ylim=(len(observed) * step, 0))
+    ax.legend(fontsize="small", loc="lower left")
+
+# %% ../nbs/22_plot.ipynb #946456c4
 def plot_result(
     *,
     start,  # starting model in m/s, one map
@@ -135,42 +170,22 @@ def plot_result(
     std,  # standard deviation of the bridge's samples in m/s
     truth=None,  # true map in m/s, None for a record of one's own
     seismic=None,  # the record inverted, (shots, time, receivers); None leaves the lower row out
-    resimulated=None,  # the same simulated in `mean`
+    resimulated=None,  # the same simulated in `mean`, with the same samples; None leaves its panels out
     survey: Survey = OPENFWI,  # supplies spacing, time axis and positions
     shot: int | None = None,  # the shot drawn, the middle one if None
     cmap: str = "batlow",  # for velocity, see `colour_map`
 ) -> Figure:
     "Truth, start, bridge mean, standard deviation and error; the gather and its re-simulation."
-    maps = {"start": _array(start, 2), "bridge mean": _array(mean, 2)}
-    spreads = {"standard deviation": _array(std, 2)}
-    if truth is not None:
-        maps = {"truth": _array(truth, 2), **maps}
-        spreads["error of the mean"] = np.abs(maps["bridge mean"] - maps["truth"])
-    columns, records = len(maps) + len(spreads), seismic is not None
-    figure = _figure(1.8 + 1.9 * columns, 5.0 if records else 2.5)
-    upper, *lower = figure.subfigures(1 + records, 1, squeeze=False)[:, 0]
-    _draw_upper(upper, maps, spreads, survey, cmap)
-    if records: _draw_lower(lower[0], _array(seismic, 3), resimulated, survey, shot)
+    truth = None if truth is None else _array(truth, 2)
+    figure = _figure(11.3 if truth is not None else 7.4, 2.5 if seismic is None else 5.0)
+    rows = figure.subfigures(1 if seismic is None else 2, 1, squeeze=False)[:, 0]
+    _draw_models(rows[0], truth, _array(start, 2), _array(mean, 2), _array(std, 2), survey, cmap)
+    if seismic is not None:
+        observed, again = _array(seismic, 3), None if resimulated is None else _array(resimulated, 3)
+        _draw_records(rows[1], observed, again, survey, len(observed) // 2 if shot is None else shot)
     return figure
 
-# %% ../nbs/22_plot.ipynb #6aca5d41
-def _draw_upper(figure, maps, spreads, survey, cmap):
-    left, right = figure.subfigures(1, 2, width_ratios=(len(maps) + 0.4, len(spreads) + 0.4))
-    top = max(100.0, *(float(np.percentile(values, 99)) for values in spreads.values()))
-    _draw_row(left, maps, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (VELOCITY_MIN, VELOCITY_MAX)), "velocity (m/s)")
-    _draw_row(right, spreads, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (0, top)), "m/s")
-
-
-def _draw_lower(figure, observed, resimulated, survey, shot):
-    shot = len(observed) // 2 if shot is None else shot
-    panels = {f"observed, shot at {survey.sources[shot][0]:g} m": observed[shot]}
-    if resimulated is not None:
-        again = _array(resimulated, 3)[shot]
-        panels |= {"simulated in the bridge mean": again, "difference": observed[shot] - again}
-    limit = _limit(observed[shot], 98)
-    _draw_row(figure, panels, lambda ax, v, title: _draw_gather(ax, v, survey, title, "gray", limit), "pressure")
-
-# %% ../nbs/22_plot.ipynb #62767f12
+# %% ../nbs/22_plot.ipynb #83543b00
 def plot_trajectory(
     states,  # what the sampler yields: items with `step`, `xt` and `x0`, normalised (batch, 1, depth, x)
     *,
@@ -187,7 +202,7 @@ def plot_trajectory(
     for ax, name in zip(figure.axes[:: len(picked)], ("state", "clean map")): ax.set_ylabel(f"{name}\ndepth (m)")
     return figure
 
-# %% ../nbs/22_plot.ipynb #377b71f9
+# %% ../nbs/22_plot.ipynb #bc92935c
 def plot_curves(
     records: list[dict],  # e.g. `{"step": 100, "loss": 0.02}`; keys may differ from record to record
     *,

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['step_sequence', 'State', 'sample', 'run_sampler', 'predictor']
 
-# %% ../nbs/13_sampler.ipynb #2eccffc7
+# %% ../nbs/13_sampler.ipynb #41ab8758
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .bridge import Bridge
 from .openfwi import InputError
 
-# %% ../nbs/13_sampler.ipynb #dd152d70
+# %% ../nbs/13_sampler.ipynb #ba256bb4
 def step_sequence(
     n_steps: int,  # number of steps of the bridge
     nfe: int,  # number of network calls, 1 to n_steps - 1
@@ -26,7 +26,7 @@ def step_sequence(
     if not 1 <= nfe < n_steps: raise InputError(f"NFE is {nfe}, but a bridge of {n_steps} steps takes 1 to {n_steps - 1} network calls")
     return [round(Fraction(k * (n_steps - 1), nfe)) for k in range(nfe, -1, -1)]
 
-# %% ../nbs/13_sampler.ipynb #76e7f4c7
+# %% ../nbs/13_sampler.ipynb #0fba74c9
 def _noise_source(seeds, like):
     "A function that draws the next unit noise for a batch, each sample from its own generator."
     if len(seeds) != len(like): raise InputError(f"{len(seeds)} seeds were given for {len(like)} samples: give one seed per sample")
@@ -38,14 +38,14 @@ def _noise_source(seeds, like):
 
     return draw
 
-# %% ../nbs/13_sampler.ipynb #a5851c39
+# %% ../nbs/13_sampler.ipynb #2585090b
 class State(NamedTuple):
     "Where the walk from a starting model to a clean map stands after a network call."
     step: int  # the step that xt is at; 0 for the last state
     xt: Tensor  # bridge state at that step (batch, 1, depth, x); of the last state, the answer
     x0: Tensor  # the guess of the clean map that this network call gave, same shape
 
-# %% ../nbs/13_sampler.ipynb #634aa93d
+# %% ../nbs/13_sampler.ipynb #d5c38d06
 def sample(
     bridge: Bridge,
     predict_x0: Callable[[Tensor, int], Tensor],  # (xt, step) -> guess of the clean map; one network call
@@ -68,7 +68,7 @@ def sample(
         xt = bridge.posterior(step_prev, step, xt, x0, ot_ode=ot_ode, noise=noise)
         yield State(step_prev, xt, x0)
 
-# %% ../nbs/13_sampler.ipynb #02e0caeb
+# %% ../nbs/13_sampler.ipynb #cdab4f7d
 def run_sampler(
     bridge: Bridge,
     predict_x0: Callable[[Tensor, int], Tensor],  # as in `sample`
@@ -79,7 +79,7 @@ def run_sampler(
     for state in sample(bridge, predict_x0, x1, **settings): pass
     return state.xt
 
-# %% ../nbs/13_sampler.ipynb #37932261
+# %% ../nbs/13_sampler.ipynb #3b1f73a0
 def predictor(
     bridge: Bridge,
     net: nn.Module,  # net(xt, t, cond) -> same shape as xt
@@ -102,7 +102,7 @@ def predictor(
 
     return predict_x0
 
-# %% ../nbs/13_sampler.ipynb #90aafc9c
+# %% ../nbs/13_sampler.ipynb #0d9cc47f
 def _conditions(cond, w):
     "What the network is given in one call: the condition, none, or none and the condition."
     if cond is None or w == 1: return [cond]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPENFWI', 'NBC', 'ENGINES', 'Survey', 'surface_survey', 'ricker', 'simulate', 'decimate']
 
-# %% ../nbs/02_wave.ipynb #b8771fbc
+# %% ../nbs/02_wave.ipynb #c7b5b083
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from .openfwi import VELOCITY_MAX, InputError, unknown
 
-# %% ../nbs/02_wave.ipynb #ea06faff
+# %% ../nbs/02_wave.ipynb #15f20cf4
 def _checked(survey):
     for name in ("dx", "dt", "nt", "freq"):
         if not getattr(survey, name) > 0:
@@ -25,7 +25,7 @@ def _checked(survey):
         if not points: raise InputError(f"a survey needs at least one position in {name}")
         object.__setattr__(survey, name, points)
 
-# %% ../nbs/02_wave.ipynb #64ac5fa8
+# %% ../nbs/02_wave.ipynb #4fb03fcd
 @dataclass(frozen=True)
 class Survey:
     """How records were shot: grid spacing, time axis, wavelet, positions. Equal surveys compare equal.
@@ -40,7 +40,7 @@ class Survey:
     receivers: tuple  # `((x, z), ...)` in metres, one per trace
     __post_init__ = _checked
 
-# %% ../nbs/02_wave.ipynb #f96da9d0
+# %% ../nbs/02_wave.ipynb #5023f71a
 def _to_dict(survey):
     "The survey as plain numbers and lists, ready for JSON."
     return asdict(survey)
@@ -52,7 +52,7 @@ def _from_dict(fields):
 
 Survey.to_dict, Survey.from_dict = _to_dict, staticmethod(_from_dict)
 
-# %% ../nbs/02_wave.ipynb #9be1ffcc
+# %% ../nbs/02_wave.ipynb #a947a812
 def surface_survey(n_x,  # columns of the map
                    n_shots=5,  # sources, spread evenly from the first to the last column
                    *, dx=10.,  # grid spacing (m)
@@ -66,10 +66,9 @@ def surface_survey(n_x,  # columns of the map
     columns = [round(i * (n_x - 1) / max(n_shots - 1, 1)) for i in range(n_shots)]
     return Survey(dx, dt, nt, freq, tuple((c * dx, z) for c in columns), tuple((c * dx, z) for c in range(n_x)))
 
-# %% ../nbs/02_wave.ipynb #bcd8d152
 OPENFWI = surface_survey(70)
 
-# %% ../nbs/02_wave.ipynb #cf3db860
+# %% ../nbs/02_wave.ipynb #928fa8af
 def _nodes(points, survey, shape, what):
     "Rows and columns of `points` on a map of `shape` (depth, x)."
     nodes = [(z / survey.dx, x / survey.dx) for x, z in points]
@@ -81,7 +80,7 @@ def _nodes(points, survey, shape, what):
                              f"(depth x width, {survey.dx:g} m apart); give a survey that fits the map")
     return [round(row) for row, _ in nodes], [round(col) for _, col in nodes]
 
-# %% ../nbs/02_wave.ipynb #5936a92b
+# %% ../nbs/02_wave.ipynb #9cc57488
 def ricker(survey=OPENFWI,  # supplies frequency and time step
            ) -> torch.Tensor:
     "Ricker wavelet of the survey from its first to its last sample; float64, peak 1 in the middle."
@@ -89,23 +88,23 @@ def ricker(survey=OPENFWI,  # supplies frequency and time step
     a = math.pi * survey.freq * survey.dt * torch.arange(-centre, centre + 1, dtype=torch.float64)
     return (1 - 2 * a**2) * torch.exp(-a**2)
 
-# %% ../nbs/02_wave.ipynb #52f76962
+# %% ../nbs/02_wave.ipynb #67df4cf1
 NBC = 120  # cells of the damped frame on each side
 
 def _rate(velocity, dx):
     "Largest damping rate (1/s) of each map, reached at the rim of the frame."
     return 3 * velocity.amin((-2, -1), keepdim=True) * math.log(1e7) / (2 * (NBC - 1) * dx)
 
-# %% ../nbs/02_wave.ipynb #de8bd033
-def _frame(shape, like):
+# %% ../nbs/02_wave.ipynb #4510c54b
+def _frame(velocity):
     "Damping of the framed grid relative to its largest, `(depth + 240, x + 240)`."
     def outside(n):
-        i = torch.arange(-NBC, n + NBC, device=like.device)
+        i = torch.arange(-NBC, n + NBC, device=velocity.device)
         return torch.maximum(-1 - i, i - n)  # 0 in the first cell outside the map, negative inside
-    z, x = outside(shape[0])[:, None], outside(shape[1])[None]
-    return torch.where(x < 0, z.clamp(min=0), x).to(like.dtype).div(NBC - 1)**2
+    z, x = outside(velocity.shape[-2])[:, None], outside(velocity.shape[-1])[None]
+    return torch.where(x < 0, z.clamp(min=0), x).to(velocity.dtype).div(NBC - 1)**2
 
-# %% ../nbs/02_wave.ipynb #652a7069
+# %% ../nbs/02_wave.ipynb #bcb75bef
 def _shifted(p, dz, dx):
     "The grid moved by (dz, dx) cells, as a view that leaves out the two repeated cells on every side."
     return p[..., 2 + dz:p.shape[-2] - 2 + dz, 2 + dx:p.shape[-1] - 2 + dx]
@@ -115,7 +114,7 @@ def _wrap(p):
     p[..., :2, :], p[..., -2:, :] = p[..., -4:-2, :], p[..., 2:4, :]
     p[..., :2], p[..., -2:] = p[..., -4:-2], p[..., 2:4]
 
-# %% ../nbs/02_wave.ipynb #9237a207
+# %% ../nbs/02_wave.ipynb #262cf172
 def _step(past, now, alpha, kappa_1, centre, work):
     "Write the next state into `past`: `kappa_1` = kappa - 1, `centre` = 2 - 5 alpha - kappa, `alpha` already times 4/3."
     torch.add(_shifted(now, 1, 0), _shifted(now, -1, 0), out=work)
@@ -123,29 +122,33 @@ def _step(past, now, alpha, kappa_1, centre, work):
     for dz, dx in ((2, 0), (-2, 0), (0, 2), (0, -2)): work.sub_(_shifted(now, dz, dx), alpha=1 / 16)
     _shifted(past, 0, 0).mul_(kappa_1).addcmul_(centre, _shifted(now, 0, 0)).addcmul_(alpha, work)
 
-# %% ../nbs/02_wave.ipynb #97f1298f
+# %% ../nbs/02_wave.ipynb #2089cb86
+def _places(survey, shape, device):
+    "Rows and columns of sources and of receivers on the grid with frame and repeated cells."
+    nodes = [_nodes(points, survey, shape, name) for points, name in ((survey.sources, "source"), (survey.receivers, "receiver"))]
+    return [[torch.tensor(axis, device=device) + NBC + 2 for axis in pair] for pair in nodes]
+
+# %% ../nbs/02_wave.ipynb #b40fd49e
 @torch.no_grad()
 def _exact(velocity, survey):
-    shape, dt = velocity.shape[-2:], survey.dt
-    v = F.pad(velocity, (NBC,) * 4, mode="replicate")
-    kappa = _rate(velocity, survey.dx) * dt * _frame(shape, velocity)
-    alpha = (v * dt / survey.dx)**2
-    coefficients = alpha * (4 / 3), kappa - 1, 2 - 5 * alpha - kappa
-    (rows, cols), (rec_rows, rec_cols) = (torch.tensor(_nodes(p, survey, shape, name), device=v.device) + NBC + 2
-        for p, name in ((survey.sources, "source"), (survey.receivers, "receiver")))
-    shots, w = torch.arange(len(rows), device=v.device), ricker(survey).tolist()
-    push = (v[:, 0, rows - 2, cols - 2] * dt)**2
+    "The record of OpenFWI's scheme, `(batch, shots, time, receivers)`."
+    v, dt, w = F.pad(velocity, (NBC,) * 4, mode="replicate"), survey.dt, ricker(survey).tolist()
+    kappa, alpha = _rate(velocity, survey.dx) * dt * _frame(velocity), (v * dt / survey.dx)**2
+    stencil, back, centre = alpha * (4 / 3), kappa - 1, 2 - 5 * alpha - kappa
+    (rows, cols), receivers = _places(survey, velocity.shape[-2:], v.device)
+    shots, push = torch.arange(len(rows), device=v.device), (v[:, 0, rows - 2, cols - 2] * dt)**2
     past, now = v.new_zeros(2, len(v), len(shots), v.shape[-2] + 4, v.shape[-1] + 4)
-    work, record = torch.empty_like(_shifted(now, 0, 0)).contiguous(), v.new_empty(len(v), len(shots), survey.nt, len(rec_rows))
+    work = v.new_empty(*past.shape[:2], *v.shape[-2:])
+    record = v.new_empty(*past.shape[:2], survey.nt, len(survey.receivers))
     for n in range(survey.nt):
-        _step(past, now, *coefficients, work)
+        _step(past, now, stencil, back, centre, work)
         if n < len(w): past[:, shots, rows, cols] += push * w[n]
         _wrap(past)
         past, now = now, past
-        record[:, :, n] = now[:, :, rec_rows, rec_cols]
+        record[:, :, n] = now[:, :, *receivers]
     return record
 
-# %% ../nbs/02_wave.ipynb #cbdf68bf
+# %% ../nbs/02_wave.ipynb #0313685e
 def _check_courant(velocity, survey):
     v, rate = velocity.max().item(), _rate(velocity, survey.dx).max().item()
     a, b = (v / survey.dx)**2, 3 / 16 * rate
@@ -154,7 +157,7 @@ def _check_courant(velocity, survey):
         raise InputError(f"the time step is too long for engine 'openfwi': with v_max = {v:.0f} m/s and dx = {survey.dx:g} m, "
                          f"dt = {survey.dt:g} s is more than the largest stable {largest:.3g} s")
 
-# %% ../nbs/02_wave.ipynb #470005f2
+# %% ../nbs/02_wave.ipynb #b2474571
 def _deepwave(velocity, survey):
     import deepwave
     n, shape, s = len(velocity), velocity.shape[-2:], len(survey.sources)
@@ -166,9 +169,9 @@ def _deepwave(velocity, survey):
         receiver_locations=place(survey.receivers, "receiver").expand(n * s, -1, -1),
         accuracy=4, pml_width=20, pml_freq=survey.freq, courant_number=0.7,
         max_vel=max(velocity.max().item(), VELOCITY_MAX))[-1]
-    return pressure[..., 1:].unflatten(0, (n, s)).transpose(-1, -2)
+    return pressure[..., 1:].unflatten(0, (n, s)).transpose(-1, -2).contiguous()
 
-# %% ../nbs/02_wave.ipynb #5c0e4d45
+# %% ../nbs/02_wave.ipynb #7dec4406
 def _check_velocity(velocity):
     if velocity.ndim != 4 or velocity.shape[1] != 1:
         raise InputError(f"velocity must have shape (batch, 1, depth, x), not {tuple(velocity.shape)}")
@@ -177,7 +180,7 @@ def _check_velocity(velocity):
     if not bool((velocity.isfinite() & (velocity > 0)).all()):
         raise InputError("velocity holds values that are zero, negative or not finite; it must be in m/s")
 
-# %% ../nbs/02_wave.ipynb #8eacb088
+# %% ../nbs/02_wave.ipynb #9c0ad2be
 def _openfwi(velocity, survey):
     if velocity.requires_grad and torch.is_grad_enabled():
         raise InputError("engine 'openfwi' has no gradient; use engine 'deepwave', or detach the velocity")
@@ -187,7 +190,7 @@ def _openfwi(velocity, survey):
 
 ENGINES = {"openfwi": _openfwi, "deepwave": _deepwave}
 
-# %% ../nbs/02_wave.ipynb #9a46d26e
+# %% ../nbs/02_wave.ipynb #51781e05
 def simulate(velocity,  # `(batch, 1, depth, x)` in m/s, float32 or float64, any device
              survey=OPENFWI,  # positions, time axis and wavelet
              *, engine="deepwave",  # "deepwave" (fast, differentiable) or "openfwi" (the exact scheme)
@@ -200,15 +203,14 @@ def simulate(velocity,  # `(batch, 1, depth, x)` in m/s, float32 or float64, any
     _check_velocity(velocity)
     return ENGINES[engine](velocity, survey)
 
-# %% ../nbs/02_wave.ipynb #52f24e96
+# %% ../nbs/02_wave.ipynb #9b1e3e33
 def _taps(factor):
     "Symmetric low-pass, cut at the Nyquist frequency of the decimated trace; float64, sums to one."
-    half = 8 * factor
-    t = torch.arange(-half, half + 1, dtype=torch.float64)
-    taps = torch.sinc(t / factor) * torch.kaiser_window(2 * half + 1, periodic=False, beta=6., dtype=torch.float64)
+    t = torch.arange(-8 * factor, 8 * factor + 1, dtype=torch.float64)
+    taps = torch.sinc(t / factor) * torch.kaiser_window(len(t), periodic=False, beta=6., dtype=torch.float64)
     return taps / taps.sum()
 
-# %% ../nbs/02_wave.ipynb #a2c858f1
+# %% ../nbs/02_wave.ipynb #a18ffb20
 @lru_cache(maxsize=8)
 def _decimation(nt, factor):
     "Matrix `(ceil(nt / factor), nt)`, float64, that continues, filters and thins a trace."
@@ -222,7 +224,7 @@ def _decimation(nt, factor):
     thin = torch.zeros(len(columns), len(i), dtype=torch.float64)
     return thin.scatter_(1, columns, _taps(factor).expand(columns.shape)) @ continued
 
-# %% ../nbs/02_wave.ipynb #ab6457b0
+# %% ../nbs/02_wave.ipynb #5fe5efa5
 def decimate(seismic,  # `(..., time, receivers)`, any floating dtype and device
              factor,  # keep every `factor`-th sample
              ) -> torch.Tensor:

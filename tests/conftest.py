@@ -1,0 +1,56 @@
+"Fixtures shared by all tests: the cached mini run, its data, and commands run in this process."
+import os
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from fwi_i2sb import cli
+from fwi_i2sb.train import mini_run
+
+
+@pytest.fixture(scope="session")
+def mini() -> Path:
+    "A trained run."
+    return mini_run()
+
+
+@pytest.fixture(scope="session")
+def data(mini) -> Path:
+    "Its data set: original files and store."
+    return mini.parent.parent / "data" / "CurveVel_A"
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def fwi(capsys):
+    "Run a command of fwi-i2sb here; returns exit code and what was printed."
+    def run(*words) -> Outcome:
+        capsys.readouterr()
+        try: cli.main([str(w) for w in words])
+        except SystemExit as stop: code = stop.code or 0
+        else: code = 0
+        return Outcome(code, *capsys.readouterr())
+    return run
+
+
+@pytest.fixture
+def refused(fwi):
+    "Run a command that must be refused: exit code 2 and one sentence that holds the given words."
+    def check(*words, saying: tuple[str, ...] = ()):
+        outcome = fwi(*words)
+        last = outcome.err.strip().splitlines()[-1]
+        assert outcome.code == 2, outcome
+        assert last.startswith("error: ") and "Traceback" not in outcome.err
+        for part in saying: assert part in last, last
+        return last
+    return check

@@ -1,0 +1,175 @@
+"The commands as a user meets them: the working day, and every kind of bad input."
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fwi_i2sb.run import checkpoints
+
+TRAIN = ["--model", "tiny", "--batch-size", "4", "--microbatch", "4", "--num-itr", "1", "--log-writer", "none", "--device", "cpu"]
+
+
+def train_words(data, out, *more, family="CurveVel_A"):
+    return ["train", "--result-dir", out, "--dataset-dir", data, "--dataset-name", family, *TRAIN, *more]
+
+
+def files(folder: Path) -> set[str]: return {str(p.relative_to(folder)) for p in folder.rglob("*")}
+
+
+@pytest.fixture
+def originals(tmp_path) -> Path:
+    "A folder of original OpenFWI files of FlatVel_A with two records each, random but well-formed."
+    rng = np.random.default_rng(0)
+    root = tmp_path / "FlatVel_A"
+    for kind in ("data", "model"): (root / kind).mkdir(parents=True)
+    for number in (1, 49):
+        np.save(root / "data" / f"data{number}.npy", rng.normal(size=(2, 5, 1000, 70)).astype(np.float32))
+        np.save(root / "model" / f"model{number}.npy", rng.uniform(1500, 4500, (2, 1, 70, 70)).astype(np.float32))
+    return root
+
+
+@pytest.fixture
+def record(data, tmp_path) -> Path:
+    "One raw validation record as a file of its own."
+    path = tmp_path / "record.npy"
+    np.save(path, np.load(data / "data" / "data49.npy", mmap_mode="r", allow_pickle=False)[0])
+    return path
+
+
+# the working day
+
+def test_help_lists_the_commands_in_the_order_of_a_working_day():
+    shown = subprocess.run([sys.executable, "-c", "from fwi_i2sb.cli import main; main()", "--help"], capture_output=True, text=True, check=True).stdout
+    places = [shown.index(f"\n  {name} ") for name in ("generate", "check", "convert", "train", "invert", "evaluate", "demo")]
+    assert places == sorted(places)
+
+
+def test_check_convert_train_on_original_files(fwi, originals, tmp_path):
+    checked = fwi("check", originals, "--json", tmp_path / "report.json")
+    assert checked.code == 0 and "(5, 1000, 70)" in checked.out
+    assert json.loads((tmp_path / "report.json").read_text())["problems"] == []
+    assert fwi("convert", originals, "--family", "FlatVel_A").code == 0
+    assert fwi(*train_words(originals, tmp_path / "runs", family="FlatVel_A")).code == 0
+    assert (tmp_path / "runs" / "0" / "config.json").exists()
+
+
+def test_the_data_may_be_read_only(fwi, originals, tmp_path):
+    before = files(originals)
+    assert fwi(*train_words(originals, tmp_path / "runs", "--store-dir", tmp_path / "store", family="FlatVel_A")).code == 0
+    assert files(originals) == before and (tmp_path / "store" / "train" / "database.lmdb").exists()
+
+
+def test_one_record_of_ones_own(fwi, mini, record, tmp_path):
+    done = fwi("invert", mini, "--record", record, "--start", "linear:1500:4000", "--samples", "2", "--nfe", "2", "--out", tmp_path / "out")
+    assert done.code == 0 and "misfit" in done.out
+    with np.load(tmp_path / "out" / "record.npz", allow_pickle=False) as result:
+        assert result["samples"].shape == (1, 2, 1, 70, 70) and str(result["units"]) == "m/s"
+        np.testing.assert_allclose(result["mean"], result["samples"].mean(1), rtol=1e-5)
+        np.testing.assert_allclose(result["start"][0, 0, [0, -1], 0], [1500, 4000], rtol=1e-5)
+        assert {"run", "step", "nfe", "seed", "misfit", "device"} <= json.loads(str(result["provenance"])).keys()
+    assert (tmp_path / "out" / "record.png").stat().st_size > 10_000
+
+
+def test_evaluate_writes_the_table_with_its_controls(fwi, mini, tmp_path):
+    done = fwi("evaluate", mini, "--records", "3", "--samples", "2", "--nfe", "2", "--misfit-records", "1", "--out", tmp_path)
+    rows = json.loads((tmp_path / "card.json").read_text())["rows"]
+    assert done.code == 0 and len(rows) == 8
+    assert {r["method"] for r in rows} == {"starting model", "bridge", "seismic switched off", "wrong record"}
+    assert all(np.isfinite([r[k] for k in ("mae", "mae_norm", "rmse", "ssim", "misfit")]).all() for r in rows)
+
+
+# bad input: one sentence, exit code 2, nothing left behind
+
+def test_unknown_command(refused): refused("trian", saying=("'trian'", "train"))
+
+
+def test_missing_folder(refused, tmp_path):
+    for words in (["check", tmp_path / "none", "--family", "CurveVel_A"], ["convert", tmp_path / "none", "--family", "CurveVel_A"], train_words(tmp_path / "none", tmp_path / "runs"), ["invert", tmp_path / "none"], ["evaluate", tmp_path / "none"]):
+        refused(*words, saying=("none",))
+    assert files(tmp_path) == set()
+
+
+def test_unknown_names_suggest_the_nearest(refused, data, tmp_path):
+    refused(*train_words(data, tmp_path / "r", family="CurvVel_A"), saying=("CurveVel_A",))
+    refused("generate", tmp_path / "g", "--family", "Style_C", saying=("Style_",))
+    refused("convert", data, "--family", "FlatVelA", saying=("FlatVel_A",))
+    for option, wrong, right in (("--model", "unet_ch23", "unet_ch32"), ("--encoder", "resise", "resize"), ("--corrupt", "blur-openfwi-custom", "blur-openfwi_custom")):
+        refused(*train_words(data, tmp_path / "r", option, wrong), saying=(right,))
+    assert files(tmp_path) == set()
+
+
+def broken(originals, how):
+    seismic, velocity = originals / "data" / "data1.npy", originals / "model" / "model1.npy"
+    values = np.load(seismic, allow_pickle=False)
+    if how == "counts": np.save(velocity, np.full((3, 1, 70, 70), 2000, np.float32))
+    if how == "truncated": seismic.write_bytes(seismic.read_bytes()[:-1000])
+    if how == "nan":
+        values[1, 2, 3, 4] = np.nan
+        np.save(seismic, values)
+    if how == "shape": np.save(seismic, values[:, :, :, :60])
+    if how == "pickled": np.save(seismic, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    if how == "partner": velocity.unlink()
+
+
+@pytest.mark.parametrize("how, name", [("counts", "model1.npy"), ("truncated", "data1.npy"), ("nan", "data1.npy"), ("shape", "data1.npy"), ("pickled", "data1.npy"), ("partner", "1.npy")])
+def test_broken_files_are_named(refused, originals, tmp_path, how, name):
+    broken(originals, how)
+    before = files(originals)
+    for words in (["check", originals], ["convert", originals, "--family", "FlatVel_A", "--workers", "1"], train_words(originals, tmp_path / "runs", family="FlatVel_A")):
+        refused(*words, saying=(name,))
+    assert not (tmp_path / "runs").exists() and not [p for p in files(originals) - before if "manifest" in p]
+
+
+def test_a_store_of_another_family(refused, data, tmp_path): refused(*train_words(data, tmp_path / "runs", family="CurveVel_B"), saying=("CurveVel_A", "CurveVel_B"))
+
+
+@pytest.mark.parametrize("batch, micro", [("30", "8"), ("0", "1")])
+def test_a_batch_that_does_not_divide(refused, data, tmp_path, batch, micro):
+    refused(*train_words(data, tmp_path / "runs", "--batch-size", batch, "--microbatch", micro), saying=("--batch-size",))
+    assert files(tmp_path) == set()
+
+
+def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
+    shutil.copytree(mini, tmp_path / "run")
+    checkpoint = checkpoints(tmp_path / "run")[0]
+    weights = checkpoint / "ema.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
+    before = files(tmp_path)
+    for words in (["invert", checkpoint], ["evaluate", checkpoint], train_words(data, tmp_path / "runs", "--ckpt", checkpoint)):
+        refused(*words, saying=("damaged", checkpoint.name))
+    refused("invert", tmp_path / "run", saying=("no sound checkpoint",))
+    assert files(tmp_path) == before
+
+
+def test_an_odd_bridge(refused, data, tmp_path): refused(*train_words(data, tmp_path / "runs", "--interval", "999"), saying=("999", "even"))
+
+
+def test_records_the_run_was_not_trained_for(refused, mini, record, tmp_path):
+    values = np.load(record, allow_pickle=False)
+    cases = {"receivers": values[:, :, :60], "shots": values[:4], "time": values[:, :900], "flat": values[0]}
+    for name, wrong in cases.items():
+        np.save(tmp_path / f"{name}.npy", wrong)
+        refused("invert", mini, "--record", tmp_path / f"{name}.npy", "--out", tmp_path / "out", saying=("(5, 1000, 70)",))
+    refused("invert", mini, "--record", record, "--dt", "0.002", "--out", tmp_path / "out", saying=("dt = 0.002 s", "0.001 s"))
+    refused("invert", mini, "--record", record, "--dx", "5", "--out", tmp_path / "out", saying=("dx = 5 m", "10 m"))
+    np.save(tmp_path / "nan.npy", np.where(values == values.max(), np.nan, values))
+    refused("invert", mini, "--record", tmp_path / "nan.npy", "--out", tmp_path / "out", saying=("not finite",))
+    refused("invert", mini, "--record", tmp_path / "missing.npy", "--out", tmp_path / "out", saying=("missing.npy",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_starts_that_cannot_be(refused, mini, record, tmp_path):
+    np.save(tmp_path / "km.npy", np.full((70, 70), 2.5, np.float32))
+    np.save(tmp_path / "small.npy", np.full((60, 70), 2500, np.float32))
+    for start, words in ((tmp_path / "km.npy", ("m/s",)), (tmp_path / "small.npy", ("(60, 70)", "(70, 70)")), ("blur-openfwi_custom", ("truth",)), ("lineal", ("linear",))):
+        refused("invert", mini, "--record", record, "--start", start, "--out", tmp_path / "out", saying=words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nfe_out_of_range(refused, mini, record, tmp_path):
+    for nfe in ("0", "1000"): refused("invert", mini, "--record", record, "--nfe", nfe, "--out", tmp_path / "out", saying=("999",))
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,134 @@
+"Training as a process: interrupted, continued, refused, and split over ranks."
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from fwi_i2sb.run import checkpoints, read_config, read_metrics
+
+SMALL = ["--model", "tiny", "--batch-size", "8", "--microbatch", "4", "--log-every", "1", "--val-batches", "1", "--val-nfe", "1",
+         "--device", "cpu", "--precision", "fp32", "--lr", "1e-3", "--log-writer", "none"]
+
+
+def arguments(data, result_dir, name, *more):
+    return ["--result-dir", str(result_dir), "--dataset-dir", str(data), "--dataset-name", "CurveVel_A", "--name", name, *SMALL, *more]
+
+
+def python_train(*words, launcher=(), **how):
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*launcher, sys.executable, "-m", "fwi_i2sb.train", *words], env=env, stderr=subprocess.PIPE, text=True, **how)
+
+
+def finish(process, code=0):
+    _, err = process.communicate(timeout=400)
+    assert process.returncode == code, err
+    return err
+
+
+def weights(run: Path) -> dict:
+    return {part: load_file(checkpoints(run)[0] / f"{part}.safetensors") for part in ("weights", "ema", "optimizer")}
+
+
+def assert_equal(a: dict, b: dict):
+    for part in a:
+        assert a[part].keys() == b[part].keys()
+        for key in a[part]: np.testing.assert_array_equal(a[part][key], b[part][key])
+
+
+@pytest.fixture(scope="module")
+def undisturbed(data, tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("runs")
+    finish(python_train(*arguments(data, root, "whole", "--num-itr", "8", "--save-every", "2", "--val-every", "4")))
+    return root / "whole"
+
+
+def test_a_run_directory_holds_what_it_promises(undisturbed):
+    options, facts = read_config(undisturbed)
+    assert options.optim.num_itr == 8 and facts["family"] == "CurveVel_A" and facts["map_size"] == [70, 70]
+    assert [p.name for p in checkpoints(undisturbed)] == ["step-8", "step-6"]  # --keep 2
+    rows = read_metrics(undisturbed)
+    assert [r["step"] for r in rows if "loss" in r] == list(range(1, 9))
+    assert {r["step"] for r in rows if "val_mae" in r} == {4, 8}
+    assert (undisturbed / "samples" / "step-8.png").stat().st_size > 10_000
+
+
+def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(data, undisturbed, tmp_path):
+    words = arguments(data, tmp_path, "killed", "--num-itr", "8", "--save-every", "2", "--val-every", "4")
+    process = python_train(*words)
+    while not list(tmp_path.glob("killed/checkpoints/step-4")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    assert checkpoints(tmp_path / "killed")[0].name != "step-8"
+    finish(python_train(*words))
+    assert_equal(weights(tmp_path / "killed"), weights(undisturbed))
+    losses = [[r["loss"] for r in read_metrics(run) if "loss" in r] for run in (tmp_path / "killed", undisturbed)]
+    assert losses[0] == losses[1]
+
+
+def test_a_signal_saves_and_the_command_continues(data, undisturbed, tmp_path):
+    words = arguments(data, tmp_path, "stopped", "--num-itr", "8", "--save-every", "100", "--val-every", "4")
+    process = python_train(*words)
+    while not (tmp_path / "stopped" / "metrics.jsonl").exists() or not read_metrics(tmp_path / "stopped"):
+        assert process.poll() is None
+        time.sleep(0.02)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 128 + signal.SIGTERM)
+    assert checkpoints(tmp_path / "stopped")
+    finish(python_train(*words))
+    assert_equal(weights(tmp_path / "stopped"), weights(undisturbed))
+
+
+def test_two_ranks_give_the_losses_of_one_process(data, undisturbed, tmp_path):
+    launcher = [str(Path(sys.executable).parent / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-np", "2"]
+    finish(python_train(*arguments(data, tmp_path, "two", "--num-itr", "8", "--val-every", "4", "--master-port", "29641"), launcher=launcher))
+    one, two = ([r["loss"] for r in read_metrics(run) if "loss" in r] for run in (undisturbed, tmp_path / "two"))
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+    maes = [[r["val_mae"] for r in read_metrics(run) if "val_mae" in r] for run in (undisturbed, tmp_path / "two")]
+    np.testing.assert_allclose(*maes, rtol=1e-4)
+
+
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(data, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "whole")
+    ema = tmp_path / "whole" / "checkpoints" / "step-8" / "ema.safetensors"
+    ema.write_bytes(ema.read_bytes()[:-100])
+    err = finish(python_train(*arguments(data, tmp_path, "whole", "--num-itr", "8", "--save-every", "2", "--val-every", "4")))
+    assert "step-8 is damaged" in err and "an older one is used" in err
+    assert_equal(weights(tmp_path / "whole"), weights(undisturbed))
+
+
+def test_another_configuration_under_the_same_name_is_refused(refused, data, undisturbed):
+    before = sorted(p.stat().st_mtime_ns for p in undisturbed.rglob("*"))
+    refused("train", *arguments(data, undisturbed.parent, "whole", "--num-itr", "8", "--drop-cond", "0.5"), saying=("--drop-cond", "0.25", "0.5"))
+    assert before == sorted(p.stat().st_mtime_ns for p in undisturbed.rglob("*"))
+
+
+def test_fine_tuning_starts_from_the_given_weights(fwi, refused, data, undisturbed, tmp_path):
+    words = arguments(data, tmp_path, "tuned", "--num-itr", "1", "--lr", "0", "--weight-decay", "0", "--ckpt", undisturbed)
+    assert fwi("train", *words).code == 0
+    tuned = weights(tmp_path / "tuned")
+    assert_equal({"weights": tuned["weights"]}, {"weights": weights(undisturbed)["ema"]})
+    refused("train", *arguments(data, tmp_path, "other", "--model", "unet_ch16", "--ckpt", undisturbed), saying=("another network",))
+
+
+def test_microbatches_add_up_to_the_whole_batch(fwi, data, undisturbed, tmp_path):
+    assert fwi("train", *arguments(data, tmp_path, "micro", "--num-itr", "3", "--microbatch", "8")).code == 0
+    one, two = ([r["loss"] for r in read_metrics(run) if "loss" in r][:3] for run in (undisturbed, tmp_path / "micro"))
+    np.testing.assert_allclose(two, one, rtol=1e-5)
+
+
+@pytest.mark.parametrize("corrupt", ["linear", "blur-openfwi_custom:0.5,linear:0.5", "blur-openfwi_benchmark", "linear:1500:4000"])
+@pytest.mark.parametrize("extra", [["--no-pred-x0"], ["--ot-ode", "--clip-denoise"], ["--no-conditional"]])
+def test_every_kind_of_start_and_bridge_trains(fwi, data, tmp_path, corrupt, extra):
+    assert fwi("train", *arguments(data, tmp_path, "kind", "--num-itr", "1", "--corrupt", corrupt, *extra)).code == 0
+    assert np.isfinite(read_metrics(tmp_path / "kind")[0]["loss"])
