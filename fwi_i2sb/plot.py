@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['colour_map', 'plot_maps', 'plot_velocity', 'plot_gather', 'plot_result', 'plot_trajectory', 'plot_curves']
 
-# %% ../nbs/22_plot.ipynb #494088b0
+# %% ../nbs/22_plot.ipynb #2a533b2d
 import io
 
 import cmcrameri  # registers its colour maps under "cmc."
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from .openfwi import VELOCITY_MAX, VELOCITY_MIN, denormalize_velocity, unknown
 from .wave import OPENFWI, Survey
 
-# %% ../nbs/22_plot.ipynb #487d66b5
+# %% ../nbs/22_plot.ipynb #0b4d43e7
 class _Figure(Figure):
     "A figure outside pyplot that a notebook can show."
 
@@ -29,7 +29,7 @@ class _Figure(Figure):
 
 def _figure(width, height): return _Figure(figsize=(width, height), dpi=100, layout="constrained")
 
-# %% ../nbs/22_plot.ipynb #5b0b735a
+# %% ../nbs/22_plot.ipynb #db560379
 _COLOURS = {"batlow": "cmc.batlow", "vik": "cmc.vik", "gray": "gray", "openfwi": "jet"}
 
 
@@ -40,7 +40,7 @@ def colour_map(
     if name not in _COLOURS: raise unknown("colour map", name, _COLOURS)
     return matplotlib.colormaps[_COLOURS[name]]
 
-# %% ../nbs/22_plot.ipynb #0ba274fb
+# %% ../nbs/22_plot.ipynb #2d2839c4
 def _array(values, axes):
     "The last `axes` axes as numpy; leading axes must be of length 1."
     if hasattr(values, "detach"): values = values.detach().cpu().float().numpy()
@@ -54,7 +54,7 @@ def _draw_map(ax, values, survey, title, cmap, limits):
     ax.set(title=title, xlabel="x (m)", ylabel="depth (m)")
     return ax.imshow(values, extent=(-half, width, depth, -half), cmap=colour_map(cmap), vmin=limits[0], vmax=limits[1], interpolation="nearest")
 
-# %% ../nbs/22_plot.ipynb #965d441b
+# %% ../nbs/22_plot.ipynb #8ef98ff6
 def plot_maps(
     maps: dict,  # title -> maps in m/s, (batch, 1, depth, x) or one map; equal batches
     *,
@@ -75,7 +75,7 @@ def plot_maps(
     figure.colorbar(image, ax=axes, label="velocity (m/s)")
     return figure
 
-# %% ../nbs/22_plot.ipynb #e543588c
+# %% ../nbs/22_plot.ipynb #0188e666
 def plot_velocity(
     velocity,  # one map in m/s, (depth, x), with any leading axes of length 1
     *,
@@ -89,7 +89,7 @@ def plot_velocity(
     figure.axes[0].plot(*zip(*survey.sources), "*", color="white", markeredgecolor="black", markersize=10, clip_on=False)
     return figure
 
-# %% ../nbs/22_plot.ipynb #96a80245
+# %% ../nbs/22_plot.ipynb #b73dcfd6
 def _draw_gather(ax, values, survey, title, cmap, limit):
     step = survey.dt * max(1, round(survey.nt / len(values)))
     first, last = survey.receivers[0][0], survey.receivers[-1][0]
@@ -99,7 +99,7 @@ def _draw_gather(ax, values, survey, title, cmap, limit):
 
 def _limit(values, clip): return max(float(np.percentile(np.abs(values), clip)), 1e-12)
 
-# %% ../nbs/22_plot.ipynb #685e4612
+# %% ../nbs/22_plot.ipynb #836672a4
 def plot_gather(
     seismic,  # one record's pressure, (shots, time, receivers), with any leading axes of length 1
     *,
@@ -119,7 +119,7 @@ def plot_gather(
     figure.colorbar(image, ax=axes, label="pressure")
     return figure
 
-# %% ../nbs/22_plot.ipynb #d77670e9
+# %% ../nbs/22_plot.ipynb #1d6cab33
 def _draw_row(figure, panels, draw, label):
     "A row of panels with one colour bar."
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -127,42 +127,42 @@ def _draw_row(figure, panels, draw, label):
     for ax in axes: ax.label_outer()
     figure.colorbar(image, ax=axes, label=label)
 
-# %% ../nbs/22_plot.ipynb #2b72c19f
+# %% ../nbs/22_plot.ipynb #64a80b4f
 def _draw_models(figure, truth, start, mean, std, survey, cmap):
     "The upper row of `plot_result`."
     maps, spreads = {"start": start, "bridge mean": mean}, {"standard deviation": std}
     if truth is not None:
         error = {title: np.abs(values - truth) for title, values in maps.items()}
-        maps = {"truth": truth} | {f"{title}, MAE {error[title].mean():.0f}": values for title, values in maps.items()}
+        maps = {"truth": truth} | {f"{title}\nMAE {error[title].mean():.0f} m/s": values for title, values in maps.items()}
         spreads["error of the mean"] = error["bridge mean"]
     left, right = figure.subfigures(1, 2, width_ratios=(len(maps) + 0.5, len(spreads) + 0.5))
     top = max(100.0, *(float(np.percentile(values, 99)) for values in spreads.values()))
     _draw_row(left, maps, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (VELOCITY_MIN, VELOCITY_MAX)), "velocity (m/s)")
     _draw_row(right, spreads, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (0, top)), "m/s")
 
-# %% ../nbs/22_plot.ipynb #12d0f3b4
+# %% ../nbs/22_plot.ipynb #db9ef591
 def _draw_records(figure, observed, again, survey, shot):
     "The lower row of `plot_result`."
-    panels = {f"observed, shot at {survey.sources[shot][0]:g} m": observed[shot]}
+    panels = {f"observed\nshot at {survey.sources[shot][0]:g} m": observed[shot]}
     left = figure
     if again is not None:
         misfit = np.linalg.norm(again - observed) / np.linalg.norm(observed)
-        panels |= {"simulated in the mean": again[shot], f"difference, misfit {misfit:.2f}": observed[shot] - again[shot]}
+        panels |= {"simulated in\nthe bridge mean": again[shot], f"difference\nmisfit {misfit:.2f}": observed[shot] - again[shot]}
         left, right = figure.subfigures(1, 2, width_ratios=(3.4, 1))
         _draw_trace(right.subplots(), observed[shot], again[shot], survey)
     limit = _limit(observed[shot], 98)
     _draw_row(left, panels, lambda ax, v, title: _draw_gather(ax, v, survey, title, "gray", limit), "pressure")
 
-# %% ../nbs/22_plot.ipynb #69447ee2
+# %% ../nbs/22_plot.ipynb #d74f73b4
 def _draw_trace(ax, observed, again, survey):
     "One trace of a gather and of its re-simulation, three quarters along the receivers."
     number, step = 3 * observed.shape[-1] // 4, survey.dt * max(1, round(survey.nt / len(observed)))
     for values, label, style in (observed, "observed", "k-"), (again, "simulated", "C1--"):
         ax.plot(values[:, number], np.arange(len(values)) * step, style, label=label, linewidth=1)
-    ax.set(title=f"trace at {survey.receivers[number][0]:g} m", xlabel="pressure", ylabel="time (s)", ylim=(len(observed) * step, 0))
-    ax.legend(fontsize="small", loc="lower left")
+    ax.set(title=f"trace\nat {survey.receivers[number][0]:g} m", xlabel="pressure", ylabel="time (s)", ylim=(len(observed) * step, 0))
+    ax.legend(fontsize="small", loc="lower right")
 
-# %% ../nbs/22_plot.ipynb #946456c4
+# %% ../nbs/22_plot.ipynb #a594a918
 def plot_result(
     *,
     start,  # starting model in m/s, one map
@@ -177,7 +177,7 @@ def plot_result(
 ) -> Figure:
     "Truth, start, bridge mean, standard deviation and error; the gather and its re-simulation."
     truth = None if truth is None else _array(truth, 2)
-    figure = _figure(11.3 if truth is not None else 7.4, 2.5 if seismic is None else 5.0)
+    figure = _figure(11.3 if truth is not None else 8.0, 2.6 if seismic is None else 5.4)
     rows = figure.subfigures(1 if seismic is None else 2, 1, squeeze=False)[:, 0]
     _draw_models(rows[0], truth, _array(start, 2), _array(mean, 2), _array(std, 2), survey, cmap)
     if seismic is not None:
@@ -185,7 +185,7 @@ def plot_result(
         _draw_records(rows[1], observed, again, survey, len(observed) // 2 if shot is None else shot)
     return figure
 
-# %% ../nbs/22_plot.ipynb #83543b00
+# %% ../nbs/22_plot.ipynb #753ef334
 def plot_trajectory(
     states,  # what the sampler yields: items with `step`, `xt` and `x0`, normalised (batch, 1, depth, x)
     *,
@@ -202,7 +202,7 @@ def plot_trajectory(
     for ax, name in zip(figure.axes[:: len(picked)], ("state", "clean map")): ax.set_ylabel(f"{name}\ndepth (m)")
     return figure
 
-# %% ../nbs/22_plot.ipynb #bc92935c
+# %% ../nbs/22_plot.ipynb #d8641639
 def plot_curves(
     records: list[dict],  # e.g. `{"step": 100, "loss": 0.02}`; keys may differ from record to record
     *,
