@@ -14,6 +14,7 @@ from fwi_i2sb.openfwi import denormalize_velocity, normalize_velocity
 from fwi_i2sb.sampler import predictor, run_sampler, sample, step_sequence
 from fwi_i2sb.start import Start, fit_linear, parse_start
 
+torch.set_num_threads(1)
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
 
@@ -58,7 +59,7 @@ def test_deterministic_walk_is_the_published_one(nfe, device):
     np.testing.assert_allclose(single.cpu(), published_walk(x1, curve, nfe), atol=1e-6)
 
 
-@pytest.mark.parametrize("encoder", ["resize", "patch", "conv"])
+@pytest.mark.parametrize("encoder", ["resize", "patch"])
 @pytest.mark.parametrize("w, calls", [(1, 1), (0, 1), (0.5, 2)])
 def test_guidance_with_a_real_network(maps, encoder, w, calls):
     net, bridge, seismic = network(encoder=encoder), Bridge(), torch.randn(6, 5, 250, 30)
@@ -67,7 +68,7 @@ def test_guidance_with_a_real_network(maps, encoder, w, calls):
     x0 = predictor(bridge, net, cond, w=w)(xt, 500)
     assert sum(seen) == calls * len(maps) and len(seen) == 1
     time = torch.full((6,), float(bridge.time[500]))
-    with_, without = net(xt, time, cond), net(xt, time, net.no_condition(6))
+    with_, without = net(xt, time, cond), net(xt, time, torch.zeros_like(cond))
     assert not torch.allclose(with_, without)
     torch.testing.assert_close(x0, without + w * (with_ - without), rtol=0, atol=1e-5)
     if calls == 1: assert torch.equal(x0, with_ if w else without)
