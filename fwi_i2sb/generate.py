@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'generate']
 
-# %% ../nbs/04_generate.ipynb #baf89a1d
+# %% ../nbs/04_generate.ipynb #afb3dadd
 import fcntl, json, os, shutil, subprocess, sys
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
@@ -18,7 +18,7 @@ from .geology import sample_velocity
 from .openfwi import VELOCITY_MAX, InputError, get_family
 from .wave import Survey, simulate, surface_survey
 
-# %% ../nbs/04_generate.ipynb #2520acae
+# %% ../nbs/04_generate.ipynb #97de6d69
 @dataclass(frozen=True)
 class _Shard:
     seismic: str  # file names below the family's folder
@@ -26,7 +26,7 @@ class _Shard:
     first: int  # index of its first sample in the whole set
     count: int
 
-# %% ../nbs/04_generate.ipynb #c61e32d4
+# %% ../nbs/04_generate.ipynb #6b5dd7cc
 def _shards(family, n_train, n_val, size):
     if size < 1: raise InputError(f"shard_size must be at least 1, not {size}")
     shards, first = [], 0
@@ -40,7 +40,7 @@ def _shards(family, n_train, n_val, size):
         first += n
     return shards
 
-# %% ../nbs/04_generate.ipynb #3596f81f
+# %% ../nbs/04_generate.ipynb #3d1b202f
 CHUNK = 25  # samples
 
 def _chunks(shard):
@@ -48,7 +48,7 @@ def _chunks(shard):
 
 def _chunk_file(folder, first): return Path(folder) / ".parts" / f"chunk-{first:07d}.npz"
 
-# %% ../nbs/04_generate.ipynb #6d5d2ea2
+# %% ../nbs/04_generate.ipynb #00ca168e
 def _make_chunk(folder, settings, first, count):
     "Draw and simulate `count` samples and write them to their chunk file."
     velocity = sample_velocity(settings["family"], count, shape=settings["shape"], seed=settings["seed"],
@@ -61,7 +61,7 @@ def _make_chunk(folder, settings, first, count):
         f.flush(); os.fsync(f.fileno())
     os.replace(unfinished, path)
 
-# %% ../nbs/04_generate.ipynb #e3b7ae07
+# %% ../nbs/04_generate.ipynb #bda172ba
 def _assemble(folder, shard):
     chunks = [_chunk_file(folder, first) for first, _ in _chunks(shard)]
     for key, name in (("velocity", shard.velocity), ("seismic", shard.seismic)):
@@ -77,7 +77,7 @@ def _assemble(folder, shard):
         os.replace(unfinished, folder / name)
     for chunk in chunks: chunk.unlink()
 
-# %% ../nbs/04_generate.ipynb #280acdc0
+# %% ../nbs/04_generate.ipynb #74ed4376
 def _serve():
     "A worker's whole life: a JSON task per line on standard input, a JSON reply per line on standard output."
     torch.set_num_threads(1)
@@ -86,7 +86,7 @@ def _serve():
         except Exception as error: reply = f"{type(error).__name__}: {error}"
         print(json.dumps(reply), flush=True)
 
-# %% ../nbs/04_generate.ipynb #e5f7bcde
+# %% ../nbs/04_generate.ipynb #4c9ca9bd
 def _start_worker():
     env = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE",
                PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
@@ -97,7 +97,21 @@ def _send(worker, task):
     try: print(json.dumps(task), file=worker.stdin, flush=True)
     except BrokenPipeError: pass  # a dead worker: the end of its output tells
 
-# %% ../nbs/04_generate.ipynb #0a667eef
+# %% ../nbs/04_generate.ipynb #b808ea91
+def _check_reply(worker, task):
+    "Read a worker's answer; `ChildProcessError` when it reports a failure or died without an answer."
+    line = worker.stdout.readline()
+    if line == "null\n": return
+    fault = f"failed: {json.loads(line)}" if line.endswith("\n") else f"died (exit status {worker.wait()})"
+    raise ChildProcessError(f"the worker process for samples {task['first']} to {task['first'] + task['count'] - 1} {fault}; "
+                            "finished samples are kept, repeat the call to continue")
+
+def _stop(worker):
+    worker.kill(); worker.wait(); worker.stdout.close()
+    try: worker.stdin.close()
+    except BrokenPipeError: pass
+
+# %% ../nbs/04_generate.ipynb #b287a677
 def _run_tasks(tasks, workers):
     "Give tasks to worker processes; yield each task when it is done."
     tasks, pool, busy = iter(tasks), [], {}
@@ -108,20 +122,13 @@ def _run_tasks(tasks, workers):
         while busy:
             for output in wait(list(busy)):
                 worker, task = busy.pop(output)
-                line, where = output.readline(), f"samples {task['first']} to {task['first'] + task['count'] - 1}"
-                kept = "finished samples are kept, repeat the call to continue"
-                if not line.endswith("\n"): raise ChildProcessError(f"a worker process died (exit status {worker.wait()}) at {where}; {kept}")
-                if reply := json.loads(line): raise ChildProcessError(f"a worker process failed at {where}: {reply}; {kept}")
+                _check_reply(worker, task)
                 next_task(worker)
                 yield task
     finally:
-        for worker in pool:
-            worker.kill(); worker.wait()
-            worker.stdout.close()
-            try: worker.stdin.close()
-            except BrokenPipeError: pass
+        for worker in pool: _stop(worker)
 
-# %% ../nbs/04_generate.ipynb #8ae6b0d9
+# %% ../nbs/04_generate.ipynb #d401186f
 def _check_folder(folder, settings):
     try: known = json.loads((folder / "generate.json").read_text())
     except FileNotFoundError:
@@ -134,7 +141,7 @@ def _check_folder(folder, settings):
             raise InputError(f"{folder} was generated with {key} = {known.get(key)}, not {value}; "
                              "repeat with the same settings or choose another folder")
 
-# %% ../nbs/04_generate.ipynb #69a49037
+# %% ../nbs/04_generate.ipynb #f7302ba2
 def _check_space(folder, settings, samples):
     survey, (depth, width) = settings["survey"], settings["shape"]
     each = 4 * (len(survey["sources"]) * survey["nt"] * len(survey["receivers"]) + depth * width)
@@ -143,7 +150,7 @@ def _check_space(folder, settings, samples):
     if (free := shutil.disk_usage(place).free) < need:
         raise InputError(f"{need / 1e9:.1f} GB are needed under {folder} and {free / 1e9:.1f} GB are free")
 
-# %% ../nbs/04_generate.ipynb #55343b62
+# %% ../nbs/04_generate.ipynb #30afd8fb
 def _lock(folder):
     "An open file, locked while this process is at work in the folder."
     (folder / ".parts").mkdir(parents=True, exist_ok=True)
@@ -154,33 +161,28 @@ def _lock(folder):
         raise InputError(f"another process is generating into {folder}; let it finish") from None
     return lock
 
-# %% ../nbs/04_generate.ipynb #4db519ef
+# %% ../nbs/04_generate.ipynb #504a57b9
 def _write_settings(folder, settings):
     unfinished = folder / ".parts" / "generate.json"
     unfinished.write_text(json.dumps(settings, indent=1))
     os.replace(unfinished, folder / "generate.json")
 
-# %% ../nbs/04_generate.ipynb #49514bd7
+# %% ../nbs/04_generate.ipynb #8dd72964
 def _fill(folder, settings, shards, workers, progress, total):
-    "Make the missing chunks of `shards` and put the shards together."
-    _check_space(folder, settings, sum(s.count for s in shards))
-    with _lock(folder):
-        _check_folder(folder, settings)
-        _write_settings(folder, settings)
-        left = {s: {c for c in _chunks(s) if not _chunk_file(folder, c[0]).exists()} for s in shards}
-        tasks = [dict(folder=str(folder.resolve()), settings=settings, first=i, count=n) for s in shards for i, n in sorted(left[s])]
-        owner, done = {i: s for s in shards for i, _ in _chunks(s)}, total - sum(task["count"] for task in tasks)
+    "Make the missing chunks of `shards` and put each shard together when its last one is there."
+    left = {s: {c for c in _chunks(s) if not _chunk_file(folder, c[0]).exists()} for s in shards}
+    tasks = [dict(folder=str(folder.resolve()), settings=settings, first=i, count=n) for s in shards for i, n in sorted(left[s])]
+    owner, done = {i: s for s in shards for i, _ in _chunks(s)}, total - sum(task["count"] for task in tasks)
+    progress(done, total)
+    for shard in shards:
+        if not left[shard]: _assemble(folder, shard)
+    for task in _run_tasks(tasks, min(workers, len(tasks))):
+        shard, done = owner[task["first"]], done + task["count"]
+        left[shard].remove((task["first"], task["count"]))
+        if not left[shard]: _assemble(folder, shard)
         progress(done, total)
-        for shard in shards:
-            if not left[shard]: _assemble(folder, shard)
-        for task in _run_tasks(tasks, min(workers, len(tasks))):
-            shard, done = owner[task["first"]], done + task["count"]
-            left[shard].remove((task["first"], task["count"]))
-            if not left[shard]: _assemble(folder, shard)
-            progress(done, total)
-        shutil.rmtree(folder / ".parts", ignore_errors=True)
 
-# %% ../nbs/04_generate.ipynb #63811c83
+# %% ../nbs/04_generate.ipynb #bcaabf32
 def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, engine):
     "Everything that decides what the files will hold, checked before anything is written."
     if n_train + n_val == 0: raise InputError("nothing to generate: n_train and n_val are both 0")
@@ -190,7 +192,7 @@ def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, e
     return dict(family=family, n_train=n_train, n_val=n_val, shard_size=shard_size, seed=seed, engine=engine,
                 layers=layers and list(layers), shape=list(shape), survey=survey.to_dict())
 
-# %% ../nbs/04_generate.ipynb #e2f03a3d
+# %% ../nbs/04_generate.ipynb #21c92b0b
 def generate(out_dir,  # the family's folder is made in it
              family,  # e.g. "CurveVel_A"
              *, n_train,  # training records
@@ -219,6 +221,11 @@ def generate(out_dir,  # the family's folder is made in it
     if workers < 1: raise InputError(f"workers must be at least 1, not {workers}")
     progress = progress or (lambda done, total: None)
     missing = [s for s in shards if not ((folder / s.seismic).exists() and (folder / s.velocity).exists())]
-    if missing: _fill(folder, settings, missing, workers, progress, n_train + n_val)
-    else: progress(n_train + n_val, n_train + n_val)
+    if missing: _check_space(folder, settings, sum(s.count for s in missing))
+    else: progress(n_train + n_val, n_train + n_val); return folder
+    with _lock(folder):
+        _check_folder(folder, settings)
+        _write_settings(folder, settings)
+        _fill(folder, settings, missing, workers, progress, n_train + n_val)
+        shutil.rmtree(folder / ".parts", ignore_errors=True)
     return folder
