@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['symmetric_betas', 'gaussian_product', 'Bridge', 'network_time', 'q_sample', 'target', 'predict_x0', 'posterior']
 
-# %% ../nbs/11_bridge.ipynb #96133f53
+# %% ../nbs/11_bridge.ipynb #b47562aa
 import torch
 from torch import Tensor
 
 from .openfwi import InputError
 
-# %% ../nbs/11_bridge.ipynb #efef8847
+# %% ../nbs/11_bridge.ipynb #90c5b016
 def symmetric_betas(
     n_steps: int = 1000,  # number of steps N, even
     beta_max: float = 0.3,  # the schedule grows towards beta_max / N
@@ -27,7 +27,7 @@ def symmetric_betas(
     half = rising[: n_steps // 2]
     return torch.cat([half, half.flip(0)])
 
-# %% ../nbs/11_bridge.ipynb #fd956eda
+# %% ../nbs/11_bridge.ipynb #dbd6a2be
 def gaussian_product(
     var_a: Tensor,  # variance around a
     var_b: Tensor,  # variance around b
@@ -36,7 +36,7 @@ def gaussian_product(
     total = var_a + var_b
     return var_b / total, var_a / total, var_a * var_b / total
 
-# %% ../nbs/11_bridge.ipynb #15572c18
+# %% ../nbs/11_bridge.ipynb #2eccbcb7
 class Bridge:
     """The discrete Schrödinger bridge of I²SB between clean maps x0 and starting models x1 (arXiv 2302.05872).
 
@@ -63,7 +63,7 @@ class Bridge:
 
     def __repr__(self): return f"Bridge(n_steps={self.n_steps}, t0={self.t0}, t_end={self.t_end}, beta_max={self.beta_max})"
 
-# %% ../nbs/11_bridge.ipynb #5e00c991
+# %% ../nbs/11_bridge.ipynb #f7e8b63e
 def _at(table, step, like):
     "The table's value at the step of every sample, on the device of `like` and shaped to multiply it."
     if isinstance(step, int) and not 0 <= step < len(table):
@@ -71,7 +71,7 @@ def _at(table, step, like):
     values = table.to(like.device)[torch.as_tensor(step, device=like.device)]
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
-# %% ../nbs/11_bridge.ipynb #19a60efa
+# %% ../nbs/11_bridge.ipynb #0907622b
 def network_time(
     self,
     step: int | Tensor,  # one step for the whole batch, or one per sample (batch,)
@@ -82,7 +82,7 @@ def network_time(
 
 Bridge.network_time = network_time
 
-# %% ../nbs/11_bridge.ipynb #3bdfa90f
+# %% ../nbs/11_bridge.ipynb #305a230b
 def q_sample(
     self,
     step: int | Tensor,  # one step for the whole batch, or one per sample (batch,)
@@ -99,7 +99,7 @@ def q_sample(
 
 Bridge.q_sample = q_sample
 
-# %% ../nbs/11_bridge.ipynb #21267f27
+# %% ../nbs/11_bridge.ipynb #c0ffecf9
 def target(
     self,
     step: int | Tensor,  # one step for the whole batch, or one per sample (batch,)
@@ -111,7 +111,7 @@ def target(
 
 Bridge.target = target
 
-# %% ../nbs/11_bridge.ipynb #a75bce9e
+# %% ../nbs/11_bridge.ipynb #8f30a0ff
 def predict_x0(
     self,
     step: int | Tensor,  # one step for the whole batch, or one per sample (batch,)
@@ -123,7 +123,7 @@ def predict_x0(
 
 Bridge.predict_x0 = predict_x0
 
-# %% ../nbs/11_bridge.ipynb #556b1c69
+# %% ../nbs/11_bridge.ipynb #4cc50012
 def posterior(
     self,
     step_prev: int,  # the step to go to

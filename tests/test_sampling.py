@@ -14,8 +14,16 @@ from fwi_i2sb.openfwi import denormalize_velocity, normalize_velocity
 from fwi_i2sb.sampler import predictor, run_sampler, sample, step_sequence
 from fwi_i2sb.start import Start, fit_linear, parse_start
 
-torch.set_num_threads(1)
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Small tensors are faster on one thread."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
