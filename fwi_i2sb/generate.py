@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHUNK', 'generate']
 
-# %% ../nbs/04_generate.ipynb #afb3dadd
+# %% ../nbs/04_generate.ipynb #6537def2
 import fcntl, json, os, shutil, subprocess, sys
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
@@ -18,7 +18,7 @@ from .geology import sample_velocity
 from .openfwi import VELOCITY_MAX, InputError, get_family
 from .wave import Survey, simulate, surface_survey
 
-# %% ../nbs/04_generate.ipynb #97de6d69
+# %% ../nbs/04_generate.ipynb #ed1c77e1
 @dataclass(frozen=True)
 class _Shard:
     seismic: str  # file names below the family's folder
@@ -26,7 +26,7 @@ class _Shard:
     first: int  # index of its first sample in the whole set
     count: int
 
-# %% ../nbs/04_generate.ipynb #6b5dd7cc
+# %% ../nbs/04_generate.ipynb #c4650226
 def _shards(family, n_train, n_val, size):
     if size < 1: raise InputError(f"shard_size must be at least 1, not {size}")
     shards, first = [], 0
@@ -40,15 +40,27 @@ def _shards(family, n_train, n_val, size):
         first += n
     return shards
 
-# %% ../nbs/04_generate.ipynb #3d1b202f
+# %% ../nbs/04_generate.ipynb #42c4781c
+def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, engine):
+    "Everything that decides what the files will hold, checked before anything is written."
+    if n_train + n_val == 0: raise InputError("nothing to generate: n_train and n_val are both 0")
+    survey = survey or surface_survey(shape[1])
+    sample_velocity(family, 1, shape=shape, seed=seed, layers=layers)
+    simulate(torch.full((1, 1, *shape), VELOCITY_MAX), replace(survey, nt=1), engine=engine)  # the fastest map there can be
+    return dict(family=family, n_train=n_train, n_val=n_val, shard_size=shard_size, seed=seed, engine=engine,
+                layers=layers and list(layers), shape=list(shape), survey=survey.to_dict())
+
+# %% ../nbs/04_generate.ipynb #6793d954
 CHUNK = 25  # samples
 
+# %% ../nbs/04_generate.ipynb #4b5fd2cd
 def _chunks(shard):
     return [(shard.first + i, min(CHUNK, shard.count - i)) for i in range(0, shard.count, CHUNK)]
 
+# %% ../nbs/04_generate.ipynb #78498303
 def _chunk_file(folder, first): return Path(folder) / ".parts" / f"chunk-{first:07d}.npz"
 
-# %% ../nbs/04_generate.ipynb #00ca168e
+# %% ../nbs/04_generate.ipynb #7c1c6403
 def _make_chunk(folder, settings, first, count):
     "Draw and simulate `count` samples and write them to their chunk file."
     velocity = sample_velocity(settings["family"], count, shape=settings["shape"], seed=settings["seed"],
@@ -61,7 +73,7 @@ def _make_chunk(folder, settings, first, count):
         f.flush(); os.fsync(f.fileno())
     os.replace(unfinished, path)
 
-# %% ../nbs/04_generate.ipynb #bda172ba
+# %% ../nbs/04_generate.ipynb #59cd3a6e
 def _assemble(folder, shard):
     chunks = [_chunk_file(folder, first) for first, _ in _chunks(shard)]
     for key, name in (("velocity", shard.velocity), ("seismic", shard.seismic)):
@@ -77,7 +89,7 @@ def _assemble(folder, shard):
         os.replace(unfinished, folder / name)
     for chunk in chunks: chunk.unlink()
 
-# %% ../nbs/04_generate.ipynb #74ed4376
+# %% ../nbs/04_generate.ipynb #37b46c4c
 def _serve():
     "A worker's whole life: a JSON task per line on standard input, a JSON reply per line on standard output."
     torch.set_num_threads(1)
@@ -86,18 +98,19 @@ def _serve():
         except Exception as error: reply = f"{type(error).__name__}: {error}"
         print(json.dumps(reply), flush=True)
 
-# %% ../nbs/04_generate.ipynb #4c9ca9bd
+# %% ../nbs/04_generate.ipynb #046bd7f1
 def _start_worker():
     env = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE",
                PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     return subprocess.Popen([sys.executable, "-c", "from fwi_i2sb.generate import _serve; _serve()"], env=env, text=True,
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
+# %% ../nbs/04_generate.ipynb #6eebd98d
 def _send(worker, task):
     try: print(json.dumps(task), file=worker.stdin, flush=True)
     except BrokenPipeError: pass  # a dead worker: the end of its output tells
 
-# %% ../nbs/04_generate.ipynb #b808ea91
+# %% ../nbs/04_generate.ipynb #14291eb5
 def _check_reply(worker, task):
     "Read a worker's answer; `ChildProcessError` when it reports a failure or died without an answer."
     line = worker.stdout.readline()
@@ -106,12 +119,13 @@ def _check_reply(worker, task):
     raise ChildProcessError(f"the worker process for samples {task['first']} to {task['first'] + task['count'] - 1} {fault}; "
                             "finished samples are kept, repeat the call to continue")
 
+# %% ../nbs/04_generate.ipynb #b0e5963a
 def _stop(worker):
     worker.kill(); worker.wait(); worker.stdout.close()
     try: worker.stdin.close()
     except BrokenPipeError: pass
 
-# %% ../nbs/04_generate.ipynb #b287a677
+# %% ../nbs/04_generate.ipynb #4d438ccf
 def _run_tasks(tasks, workers):
     "Give tasks to worker processes; yield each task when it is done."
     tasks, pool, busy = iter(tasks), [], {}
@@ -128,7 +142,7 @@ def _run_tasks(tasks, workers):
     finally:
         for worker in pool: _stop(worker)
 
-# %% ../nbs/04_generate.ipynb #d401186f
+# %% ../nbs/04_generate.ipynb #1df5661f
 def _check_folder(folder, settings):
     try: known = json.loads((folder / "generate.json").read_text())
     except FileNotFoundError:
@@ -141,7 +155,7 @@ def _check_folder(folder, settings):
             raise InputError(f"{folder} was generated with {key} = {known.get(key)}, not {value}; "
                              "repeat with the same settings or choose another folder")
 
-# %% ../nbs/04_generate.ipynb #f7302ba2
+# %% ../nbs/04_generate.ipynb #44bbbbbd
 def _check_space(folder, settings, samples):
     survey, (depth, width) = settings["survey"], settings["shape"]
     each = 4 * (len(survey["sources"]) * survey["nt"] * len(survey["receivers"]) + depth * width)
@@ -150,7 +164,7 @@ def _check_space(folder, settings, samples):
     if (free := shutil.disk_usage(place).free) < need:
         raise InputError(f"{need / 1e9:.1f} GB are needed under {folder} and {free / 1e9:.1f} GB are free")
 
-# %% ../nbs/04_generate.ipynb #30afd8fb
+# %% ../nbs/04_generate.ipynb #566b9da7
 def _lock(folder):
     "An open file, locked while this process is at work in the folder."
     (folder / ".parts").mkdir(parents=True, exist_ok=True)
@@ -161,13 +175,13 @@ def _lock(folder):
         raise InputError(f"another process is generating into {folder}; let it finish") from None
     return lock
 
-# %% ../nbs/04_generate.ipynb #504a57b9
+# %% ../nbs/04_generate.ipynb #cac2eed2
 def _write_settings(folder, settings):
     unfinished = folder / ".parts" / "generate.json"
     unfinished.write_text(json.dumps(settings, indent=1))
     os.replace(unfinished, folder / "generate.json")
 
-# %% ../nbs/04_generate.ipynb #8dd72964
+# %% ../nbs/04_generate.ipynb #1b0f4b87
 def _fill(folder, settings, shards, workers, progress, total):
     "Make the missing chunks of `shards` and put each shard together when its last one is there."
     left = {s: {c for c in _chunks(s) if not _chunk_file(folder, c[0]).exists()} for s in shards}
@@ -182,17 +196,7 @@ def _fill(folder, settings, shards, workers, progress, total):
         if not left[shard]: _assemble(folder, shard)
         progress(done, total)
 
-# %% ../nbs/04_generate.ipynb #bcaabf32
-def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, engine):
-    "Everything that decides what the files will hold, checked before anything is written."
-    if n_train + n_val == 0: raise InputError("nothing to generate: n_train and n_val are both 0")
-    survey = survey or surface_survey(shape[1])
-    sample_velocity(family, 1, shape=shape, seed=seed, layers=layers)
-    simulate(torch.full((1, 1, *shape), VELOCITY_MAX), replace(survey, nt=1), engine=engine)  # the fastest map there can be
-    return dict(family=family, n_train=n_train, n_val=n_val, shard_size=shard_size, seed=seed, engine=engine,
-                layers=layers and list(layers), shape=list(shape), survey=survey.to_dict())
-
-# %% ../nbs/04_generate.ipynb #21c92b0b
+# %% ../nbs/04_generate.ipynb #f822dcb4
 def generate(out_dir,  # the family's folder is made in it
              family,  # e.g. "CurveVel_A"
              *, n_train,  # training records

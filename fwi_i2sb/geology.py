@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['RECIPES', 'THINNEST', 'BEND', 'THROW', 'DIP', 'Recipe', 'sample_velocity']
 
-# %% ../nbs/01_geology.ipynb #ea07b47d
+# %% ../nbs/01_geology.ipynb #5313e693
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 
 from .openfwi import FAMILIES, VELOCITY_MAX, VELOCITY_MIN, InputError, get_family
 
-# %% ../nbs/01_geology.ipynb #bba4d272
+# %% ../nbs/01_geology.ipynb #7623d3a8
 @dataclass(frozen=True)
 class Recipe:
     "What a layered family is made of; lengths in cells of a map 70 cells deep."
@@ -22,21 +22,25 @@ class Recipe:
     sines: int = 0  # most sines in the curve that bends every interface; 0: flat
     faults: tuple = (0, 0)  # fewest and most faults
 
+# %% ../nbs/01_geology.ipynb #ed978000
 RECIPES = {
     "FlatVel_A": Recipe((4, 8)), "FlatVel_B": Recipe((2, 6), ascending=False),
     "CurveVel_A": Recipe((4, 8), sines=3), "CurveVel_B": Recipe((4, 8), ascending=False, sines=3),
     "FlatFault_A": Recipe((2, 4), faults=(1, 1)), "FlatFault_B": Recipe((6, 8), faults=(1, 2)),
     "CurveFault_A": Recipe((2, 4), sines=1, faults=(1, 1)), "CurveFault_B": Recipe((6, 8), sines=3, faults=(1, 2)),
 }
+
+# %% ../nbs/01_geology.ipynb #50247404
 THINNEST = 5  # cells of the thinnest layer
 BEND = (6, 20)  # cells from crest to trough of the curve
 THROW = (4, 16)  # rows by which a fault moves its block
 DIP = (45, 80)  # degrees of a fault against the horizontal
 
-# %% ../nbs/01_geology.ipynb #dc9b4505
+# %% ../nbs/01_geology.ipynb #2768255c
 def _generators(name, seed, first, n):
     return [np.random.default_rng((seed, list(FAMILIES).index(name), i)) for i in range(first, first + n)]
 
+# %% ../nbs/01_geology.ipynb #126ee98b
 def _between(u, low, high):
     "Uniform draws in [0, 1) spread over [low, high)."
     return low + (high - low) * u
@@ -45,7 +49,7 @@ def _whole(u, low, high):
     "Uniform draws in [0, 1) as whole numbers from low to high, both included."
     return np.floor(_between(u, low, high + 1)).astype(int)
 
-# %% ../nbs/01_geology.ipynb #adf286ac
+# %% ../nbs/01_geology.ipynb #24e5b305
 def _interfaces(u, count, depth):
     "Depths of the interfaces in rows, `(n, most layers - 1)`; infinite where a map has fewer layers."
     used = np.arange(u.shape[1]) < count[:, None]
@@ -54,15 +58,14 @@ def _interfaces(u, count, depth):
     thick = least + (depth - least * count[:, None]) * share / share.sum(1, keepdims=True)
     return np.where(used[:, 1:], thick.cumsum(1)[:, :-1], np.inf)
 
-# %% ../nbs/01_geology.ipynb #4cee8743
+# %% ../nbs/01_geology.ipynb #73418f5c
 def _values(u, count, ascending):
     "Whole m/s for each layer, `(n, most layers)`."
     v = _whole(u, VELOCITY_MIN, VELOCITY_MAX).astype(float)
-    if not ascending: return v
-    v[np.arange(v.shape[1]) >= count[:, None]] = np.inf  # sorted to the unused end
-    return np.sort(v, axis=1)
+    unused = np.arange(v.shape[1]) >= count[:, None]
+    return np.sort(np.where(unused, np.inf, v), axis=1) if ascending else v
 
-# %% ../nbs/01_geology.ipynb #33979d5b
+# %% ../nbs/01_geology.ipynb #63edd9d0
 def _curve(u, sines, width, depth):
     "A function `h(x)` of columns `(n, ..., x)` that gives rows, from draws `u` of shape `(n, 3 * sines + 2)`."
     weight, cycles, phase = u[:, 2:].reshape(len(u), 3, sines).transpose(1, 2, 0)[..., None, None]
@@ -73,7 +76,7 @@ def _curve(u, sines, width, depth):
     height = _between(u[:, 1:2, None], *BEND) * depth / 70 / np.ptp(line, axis=-1, keepdims=True)
     return lambda x: height * (wave(x) - line.mean(-1, keepdims=True))
 
-# %% ../nbs/01_geology.ipynb #f3aaf3b5
+# %% ../nbs/01_geology.ipynb #13980cb2
 def _unfault(x, z, u, present, side, depth, width):
     "Where the rock at columns `x`, rows `z` lay before one fault; draws `u` of shape `(n, 4)`; `side` -1 left, 1 right."
     u, present = u[..., None, None], present[:, None, None]
@@ -83,11 +86,12 @@ def _unfault(x, z, u, present, side, depth, width):
     moved = present & (side * (x - foot - slope * (z - depth / 2)) > 0)
     return x - moved * slope * throw, z - moved * throw
 
-# %% ../nbs/01_geology.ipynb #4eab1aa8
+# %% ../nbs/01_geology.ipynb #c31fd241
 def _layered(recipe, generators, shape):
     (depth, width), n, most = shape, len(generators), recipe.layers[1]
     sizes = (2, most, most, 3 * recipe.sines + 2, 8)
-    u, thick, speed, bend, fault = np.split(np.stack([g.random(sum(sizes)) for g in generators]), np.cumsum(sizes)[:-1], axis=1)
+    draws = np.stack([g.random(sum(sizes)) for g in generators])
+    u, thick, speed, bend, fault = np.split(draws, np.cumsum(sizes)[:-1], axis=1)
     count, faults = _whole(u[:, 0], *recipe.layers), _whole(u[:, 1], *recipe.faults)
     z, x = np.arange(depth, dtype=float)[None, :, None], np.arange(width, dtype=float)[None, None]
     for i, side in enumerate((-1, 1)[:recipe.faults[1]]):
@@ -97,20 +101,20 @@ def _layered(recipe, generators, shape):
     v = _values(speed, count, recipe.ascending)
     return v[np.arange(n)[:, None, None], np.broadcast_to(layer, (n, depth, width))]
 
-# %% ../nbs/01_geology.ipynb #df776f8f
+# %% ../nbs/01_geology.ipynb #745facbf
 def _blur(n, length):
     "Matrix `(n, n + 2 margin)` that turns white noise into a unit-variance field with correlation length `length`."
     margin = int(np.ceil(3 * length))
-    distance = np.arange(n)[:, None] - np.arange(-margin, n + margin)
-    kernel = np.exp(-(distance / length)**2)
+    kernel = np.exp(-((np.arange(n)[:, None] - np.arange(-margin, n + margin)) / length)**2)
     return kernel / np.linalg.norm(kernel, axis=1, keepdims=True)
 
+# %% ../nbs/01_geology.ipynb #532de6b2
 def _field(generators, shape, length):
     "Unit-variance Gaussian fields `(n, depth, x)` of correlation length `length` cells."
     down, across = _blur(shape[0], length), _blur(shape[1], length)
     return down @ np.stack([g.standard_normal((down.shape[1], across.shape[1])) for g in generators]) @ across.T
 
-# %% ../nbs/01_geology.ipynb #c40843d8
+# %% ../nbs/01_geology.ipynb #cf86f3c6
 def _style(name, generators, shape):
     scale = shape[0] / 70
     ends = np.stack([g.random(2) for g in generators])[..., None, None]
@@ -122,7 +126,7 @@ def _style(name, generators, shape):
         v = trend + 250 * patches + 158 * _field(generators, shape, 1.96 * scale)
     return v.clip(VELOCITY_MIN, VELOCITY_MAX)
 
-# %% ../nbs/01_geology.ipynb #e68d495e
+# %% ../nbs/01_geology.ipynb #7a95ad55
 def _recipe(name, layers):
     "The recipe of a layered family with `layers` in place of its own range, or None for a Style family."
     if layers is None or name not in RECIPES:
@@ -133,7 +137,7 @@ def _recipe(name, layers):
         raise InputError(f"layers must be two whole numbers with 1 <= fewest <= most <= {70 // THINNEST}, not {low}, {high}")
     return Recipe((low, high), RECIPES[name].ascending, RECIPES[name].sines, RECIPES[name].faults)
 
-# %% ../nbs/01_geology.ipynb #1e068cbb
+# %% ../nbs/01_geology.ipynb #7fb00c56
 def sample_velocity(family,  # name of one of OpenFWI's ten families, e.g. "CurveVel_A"
                     n,  # how many maps
                     *, shape=(70, 70),  # depth and width of a map in cells

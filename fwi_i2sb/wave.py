@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPENFWI', 'NBC', 'ENGINES', 'Survey', 'surface_survey', 'ricker', 'simulate', 'decimate']
 
-# %% ../nbs/02_wave.ipynb #ba676105
+# %% ../nbs/02_wave.ipynb #91a83a7c
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from .openfwi import VELOCITY_MAX, InputError, unknown
 
-# %% ../nbs/02_wave.ipynb #665e6e62
+# %% ../nbs/02_wave.ipynb #58a76adc
 def _checked(survey):
     for name in ("dx", "dt", "nt", "freq"):
         if not getattr(survey, name) > 0:
@@ -25,7 +25,7 @@ def _checked(survey):
         if not points: raise InputError(f"a survey needs at least one position in {name}")
         object.__setattr__(survey, name, points)
 
-# %% ../nbs/02_wave.ipynb #d9e79bf7
+# %% ../nbs/02_wave.ipynb #a40dff96
 @dataclass(frozen=True)
 class Survey:
     """How records were shot: grid spacing, time axis, wavelet, positions. Equal surveys compare equal.
@@ -40,7 +40,7 @@ class Survey:
     receivers: tuple  # `((x, z), ...)` in metres, one per trace
     __post_init__ = _checked
 
-# %% ../nbs/02_wave.ipynb #75edfe50
+# %% ../nbs/02_wave.ipynb #b39888ea
 def _to_dict(survey):
     "The survey as plain numbers and lists, ready for JSON."
     return asdict(survey)
@@ -52,7 +52,7 @@ def _from_dict(fields):
 
 Survey.to_dict, Survey.from_dict = _to_dict, staticmethod(_from_dict)
 
-# %% ../nbs/02_wave.ipynb #9fd00b42
+# %% ../nbs/02_wave.ipynb #26fd9b4d
 def surface_survey(n_x,  # columns of the map
                    n_shots=5,  # sources, spread evenly from the first to the last column
                    *, dx=10.,  # grid spacing (m)
@@ -68,7 +68,7 @@ def surface_survey(n_x,  # columns of the map
 
 OPENFWI = surface_survey(70)
 
-# %% ../nbs/02_wave.ipynb #626c8c11
+# %% ../nbs/02_wave.ipynb #229e863e
 def _nodes(points, survey, shape, what):
     "Rows and columns of `points` on a map of `shape` (depth, x)."
     nodes = [(z / survey.dx, x / survey.dx) for x, z in points]
@@ -80,21 +80,21 @@ def _nodes(points, survey, shape, what):
                              f"(depth x width, {survey.dx:g} m apart); give a survey that fits the map")
     return [round(row) for row, _ in nodes], [round(col) for _, col in nodes]
 
-# %% ../nbs/02_wave.ipynb #4b609fe1
+# %% ../nbs/02_wave.ipynb #bd14677c
 def ricker(survey=OPENFWI) -> torch.Tensor:  # frequency and time step come from the survey
     "Ricker wavelet of the survey from its first to its last sample; float64, peak 1 in the middle."
     centre = int(2.2 / (survey.freq * survey.dt)) // 2
     a = math.pi * survey.freq * survey.dt * torch.arange(-centre, centre + 1, dtype=torch.float64)
     return (1 - 2 * a**2) * torch.exp(-a**2)
 
-# %% ../nbs/02_wave.ipynb #c64762ea
+# %% ../nbs/02_wave.ipynb #cee0f14c
 NBC = 120  # cells of the damped frame on each side
 
 def _rate(velocity, dx):
     "Largest damping rate (1/s) of each map, reached at the rim of the frame."
     return 3 * velocity.amin((-2, -1), keepdim=True) * math.log(1e7) / (2 * (NBC - 1) * dx)
 
-# %% ../nbs/02_wave.ipynb #f8924d4d
+# %% ../nbs/02_wave.ipynb #68949488
 def _frame(velocity):
     "Damping of the framed grid relative to its largest, `(depth + 240, x + 240)`."
     def outside(n):
@@ -103,7 +103,7 @@ def _frame(velocity):
     z, x = outside(velocity.shape[-2])[:, None], outside(velocity.shape[-1])[None]
     return torch.where(x < 0, z.clamp(min=0), x).to(velocity.dtype).div(NBC - 1)**2
 
-# %% ../nbs/02_wave.ipynb #890f2b9f
+# %% ../nbs/02_wave.ipynb #808ae8b1
 def _shifted(p, dz, dx):
     "The grid moved by (dz, dx) cells, as a view that leaves out the two repeated cells on every side."
     return p[..., 2 + dz:p.shape[-2] - 2 + dz, 2 + dx:p.shape[-1] - 2 + dx]
@@ -113,21 +113,21 @@ def _wrap(p):
     p[..., :2, :], p[..., -2:, :] = p[..., -4:-2, :], p[..., 2:4, :]
     p[..., :2], p[..., -2:] = p[..., -4:-2], p[..., 2:4]
 
-# %% ../nbs/02_wave.ipynb #68622a41
+# %% ../nbs/02_wave.ipynb #71992d41
 def _step(past, now, alpha, kappa_1, centre, work):
     "Write the next state into `past`: `kappa_1` = kappa - 1, `centre` = 2 - 5 alpha - kappa, `alpha` already times 4/3."
-    work.zero_()
-    for dz, dx in ((1, 0), (-1, 0), (0, 1), (0, -1)):
-        work.add_(_shifted(now, dz, dx)).sub_(_shifted(now, 2 * dz, 2 * dx), alpha=1 / 16)
+    torch.add(_shifted(now, 1, 0), _shifted(now, -1, 0), out=work)
+    for dz, dx, weight in (0, 1, 1), (0, -1, 1), (2, 0, -1/16), (-2, 0, -1/16), (0, 2, -1/16), (0, -2, -1/16):
+        work.add_(_shifted(now, dz, dx), alpha=weight)
     _shifted(past, 0, 0).mul_(kappa_1).addcmul_(centre, _shifted(now, 0, 0)).addcmul_(alpha, work)
 
-# %% ../nbs/02_wave.ipynb #54358e34
+# %% ../nbs/02_wave.ipynb #0fabb368
 def _places(survey, shape, device):
     "Rows and columns of sources and of receivers on the grid with frame and repeated cells."
     nodes = [_nodes(points, survey, shape, name) for points, name in ((survey.sources, "source"), (survey.receivers, "receiver"))]
     return [[torch.tensor(axis, device=device) + NBC + 2 for axis in pair] for pair in nodes]
 
-# %% ../nbs/02_wave.ipynb #d62a2d46
+# %% ../nbs/02_wave.ipynb #4b8e3a78
 @torch.no_grad()
 def _exact(velocity, survey):
     "The record of OpenFWI's scheme, `(batch, shots, time, receivers)`."
@@ -147,7 +147,7 @@ def _exact(velocity, survey):
         record[:, :, n] = now[:, :, *receivers]
     return record
 
-# %% ../nbs/02_wave.ipynb #f5629d41
+# %% ../nbs/02_wave.ipynb #9571b1c7
 def _check_courant(velocity, survey):
     v, rate = velocity.max().item(), _rate(velocity, survey.dx).max().item()
     a, b = (v / survey.dx)**2, 3 / 16 * rate
@@ -156,7 +156,7 @@ def _check_courant(velocity, survey):
         raise InputError(f"the time step is too long for engine 'openfwi': with v_max = {v:.0f} m/s and dx = {survey.dx:g} m, "
                          f"dt = {survey.dt:g} s is more than the largest stable {largest:.3g} s")
 
-# %% ../nbs/02_wave.ipynb #009ea192
+# %% ../nbs/02_wave.ipynb #f00b8503
 def _deepwave(velocity, survey):
     import deepwave
     n, shape, s = len(velocity), velocity.shape[-2:], len(survey.sources)
@@ -170,7 +170,7 @@ def _deepwave(velocity, survey):
         max_vel=max(velocity.max().item(), VELOCITY_MAX))[-1]
     return pressure[..., 1:].unflatten(0, (n, s)).transpose(-1, -2).contiguous()
 
-# %% ../nbs/02_wave.ipynb #01b9bc80
+# %% ../nbs/02_wave.ipynb #3b9bbae3
 def _check_velocity(velocity):
     if velocity.ndim != 4 or velocity.shape[1] != 1:
         raise InputError(f"velocity must have shape (batch, 1, depth, x), not {tuple(velocity.shape)}")
@@ -179,7 +179,7 @@ def _check_velocity(velocity):
     if not bool((velocity.isfinite() & (velocity > 0)).all()):
         raise InputError("velocity holds values that are zero, negative or not finite; it must be in m/s")
 
-# %% ../nbs/02_wave.ipynb #57dd65b0
+# %% ../nbs/02_wave.ipynb #fb863e71
 def _openfwi(velocity, survey):
     if velocity.requires_grad and torch.is_grad_enabled():
         raise InputError("engine 'openfwi' has no gradient; use engine 'deepwave', or detach the velocity")
@@ -189,7 +189,7 @@ def _openfwi(velocity, survey):
 
 ENGINES = {"openfwi": _openfwi, "deepwave": _deepwave}
 
-# %% ../nbs/02_wave.ipynb #e99491e9
+# %% ../nbs/02_wave.ipynb #41534d3a
 def simulate(velocity,  # `(batch, 1, depth, x)` in m/s, float32 or float64, any device
              survey=OPENFWI,  # positions, time axis and wavelet
              *, engine="deepwave",  # "deepwave" (fast, differentiable) or "openfwi" (the exact scheme)
@@ -202,14 +202,14 @@ def simulate(velocity,  # `(batch, 1, depth, x)` in m/s, float32 or float64, any
     _check_velocity(velocity)
     return ENGINES[engine](velocity, survey)
 
-# %% ../nbs/02_wave.ipynb #8a186784
+# %% ../nbs/02_wave.ipynb #d845d26c
 def _taps(factor):
     "Symmetric low-pass, cut at the Nyquist frequency of the decimated trace; float64, sums to one."
     t = torch.arange(-8 * factor, 8 * factor + 1, dtype=torch.float64)
     taps = torch.sinc(t / factor) * torch.kaiser_window(len(t), periodic=False, beta=6., dtype=torch.float64)
     return taps / taps.sum()
 
-# %% ../nbs/02_wave.ipynb #4e3dea15
+# %% ../nbs/02_wave.ipynb #24b8809f
 @lru_cache(maxsize=8)
 def _decimation(nt, factor):
     "Matrix `(ceil(nt / factor), nt)`, float64, that continues, filters and thins a trace."
@@ -223,7 +223,7 @@ def _decimation(nt, factor):
     thin = torch.zeros(len(columns), len(i), dtype=torch.float64)
     return thin.scatter_(1, columns, _taps(factor).expand(columns.shape)) @ continued
 
-# %% ../nbs/02_wave.ipynb #39515ddd
+# %% ../nbs/02_wave.ipynb #e7bddb6d
 def decimate(seismic,  # `(..., time, receivers)`, any floating dtype and device
              factor,  # keep every `factor`-th sample
              ) -> torch.Tensor:
