@@ -6,7 +6,7 @@
 __all__ = ['FREE_OPTIONS', 'RunOptions', 'DataOptions', 'ModelOptions', 'OptimOptions', 'LogOptions', 'DeviceOptions',
            'TrainOptions', 'parse', 'run_command', 'options_to_dict', 'options_from_dict', 'first_difference']
 
-# %% ../nbs/19_options.ipynb #66b4bbe1
+# %% ../nbs/19_options.ipynb #be214db5
 import dataclasses, json, sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import tyro
 
 from .openfwi import InputError
 
-# %% ../nbs/19_options.ipynb #ab3159b8
+# %% ../nbs/19_options.ipynb #d006648e
 @dataclass(frozen=True)
 class RunOptions:
     "Where the run lives and how it is seeded."
@@ -38,7 +38,7 @@ class DataOptions:
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
     loader_workers: int = 0  # processes that read ahead of the training loop
 
-# %% ../nbs/19_options.ipynb #c7a50fc8
+# %% ../nbs/19_options.ipynb #6942e7a5
 @dataclass(frozen=True)
 class ModelOptions:
     "The network and the bridge."
@@ -57,7 +57,7 @@ class ModelOptions:
     ot_ode: bool = False  # no noise in the bridge: the optimal-transport limit, deterministic sampling
     clip_denoise: bool = False  # clip the predicted map to [-1, 1] at every sampling step
 
-# %% ../nbs/19_options.ipynb #1432e5a0
+# %% ../nbs/19_options.ipynb #84467e8c
 @dataclass(frozen=True)
 class OptimOptions:
     "The optimiser."
@@ -73,7 +73,7 @@ class OptimOptions:
     clip_grad_norm: float | None = None  # clip the gradient's norm
     ema: float = 0.999  # rate of the exponential moving average of the weights, warmed up (published: 0.99)
 
-# %% ../nbs/19_options.ipynb #49ba2a57
+# %% ../nbs/19_options.ipynb #b9c889b3
 @dataclass(frozen=True)
 class LogOptions:
     "What is written down, and how often."
@@ -97,7 +97,7 @@ class DeviceOptions:
     master_address: str | None = None  # address of the node that holds rank 0
     master_port: int = 6020  # port of rank 0
 
-# %% ../nbs/19_options.ipynb #eff405e3
+# %% ../nbs/19_options.ipynb #9aaa9dd2
 @dataclass(frozen=True)
 class TrainOptions:
     "Every option of a training run."
@@ -113,7 +113,7 @@ class TrainOptions:
         "The run directory, RESULT_DIR/NAME."
         return Path(self.run.result_dir) / (self.run.name or str(self.run.seed))
 
-# %% ../nbs/19_options.ipynb #0ad99dca
+# %% ../nbs/19_options.ipynb #ae59666b
 def parse(
     options_type: type,  # a dataclass of options
     argv: list[str] | None = None,  # command line without the program's name; default: sys.argv
@@ -122,26 +122,29 @@ def parse(
     "Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike."
     return tyro.cli(tyro.conf.OmitArgPrefixes[options_type], args=argv, prog=prog, description=options_type.__doc__)
 
-# %% ../nbs/19_options.ipynb #7c477d95
+# %% ../nbs/19_options.ipynb #0a6ad59d
 def run_command(
     function: Callable,  # takes the parsed options
     options_type: type,  # dataclass of its options
     argv: list[str] | None = None,  # command line; default: sys.argv
     prog: str | None = None,  # name shown by --help
 ):
-    "Parse, run, and turn an `InputError` into one sentence on stderr and exit code 2."
+    "Parse, run, and turn an `InputError` into one sentence on stderr and exit code 2; 1 for a killed worker, 130 for Ctrl-C."
     try:
         return function(parse(options_type, argv, prog))
-    except InputError as error:
+    except (InputError, ChildProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2) from None
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+    except KeyboardInterrupt:
+        print("interrupted: repeat the command to continue", file=sys.stderr)
+        raise SystemExit(130) from None
 
-# %% ../nbs/19_options.ipynb #cad4da79
+# %% ../nbs/19_options.ipynb #a0b0986e
 def options_to_dict(options) -> dict:
     "Nested plain dictionary of a dataclass of options; paths become strings."
     return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
-# %% ../nbs/19_options.ipynb #2bcfb29e
+# %% ../nbs/19_options.ipynb #e88c0f91
 def options_from_dict(options_type: type, values: dict):
     "The inverse of `options_to_dict`; unknown names raise `InputError`."
     known = {f.name: f for f in dataclasses.fields(options_type)}
@@ -155,7 +158,7 @@ def _typed(kind, value):
     if value is not None and kind in (Path, Path | None): return Path(value)
     return tuple(value) if isinstance(value, list) else value
 
-# %% ../nbs/19_options.ipynb #91882943
+# %% ../nbs/19_options.ipynb #e638ad0f
 FREE_OPTIONS = {
     "run.result_dir", "run.ckpt", "data.dataset_dir", "data.store_dir", "data.loader_workers", "optim.microbatch",
     "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.save_every", "log.keep",
