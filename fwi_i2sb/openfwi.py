@@ -5,23 +5,22 @@
 # %% auto #0
 __all__ = ['FAMILIES', 'VELOCITY_MIN', 'VELOCITY_MAX', 'InputError', 'unknown', 'Family', 'files', 'get_family', 'load_families',
            'normalize_velocity', 'denormalize_velocity', 'normalize_seismic', 'denormalize_seismic', 'open_npy',
-           'find_root', 'Pair', 'discover', 'read_pair', 'Report', 'store_bytes', 'check_folder', 'check_record']
+           'find_root', 'Pair', 'discover', 'read_pair', 'store_bytes']
 
-# %% ../nbs/00_openfwi.ipynb #309b6110
-import difflib, json, math, re, shutil
-from dataclasses import asdict, dataclass, field, replace
+# %% ../nbs/00_openfwi.ipynb #e854002e
+import difflib, json, math, re
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-# %% ../nbs/00_openfwi.ipynb #8c557117
+# %% ../nbs/00_openfwi.ipynb #1d7c902a
 class InputError(ValueError):
     "Something the person gave is wrong: one sentence saying what, where, and what to do about it."
 
-# %% ../nbs/00_openfwi.ipynb #f58718bb
-def unknown(
-    kind:str, # what the name names, e.g. "family"
+# %% ../nbs/00_openfwi.ipynb #8c0de58a
+def unknown(kind:str, # what the name names, e.g. "family"
     name:str, # the name that was given
     choices,  # the names that exist
 )->InputError: # to be raised by the caller
@@ -32,7 +31,7 @@ def unknown(
     hint = f"; did you mean {near[match[0]]!r}?" if match else ""
     return InputError(f"unknown {kind} {name!r}{hint} (one of {', '.join(choices)})")
 
-# %% ../nbs/00_openfwi.ipynb #a69bd55e
+# %% ../nbs/00_openfwi.ipynb #253f2929
 @dataclass(frozen=True)
 class Family:
     """One OpenFWI family: its name, the extremes of its pressure, and the numbers in its file names.
@@ -47,9 +46,8 @@ class Family:
     val_numbers: range    # file numbers of the official validation split
     prefixes: tuple[int, ...] = () # first numbers in the names of Fault files
 
-# %% ../nbs/00_openfwi.ipynb #de4d5405
-def files(
-    self,
+# %% ../nbs/00_openfwi.ipynb #30232863
+def files(self,
     split:str, # "train" or "val"
 )->list[tuple[str, str]]: # (seismic, velocity) paths below the family's folder
     "The official file names of a split, in OpenFWI's order."
@@ -62,7 +60,7 @@ Family.files = files
 Family.n_train = property(lambda self: 500 * len(self.files("train")), doc="Records in the official training split.")
 Family.n_val = property(lambda self: 500 * len(self.files("val")), doc="Records in the official validation split.")
 
-# %% ../nbs/00_openfwi.ipynb #35ba5d2c
+# %% ../nbs/00_openfwi.ipynb #22177dd8
 _VEL, _FAULT, _STYLE = (range(1, 49), range(49, 61)), (range(32), range(32, 36)), (range(1, 121), range(121, 135))
 
 FAMILIES = {f.name: f for f in (
@@ -72,9 +70,8 @@ FAMILIES = {f.name: f for f in (
     Family("CurveFault_A", -26.48, 52.32, *_FAULT, (2, 3, 4)), Family("CurveFault_B", -24.93, 50.98, *_FAULT, (6, 7, 8)),
     Family("Style_A", -24.96, 48.93, *_STYLE), Family("Style_B", -23.76, 46.01, *_STYLE))}
 
-# %% ../nbs/00_openfwi.ipynb #e2b6ec8b
-def get_family(
-    name:str|Family,         # "CurveVel_A"; OpenFWI's own spelling "curvevel-a" is understood too
+# %% ../nbs/00_openfwi.ipynb #102bda5b
+def get_family(name:str|Family,         # "CurveVel_A"; OpenFWI's own spelling "curvevel-a" is understood too
     families:dict|None=None, # another table than `FAMILIES`, e.g. from `load_families`
 )->Family:
     "Look a family up by name; an `InputError` names the nearest one that exists."
@@ -84,9 +81,8 @@ def get_family(
         if family.name.lower() == str(name).lower().replace("-", "_"): return family
     raise unknown("family", name, families)
 
-# %% ../nbs/00_openfwi.ipynb #9ce2113b
-def load_families(
-    path:str|Path, # JSON such as {"flatvel-a": {"data_min": -26.95, "data_max": 52.77}, ...}; other keys are ignored
+# %% ../nbs/00_openfwi.ipynb #d4bfb32f
+def load_families(path:str|Path, # JSON such as {"flatvel-a": {"data_min": -26.95, "data_max": 52.77}, ...}; other keys are ignored
 )->dict[str, Family]: # `FAMILIES` with the extremes of the file
     "The ten families with `data_min` and `data_max` from a file in the style of OpenFWI's `dataset_config.json`."
     try: table = {get_family(k): (float(v["data_min"]), float(v["data_max"]))
@@ -98,39 +94,35 @@ def load_families(
         if not low < high: raise InputError(f"{path}: data_min of {family.name} must be below its data_max")
     return {f.name: replace(f, data_min=table[f][0], data_max=table[f][1]) if f in table else f for f in FAMILIES.values()}
 
-# %% ../nbs/00_openfwi.ipynb #8b4d7836
+# %% ../nbs/00_openfwi.ipynb #1793e43b
 VELOCITY_MIN, VELOCITY_MAX = 1500., 4500.  # m/s, the same for all families
 
-def normalize_velocity(
-    v:torch.Tensor, # m/s, any shape
+def normalize_velocity(v:torch.Tensor, # m/s, any shape
 )->torch.Tensor: # the same shape, 1500..4500 m/s on [-1, 1]
     "Velocity in m/s to the scale of the network."
     return 2 * (v - VELOCITY_MIN) / (VELOCITY_MAX - VELOCITY_MIN) - 1
 
-def denormalize_velocity(
-    x:torch.Tensor, # network scale, any shape
+def denormalize_velocity(x:torch.Tensor, # network scale, any shape
 )->torch.Tensor: # m/s
     "The inverse of `normalize_velocity`."
     return (x + 1) / 2 * (VELOCITY_MAX - VELOCITY_MIN) + VELOCITY_MIN
 
-# %% ../nbs/00_openfwi.ipynb #4b79b2c0
+# %% ../nbs/00_openfwi.ipynb #9fde66e9
 def _log(d): return d.sign() * d.abs().log1p()
 
 def _log_range(family):
     low, high = _log(torch.tensor([family.data_min, family.data_max], dtype=torch.float64)).tolist()
     return low, high - low
 
-# %% ../nbs/00_openfwi.ipynb #418e6c2c
-def normalize_seismic(
-    d:torch.Tensor,    # pressure on OpenFWI's scale, any shape
+# %% ../nbs/00_openfwi.ipynb #d1d168da
+def normalize_seismic(d:torch.Tensor,    # pressure on OpenFWI's scale, any shape
     family:str|Family, # whose `data_min` and `data_max` become -1 and 1
 )->torch.Tensor: # the same shape, dtype and device
     "Pressure to the scale of the network, as the official benchmark does it (log, then min-max)."
     low, span = _log_range(get_family(family))
     return 2 * (_log(d) - low) / span - 1
 
-def denormalize_seismic(
-    x:torch.Tensor,    # network scale, any shape
+def denormalize_seismic(x:torch.Tensor,    # network scale, any shape
     family:str|Family, # the family it was normalised with
 )->torch.Tensor: # pressure on OpenFWI's scale
     "The inverse of `normalize_seismic`."
@@ -138,7 +130,7 @@ def denormalize_seismic(
     y = (x + 1) / 2 * span + low
     return y.sign() * y.abs().expm1()
 
-# %% ../nbs/00_openfwi.ipynb #4d492ae6
+# %% ../nbs/00_openfwi.ipynb #0ee9af63
 def _npy_fault(path, error):
     if isinstance(error, FileNotFoundError): return "does not exist"
     if isinstance(error, OSError): return f"cannot be read ({error.strerror})"
@@ -148,9 +140,8 @@ def _npy_fault(path, error):
     if not b"\x93NUMPY".startswith(head): return "is not a .npy file"
     return "is truncated or damaged: it holds less than its header promises"
 
-# %% ../nbs/00_openfwi.ipynb #9a94214b
-def open_npy(
-    path:str|Path,        # the file
+# %% ../nbs/00_openfwi.ipynb #a43947ca
+def open_npy(path:str|Path,        # the file
     ndim:int|tuple=(),    # allowed numbers of axes; empty: any
 )->np.memmap: # read-only; nothing is loaded until it is indexed
     """Map a `.npy` file of numbers into memory.
@@ -164,7 +155,7 @@ def open_npy(
         raise InputError(f"{path} has shape {array.shape}: {' or '.join(map(str, np.atleast_1d(ndim)))} axes are expected")
     return array
 
-# %% ../nbs/00_openfwi.ipynb #1bdcaf42
+# %% ../nbs/00_openfwi.ipynb #fcff043f
 def _partner(seismic):
     name = re.sub("^data", "model", re.sub("^seis", "vel", seismic.name))
     return (seismic.parent.with_name("model") if seismic.parent.name == "data" else seismic.parent) / name
@@ -181,11 +172,10 @@ def _match(folder):
     lost += [f"{v} has no seismic partner {counts}" for v in velocity if v not in {v for _, v in pairs}]
     return [p for p in pairs if p[1] in there], lost
 
-# %% ../nbs/00_openfwi.ipynb #5c91f6c2
+# %% ../nbs/00_openfwi.ipynb #de6eef3f
 def _is_split(folder): return any((folder / s / "data").is_dir() for s in ("train", "val"))
 
-def find_root(
-    dataset_dir:str|Path, # the family's folder, or one that holds it
+def find_root(dataset_dir:str|Path, # the family's folder, or one that holds it
     family:str|Family,    # whose records are wanted
 )->Path: # the folder that holds `train/` and `val/`, `data/` and `model/`, or the `seis*.npy`
     "The folder with a family's files. Raises `InputError` when there is none, or when it is another family's."
@@ -200,7 +190,7 @@ def find_root(
     raise InputError(f"{folder} holds no {family.name} files" + (f", only {', '.join(others)}" if others else
         ": expected train/ and val/ with data/ and model/, or data/ and model/, or seis*.npy and vel*.npy"))
 
-# %% ../nbs/00_openfwi.ipynb #367b0753
+# %% ../nbs/00_openfwi.ipynb #1f8ba97e
 def _held_back(root, family, pairs, val_files):
     names = {p.name for pair in pairs for p in pair}
     official = {s: [Path(n).name for pair in family.files(s) for n in pair] for s in ("train", "val")}
@@ -224,7 +214,7 @@ def _split(root, family, split, val_files):
     held = _held_back(root, family, pairs, val_files)
     return [p for p in pairs if bool(held & {p[0].name, p[1].name}) == (split == "val")], lost
 
-# %% ../nbs/00_openfwi.ipynb #486cd319
+# %% ../nbs/00_openfwi.ipynb #460b4060
 @dataclass(frozen=True)
 class Pair:
     "A seismic file, its velocity file, and the number of records in each."
@@ -242,9 +232,8 @@ def _pair(seismic, velocity):
     if not n_d: raise InputError(f"{seismic} holds no record")
     return Pair(seismic, velocity, n_d, d.shape[-3:], v.shape[-2:])
 
-# %% ../nbs/00_openfwi.ipynb #8f78271c
-def discover(
-    root:str|Path,      # a folder `find_root` understands
+# %% ../nbs/00_openfwi.ipynb #8bece21a
+def discover(root:str|Path,      # a folder `find_root` understands
     family:str|Family,  # whose records are wanted
     *, split:str,       # "train" or "val"
     val_files=None,     # names of seismic or velocity files that form the validation split
@@ -259,9 +248,8 @@ def discover(
     if not pairs: raise InputError(f"{root} holds no {split} files of {family.name}")
     return [_pair(*p) for p in pairs]
 
-# %% ../nbs/00_openfwi.ipynb #3e09404b
-def read_pair(
-    pair:Pair, # a pair of files
+# %% ../nbs/00_openfwi.ipynb #cdd2b84b
+def read_pair(pair:Pair, # a pair of files
     i:int,     # which record of the files
 )->tuple[np.ndarray, np.ndarray]: # seismic (shots, time, receivers) and velocity (1, depth, x), float32
     "Read one record; the rest of the files stays on disk."
@@ -269,27 +257,8 @@ def read_pair(
     d, v = d[i] if d.ndim == 4 else d, v[i] if v.ndim == 4 else v
     return np.array(d, dtype=np.float32), np.array(v, dtype=np.float32).reshape(1, *v.shape[-2:])
 
-# %% ../nbs/00_openfwi.ipynb #6fe54ce3
-@dataclass
-class Report:
-    "What a look at a file or folder found: `facts` by name, and `problems`, one sentence each."
-    path: str      # what was looked at
-    facts: dict    # numbers and short texts
-    problems: list[str] = field(default_factory=list) # empty: all is well
-
-    def lines(self)->list[str]: # ready to print
-        "The report as text."
-        show = lambda v: ", ".join(f"{k} {show(x)}" for k, x in v.items()) if isinstance(v, dict) else f"{v:.6g}" if isinstance(v, float) else str(v)
-        found = [f"problem       {p}" for p in self.problems] or ["problems      none"]
-        return [f"{k:13} {show(v)}" for k, v in {"path": self.path, **self.facts}.items()] + found
-
-    def to_dict(self)->dict: # ready for JSON
-        "The report as plain numbers and texts."
-        return asdict(self)
-
-# %% ../nbs/00_openfwi.ipynb #bf5fee0e
-def store_bytes(
-    n:int,           # records
+# %% ../nbs/00_openfwi.ipynb #39007fd8
+def store_bytes(n:int,           # records
     seismic_shape,   # (shots, time samples kept, receivers)
     velocity_shape,  # (1, depth, x)
     dtype="float16", # number type of the stored seismic
@@ -297,92 +266,3 @@ def store_bytes(
     "Size of the LMDB store of `n` records, a little rounded up."
     value = 4 * math.prod(velocity_shape) + np.dtype(dtype).itemsize * math.prod(seismic_shape)
     return n * (4096 * -(-(value + 16) // 4096) + 64) + 2**17
-
-# %% ../nbs/00_openfwi.ipynb #81358e3c
-class _Range:
-    "Smallest and largest value and the shapes of all records seen."
-    def __init__(self): self.low, self.high, self.shapes = math.inf, -math.inf, set()
-
-    def add(self, array, path, i):
-        self.shapes.add(array.shape)
-        if not np.isfinite(array).all(): return [f"{path}: record {i} holds NaN or infinite values"]
-        self.low, self.high = min(self.low, float(array.min())), max(self.high, float(array.max()))
-        return []
-
-    def facts(self): return dict(shape=str(sorted(self.shapes)).strip("[]"), min=self.low, max=self.high)
-
-# %% ../nbs/00_openfwi.ipynb #8120b719
-def _judge(seismic, velocity, family):
-    "Sentences about ranges and shapes that do not fit the family."
-    for name, seen in (("seismic", seismic), ("velocity", velocity)):
-        if len(seen.shapes) > 1: yield f"{name} records differ in shape: {sorted(seen.shapes)}"
-    if velocity.low < VELOCITY_MIN or velocity.high > VELOCITY_MAX:
-        yield f"velocity {velocity.low:g} to {velocity.high:g} m/s leaves the network's {VELOCITY_MIN:g} to {VELOCITY_MAX:g} m/s"
-    if seismic.low < 2 * family.data_min or seismic.high > 2 * family.data_max:
-        yield f"pressure {seismic.low:g} to {seismic.high:g} is far outside {family.name}'s {family.data_min:g} to {family.data_max:g}: another unit?"
-
-# %% ../nbs/00_openfwi.ipynb #5c717d4f
-def _pairs_by_split(root, family, val_files, problems):
-    try: found = {s: _split(root, family, s, val_files) for s in ("train", "val")}
-    except InputError as error:
-        problems.append(str(error)); found = {"unsplit": _match(root)}
-    good = {}
-    for split, (pairs, lost) in found.items():
-        problems += [x for x in lost if x not in problems]; good[split] = []
-        for p in pairs:
-            try: good[split].append(_pair(*p))
-            except InputError as error: problems.append(str(error))
-    return good
-
-# %% ../nbs/00_openfwi.ipynb #f033baee
-def check_folder(
-    root:str|Path,                # a folder `find_root` understands
-    family:str|Family|None=None,  # default: the family the folder is named after
-    *, val_files=None,            # validation files, as for `discover`
-    progress=None,                # called with (records done, records in all)
-)->Report:
-    """Read every record of a folder once and report counts, shapes, ranges, disk needed, and problems.
-
-    Raises `InputError` only when there is nothing to look at: no such folder, no such family."""
-    family = get_family(Path(root).resolve().name if family is None else family)
-    root, problems = find_root(root, family), []
-    splits = _pairs_by_split(root, family, val_files, problems)
-    records = [(p, i) for pairs in splits.values() for p in pairs for i in range(p.count)]
-    seismic, velocity = _Range(), _Range()
-    for done, (p, i) in enumerate(records):
-        d, v = read_pair(p, i)
-        problems += seismic.add(d, p.seismic, i) + velocity.add(v, p.velocity, i)
-        if progress: progress(done + 1, len(records))
-    facts = dict(family=family.name, **{s: dict(files=len(p), records=sum(x.count for x in p)) for s, p in splits.items()})
-    if records:
-        problems += _judge(seismic, velocity, family)
-        (s, t, r), = list(seismic.shapes)[:1]
-        facts |= dict(seismic=seismic.facts(), velocity=velocity.facts(), disk={
-            "store needs GB": store_bytes(len(records), (s, min(t, 250), r), v.shape) / 1e9, "free GB": shutil.disk_usage(root).free / 1e9})
-    return Report(str(root), facts, problems)
-
-# %% ../nbs/00_openfwi.ipynb #df29f299
-def _source_velocities(d):
-    a2 = (math.pi * 15 * 0.073)**2
-    ratio = d[range(5), 0, (0, 17, 34, 52, 69)].astype(np.float64) / ((1 - 2 * a2) * math.exp(-a2))
-    return np.sqrt(np.maximum(ratio, 0)) / 1e-3  # m/s; 0 where the sign is wrong
-
-# %% ../nbs/00_openfwi.ipynb #9477198d
-def check_record(
-    path:str|Path, # .npy of one record (shots, time, receivers)
-)->Report:
-    "Look at a single record: shape, range against every family, and whether it starts as OpenFWI's records do."
-    d = np.array(open_npy(path, ndim=3), dtype=np.float32)
-    report = Report(str(path), dict(shape=str(d.shape)))
-    bad = np.argwhere(~np.isfinite(d))
-    if len(bad): report.problems.append(f"{len(bad)} values are NaN or infinite, the first at shot, time, receiver {tuple(bad[0].tolist())}")
-    low, high = float(np.nanmin(d)), float(np.nanmax(d))
-    fits = [f.name for f in FAMILIES.values() if f.data_min <= low and high <= f.data_max]
-    report.facts |= dict(min=low, max=high, rms=float(np.sqrt(np.nanmean(d.astype(np.float64)**2))), inside_range_of=", ".join(fits) or "no family")
-    if d.shape != (5, 1000, 70):
-        report.problems.append(f"shape {d.shape} is not OpenFWI's (5, 1000, 70): it needs a network trained on its own geometry")
-        return report
-    v = _source_velocities(d); inside = (v > VELOCITY_MIN - 1) & (v < VELOCITY_MAX + 1)
-    report.facts["velocity under the sources (m/s)"] = " ".join(f"{x:.0f}" for x in v)
-    if not inside.all(): report.problems.append("its first samples are not those of OpenFWI's source: other units, time zero or geometry")
-    return report

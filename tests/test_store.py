@@ -1,0 +1,246 @@
+"The store under interruption, company, bad files, full disks and readers in other processes."
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+
+import lmdb
+import numpy as np
+import pytest
+from torch.utils.data import DataLoader
+
+from fwi_i2sb.check import verify_store
+from fwi_i2sb.openfwi import InputError
+from fwi_i2sb.store import StoreDataset, convert, read_manifest
+from fwi_i2sb.wave import OPENFWI, surface_survey
+
+SMALL = surface_survey(12, 2, nt=40)  # two shots of 40 samples over a map of 12 x 12 cells: conversions take milliseconds
+OPTIONS = dict(time_samples=20, survey=SMALL)
+
+
+def write_files(folder, counts=(("data1", 150), ("data2", 50), ("data49", 100)), survey=SMALL, cells=(12, 12), name="FlatVel_A"):
+    "A family folder in the original layout with random records; returns it."
+    rng, root = np.random.default_rng(0), folder / name
+    shape = len(survey.sources), survey.nt, len(survey.receivers)
+    for sub in ("data", "model"): (root / sub).mkdir(parents=True, exist_ok=True)
+    for file, n in counts:
+        np.save(root / "data" / f"{file}.npy", rng.standard_normal((n, *shape), dtype="float32"))
+        np.save(root / "model" / f"{file.replace('data', 'model')}.npy", rng.uniform(1500, 4500, (n, 1, *cells)).astype("float32"))
+    return root
+
+
+def values(root, split):
+    "Every stored value, and nothing else in the database."
+    with lmdb.open(str(root / split / "database.lmdb"), subdir=False, readonly=True, lock=False) as env, env.begin() as reader:
+        found = list(reader.cursor())
+    assert [int.from_bytes(key, "big") for key, _ in found] == list(range(len(found)))
+    return [value for _, value in found]
+
+
+def everything(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def python(code, *words):
+    "Start Python on an indented piece of code; `words` become `sys.argv[1:]`."
+    head = "import os, sys, signal\nfrom pathlib import Path\nfrom fwi_i2sb.openfwi import InputError\nfrom fwi_i2sb.store import convert\nfrom fwi_i2sb.wave import OPENFWI, surface_survey\n"
+    head += "SMALL = surface_survey(12, 2, nt=40)\n"
+    return subprocess.Popen([sys.executable, "-c", head + textwrap.dedent(code), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+KILLED = """
+    def progress(done, total):
+        if done >= int(sys.argv[2]): os.kill(os.getpid(), signal.SIGKILL)
+    convert(sys.argv[1], "FlatVel_A", time_samples=20, survey=SMALL, workers=int(sys.argv[3]), progress=progress)
+"""
+
+
+@pytest.mark.parametrize("at, workers", [(64, 0), (200, 2)])
+def test_killed_and_continued_gives_the_same_bytes(tmp_path, at, workers):
+    whole = convert(write_files(tmp_path / "whole"), "FlatVel_A", workers=0, **OPTIONS)
+    root = tmp_path / "killed" / "FlatVel_A"; shutil.copytree(whole, root, ignore=shutil.ignore_patterns("train", "val"))
+    job = python(KILLED, root, at, workers)
+    job.communicate(timeout=120)  # returns when its workers have left too: they hold the same pipes
+    assert job.returncode == -signal.SIGKILL
+    with pytest.raises(InputError, match="not a store"): StoreDataset(root, "train")
+    steps = []
+    assert convert(root, "FlatVel_A", workers=0, progress=lambda *step: steps.append(step), **OPTIONS) == root
+    assert steps[0][0] > at and steps[-1] == (300, 300)
+    for split in ("train", "val"):
+        assert values(root, split) == values(whole, split)
+        assert read_manifest(root / split) == read_manifest(whole / split)
+    assert everything(root) == everything(whole) and not list(root.glob("*/unfinished.json")) and not (root / ".convert.lock").exists()
+
+
+def test_interrupted_and_a_file_repaired_meanwhile(tmp_path):
+    root = write_files(tmp_path)
+    class Stop(Exception): "Stands for an interruption that no handler of ours sees."
+    def progress(done, total):
+        if done > 200: raise Stop
+    with pytest.raises(Stop): convert(root, "FlatVel_A", workers=0, progress=progress, **OPTIONS)
+    assert (root / "train" / "unfinished.json").exists()
+    repaired = np.load(root / "data" / "data1.npy"); repaired[0] = 7
+    np.save(root / "data" / "data1.npy", repaired)
+    convert(root, "FlatVel_A", workers=0, **OPTIONS)
+    np.testing.assert_allclose(StoreDataset(root, "train").physical(0)[1], 7, rtol=1e-3)
+    assert verify_store(root, "train") == 200 and verify_store(root, "val") == 100
+
+
+def test_two_processes_at_once_build_one_store(tmp_path):
+    root = write_files(tmp_path)
+    code = """
+        steps = []
+        convert(sys.argv[1], "FlatVel_A", time_samples=20, survey=SMALL, workers=0, progress=lambda *step: steps.append(step))
+        print(len(steps))
+    """
+    jobs = [python(code, root) for _ in range(3)]
+    out = [job.communicate(timeout=120) for job in jobs]
+    assert [job.returncode for job in jobs] == [0, 0, 0], out
+    assert sorted(int(o[0]) > 0 for o in out) == [False, False, True]  # one built, two found it there
+    assert verify_store(root, "train") == 200 and not (root / ".convert.lock").exists()
+
+
+def test_reading_from_spawned_workers(tmp_path):
+    root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
+    ds = StoreDataset(root, "val"); ds[0]  # opened here first: the workers must open it for themselves
+    for context in ("spawn", "fork"):
+        batches = list(DataLoader(ds, batch_size=32, num_workers=2, multiprocessing_context=context))
+        assert sum(len(b["index"]) for b in batches) == 100
+        for b in batches[::2]:
+            for k, i in enumerate(b["index"].tolist()): assert (b["seismic"][k] == ds[i]["seismic"]).all() and (b["velocity"][k] == ds[i]["velocity"]).all()
+
+
+def test_raw_records_come_back_exactly(tmp_path):
+    root = write_files(tmp_path, (("data1", 2), ("data49", 1)), OPENFWI, (70, 70))
+    for workers in (0, 2):
+        out = convert(root, "FlatVel_A", store_dir=tmp_path / f"store{workers}", time_samples=1000, dtype="float32", workers=workers)
+        for split, file in (("train", 1), ("val", 49)):
+            ds = StoreDataset(out, split)
+            for i in range(len(ds)):
+                velocity, seismic = ds.physical(i)
+                np.testing.assert_array_equal(seismic, np.load(root / f"data/data{file}.npy")[i])
+                np.testing.assert_array_equal(velocity, np.load(root / f"model/model{file}.npy")[i])
+    assert not (root / "train").exists()
+    assert (tmp_path / "store0/train/database.lmdb").read_bytes() == (tmp_path / "store2/train/database.lmdb").read_bytes()
+
+
+def spoil(root, how):
+    "Damage one source file; returns its name."
+    data, model = root / "data" / "data2.npy", root / "model" / "model2.npy"
+    if how == "truncated": data.write_bytes(data.read_bytes()[:-4])
+    if how == "NaN": np.load(data, mmap_mode="r+")[49, 1, 39, 11] = np.nan
+    if how == "infinite map": np.load(model, mmap_mode="r+")[3, 0, 0, 0] = np.inf
+    if how == "too large": np.load(data, mmap_mode="r+")[7] = 1e5
+    if how == "pickled": np.save(model, np.array([None] * 50, dtype=object))
+    if how == "wrong shape": np.save(data, np.zeros((50, 2, 41, 12), "float32"))
+    if how == "wrong map": np.save(model, np.zeros((50, 1, 12, 13), "float32"))
+    return model.name if how in ("pickled", "wrong map", "infinite map") else data.name
+
+
+@pytest.mark.parametrize("how, words", [("truncated", "truncated"), ("NaN", "record 49 holds NaN"), ("infinite map", "record 3 holds NaN"), ("too large", "--dtype float32"),
+                                        ("pickled", "pickled"), ("wrong shape", r"\(2, 41, 12\)"), ("wrong map", r"\(12, 13\)")])
+def test_a_bad_source_file_leaves_nothing_behind(tmp_path, how, words):
+    root = write_files(tmp_path); name = spoil(root, how); before = everything(tmp_path)
+    for target in (dict(), dict(store_dir=tmp_path / "deep" / "store")):
+        with pytest.raises(InputError, match=words) as caught: convert(root, "FlatVel_A", workers=0, **OPTIONS, **target)
+        assert name in str(caught.value) and "\n" not in str(caught.value)
+        assert everything(tmp_path) == before
+
+
+def test_a_bad_file_found_by_a_worker(tmp_path):
+    root = write_files(tmp_path); spoil(root, "NaN"); before = everything(root)
+    with pytest.raises(InputError, match="data2.npy.*record 49"): convert(root, "FlatVel_A", workers=1, **OPTIONS)
+    assert everything(root) == before
+
+
+def test_another_store_is_never_reused(tmp_path):
+    root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
+    for wish, words in ((dict(time_samples=10), "time_samples 20, not 10"), (dict(dtype="float32"), "dtype float16, not float32"),
+                        (dict(val_files=["data2.npy"]), "source files 1 .data/data49.npy to data/data49.npy., not 1 .data/data2.npy")):
+        with pytest.raises(InputError, match=words): convert(root, "FlatVel_A", **OPTIONS | wish)
+    files = write_files(tmp_path / "other", name="FlatVel_B")
+    with pytest.raises(InputError, match="family FlatVel_A, not FlatVel_B"): convert(files, "FlatVel_B", store_dir=root, time_samples=10, survey=SMALL)
+    with pytest.raises(InputError, match="of FlatVel_A, not of CurveVel_A"): StoreDataset(root, "train", family="CurveVel_A")
+    write_files(tmp_path, (("data2", 51),))
+    with pytest.raises(InputError, match="source file .*data2.npy"): convert(root, "FlatVel_A", **OPTIONS)
+
+
+def test_a_store_travels_without_its_source_files(tmp_path):
+    root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
+    shutil.rmtree(root / "data"); shutil.rmtree(root / "model"); moved = root.rename(tmp_path / "elsewhere")
+    assert convert(moved, "FlatVel_A", time_samples=20) == moved and verify_store(moved, "val") == 100
+    with pytest.raises(InputError, match="time_samples 20, not 40"): convert(moved, "FlatVel_A", time_samples=40)
+    with pytest.raises(InputError, match="family FlatVel_A, not Style_A"): convert(moved, "Style_A", time_samples=20)
+    (moved / "train" / "manifest.json").unlink()
+    with pytest.raises(InputError, match="no FlatVel_A files"): convert(moved, "FlatVel_A", time_samples=20)
+
+
+def edit(path, change):
+    manifest = json.loads(path.read_text()); change(manifest); path.write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize("damage, words", [
+    (lambda f: edit(f / "manifest.json", lambda m: m.update(count=10)), "edited"), (lambda f: edit(f / "manifest.json", lambda m: m.pop("checksum")), "edited"),
+    (lambda f: (f / "manifest.json").write_text("{"), "damaged"), (lambda f: (f / "manifest.json").write_text("[1]"), "damaged"),
+    (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "damaged"),
+    (lambda f: os.truncate(f / "database.lmdb", 8192), "8192 bytes"), (lambda f: (f / "database.lmdb").unlink(), "0 bytes"),
+    (lambda f: (f / "database.lmdb").write_bytes(bytes((f / "database.lmdb").stat().st_size)), "damaged"),
+    (lambda f: shutil.copy(f.parent / "val" / "manifest.json", f), "bytes")])
+def test_a_store_without_a_valid_manifest_is_refused(tmp_path, damage, words):
+    root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
+    damage(root / "train")
+    with pytest.raises(InputError, match=words): StoreDataset(root, "train")
+
+
+def test_a_database_of_another_program_is_left_alone(tmp_path):
+    root = write_files(tmp_path); (root / "train").mkdir(); (root / "train" / "database.lmdb").write_bytes(b"precious")
+    before = everything(tmp_path)
+    with pytest.raises(InputError, match="has no manifest"): convert(root, "FlatVel_A", workers=0, **OPTIONS)
+    assert (root / "train" / "database.lmdb").read_bytes() == b"precious" and everything(tmp_path) == before
+
+
+def test_full_disk_and_unwritable_folder(tmp_path):
+    root = write_files(tmp_path); before = everything(tmp_path)
+    code = """
+        import resource
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
+        try: convert(sys.argv[1], "FlatVel_A", time_samples=20, survey=SMALL, workers=0)
+        except InputError as error: print(error)
+    """
+    out, err = python(code, root).communicate(timeout=120)
+    assert "cannot write the store" in out and "free disk space" in out and out.count("\n") == 1, (out, err)
+    assert everything(tmp_path) == before
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot write the store .*--store-dir"): convert(root, "FlatVel_A", store_dir=tmp_path / "file" / "store", **OPTIONS)
+
+
+def test_not_enough_disk_is_known_beforehand(tmp_path, monkeypatch):
+    root = write_files(tmp_path); before = everything(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5))
+    with pytest.raises(InputError, match="0.0001 GB are free"): convert(root, "FlatVel_A", workers=0, **OPTIONS)
+    assert everything(tmp_path) == before
+
+
+def test_another_geometry_needs_its_survey(tmp_path):
+    root = write_files(tmp_path)
+    with pytest.raises(InputError, match=r"shape \(2, 40, 12\), but the survey gives \(5, 1000, 70\)"): convert(root, "FlatVel_A")
+    with pytest.raises(InputError, match="exceed the width of 12 cells"): convert(root, "FlatVel_A", time_samples=20, survey=surface_survey(12, 2, nt=40, dx=10.)
+                                                                                 .__class__(**{**SMALL.to_dict(), "sources": ((0., 10.), (500., 10.))}))
+    with pytest.raises(InputError, match="does not divide the 40"): convert(root, "FlatVel_A", time_samples=30, survey=SMALL)
+    assert StoreDataset(convert(root, "FlatVel_A", workers=0, **OPTIONS), "val").survey == SMALL
+
+
+def test_memory_stays_far_below_a_shard(tmp_path):
+    for sub in ("data", "model"): (tmp_path / "FlatVel_A" / sub).mkdir(parents=True)
+    for k, n in ((1, 300), (49, 1)):  # files with a hole: 420 MB long, nothing on the disk
+        np.lib.format.open_memmap(tmp_path / f"FlatVel_A/data/data{k}.npy", "w+", "float32", (n, 5, 1000, 70))
+        np.lib.format.open_memmap(tmp_path / f"FlatVel_A/model/model{k}.npy", "w+", "float32", (n, 1, 70, 70))
+    code = """
+        import resource
+        peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+        before = peak(); convert(sys.argv[1], "FlatVel_A", workers=0); print(peak() - before)
+    """
+    out, err = python(code, tmp_path).communicate(timeout=300)
+    assert float(out) < 150, err  # MB
