@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'GenerateOptions', 'generate_command', 'CheckOptions', 'check_command', 'ConvertOptions',
            'convert_command', 'DemoOptions', 'demo_training', 'demo', 'Clock', 'demo_figure', 'usage', 'main']
 
-# %% ../nbs/90_cli.ipynb #c6a5c098
+# %% ../nbs/90_cli.ipynb #4da7314b
 import contextlib, json, sys, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Literal
 
 import tyro
 
-# %% ../nbs/90_cli.ipynb #b58a6fe1
+# %% ../nbs/90_cli.ipynb #205aad9a
 from .evaluate import EvaluateOptions, evaluate_command
 from .generate import generate
 from .invert import InvertOptions, invert_command
@@ -25,7 +25,7 @@ from .run import write_atomic
 from .store import convert
 from .train import progress_bar, train
 
-# %% ../nbs/90_cli.ipynb #8e076270
+# %% ../nbs/90_cli.ipynb #e4576d34
 @dataclass(frozen=True)
 class GenerateOptions:
     "Make OpenFWI-like velocity maps and simulate their records, in OpenFWI's own file format."
@@ -48,7 +48,7 @@ def generate_command(options: GenerateOptions) -> Path:
     print(f"{options.train} + {options.val} records in {folder}")
     return folder
 
-# %% ../nbs/90_cli.ipynb #8cb5bb41
+# %% ../nbs/90_cli.ipynb #13e96482
 @dataclass(frozen=True)
 class CheckOptions:
     "Report on a folder of OpenFWI files, or on one record: counts, shapes, ranges, broken or missing files, disk needed."
@@ -66,7 +66,7 @@ def check_command(options: CheckOptions):
     if options.json: write_atomic(options.json, json.dumps(report.to_dict(), indent=1))
     if report.problems: raise InputError(f"{options.path} has {len(report.problems)} problem(s), first: {report.problems[0]}")
 
-# %% ../nbs/90_cli.ipynb #c768860e
+# %% ../nbs/90_cli.ipynb #1ec1071b
 @dataclass(frozen=True)
 class ConvertOptions:
     "Convert OpenFWI files to the LMDB store that training reads; repeat after an interruption to continue."
@@ -89,7 +89,7 @@ def convert_command(options: ConvertOptions) -> Path:
     print(f"store in {root}")
     return root
 
-# %% ../nbs/90_cli.ipynb #5cef6675
+# %% ../nbs/90_cli.ipynb #3a74417a
 @dataclass(frozen=True)
 class DemoOptions:
     "Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to continue."
@@ -108,10 +108,10 @@ def demo_training(options: DemoOptions, data: Path) -> TrainOptions:
     "The training options of the demo: a 1.5 M network, cosine schedule, one data set."
     return TrainOptions(
         RunOptions(options.out / "runs", "demo", options.seed), DataOptions(data, "CurveVel_A"), ModelOptions("tiny", drop_cond=0.15),
-        OptimOptions(options.batch_size, options.batch_size, options.steps, lr=1e-3, lr_schedule="cosine", warmup=min(100, options.steps // 10), clip_grad_norm=1.0, ema=0.99),
+        OptimOptions(options.batch_size, options.batch_size, options.steps, lr=2e-3, lr_schedule="cosine", warmup=min(100, options.steps // 10), clip_grad_norm=1.0, ema=0.99),
         LogOptions(log_every=50, val_every=500, val_batches=1, save_every=250))
 
-# %% ../nbs/90_cli.ipynb #a18d79c8
+# %% ../nbs/90_cli.ipynb #c61c4c70
 def demo(options: DemoOptions) -> dict:
     "Run the chain; print the time of each stage, the table, and write `demo.png` and `demo.json`."
     clock = Clock()
@@ -138,13 +138,13 @@ class Clock:
         yield
         self.seconds[name] = round(time.perf_counter() - began, 1)
 
-# %% ../nbs/90_cli.ipynb #3b7a8e36
+# %% ../nbs/90_cli.ipynb #d3f0574c
 def demo_figure(options: DemoOptions, folder: Path) -> Path:
     "Invert the first unseen record and draw it: truth, start, mean, standard deviation, error, record and its re-simulation."
     invert_command(InvertOptions(folder, records=1, samples=options.samples, nfe=options.nfe, seed=options.seed, out=options.out))
     return (options.out / "validation-1.png").rename(options.out / "demo.png")
 
-# %% ../nbs/90_cli.ipynb #fb4827a6
+# %% ../nbs/90_cli.ipynb #5cd8caaa
 COMMANDS = {
     "generate": (generate_command, GenerateOptions),
     "check": (check_command, CheckOptions),
@@ -161,7 +161,7 @@ def usage() -> str:
     lines = [f"  {name:<10}{options.__doc__}" for name, (_, options) in COMMANDS.items()]
     return "\n".join(["usage: fwi-i2sb COMMAND [options]    (fwi-i2sb COMMAND --help lists them)", "", *lines])
 
-# %% ../nbs/90_cli.ipynb #1ba3639c
+# %% ../nbs/90_cli.ipynb #d119557b
 def main(argv: list[str] | None = None):
     "The `fwi-i2sb` command."
     argv = sys.argv[1:] if argv is None else argv

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fwi_i2sb import cli
-from fwi_i2sb.train import mini_run
+from fwi_i2sb.mini import mini_run
 
 
 @pytest.fixture(scope="session")
