@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Report', 'check_folder', 'check_record', 'verify_store']
 
-# %% ../nbs/05_check.ipynb #c17639a7
+# %% ../nbs/05_check.ipynb #5ecb6093
 import math, shutil, zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from .openfwi import (FAMILIES, VELOCITY_MAX, VELOCITY_MIN, Family, InputError, 
                               open_npy, read_pair, store_bytes)
 from .store import StoreDataset
 
-# %% ../nbs/05_check.ipynb #9c242d05
+# %% ../nbs/05_check.ipynb #4af53b99
 @dataclass
 class Report:
     "What a look at a file or folder found: `facts` by name, and `problems`, one sentence each."
@@ -34,30 +34,30 @@ class Report:
         "The report as plain numbers and texts."
         return asdict(self)
 
-# %% ../nbs/05_check.ipynb #01dadd0c
+# %% ../nbs/05_check.ipynb #56a04948
 class _Range:
     "Smallest and largest value and the shapes of all records seen."
-    def __init__(self): self.low, self.high, self.shapes = math.inf, -math.inf, set()
+    def __init__(self): self.low, self.high, self.shapes = math.inf, -math.inf, {}  # shape -> first file that has it
 
     def add(self, array, path, i):
-        self.shapes.add(array.shape)
+        if array.shape not in self.shapes: self.shapes[array.shape] = path
         if not np.isfinite(array).all(): return [f"{path}: record {i} holds NaN or infinite values"]
         self.low, self.high = min(self.low, float(array.min())), max(self.high, float(array.max()))
         return []
 
     def facts(self): return dict(shape=str(sorted(self.shapes)).strip("[]"), min=self.low, max=self.high)
 
-# %% ../nbs/05_check.ipynb #7a22c495
+# %% ../nbs/05_check.ipynb #bc6ff738
 def _judge(seismic, velocity, family):
     "Sentences about ranges and shapes that do not fit the family."
     for name, seen in (("seismic", seismic), ("velocity", velocity)):
-        if len(seen.shapes) > 1: yield f"{name} records differ in shape: {sorted(seen.shapes)}"
+        if len(seen.shapes) > 1: yield f"{name} records differ in shape: " + ", ".join(f"{shape} in {path}" for shape, path in seen.shapes.items())
     if velocity.low < VELOCITY_MIN or velocity.high > VELOCITY_MAX:
         yield f"velocity {velocity.low:g} to {velocity.high:g} m/s leaves the network's {VELOCITY_MIN:g} to {VELOCITY_MAX:g} m/s"
     if seismic.low < 2 * family.data_min or seismic.high > 2 * family.data_max:
         yield f"pressure {seismic.low:g} to {seismic.high:g} is far outside {family.name}'s {family.data_min:g} to {family.data_max:g}: another unit?"
 
-# %% ../nbs/05_check.ipynb #e075bbf1
+# %% ../nbs/05_check.ipynb #d658a67c
 def _pairs_by_split(root, family, val_files, problems):
     try: found = {s: _split(root, family, s, val_files) for s in ("train", "val")}
     except InputError as error:
@@ -70,7 +70,7 @@ def _pairs_by_split(root, family, val_files, problems):
             except InputError as error: problems.append(str(error))
     return good
 
-# %% ../nbs/05_check.ipynb #46fecb20
+# %% ../nbs/05_check.ipynb #020d6a51
 def check_folder(root:str|Path,                # a folder `find_root` understands
     family:str|Family|None=None,  # default: the family the folder is named after
     *, val_files=None,            # validation files, as for `discover`
@@ -96,13 +96,13 @@ def check_folder(root:str|Path,                # a folder `find_root` understand
             "store needs GB": store_bytes(len(records), (s, min(t, 250), r), v.shape) / 1e9, "free GB": shutil.disk_usage(root).free / 1e9})
     return Report(str(root), facts, problems)
 
-# %% ../nbs/05_check.ipynb #2ec963c4
+# %% ../nbs/05_check.ipynb #d88d4604
 def _source_velocities(d):
     a2 = (math.pi * 15 * 0.073)**2
     ratio = d[range(5), 0, (0, 17, 34, 52, 69)].astype(np.float64) / ((1 - 2 * a2) * math.exp(-a2))
     return np.sqrt(np.maximum(ratio, 0)) / 1e-3  # m/s; 0 where the sign is wrong
 
-# %% ../nbs/05_check.ipynb #a6b42a28
+# %% ../nbs/05_check.ipynb #0879f741
 def check_record(path:str|Path, # .npy of one record (shots, time, receivers)
 )->Report:
     "Look at a single record: shape, range against every family, and whether it starts as OpenFWI's records do."
@@ -121,7 +121,7 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers)
     if not inside.all(): report.problems.append("its first samples are not those of OpenFWI's source: other units, time zero or geometry")
     return report
 
-# %% ../nbs/05_check.ipynb #cf9dd5c5
+# %% ../nbs/05_check.ipynb #5f9af105
 def verify_store(root:str|Path,  # what `convert` returned
     split:str,      # "train" or "val"
     *, progress=None, # called with (records done, records in all)

@@ -6,7 +6,7 @@
 __all__ = ['STREAMS', 'batch_indices', 'TrainingSamples', 'already_collated', 'Microbatches', 'check_batch', 'Denoiser',
            'bridge_loss', 'learning_rate', 'update_ema']
 
-# %% ../nbs/24_objective.ipynb #4ce196ee
+# %% ../nbs/24_objective.ipynb #1246c9bc
 import math
 from dataclasses import replace
 from functools import lru_cache
@@ -17,12 +17,12 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from .bridge import Bridge
-from .openfwi import InputError
+from .openfwi import InputError, normalize_seismic, normalize_velocity
 from .options import ModelOptions, OptimOptions
 from .start import Start
 from .store import StoreDataset
 
-# %% ../nbs/24_objective.ipynb #18fddeda
+# %% ../nbs/24_objective.ipynb #112c8deb
 STREAMS = {"order": 1, "draw": 2, "start": 3, "sample": 4, "validation": 5}  # last number of every random key: no two uses share one
 
 
@@ -36,7 +36,7 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
     positions = range(step * batch_size, (step + 1) * batch_size)
     return [int(_permutation(n, seed, p // n)[p % n]) for p in positions]
 
-# %% ../nbs/24_objective.ipynb #42759d45
+# %% ../nbs/24_objective.ipynb #6d48d3d2
 class TrainingSamples(Dataset):
     "Asked for a list of keys (step, slot, record), gives the batch: pairs, starting models, and draws of step, noise and condition."
 
@@ -44,11 +44,11 @@ class TrainingSamples(Dataset):
         self.store, self.start, self.n_steps, self.drop_cond, self.seed = store, start, n_steps, drop_cond, seed
 
     def __getitems__(self, keys):
-        pairs = [self.store[record] for _, _, record in keys]
-        x0 = torch.stack([pair["velocity"] for pair in pairs])
+        velocity, seismic = (torch.stack(part) for part in zip(*(self.store.physical(record) for _, _, record in keys)))
+        x0 = normalize_velocity(velocity)
         rngs = [np.random.default_rng((self.seed, step, slot, STREAMS["draw"])) for step, slot, _ in keys]
         return dict(x0=x0, x1=self.start(x0, [(self.seed, step, slot, STREAMS["start"]) for step, slot, _ in keys]),
-                    seismic=torch.stack([pair["seismic"] for pair in pairs]),
+                    seismic=normalize_seismic(seismic, self.store.family),
                     step=torch.tensor([int(rng.integers(self.n_steps)) for rng in rngs]),
                     keep=torch.tensor([float(rng.random() >= self.drop_cond) for rng in rngs]),
                     noise=torch.from_numpy(np.stack([rng.standard_normal(x0.shape[1:], dtype=np.float32) for rng in rngs])))
@@ -58,7 +58,7 @@ def already_collated(batch: dict) -> dict:
     "The `collate_fn` of a `DataLoader` over `TrainingSamples`, which hands out whole batches."
     return batch
 
-# %% ../nbs/24_objective.ipynb #1cca4d50
+# %% ../nbs/24_objective.ipynb #26d4e3c5
 class Microbatches:
     "The keys of this rank's microbatches from one step on: a batch sampler for `DataLoader`."
 
@@ -74,7 +74,7 @@ class Microbatches:
             mine = keys[self.rank * share:(self.rank + 1) * share]
             yield from (mine[k:k + self.optim.microbatch] for k in range(0, share, self.optim.microbatch))
 
-# %% ../nbs/24_objective.ipynb #afa15505
+# %% ../nbs/24_objective.ipynb #bd95f8aa
 def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
     "The options with a microbatch that fits. Raises `InputError` if the global batch does not divide by microbatch × ranks."
     if min(optim.batch_size, optim.microbatch) < 1: raise InputError("--batch-size and --microbatch must be positive")
@@ -83,7 +83,7 @@ def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
         raise InputError(f"--batch-size {optim.batch_size} does not divide by --microbatch {micro} x {world} process{'es' if world > 1 else ''}")
     return replace(optim, microbatch=micro)
 
-# %% ../nbs/24_objective.ipynb #d614c780
+# %% ../nbs/24_objective.ipynb #853f2492
 class Denoiser(nn.Module):
     "The network with its encoder in one forward pass: `(xt, t, seismic, keep)` -> the network's answer."
 
@@ -109,7 +109,7 @@ def bridge_loss(
     wanted = x0 if options.pred_x0 else bridge.target(step, x0, xt)
     return (answer - wanted).square().flatten(1).mean(1) * (1 + (options.cond_weight - 1) * keep)
 
-# %% ../nbs/24_objective.ipynb #c0d820ae
+# %% ../nbs/24_objective.ipynb #1c5895c4
 def learning_rate(optim: OptimOptions, step: int) -> float:
     "Learning rate of optimiser step `step` (from 0): warm-up times step decay or cosine."
     rise = min(1.0, (step + 1) / max(1, optim.warmup))

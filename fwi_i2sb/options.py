@@ -6,7 +6,7 @@
 __all__ = ['FREE_OPTIONS', 'RunOptions', 'DataOptions', 'ModelOptions', 'OptimOptions', 'LogOptions', 'DeviceOptions',
            'TrainOptions', 'parse', 'run_command', 'options_to_dict', 'options_from_dict', 'first_difference']
 
-# %% ../nbs/19_options.ipynb #be214db5
+# %% ../nbs/19_options.ipynb #d1c2040d
 import dataclasses, json, sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import tyro
 
 from .openfwi import InputError
 
-# %% ../nbs/19_options.ipynb #d006648e
+# %% ../nbs/19_options.ipynb #7fe1df6c
 @dataclass(frozen=True)
 class RunOptions:
     "Where the run lives and how it is seeded."
@@ -25,7 +25,7 @@ class RunOptions:
     seed: int = 0  # seed of the weights, the data order and every noise draw
     ckpt: Path | None = None  # checkpoint folder or run to take the weights from: fine-tunes under this run's name
 
-
+# %% ../nbs/19_options.ipynb #9da212a5
 @dataclass(frozen=True)
 class DataOptions:
     "Which pairs of seismic records and velocity maps are used."
@@ -38,7 +38,7 @@ class DataOptions:
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
     loader_workers: int = 0  # processes that read ahead of the training loop
 
-# %% ../nbs/19_options.ipynb #6942e7a5
+# %% ../nbs/19_options.ipynb #9d648afb
 @dataclass(frozen=True)
 class ModelOptions:
     "The network and the bridge."
@@ -57,7 +57,7 @@ class ModelOptions:
     ot_ode: bool = False  # no noise in the bridge: the optimal-transport limit, deterministic sampling
     clip_denoise: bool = False  # clip the predicted map to [-1, 1] at every sampling step
 
-# %% ../nbs/19_options.ipynb #84467e8c
+# %% ../nbs/19_options.ipynb #2491ea5d
 @dataclass(frozen=True)
 class OptimOptions:
     "The optimiser."
@@ -73,7 +73,7 @@ class OptimOptions:
     clip_grad_norm: float | None = None  # clip the gradient's norm
     ema: float = 0.999  # rate of the exponential moving average of the weights, warmed up (published: 0.99)
 
-# %% ../nbs/19_options.ipynb #b9c889b3
+# %% ../nbs/19_options.ipynb #a4cba4e5
 @dataclass(frozen=True)
 class LogOptions:
     "What is written down, and how often."
@@ -85,7 +85,7 @@ class LogOptions:
     save_every: int = 5000  # steps between two checkpoints; one more at the end
     keep: int = 2  # newest checkpoints that are kept
 
-
+# %% ../nbs/19_options.ipynb #49fec37f
 @dataclass(frozen=True)
 class DeviceOptions:
     "Devices and processes. Ranks come from these flags, else from torchrun, MPI or Slurm."
@@ -97,7 +97,7 @@ class DeviceOptions:
     master_address: str | None = None  # address of the node that holds rank 0
     master_port: int = 6020  # port of rank 0
 
-# %% ../nbs/19_options.ipynb #9aaa9dd2
+# %% ../nbs/19_options.ipynb #3d053e75
 @dataclass(frozen=True)
 class TrainOptions:
     "Every option of a training run."
@@ -113,7 +113,7 @@ class TrainOptions:
         "The run directory, RESULT_DIR/NAME."
         return Path(self.run.result_dir) / (self.run.name or str(self.run.seed))
 
-# %% ../nbs/19_options.ipynb #ae59666b
+# %% ../nbs/19_options.ipynb #7de21a67
 def parse(
     options_type: type,  # a dataclass of options
     argv: list[str] | None = None,  # command line without the program's name; default: sys.argv
@@ -122,7 +122,7 @@ def parse(
     "Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike."
     return tyro.cli(tyro.conf.OmitArgPrefixes[options_type], args=argv, prog=prog, description=options_type.__doc__)
 
-# %% ../nbs/19_options.ipynb #0a6ad59d
+# %% ../nbs/19_options.ipynb #65faf913
 def run_command(
     function: Callable,  # takes the parsed options
     options_type: type,  # dataclass of its options
@@ -139,12 +139,12 @@ def run_command(
         print("interrupted: repeat the command to continue", file=sys.stderr)
         raise SystemExit(130) from None
 
-# %% ../nbs/19_options.ipynb #a0b0986e
+# %% ../nbs/19_options.ipynb #0accd7c5
 def options_to_dict(options) -> dict:
     "Nested plain dictionary of a dataclass of options; paths become strings."
     return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
-# %% ../nbs/19_options.ipynb #e88c0f91
+# %% ../nbs/19_options.ipynb #69c501f8
 def options_from_dict(options_type: type, values: dict):
     "The inverse of `options_to_dict`; unknown names raise `InputError`."
     known = {f.name: f for f in dataclasses.fields(options_type)}
@@ -152,20 +152,20 @@ def options_from_dict(options_type: type, values: dict):
         raise InputError(f"config has the unknown option {sorted(extra)[0]!r}: it was written by another version")
     return options_type(**{name: _typed(known[name].type, value) for name, value in values.items()})
 
-
+# %% ../nbs/19_options.ipynb #5873aaec
 def _typed(kind, value):
     if dataclasses.is_dataclass(kind): return options_from_dict(kind, value)
     if value is not None and kind in (Path, Path | None): return Path(value)
     return tuple(value) if isinstance(value, list) else value
 
-# %% ../nbs/19_options.ipynb #e638ad0f
+# %% ../nbs/19_options.ipynb #00cdc9d4
 FREE_OPTIONS = {
     "run.result_dir", "run.ckpt", "data.dataset_dir", "data.store_dir", "data.loader_workers", "optim.microbatch",
     "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.save_every", "log.keep",
     "hardware.device", "hardware.gpu", "hardware.num_proc_node", "hardware.node_rank", "hardware.master_address", "hardware.master_port",
 }
 
-
+# %% ../nbs/19_options.ipynb #f6dd08a2
 def first_difference(old: TrainOptions, new: TrainOptions) -> str | None:
     "The first option that makes `new` another run than `old`, as `--name (old, now new)`; None if it is the same run."
     free = FREE_OPTIONS | ({"optim.num_itr"} if new.optim.lr_schedule == "step" else set())

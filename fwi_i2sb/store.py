@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_manifest', 'convert', 'StoreDataset', 'value', 'physical']
 
-# %% ../nbs/03_store.ipynb #76fb1cb7
+# %% ../nbs/03_store.ipynb #41d81415
 import contextlib, fcntl, json, math, multiprocessing, os, shutil, threading, zlib
 from collections import deque
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from functools import partial
 from itertools import islice
@@ -20,7 +21,7 @@ import numpy as np
 from .openfwi import InputError, discover, find_root, get_family, normalize_seismic, normalize_velocity, read_pair, store_bytes, unknown
 from .wave import OPENFWI, Survey, decimate
 
-# %% ../nbs/03_store.ipynb #29d65356
+# %% ../nbs/03_store.ipynb #3df612ec
 def _encode(seismic, velocity, factor, dtype, where):
     "One record as the bytes of its LMDB value."
     if not np.isfinite(seismic).all() or not np.isfinite(velocity).all():
@@ -35,7 +36,7 @@ def _decode(value, manifest):
     split = math.prod(shapes[0]) * np.dtype(dtypes[0]).itemsize
     return tuple(np.frombuffer(part, d).reshape(s) for part, s, d in zip((value[:split], value[split:]), shapes, dtypes))
 
-# %% ../nbs/03_store.ipynb #42db3e8d
+# %% ../nbs/03_store.ipynb #3f317116
 def _seal(manifest):
     "Checksum of everything else in the manifest."
     return f"{zlib.crc32(json.dumps({k: v for k, v in manifest.items() if k != 'checksum'}, sort_keys=True).encode()):08x}"
@@ -48,7 +49,7 @@ def _write_json(path, content):
     os.replace(part, path)
     handle = os.open(path.parent, os.O_RDONLY); os.fsync(handle); os.close(handle)
 
-# %% ../nbs/03_store.ipynb #ff3ab73e
+# %% ../nbs/03_store.ipynb #dfc02189
 FORMAT = "fwi_i2sb store 1"
 
 def read_manifest(folder:str|Path, # holds database.lmdb and manifest.json
@@ -65,7 +66,7 @@ def read_manifest(folder:str|Path, # holds database.lmdb and manifest.json
     if size != manifest["database_bytes"]: raise InputError(f"{database} has {size} bytes, its manifest says {manifest['database_bytes']}: {again}")
     return manifest
 
-# %% ../nbs/03_store.ipynb #605d716d
+# %% ../nbs/03_store.ipynb #d20913f4
 def _check_shapes(pairs, survey):
     "Shape (1, depth, x) of the maps; `InputError` unless every file fits the survey."
     expected, size = (len(survey.sources), survey.nt, len(survey.receivers)), pairs[0].cells
@@ -77,7 +78,7 @@ def _check_shapes(pairs, survey):
             raise InputError(f"{pairs[0].velocity}: the survey's positions exceed the {what} of {limit} cells of {survey.dx:g} m")
     return [1, *size]
 
-# %% ../nbs/03_store.ipynb #c305c99d
+# %% ../nbs/03_store.ipynb #e4f2aa1e
 def _family_entry(family): return dict(name=family.name, data_min=family.data_min, data_max=family.data_max)
 
 def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
@@ -92,7 +93,7 @@ def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
                       bytes=[p.seismic.stat().st_size, p.velocity.stat().st_size]) for p in pairs])
     return json.loads(json.dumps(settings))
 
-# %% ../nbs/03_store.ipynb #c6f8343c
+# %% ../nbs/03_store.ipynb #698a71f8
 def _difference(old, new):
     "A sentence part naming the first setting in which two manifests differ, or None."
     pairs = [("family", old["family"]["name"], new["family"]["name"]), ("time_samples", old["time_samples"], new["time_samples"]),
@@ -103,7 +104,7 @@ def _difference(old, new):
     pairs += [("source file", a, b) for a, b in zip(old["sources"], new["sources"])]
     return next((f"{what} {a}, not {b}" for what, a, b in pairs if a != b), None)
 
-# %% ../nbs/03_store.ipynb #e084d9db
+# %% ../nbs/03_store.ipynb #293e29c3
 def _start_worker():
     torch.set_num_threads(1)
     leave = lambda: (multiprocessing.parent_process().join(), os._exit(1))
@@ -113,7 +114,7 @@ def _pool(workers):
     "Processes; or, for small sets, a thread that prepares while this one writes."
     return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) if workers else ThreadPoolExecutor(1)
 
-# %% ../nbs/03_store.ipynb #08fe0ece
+# %% ../nbs/03_store.ipynb #b61187f0
 def _key(i): return i.to_bytes(8, "big")
 
 def _prepare(pair, start, stop, factor, dtype):
@@ -130,7 +131,7 @@ def _values(pool, ahead, pairs, done, factor, dtype):
         done -= p.count
     for future in waiting: yield from future.result()
 
-# %% ../nbs/03_store.ipynb #8ca09372
+# %% ../nbs/03_store.ipynb #eac4ef44
 def _space(settings): return store_bytes(settings["count"], settings["seismic"]["shape"], settings["velocity"]["shape"], settings["seismic"]["dtype"])
 
 def _fill(database, settings, pairs, prepare, report):
@@ -149,7 +150,7 @@ def _fill(database, settings, pairs, prepare, report):
             report(done)
     return sums
 
-# %% ../nbs/03_store.ipynb #709a74d7
+# %% ../nbs/03_store.ipynb #5570bfab
 def _build(folder, settings, pairs, prepare, report):
     "Make or continue the store of one split."
     note, database = folder / "unfinished.json", folder / "database.lmdb"
@@ -164,7 +165,7 @@ def _build(folder, settings, pairs, prepare, report):
     _write_json(folder / "manifest.json", dict(manifest, checksum=_seal(manifest)))
     note.unlink()
 
-# %% ../nbs/03_store.ipynb #4b00519e
+# %% ../nbs/03_store.ipynb #96e2e0ae
 def _finished(folder, settings):
     "Whether the store is there already. `InputError` if it is another one, or if something else is in its place."
     if (folder / "manifest.json").exists():
@@ -175,7 +176,7 @@ def _finished(folder, settings):
         raise InputError(f"{folder / 'database.lmdb'} has no manifest, so it is not a store: move it away, or name another folder with --store-dir")
     return False
 
-# %% ../nbs/03_store.ipynb #acd517be
+# %% ../nbs/03_store.ipynb #291a5dc3
 @contextlib.contextmanager
 def _locked(root):
     "One process at a time inside; makes the folder, and removes it again if nothing came of it."
@@ -192,7 +193,7 @@ def _locked(root):
                 for p in missing:
                     with contextlib.suppress(OSError): p.rmdir()
 
-# %% ../nbs/03_store.ipynb #2cd59878
+# %% ../nbs/03_store.ipynb #8cb28d10
 def _discard(folder):
     for name in ("manifest.json", "database.lmdb", "unfinished.json", "unfinished.json.tmp", "manifest.json.tmp"): (folder / name).unlink(missing_ok=True)
     with contextlib.suppress(OSError): folder.rmdir()
@@ -212,7 +213,7 @@ def _convert(root, wanted, pairs, workers, progress):
             for folder in made: _discard(folder)
             raise
 
-# %% ../nbs/03_store.ipynb #0792ead5
+# %% ../nbs/03_store.ipynb #d0b028c2
 def _reuse(root, family, time_samples, dtype):
     "Whether a store without its source files is the one asked for; False if there is none."
     if not all((root / s / "manifest.json").exists() for s in ("train", "val")): return False
@@ -221,7 +222,7 @@ def _reuse(root, family, time_samples, dtype):
         _finished(root / split, dict(old, family=_family_entry(family), time_samples=time_samples, seismic=dict(old["seismic"], dtype=dtype)))
     return True
 
-# %% ../nbs/03_store.ipynb #6e4cf08e
+# %% ../nbs/03_store.ipynb #799b28d1
 def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, without source files, one that holds a store
     family:str,            # the family of the records
     *, store_dir:str|Path|None=None, # where train/ and val/ are made; default: beside the source files
@@ -250,11 +251,12 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     wanted = {s: _settings(family, s, p, source, cells, survey, time_samples, dtype) for s, p in pairs.items()}
     try:
         if not all([_finished(root / s, w) for s, w in wanted.items()]): _convert(root, wanted, pairs, workers, progress)
+    except BrokenProcessPool: raise ChildProcessError("a preparing process was killed: repeat the command to continue, with fewer --workers if memory ran out") from None
     except (OSError, lmdb.Error) as error:
         raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): free disk space, or name a writable folder with --store-dir") from None
     return root
 
-# %% ../nbs/03_store.ipynb #e86539cc
+# %% ../nbs/03_store.ipynb #87db5e1a
 _open = {}  # path -> (environment, identity of the file it was opened from)
 
 def _environment(path):
@@ -266,7 +268,7 @@ def _environment(path):
         _open[path] = env, identity
     return env
 
-# %% ../nbs/03_store.ipynb #b750fbde
+# %% ../nbs/03_store.ipynb #ae7ffdc9
 class StoreDataset(torch.utils.data.Dataset):
     """One split of a store, for PyTorch's `DataLoader`.
 
@@ -290,7 +292,7 @@ class StoreDataset(torch.utils.data.Dataset):
 
     def __len__(self): return self.manifest["count"]
 
-# %% ../nbs/03_store.ipynb #352ccb92
+# %% ../nbs/03_store.ipynb #2d5bcde1
 def value(self, i:int, # record
 )->bytes: # velocity, then seismic
     "A record as it is stored."

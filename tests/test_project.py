@@ -1,0 +1,58 @@
+"The project itself: what the package promises to whoever installs or reads it."
+import configparser
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+NOTEBOOKS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+
+
+def imports(module: Path) -> set[str]:
+    return set(re.findall(r"^from \.(\w+) import", module.read_text(encoding="utf-8"), re.M))
+
+
+def test_imports_go_only_from_a_higher_room_to_a_lower_one():
+    rooms = {}
+    for notebook in NOTEBOOKS:
+        found = re.search(r"#\| default_exp (\w+)", notebook.read_text(encoding="utf-8"))
+        if found: rooms[found[1]] = int(notebook.name[:2])
+    for room, number in rooms.items():
+        for other in imports(ROOT / "fwi_i2sb" / f"{room}.py"): assert rooms[other] < number, (room, other)
+
+
+def test_importing_the_package_loads_no_torch_and_load_run_comes_when_asked():
+    subprocess.run([sys.executable, "-c", "import sys, fwi_i2sb; assert 'torch' not in sys.modules; from fwi_i2sb import load_run; assert callable(load_run)"], check=True)
+
+
+@pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
+def test_notebooks_carry_their_outputs_and_no_error(notebook):
+    cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]
+    outputs = [o for c in cells if c["cell_type"] == "code" for o in c["outputs"]]
+    assert notebook.stem == "index" or outputs
+    assert not [o for o in outputs if o["output_type"] == "error"]
+    assert notebook.stat().st_size < 300_000
+
+
+def test_nothing_in_the_product_unpickles():
+    for module in (ROOT / "fwi_i2sb").glob("*.py"):
+        assert not re.search(r"allow_pickle=True|pickle\.loads?\(|weights_only=False|torch\.load\(", module.read_text(encoding="utf-8")), module
+
+
+def test_every_requirement_is_pinned_by_the_constraints():
+    settings = configparser.ConfigParser(delimiters=["="])
+    settings.read(ROOT / "settings.ini", encoding="utf-8")
+    names = {re.split(r"[<>=!]", word)[0].lower() for word in (settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]).split()}
+    pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
+    assert names <= pinned
+
+
+def test_the_container_files_are_consistent():
+    docker, compose = ((ROOT / "docker" / name).read_text() for name in ("Dockerfile", "compose.yaml"))
+    assert "constraints.txt" in docker and re.search(r"^USER fwi", docker, re.M) and re.search(r"^ARG BASE=nvidia/cuda:13\.0", docker, re.M)
+    for port in ("8888", "6006"): assert port in docker and f'"{port}:{port}"' in compose
+    for volume in ("/data", "/results"): assert volume in docker and f":{volume}" in compose
