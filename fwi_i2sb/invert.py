@@ -6,7 +6,7 @@
 __all__ = ['Inversion', 'TrainedRun', 'load_run', 'prepare_seismic', 'prepare_start', 'invert', 'device_name', 'resimulate',
            'validation_records', 'InvertOptions', 'invert_command', 'report']
 
-# %% ../nbs/31_invert.ipynb #20ddae1b
+# %% ../nbs/31_invert.ipynb #8d1a6906
 import json, os, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import tyro
 
-# %% ../nbs/31_invert.ipynb #661b2d25
+# %% ../nbs/31_invert.ipynb #e3046e9e
 import fwi_i2sb
 from . import plot
 from .launch import resolve_device
@@ -31,7 +31,7 @@ from .store import StoreDataset
 from .train import progress_bar
 from .wave import Survey, decimate, simulate
 
-# %% ../nbs/31_invert.ipynb #328e9c3c
+# %% ../nbs/31_invert.ipynb #bbb50764
 @dataclass(frozen=True)
 class Inversion:
     "Velocity maps in m/s: `mean`, `std`, `start` `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`; and where they come from."
@@ -51,7 +51,7 @@ class Inversion:
         os.replace(part, path)
         return path
 
-# %% ../nbs/31_invert.ipynb #807d2130
+# %% ../nbs/31_invert.ipynb #d63f88da
 @dataclass(frozen=True)
 class TrainedRun:
     "A run read back: options, facts of its data, network with averaged weights, bridge."
@@ -69,7 +69,7 @@ class TrainedRun:
     @property
     def family(self) -> Family: return replace(get_family(self.facts["family"]), data_min=self.facts["data_min"], data_max=self.facts["data_max"])
 
-# %% ../nbs/31_invert.ipynb #fc17cc5d
+# %% ../nbs/31_invert.ipynb #8ded5925
 def load_run(
     path: Path,  # a run directory, or one of its folders checkpoints/step-N
     *, device: str = "auto",  # auto, cpu or cuda
@@ -86,14 +86,18 @@ def load_run(
     device = torch.device(resolve_device(device))
     return TrainedRun(folder, options, facts, net.requires_grad_(False).eval().to(device), bridge, found.step, device)
 
-# %% ../nbs/31_invert.ipynb #f3357b2a
+# %% ../nbs/31_invert.ipynb #9301f22e
+def _tensor(values):
+    return values.detach().float().cpu() if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values, dtype=np.float32))
+
+# %% ../nbs/31_invert.ipynb #0858fb9e
 def prepare_seismic(
     run: TrainedRun,
     seismic,  # (shots, time, receivers) or (batch, shots, time, receivers): pressure, raw or decimated as in the store
     survey: Survey | None = None,  # acquisition of the record, if it is known; default: the run's
 ) -> torch.Tensor:  # (batch, shots, time_samples, receivers), pressure
     "Check a record against the run's survey and bring it to the store's time samples. Raises `InputError` with the reason."
-    d = torch.from_numpy(np.array(seismic, dtype=np.float32))
+    d = _tensor(seismic)
     if d.ndim == 3: d = d[None]
     facts, ours = run.facts, run.survey
     for name, unit in (("dt", "s"), ("dx", "m"), ("freq", "Hz")):
@@ -107,7 +111,7 @@ def prepare_seismic(
     if not torch.isfinite(d).all(): raise InputError("the record holds values that are not finite (NaN or infinite)")
     return d if tuple(d.shape[1:]) == kept else decimate(d, facts["factor"])
 
-# %% ../nbs/31_invert.ipynb #56424010
+# %% ../nbs/31_invert.ipynb #2a4a0223
 def prepare_start(
     run: TrainedRun,
     start,  # "linear", "linear:TOP:BOTTOM", a .npy path, an array of maps in m/s, or a --corrupt text if truth is given
@@ -125,13 +129,13 @@ def prepare_start(
         x0 = normalize_velocity(truth) if truth is not None else torch.zeros(batch, 1, *size)
         maps = Start(specs, linear=run.facts["linear"], maps=read_start_maps(start))
         return denormalize_velocity(maps(x0, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
-    v = torch.from_numpy(np.array(start, dtype=np.float32))
+    v = _tensor(start)
     if tuple(v.shape[-2:]) != size: raise InputError(f"the starting model has shape {tuple(v.shape)}; the run's maps are {size} (depth, x)")
     if not (torch.isfinite(v).all() and 500 <= v.min() and v.max() <= 10000):
         raise InputError(f"the starting model spans {v.min():g} to {v.max():g}: velocities in m/s are expected")
     return v.reshape(-1, 1, *size).expand(batch, -1, -1, -1) if v.numel() == size[0] * size[1] else v.reshape(batch, 1, *size)
 
-# %% ../nbs/31_invert.ipynb #59b5994e
+# %% ../nbs/31_invert.ipynb #039479a5
 @torch.inference_mode()
 def invert(
     run: TrainedRun,
@@ -167,7 +171,7 @@ def invert(
 
 TrainedRun.invert = invert
 
-# %% ../nbs/31_invert.ipynb #362d2b89
+# %% ../nbs/31_invert.ipynb #367be414
 def _draw(run, seismic, x1, jobs, numbers, how, w, clip, seed, batch_size, progress):
     conditional, out = run.net.encoder is not None, []
     conds = torch.cat([run.net.encode(part.to(run.device)) for part in seismic.split(batch_size)]) if conditional else None
@@ -180,12 +184,12 @@ def _draw(run, seismic, x1, jobs, numbers, how, w, clip, seed, batch_size, progr
         if progress: progress(first + len(part), len(jobs))
     return torch.cat(out)
 
-# %% ../nbs/31_invert.ipynb #8790efde
+# %% ../nbs/31_invert.ipynb #ffdaee19
 def device_name(device: torch.device) -> str:
     "The device's own name, for provenance."
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads)"
 
-# %% ../nbs/31_invert.ipynb #f69b3a5b
+# %% ../nbs/31_invert.ipynb #f6abc640
 def resimulate(
     run: TrainedRun,
     velocity: torch.Tensor,  # (batch, 1, depth, x), m/s
@@ -194,7 +198,7 @@ def resimulate(
     "Records of velocity maps on the run's survey, decimated as its store."
     return torch.cat([decimate(simulate(v[None], run.survey, engine=engine), run.facts["factor"]) for v in velocity])
 
-# %% ../nbs/31_invert.ipynb #9e037332
+# %% ../nbs/31_invert.ipynb #64b074d9
 def validation_records(run: TrainedRun, count: int, dataset_dir: Path | None = None) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     "The first `count` validation pairs of a run's data set: pressure, maps in m/s, and their numbers."
     data = run.options.data if dataset_dir is None else replace(run.options.data, dataset_dir=dataset_dir, store_dir=None)
@@ -204,7 +208,7 @@ def validation_records(run: TrainedRun, count: int, dataset_dir: Path | None = N
     truth, seismic = (torch.stack(part) for part in zip(*(store.physical(i) for i in numbers)))
     return seismic, truth, numbers
 
-# %% ../nbs/31_invert.ipynb #598b6b67
+# %% ../nbs/31_invert.ipynb #fe355e63
 @dataclass(frozen=True)
 class InvertOptions:
     "Invert validation records of a run's data set, or one record given as .npy."
@@ -225,7 +229,7 @@ class InvertOptions:
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the data misfit; openfwi is exact and slower
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
-# %% ../nbs/31_invert.ipynb #9e5c1943
+# %% ../nbs/31_invert.ipynb #b7d7df27
 def _record(options: InvertOptions, run: TrainedRun):
     if options.record is None:
         seismic, truth, numbers = validation_records(run, options.records, options.dataset_dir)
@@ -233,7 +237,7 @@ def _record(options: InvertOptions, run: TrainedRun):
     survey = replace(run.survey, **{k: getattr(options, k) for k in ("dt", "dx") if getattr(options, k) is not None})
     return prepare_seismic(run, open_npy(options.record), survey), None, [0], options.start or "linear", options.record.stem
 
-# %% ../nbs/31_invert.ipynb #30839045
+# %% ../nbs/31_invert.ipynb #f7790ba7
 def invert_command(options: InvertOptions) -> Path:
     "Invert, write `NAME.npz` and `NAME.png`, and print the data misfit before and after."
     run = load_run(options.run, device=options.device)
@@ -253,7 +257,7 @@ def invert_command(options: InvertOptions) -> Path:
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return path
 
-# %% ../nbs/31_invert.ipynb #b0c48a0f
+# %% ../nbs/31_invert.ipynb #2b66d3fd
 def report(result: Inversion, misfits: dict, truth=None) -> str:
     "The outcome in words: misfit before and after, and the error where there is a truth."
     before, after = (float(np.mean(misfits[k])) for k in ("start", "mean"))

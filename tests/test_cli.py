@@ -165,7 +165,7 @@ def test_records_the_run_was_not_trained_for(refused, mini, record, tmp_path):
 def test_starts_that_cannot_be(refused, mini, record, tmp_path):
     np.save(tmp_path / "km.npy", np.full((70, 70), 2.5, np.float32))
     np.save(tmp_path / "small.npy", np.full((60, 70), 2500, np.float32))
-    for start, words in ((tmp_path / "km.npy", ("m/s",)), (tmp_path / "small.npy", ("(60, 70)", "(70, 70)")), ("blur-openfwi_custom", ("truth",)), ("lineal", ("linear",))):
+    for start, words in ((tmp_path / "km.npy", ("m/s",)), (tmp_path / "small.npy", ("(60, 70)", "(70, 70)")), ("blur-openfwi_custom", ("true map",)), ("lineal", ("linear",))):
         refused("invert", mini, "--record", record, "--start", start, "--out", tmp_path / "out", saying=words)
     assert not (tmp_path / "out").exists()
 
