@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from fwi_i2sb.options import TrainOptions, options_to_dict, parse
+
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
 
@@ -56,3 +58,20 @@ def test_the_container_files_are_consistent():
     assert "constraints.txt" in docker and re.search(r"^USER fwi", docker, re.M) and re.search(r"^ARG BASE=nvidia/cuda:13\.0", docker, re.M)
     for port in ("8888", "6006"): assert port in docker and f'"{port}:{port}"' in compose
     for volume in ("/data", "/results"): assert volume in docker and f":{volume}" in compose
+
+
+PUBLISHED = """result-dir dataset-dir dataset-name name seed master-port ckpt gpu model image-size corrupt val-batches t0 T interval beta-max drop_cond pred-x0 ot-ode
+clip-denoise batch-size microbatch num-itr lr lr-gamma clip_grad_norm ema log-writer json-data-config num-proc-node node-rank master-address""".split()
+
+
+def test_every_option_of_the_published_scripts_exists_under_its_name():
+    given = dict(zip(PUBLISHED, [None] * len(PUBLISHED))) | {
+        "result-dir": "r", "dataset-dir": "d", "dataset-name": "Style_B", "name": "n", "seed": "3", "master-port": "6021", "ckpt": "c", "gpu": "0", "model": "unet_ch64",
+        "image-size": "64", "corrupt": "linear", "val-batches": "7", "t0": "1e-3", "T": "0.9", "interval": "500", "beta-max": "0.2", "drop_cond": "0.5", "batch-size": "64",
+        "microbatch": "4", "num-itr": "9", "lr": "1e-4", "lr-gamma": "0.9", "clip_grad_norm": "1", "ema": "0.9", "log-writer": "tensorboard", "json-data-config": "j",
+        "num-proc-node": "2", "node-rank": "1", "master-address": "10.0.0.1"}
+    words = [word for name, value in given.items() for word in ([f"--{name}"] if value is None else [f"--{name}", value])]
+    values = {k: v for group in options_to_dict(parse(TrainOptions, words)).values() for k, v in group.items()}
+    for name, value in given.items():
+        got = values[name.replace("-", "_")]
+        assert got is True if value is None else type(got)(value) == got, name
