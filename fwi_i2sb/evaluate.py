@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['score', 'evaluate', 'table', 'EvaluateOptions', 'evaluate_command']
 
-# %% ../nbs/32_evaluate.ipynb #b66692e9
+# %% ../nbs/32_evaluate.ipynb #da5e14cf
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 import tyro
 
-# %% ../nbs/32_evaluate.ipynb #5d79885d
+# %% ../nbs/32_evaluate.ipynb #348bdda9
 from .invert import TrainedRun, device_name, load_run, prepare_start, resimulate, validation_records
 from .metrics import mae, misfit, rmse, ssim
 from .openfwi import InputError
@@ -22,7 +22,7 @@ from .options import run_command
 from .run import write_atomic
 from .train import progress_bar
 
-# %% ../nbs/32_evaluate.ipynb #eb8238f1
+# %% ../nbs/32_evaluate.ipynb #869ac775
 def score(
     run: TrainedRun,
     velocity: torch.Tensor,  # (batch, 1, depth, x), m/s
@@ -37,7 +37,7 @@ def score(
     return dict(mae=errors, mae_norm=errors / 1500, rmse=squares, rmse_norm=squares / 1500, ssim=ssim(velocity, truth).mean().item(),
                 misfit=misfit(again, seismic[:misfit_records]).mean().item())
 
-# %% ../nbs/32_evaluate.ipynb #46723df2
+# %% ../nbs/32_evaluate.ipynb #3dd6d32d
 def evaluate(
     run: TrainedRun,
     seismic: torch.Tensor,  # (batch, shots, time, receivers), pressure
@@ -52,6 +52,7 @@ def evaluate(
     progress=None,  # called with (done, total) rows
 ) -> list[dict]:  # one dictionary per row
     "Score starting model, bridge and its two controls from each kind of start. Raises `InputError` with fewer than two records."
+    if misfit_records < 1: raise InputError("--misfit-records must be at least 1")
     if len(truth) < 2: raise InputError("an evaluation needs at least two records: the wrong record's gather is one of its controls")
     controls = {"bridge": {}, "seismic switched off": dict(w=0.0), "wrong record": dict(seismic=seismic.roll(1, 0))} if run.net.encoder is not None else {"bridge": {}}
     rows, jobs = [], [(start, method) for start in starts for method in ("starting model", *controls)]
@@ -65,7 +66,7 @@ def evaluate(
         if progress: progress(done + 1, len(jobs))
     return rows
 
-# %% ../nbs/32_evaluate.ipynb #4ac52498
+# %% ../nbs/32_evaluate.ipynb #65a622fc
 def table(rows: list[dict]) -> str:
     "The rows as text; a blurred truth is marked, because it has seen the answer."
     head = f"{'start':<26}{'method':<22}{'MAE':>8}{'RMSE':>9}{'MAE':>9}{'SSIM':>8}{'misfit':>8}{'NFE':>5}{'s/record':>10}"
@@ -75,7 +76,7 @@ def table(rows: list[dict]) -> str:
     note = ["* a blurred truth has seen the true map: read such rows against their controls"] if any("blur" in row["start"] for row in rows) else []
     return "\n".join([head, units, *lines, *note])
 
-# %% ../nbs/32_evaluate.ipynb #421f7f6f
+# %% ../nbs/32_evaluate.ipynb #0fd391aa
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Judge a run on validation records: table on screen, card.json beside it."
@@ -91,7 +92,7 @@ class EvaluateOptions:
     out: Path | None = None  # folder of card.json; default RUN/evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
-# %% ../nbs/32_evaluate.ipynb #e477bc1e
+# %% ../nbs/32_evaluate.ipynb #73b9d861
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, print the table and write `card.json`."
     run = load_run(options.run, device=options.device)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MINI_ROOMS', 'mini_options', 'mini_run']
 
-# %% ../nbs/34_mini.ipynb #57b4ebad
+# %% ../nbs/34_mini.ipynb #5459545a
 import fcntl, hashlib, os
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from .generate import generate
 from .options import DataOptions, DeviceOptions, LogOptions, ModelOptions, OptimOptions, RunOptions, TrainOptions
 from .train import train
 
-# %% ../nbs/34_mini.ipynb #78b8d8bf
+# %% ../nbs/34_mini.ipynb #dfcd618c
 MINI_ROOMS = ("openfwi", "geology", "wave", "store", "generate", "encoder", "start", "bridge", "network", "options", "run", "objective", "train")  # what it depends on
 
 

@@ -6,7 +6,7 @@
 __all__ = ['STREAMS', 'batch_indices', 'TrainingSamples', 'already_collated', 'Microbatches', 'check_batch', 'Denoiser',
            'bridge_loss', 'learning_rate', 'update_ema']
 
-# %% ../nbs/24_objective.ipynb #1246c9bc
+# %% ../nbs/24_objective.ipynb #8bee24a1
 import math
 from dataclasses import replace
 from functools import lru_cache
@@ -22,7 +22,7 @@ from .options import ModelOptions, OptimOptions
 from .start import Start
 from .store import StoreDataset
 
-# %% ../nbs/24_objective.ipynb #112c8deb
+# %% ../nbs/24_objective.ipynb #ad94ab3b
 STREAMS = {"order": 1, "draw": 2, "start": 3, "sample": 4, "validation": 5}  # last number of every random key: no two uses share one
 
 
@@ -36,7 +36,7 @@ def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
     positions = range(step * batch_size, (step + 1) * batch_size)
     return [int(_permutation(n, seed, p // n)[p % n]) for p in positions]
 
-# %% ../nbs/24_objective.ipynb #6d48d3d2
+# %% ../nbs/24_objective.ipynb #0a33eace
 class TrainingSamples(Dataset):
     "Asked for a list of keys (step, slot, record), gives the batch: pairs, starting models, and draws of step, noise and condition."
 
@@ -58,7 +58,7 @@ def already_collated(batch: dict) -> dict:
     "The `collate_fn` of a `DataLoader` over `TrainingSamples`, which hands out whole batches."
     return batch
 
-# %% ../nbs/24_objective.ipynb #26d4e3c5
+# %% ../nbs/24_objective.ipynb #f28f89c5
 class Microbatches:
     "The keys of this rank's microbatches from one step on: a batch sampler for `DataLoader`."
 
@@ -74,16 +74,15 @@ class Microbatches:
             mine = keys[self.rank * share:(self.rank + 1) * share]
             yield from (mine[k:k + self.optim.microbatch] for k in range(0, share, self.optim.microbatch))
 
-# %% ../nbs/24_objective.ipynb #bd95f8aa
+# %% ../nbs/24_objective.ipynb #a1bc6143
 def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
     "The options with a microbatch that fits. Raises `InputError` if the global batch does not divide by microbatch × ranks."
-    if min(optim.batch_size, optim.microbatch) < 1: raise InputError("--batch-size and --microbatch must be positive")
     micro = min(optim.microbatch, max(1, optim.batch_size // world))
     if optim.batch_size % (micro * world):
         raise InputError(f"--batch-size {optim.batch_size} does not divide by --microbatch {micro} x {world} process{'es' if world > 1 else ''}")
     return replace(optim, microbatch=micro)
 
-# %% ../nbs/24_objective.ipynb #853f2492
+# %% ../nbs/24_objective.ipynb #a67ed25a
 class Denoiser(nn.Module):
     "The network with its encoder in one forward pass: `(xt, t, seismic, keep)` -> the network's answer."
 
@@ -109,7 +108,7 @@ def bridge_loss(
     wanted = x0 if options.pred_x0 else bridge.target(step, x0, xt)
     return (answer - wanted).square().flatten(1).mean(1) * (1 + (options.cond_weight - 1) * keep)
 
-# %% ../nbs/24_objective.ipynb #1c5895c4
+# %% ../nbs/24_objective.ipynb #e439742c
 def learning_rate(optim: OptimOptions, step: int) -> float:
     "Learning rate of optimiser step `step` (from 0): warm-up times step decay or cosine."
     rise = min(1.0, (step + 1) / max(1, optim.warmup))

@@ -145,6 +145,15 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
     assert files(tmp_path) == before
 
 
+@pytest.mark.parametrize("option, value", [("--num-itr", "0"), ("--keep", "0"), ("--log-every", "0"), ("--drop-cond", "1.5"), ("--val-nfe", "1000"), ("--lr", "-1"), ("--time-samples", "300")])
+def test_numbers_that_cannot_be(refused, data, tmp_path, option, value):
+    if option == "--time-samples": shutil.copytree(data / "data", tmp_path / "CurveVel_A" / "data"), shutil.copytree(data / "model", tmp_path / "CurveVel_A" / "model")
+    source = tmp_path / "CurveVel_A" if option == "--time-samples" else data
+    before = files(tmp_path)
+    refused(*train_words(source, tmp_path / "runs", option, value), saying=(value,))
+    assert files(tmp_path) == before
+
+
 def test_an_odd_bridge(refused, data, tmp_path): refused(*train_words(data, tmp_path / "runs", "--interval", "999"), saying=("999", "even"))
 
 

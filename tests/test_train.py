@@ -61,6 +61,15 @@ def test_a_run_directory_holds_what_it_promises(undisturbed):
     assert (undisturbed / "samples" / "step-8.png").stat().st_size > 10_000
 
 
+def test_tensorboard_gets_scalars_and_figures(mini):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    [folder] = {p.parent for p in (mini / "logs").rglob("events.out.*")}
+    events = EventAccumulator(str(folder)).Reload()
+    assert {"loss", "lr", "val_mae"} <= set(events.Tags()["scalars"]) and "validation" in events.Tags()["images"]
+    assert [e.step for e in events.Scalars("loss")] == [r["step"] for r in read_metrics(mini) if "loss" in r]
+
+
 def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(data, undisturbed, tmp_path):
     words = arguments(data, tmp_path, "killed", "--num-itr", "8", "--save-every", "2", "--val-every", "4")
     process = python_train(*words)
