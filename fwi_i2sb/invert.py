@@ -6,7 +6,7 @@
 __all__ = ['Inversion', 'TrainedRun', 'load_run', 'prepare_seismic', 'prepare_start', 'invert', 'device_name', 'resimulate',
            'validation_records', 'InvertOptions', 'invert_command', 'report']
 
-# %% ../nbs/31_invert.ipynb #8d1a6906
+# %% ../nbs/31_invert.ipynb #72168358
 import json, os, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import tyro
 
-# %% ../nbs/31_invert.ipynb #e3046e9e
+# %% ../nbs/31_invert.ipynb #7f216f87
 import fwi_i2sb
 from . import plot
 from .launch import resolve_device
@@ -31,7 +31,7 @@ from .store import StoreDataset
 from .train import progress_bar
 from .wave import Survey, decimate, simulate
 
-# %% ../nbs/31_invert.ipynb #bbb50764
+# %% ../nbs/31_invert.ipynb #8ded81a6
 @dataclass(frozen=True)
 class Inversion:
     "Velocity maps in m/s: `mean`, `std`, `start` `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`; and where they come from."
@@ -51,7 +51,7 @@ class Inversion:
         os.replace(part, path)
         return path
 
-# %% ../nbs/31_invert.ipynb #d63f88da
+# %% ../nbs/31_invert.ipynb #92ab25a3
 @dataclass(frozen=True)
 class TrainedRun:
     "A run read back: options, facts of its data, network with averaged weights, bridge."
@@ -69,7 +69,7 @@ class TrainedRun:
     @property
     def family(self) -> Family: return replace(get_family(self.facts["family"]), data_min=self.facts["data_min"], data_max=self.facts["data_max"])
 
-# %% ../nbs/31_invert.ipynb #8ded5925
+# %% ../nbs/31_invert.ipynb #9bc0a524
 def load_run(
     path: Path,  # a run directory, or one of its folders checkpoints/step-N
     *, device: str = "auto",  # auto, cpu or cuda
@@ -86,11 +86,11 @@ def load_run(
     device = torch.device(resolve_device(device))
     return TrainedRun(folder, options, facts, net.requires_grad_(False).eval().to(device), bridge, found.step, device)
 
-# %% ../nbs/31_invert.ipynb #9301f22e
+# %% ../nbs/31_invert.ipynb #046bd0a6
 def _tensor(values):
     return values.detach().float().cpu() if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values, dtype=np.float32))
 
-# %% ../nbs/31_invert.ipynb #0858fb9e
+# %% ../nbs/31_invert.ipynb #d2cb0bd8
 def prepare_seismic(
     run: TrainedRun,
     seismic,  # (shots, time, receivers) or (batch, shots, time, receivers): pressure, raw or decimated as in the store
@@ -111,7 +111,7 @@ def prepare_seismic(
     if not torch.isfinite(d).all(): raise InputError("the record holds values that are not finite (NaN or infinite)")
     return d if tuple(d.shape[1:]) == kept else decimate(d, facts["factor"])
 
-# %% ../nbs/31_invert.ipynb #2a4a0223
+# %% ../nbs/31_invert.ipynb #30777a9b
 def prepare_start(
     run: TrainedRun,
     start,  # "linear", "linear:TOP:BOTTOM", a .npy path, an array of maps in m/s, or a --corrupt text if truth is given
@@ -133,9 +133,11 @@ def prepare_start(
     if tuple(v.shape[-2:]) != size: raise InputError(f"the starting model has shape {tuple(v.shape)}; the run's maps are {size} (depth, x)")
     if not (torch.isfinite(v).all() and 500 <= v.min() and v.max() <= 10000):
         raise InputError(f"the starting model spans {v.min():g} to {v.max():g}: velocities in m/s are expected")
-    return v.reshape(-1, 1, *size).expand(batch, -1, -1, -1) if v.numel() == size[0] * size[1] else v.reshape(batch, 1, *size)
+    v = v.reshape(-1, 1, *size)
+    if len(v) not in (1, batch): raise InputError(f"{len(v)} starting models were given for {batch} record(s): give one for all, or one each")
+    return v.expand(batch, -1, -1, -1)
 
-# %% ../nbs/31_invert.ipynb #039479a5
+# %% ../nbs/31_invert.ipynb #974c8786
 @torch.inference_mode()
 def invert(
     run: TrainedRun,
@@ -157,6 +159,7 @@ def invert(
     if samples < 1: raise InputError("at least one sample is needed")
     d = prepare_seismic(run, seismic, survey)
     numbers = list(range(len(d))) if records is None else list(records)
+    if len(numbers) != len(d): raise InputError(f"{len(numbers)} record numbers were given for {len(d)} record(s)")
     x1 = prepare_start(run, start, numbers, truth=truth, seed=seed)
     began = time.perf_counter()
     maps = _draw(run, normalize_seismic(d, run.family), normalize_velocity(x1), [(r, k) for r in range(len(d)) for k in range(samples)], numbers,
@@ -171,7 +174,7 @@ def invert(
 
 TrainedRun.invert = invert
 
-# %% ../nbs/31_invert.ipynb #367be414
+# %% ../nbs/31_invert.ipynb #17683455
 def _draw(run, seismic, x1, jobs, numbers, how, w, clip, seed, batch_size, progress):
     conditional, out = run.net.encoder is not None, []
     conds = torch.cat([run.net.encode(part.to(run.device)) for part in seismic.split(batch_size)]) if conditional else None
@@ -184,12 +187,12 @@ def _draw(run, seismic, x1, jobs, numbers, how, w, clip, seed, batch_size, progr
         if progress: progress(first + len(part), len(jobs))
     return torch.cat(out)
 
-# %% ../nbs/31_invert.ipynb #ffdaee19
+# %% ../nbs/31_invert.ipynb #331dda8c
 def device_name(device: torch.device) -> str:
     "The device's own name, for provenance."
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads)"
 
-# %% ../nbs/31_invert.ipynb #f6abc640
+# %% ../nbs/31_invert.ipynb #90244bc6
 def resimulate(
     run: TrainedRun,
     velocity: torch.Tensor,  # (batch, 1, depth, x), m/s
@@ -198,7 +201,7 @@ def resimulate(
     "Records of velocity maps on the run's survey, decimated as its store."
     return torch.cat([decimate(simulate(v[None], run.survey, engine=engine), run.facts["factor"]) for v in velocity])
 
-# %% ../nbs/31_invert.ipynb #64b074d9
+# %% ../nbs/31_invert.ipynb #b02ed85f
 def validation_records(run: TrainedRun, count: int, dataset_dir: Path | None = None) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     "The first `count` validation pairs of a run's data set: pressure, maps in m/s, and their numbers."
     data = run.options.data if dataset_dir is None else replace(run.options.data, dataset_dir=dataset_dir, store_dir=None)
@@ -208,7 +211,7 @@ def validation_records(run: TrainedRun, count: int, dataset_dir: Path | None = N
     truth, seismic = (torch.stack(part) for part in zip(*(store.physical(i) for i in numbers)))
     return seismic, truth, numbers
 
-# %% ../nbs/31_invert.ipynb #fe355e63
+# %% ../nbs/31_invert.ipynb #2d9ea791
 @dataclass(frozen=True)
 class InvertOptions:
     "Invert validation records of a run's data set, or one record given as .npy."
@@ -229,15 +232,16 @@ class InvertOptions:
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the data misfit; openfwi is exact and slower
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
-# %% ../nbs/31_invert.ipynb #b7d7df27
+# %% ../nbs/31_invert.ipynb #ad50ecf9
 def _record(options: InvertOptions, run: TrainedRun):
     if options.record is None:
         seismic, truth, numbers = validation_records(run, options.records, options.dataset_dir)
         return seismic, truth, numbers, options.start or run.options.model.corrupt, f"validation-{len(numbers)}"
     survey = replace(run.survey, **{k: getattr(options, k) for k in ("dt", "dx") if getattr(options, k) is not None})
-    return prepare_seismic(run, open_npy(options.record), survey), None, [0], options.start or "linear", options.record.stem
+    seismic = prepare_seismic(run, open_npy(options.record), survey)
+    return seismic, None, list(range(len(seismic))), options.start or "linear", options.record.stem
 
-# %% ../nbs/31_invert.ipynb #f7790ba7
+# %% ../nbs/31_invert.ipynb #250754d0
 def invert_command(options: InvertOptions) -> Path:
     "Invert, write `NAME.npz` and `NAME.png`, and print the data misfit before and after."
     run = load_run(options.run, device=options.device)
@@ -257,7 +261,7 @@ def invert_command(options: InvertOptions) -> Path:
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return path
 
-# %% ../nbs/31_invert.ipynb #2b66d3fd
+# %% ../nbs/31_invert.ipynb #83cc555e
 def report(result: Inversion, misfits: dict, truth=None) -> str:
     "The outcome in words: misfit before and after, and the error where there is a truth."
     before, after = (float(np.mean(misfits[k])) for k in ("start", "mean"))

@@ -74,6 +74,13 @@ def test_one_record_of_ones_own(fwi, mini, record, tmp_path):
     assert (tmp_path / "out" / "record.png").stat().st_size > 10_000
 
 
+def test_several_records_in_one_file_each_with_its_start(fwi, mini, data, tmp_path):
+    np.save(tmp_path / "two.npy", np.load(data / "data" / "data49.npy", mmap_mode="r", allow_pickle=False)[:2])
+    np.save(tmp_path / "starts.npy", np.stack([np.full((70, 70), v, np.float32) for v in (2000, 3000)]))
+    assert fwi("invert", mini, "--record", tmp_path / "two.npy", "--start", tmp_path / "starts.npy", "--samples", "1", "--nfe", "1", "--out", tmp_path).code == 0
+    with np.load(tmp_path / "two.npz", allow_pickle=False) as result: np.testing.assert_allclose(result["start"][:, 0, 0, 0], [2000, 3000], rtol=1e-5)
+
+
 def test_evaluate_writes_the_table_with_its_controls(fwi, mini, tmp_path):
     done = fwi("evaluate", mini, "--records", "3", "--samples", "2", "--nfe", "2", "--misfit-records", "1", "--out", tmp_path)
     rows = json.loads((tmp_path / "card.json").read_text())["rows"]
@@ -174,7 +181,8 @@ def test_records_the_run_was_not_trained_for(refused, mini, record, tmp_path):
 def test_starts_that_cannot_be(refused, mini, record, tmp_path):
     np.save(tmp_path / "km.npy", np.full((70, 70), 2.5, np.float32))
     np.save(tmp_path / "small.npy", np.full((60, 70), 2500, np.float32))
-    for start, words in ((tmp_path / "km.npy", ("m/s",)), (tmp_path / "small.npy", ("(60, 70)", "(70, 70)")), ("blur-openfwi_custom", ("true map",)), ("lineal", ("linear",))):
+    np.save(tmp_path / "three.npy", np.full((3, 70, 70), 2500, np.float32))
+    for start, words in ((tmp_path / "km.npy", ("m/s",)), (tmp_path / "three.npy", ("3 starting models",)), (tmp_path / "small.npy", ("(60, 70)", "(70, 70)")), ("blur-openfwi_custom", ("true map",)), ("lineal", ("linear",))):
         refused("invert", mini, "--record", record, "--start", start, "--out", tmp_path / "out", saying=words)
     assert not (tmp_path / "out").exists()
 
