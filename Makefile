@@ -6,7 +6,7 @@ DEMO   ?= demo
 
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help setup demo test test-system notebooks readme lab clean
+.PHONY: help setup demo test notebooks readme lab clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Report', 'check_folder', 'check_record', 'verify_store']
 
-# %% ../nbs/05_check.ipynb #5ecb6093
+# %% ../nbs/05_check.ipynb #a13f8706
 import math, shutil, zlib
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from .openfwi import (FAMILIES, VELOCITY_MAX, VELOCITY_MIN, Family, InputError, 
                               open_npy, read_pair, store_bytes)
 from .store import StoreDataset
 
-# %% ../nbs/05_check.ipynb #4af53b99
+# %% ../nbs/05_check.ipynb #080aa4b8
 @dataclass
 class Report:
     "What a look at a file or folder found: `facts` by name, and `problems`, one sentence each."
@@ -34,7 +34,7 @@ class Report:
         "The report as plain numbers and texts."
         return asdict(self)
 
-# %% ../nbs/05_check.ipynb #56a04948
+# %% ../nbs/05_check.ipynb #d4f61919
 class _Range:
     "Smallest and largest value and the shapes of all records seen."
     def __init__(self): self.low, self.high, self.shapes = math.inf, -math.inf, {}  # shape -> first file that has it
@@ -47,7 +47,7 @@ class _Range:
 
     def facts(self): return dict(shape=str(sorted(self.shapes)).strip("[]"), min=self.low, max=self.high)
 
-# %% ../nbs/05_check.ipynb #bc6ff738
+# %% ../nbs/05_check.ipynb #43847407
 def _judge(seismic, velocity, family):
     "Sentences about ranges and shapes that do not fit the family."
     for name, seen in (("seismic", seismic), ("velocity", velocity)):
@@ -57,7 +57,7 @@ def _judge(seismic, velocity, family):
     if seismic.low < 2 * family.data_min or seismic.high > 2 * family.data_max:
         yield f"pressure {seismic.low:g} to {seismic.high:g} is far outside {family.name}'s {family.data_min:g} to {family.data_max:g}: another unit?"
 
-# %% ../nbs/05_check.ipynb #d658a67c
+# %% ../nbs/05_check.ipynb #565d2bdb
 def _pairs_by_split(root, family, val_files, problems):
     try: found = {s: _split(root, family, s, val_files) for s in ("train", "val")}
     except InputError as error:
@@ -70,7 +70,7 @@ def _pairs_by_split(root, family, val_files, problems):
             except InputError as error: problems.append(str(error))
     return good
 
-# %% ../nbs/05_check.ipynb #020d6a51
+# %% ../nbs/05_check.ipynb #99ae83ba
 def check_folder(root:str|Path,                # a folder `find_root` understands
     family:str|Family|None=None,  # default: the family the folder is named after
     *, val_files=None,            # validation files, as for `discover`
@@ -79,10 +79,12 @@ def check_folder(root:str|Path,                # a folder `find_root` understand
     """Read every record of a folder once and report counts, shapes, ranges, disk needed, and problems.
 
     Raises `InputError` only when there is nothing to look at: no such folder, no such family."""
+    if not Path(root).is_dir(): raise InputError(f"there is no folder {root}")
     family = get_family(Path(root).resolve().name if family is None else family)
     root, problems = find_root(root, family), []
     splits = _pairs_by_split(root, family, val_files, problems)
     records = [(p, i) for pairs in splits.values() for p in pairs for i in range(p.count)]
+    problems += [f"{root} holds no {split} records" for split, pairs in splits.items() if not pairs]
     seismic, velocity = _Range(), _Range()
     for done, (p, i) in enumerate(records):
         d, v = read_pair(p, i)
@@ -96,18 +98,21 @@ def check_folder(root:str|Path,                # a folder `find_root` understand
             "store needs GB": store_bytes(len(records), (s, min(t, 250), r), v.shape) / 1e9, "free GB": shutil.disk_usage(root).free / 1e9})
     return Report(str(root), facts, problems)
 
-# %% ../nbs/05_check.ipynb #d88d4604
+# %% ../nbs/05_check.ipynb #64384dde
 def _source_velocities(d):
     a2 = (math.pi * 15 * 0.073)**2
     ratio = d[range(5), 0, (0, 17, 34, 52, 69)].astype(np.float64) / ((1 - 2 * a2) * math.exp(-a2))
     return np.sqrt(np.maximum(ratio, 0)) / 1e-3  # m/s; 0 where the sign is wrong
 
-# %% ../nbs/05_check.ipynb #0879f741
+# %% ../nbs/05_check.ipynb #59855aec
 def check_record(path:str|Path, # .npy of one record (shots, time, receivers)
 )->Report:
     "Look at a single record: shape, range against every family, and whether it starts as OpenFWI's records do."
     d = np.array(open_npy(path, ndim=3), dtype=np.float32)
     report = Report(str(path), dict(shape=str(d.shape)))
+    if not d.size:
+        report.problems.append(f"shape {d.shape} holds no value")
+        return report
     bad = np.argwhere(~np.isfinite(d))
     if len(bad): report.problems.append(f"NaN or infinite values ({len(bad)} of {d.size}), the first at shot, time, receiver {tuple(bad[0].tolist())}")
     low, high = float(np.nanmin(d)), float(np.nanmax(d))
@@ -121,7 +126,7 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers)
     if not inside.all(): report.problems.append("its first samples are not those of OpenFWI's source: other units, time zero or geometry")
     return report
 
-# %% ../nbs/05_check.ipynb #5f9af105
+# %% ../nbs/05_check.ipynb #d529b25f
 def verify_store(root:str|Path,  # what `convert` returned
     split:str,      # "train" or "val"
     *, progress=None, # called with (records done, records in all)

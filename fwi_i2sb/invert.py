@@ -6,7 +6,7 @@
 __all__ = ['Inversion', 'TrainedRun', 'load_run', 'prepare_seismic', 'prepare_start', 'invert', 'device_name', 'resimulate',
            'validation_records', 'InvertOptions', 'invert_command', 'report']
 
-# %% ../nbs/31_invert.ipynb #72168358
+# %% ../nbs/31_invert.ipynb #acd78d22
 import json, os, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import tyro
 
-# %% ../nbs/31_invert.ipynb #7f216f87
+# %% ../nbs/31_invert.ipynb #72021550
 import fwi_i2sb
 from . import plot
 from .launch import resolve_device
@@ -26,12 +26,12 @@ from .openfwi import Family, InputError, denormalize_velocity, get_family, norma
 from .options import run_command
 from .run import build_model, newest_checkpoint, open_store, read_checkpoint, read_config, read_start_maps
 from .sampler import predictor, run_sampler
-from .start import Start, parse_start
+from .start import STARTS, Start, parse_start
 from .store import StoreDataset
 from .train import progress_bar
 from .wave import Survey, decimate, simulate
 
-# %% ../nbs/31_invert.ipynb #8ded81a6
+# %% ../nbs/31_invert.ipynb #582bee6c
 @dataclass(frozen=True)
 class Inversion:
     "Velocity maps in m/s: `mean`, `std`, `start` `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`; and where they come from."
@@ -51,7 +51,7 @@ class Inversion:
         os.replace(part, path)
         return path
 
-# %% ../nbs/31_invert.ipynb #92ab25a3
+# %% ../nbs/31_invert.ipynb #30aa31c3
 @dataclass(frozen=True)
 class TrainedRun:
     "A run read back: options, facts of its data, network with averaged weights, bridge."
@@ -69,7 +69,7 @@ class TrainedRun:
     @property
     def family(self) -> Family: return replace(get_family(self.facts["family"]), data_min=self.facts["data_min"], data_max=self.facts["data_max"])
 
-# %% ../nbs/31_invert.ipynb #9bc0a524
+# %% ../nbs/31_invert.ipynb #4039e433
 def load_run(
     path: Path,  # a run directory, or one of its folders checkpoints/step-N
     *, device: str = "auto",  # auto, cpu or cuda
@@ -86,11 +86,11 @@ def load_run(
     device = torch.device(resolve_device(device))
     return TrainedRun(folder, options, facts, net.requires_grad_(False).eval().to(device), bridge, found.step, device)
 
-# %% ../nbs/31_invert.ipynb #046bd0a6
+# %% ../nbs/31_invert.ipynb #918ae855
 def _tensor(values):
     return values.detach().float().cpu() if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values, dtype=np.float32))
 
-# %% ../nbs/31_invert.ipynb #d2cb0bd8
+# %% ../nbs/31_invert.ipynb #bcf8c43b
 def prepare_seismic(
     run: TrainedRun,
     seismic,  # (shots, time, receivers) or (batch, shots, time, receivers): pressure, raw or decimated as in the store
@@ -111,7 +111,7 @@ def prepare_seismic(
     if not torch.isfinite(d).all(): raise InputError("the record holds values that are not finite (NaN or infinite)")
     return d if tuple(d.shape[1:]) == kept else decimate(d, facts["factor"])
 
-# %% ../nbs/31_invert.ipynb #30777a9b
+# %% ../nbs/31_invert.ipynb #1c538ad3
 def prepare_start(
     run: TrainedRun,
     start,  # "linear", "linear:TOP:BOTTOM", a .npy path, an array of maps in m/s, or a --corrupt text if truth is given
@@ -121,7 +121,7 @@ def prepare_start(
 ) -> torch.Tensor:  # (batch, 1, depth, x), m/s
     "Starting models in m/s. Raises `InputError` for a wrong shape, wrong units, or a blur without a truth."
     size, batch = tuple(run.facts["map_size"]), len(numbers)
-    if isinstance(start, (str, Path)) and str(start).endswith(".npy"): start = open_npy(start)
+    if isinstance(start, Path) or isinstance(start, str) and start.endswith(".npy") and start.split(":")[0] not in STARTS: start = open_npy(start)
     if isinstance(start, str):
         specs = parse_start(start)
         if truth is None and any(spec.uses_truth for spec in specs):
@@ -137,7 +137,7 @@ def prepare_start(
     if len(v) not in (1, batch): raise InputError(f"{len(v)} starting models were given for {batch} record(s): give one for all, or one each")
     return v.expand(batch, -1, -1, -1)
 
-# %% ../nbs/31_invert.ipynb #974c8786
+# %% ../nbs/31_invert.ipynb #563c3805
 @torch.inference_mode()
 def invert(
     run: TrainedRun,
@@ -161,20 +161,21 @@ def invert(
     numbers = list(range(len(d))) if records is None else list(records)
     if len(numbers) != len(d): raise InputError(f"{len(numbers)} record numbers were given for {len(d)} record(s)")
     x1 = prepare_start(run, start, numbers, truth=truth, seed=seed)
+    ot_ode = run.options.model.ot_ode if ot_ode is None else ot_ode
+    clip_denoise = run.options.model.clip_denoise if clip_denoise is None else clip_denoise
     began = time.perf_counter()
     maps = _draw(run, normalize_seismic(d, run.family), normalize_velocity(x1), [(r, k) for r in range(len(d)) for k in range(samples)], numbers,
-                 dict(nfe=nfe, ot_ode=run.options.model.ot_ode if ot_ode is None else ot_ode), w,
-                 run.options.model.clip_denoise if clip_denoise is None else clip_denoise, seed, batch_size, progress)
+                 dict(nfe=nfe, ot_ode=ot_ode), w, clip_denoise, seed, batch_size, progress)
     seconds = (time.perf_counter() - began) / len(d)
     maps = denormalize_velocity(maps).reshape(len(d), samples, *x1.shape[1:])
-    provenance = dict(run=str(run.path), step=run.step, start=start if isinstance(start, str) else "given map", samples=samples, nfe=nfe, w=w, seed=seed, ot_ode=ot_ode,
+    provenance = dict(run=str(run.path), step=run.step, start=start if isinstance(start, str) else "given map", samples=samples, nfe=nfe, w=w, seed=seed, ot_ode=ot_ode, clip_denoise=clip_denoise, records=numbers, linear=run.facts["linear"],
                       seconds_per_record=seconds, device=device_name(run.device), version=fwi_i2sb.__version__, torch=torch.__version__)
     return Inversion(maps.mean(1), maps.std(1, correction=0), maps, x1, provenance)
 
 
 TrainedRun.invert = invert
 
-# %% ../nbs/31_invert.ipynb #17683455
+# %% ../nbs/31_invert.ipynb #32863ecf
 def _draw(run, seismic, x1, jobs, numbers, how, w, clip, seed, batch_size, progress):
     conditional, out = run.net.encoder is not None, []
     conds = torch.cat([run.net.encode(part.to(run.device)) for part in seismic.split(batch_size)]) if conditional else None
@@ -187,21 +188,21 @@ def _draw(run, seismic, x1, jobs, numbers, how, w, clip, seed, batch_size, progr
         if progress: progress(first + len(part), len(jobs))
     return torch.cat(out)
 
-# %% ../nbs/31_invert.ipynb #331dda8c
+# %% ../nbs/31_invert.ipynb #e12623a2
 def device_name(device: torch.device) -> str:
     "The device's own name, for provenance."
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads)"
 
-# %% ../nbs/31_invert.ipynb #90244bc6
+# %% ../nbs/31_invert.ipynb #4b669f04
 def resimulate(
     run: TrainedRun,
     velocity: torch.Tensor,  # (batch, 1, depth, x), m/s
     engine: str = "deepwave",  # or "openfwi", exact
 ) -> torch.Tensor:  # (batch, shots, time_samples, receivers), pressure
-    "Records of velocity maps on the run's survey, decimated as its store."
-    return torch.cat([decimate(simulate(v[None], run.survey, engine=engine), run.facts["factor"]) for v in velocity])
+    "Records of velocity maps (kept within 500 to 6000 m/s, where the scheme is stable) on the run's survey, decimated as its store."
+    return torch.cat([decimate(simulate(v[None].clamp(500, 6000), run.survey, engine=engine), run.facts["factor"]) for v in velocity])
 
-# %% ../nbs/31_invert.ipynb #b02ed85f
+# %% ../nbs/31_invert.ipynb #73e206c9
 def validation_records(run: TrainedRun, count: int, dataset_dir: Path | None = None) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     "The first `count` validation pairs of a run's data set: pressure, maps in m/s, and their numbers."
     data = run.options.data if dataset_dir is None else replace(run.options.data, dataset_dir=dataset_dir, store_dir=None)
@@ -211,7 +212,7 @@ def validation_records(run: TrainedRun, count: int, dataset_dir: Path | None = N
     truth, seismic = (torch.stack(part) for part in zip(*(store.physical(i) for i in numbers)))
     return seismic, truth, numbers
 
-# %% ../nbs/31_invert.ipynb #2d9ea791
+# %% ../nbs/31_invert.ipynb #46083258
 @dataclass(frozen=True)
 class InvertOptions:
     "Invert validation records of a run's data set, or one record given as .npy."
@@ -223,8 +224,8 @@ class InvertOptions:
     samples: int = 8  # samples per record
     nfe: int = 5  # network calls per sample
     w: float = 1.0  # guidance: 1 uses the seismic fully, 0 not at all
-    ot_ode: bool | None = None  # deterministic steps without noise; default: as the run was trained
-    clip_denoise: bool | None = None  # clip the predicted map to [-1, 1] at every step; default: as the run
+    ot_ode: bool | None = None  # True or False: deterministic steps without noise; default: as the run was trained
+    clip_denoise: bool | None = None  # True or False: clip the predicted map to [-1, 1] at every step; default: as the run
     seed: int = 0  # seed of the samples
     dt: float | None = None  # time step of the record in s, checked against the run's
     dx: float | None = None  # receiver spacing of the record in m, checked against the run's
@@ -232,16 +233,17 @@ class InvertOptions:
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the data misfit; openfwi is exact and slower
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
-# %% ../nbs/31_invert.ipynb #ad50ecf9
+# %% ../nbs/31_invert.ipynb #e1b49880
 def _record(options: InvertOptions, run: TrainedRun):
     if options.record is None:
+        if options.dt or options.dx: raise InputError("--dt and --dx describe the record given with --record; validation records bring their own")
         seismic, truth, numbers = validation_records(run, options.records, options.dataset_dir)
         return seismic, truth, numbers, options.start or run.options.model.corrupt, f"validation-{len(numbers)}"
     survey = replace(run.survey, **{k: getattr(options, k) for k in ("dt", "dx") if getattr(options, k) is not None})
     seismic = prepare_seismic(run, open_npy(options.record), survey)
     return seismic, None, list(range(len(seismic))), options.start or "linear", options.record.stem
 
-# %% ../nbs/31_invert.ipynb #250754d0
+# %% ../nbs/31_invert.ipynb #cfd30b97
 def invert_command(options: InvertOptions) -> Path:
     "Invert, write `NAME.npz` and `NAME.png`, and print the data misfit before and after."
     run = load_run(options.run, device=options.device)
@@ -261,7 +263,7 @@ def invert_command(options: InvertOptions) -> Path:
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return path
 
-# %% ../nbs/31_invert.ipynb #83cc555e
+# %% ../nbs/31_invert.ipynb #b20cff18
 def report(result: Inversion, misfits: dict, truth=None) -> str:
     "The outcome in words: misfit before and after, and the error where there is a truth."
     before, after = (float(np.mean(misfits[k])) for k in ("start", "mean"))

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LAUNCHERS', 'Ranks', 'find_ranks', 'resolve_precision', 'resolve_device', 'open_accelerator']
 
-# %% ../nbs/23_launch.ipynb #e3a3aef8
-import contextlib, gc, os
+# %% ../nbs/23_launch.ipynb #834e95ec
+import contextlib, gc, os, re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Mapping
@@ -18,7 +18,7 @@ from accelerate.state import AcceleratorState
 from .openfwi import InputError
 from .options import DeviceOptions
 
-# %% ../nbs/23_launch.ipynb #111de89c
+# %% ../nbs/23_launch.ipynb #811f390d
 @dataclass(frozen=True)
 class Ranks:
     "This process among all: its rank, their number, the same within its node, and where rank 0 listens."
@@ -29,7 +29,7 @@ class Ranks:
     address: str = "127.0.0.1"
     port: int = 6020
 
-# %% ../nbs/23_launch.ipynb #14d69b82
+# %% ../nbs/23_launch.ipynb #7d8c1aa0
 LAUNCHERS = {  # rank, world, local rank, local world
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -37,14 +37,14 @@ LAUNCHERS = {  # rank, world, local rank, local world
     "Slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
 
-# %% ../nbs/23_launch.ipynb #13b2bbc4
+# %% ../nbs/23_launch.ipynb #e7a62fe1
 def _launched(env: Mapping[str, str]) -> list[int]:
     for names in LAUNCHERS.values():
         if names[0] in env and names[1] in env:
-            return [int(env.get(name, default).split("(")[0]) for name, default in zip(names, ("0", "1", "0", "1"))]
+            return [int(re.split(r"[(,]", env.get(name, default))[0]) for name, default in zip(names, ("0", "1", "0", "1"))]
     return [0, 1, 0, 1]
 
-# %% ../nbs/23_launch.ipynb #8e57d6d0
+# %% ../nbs/23_launch.ipynb #cda092c5
 def find_ranks(
     hardware: DeviceOptions,  # its flags come first
     env: Mapping[str, str] = os.environ,  # then these variables
@@ -59,9 +59,9 @@ def find_ranks(
     if not 0 <= rank < world: raise InputError(f"rank {rank} does not exist among {world} processes: see --num-proc-node and --node-rank")
     address = hardware.master_address or env.get("MASTER_ADDR") or env.get("SLURM_LAUNCH_NODE_IPADDR")
     if address is None and world > local_world: raise InputError("several nodes need --master-address, the address of rank 0")
-    return Ranks(rank, world, local_rank, local_world, address or "127.0.0.1", int(env.get("MASTER_PORT", hardware.master_port)))
+    return Ranks(rank, world, local_rank, local_world, address or "127.0.0.1", hardware.master_port or int(env.get("MASTER_PORT", 6020)))
 
-# %% ../nbs/23_launch.ipynb #52204695
+# %% ../nbs/23_launch.ipynb #b2c06124
 def resolve_precision(precision: str, device: str) -> str:
     "`auto` as 'bf16' or 'fp32': bf16 on GPUs and processors that compute in it (AVX512-BF16, AMX)."
     if precision != "auto": return precision
@@ -69,21 +69,21 @@ def resolve_precision(precision: str, device: str) -> str:
     able = torch.cpu.get_capabilities()
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
 
-# %% ../nbs/23_launch.ipynb #0606f872
+# %% ../nbs/23_launch.ipynb #f6d68c95
 def resolve_device(device: str) -> str:
     "`auto` as 'cuda' where there is one, else 'cpu'. Raises `InputError` for a 'cuda' that is not there."
     if device == "cuda" and not torch.cuda.is_available(): raise InputError("--device cuda: this machine has no CUDA device that torch can use")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
-# %% ../nbs/23_launch.ipynb #83f9fb8d
+# %% ../nbs/23_launch.ipynb #2ac2dea0
 def _check_gpu(hardware: DeviceOptions, world: int):
     if hardware.gpu is None: return
-    if hardware.device == "cpu": raise InputError("--gpu and --device cpu contradict each other: leave one out")
+    if hardware.device == "cpu": raise InputError(f"--gpu {hardware.gpu} and --device cpu contradict each other: leave one out")
     if world > 1: raise InputError("--gpu picks the one device of a single process; leave it out with several")
-    if not 0 <= hardware.gpu is not None and not hardware.gpu < torch.cuda.device_count():
+    if not 0 <= hardware.gpu < torch.cuda.device_count():
         raise InputError(f"--gpu {hardware.gpu}: torch sees {torch.cuda.device_count()} CUDA devices")
 
-# %% ../nbs/23_launch.ipynb #08a3b4e0
+# %% ../nbs/23_launch.ipynb #b98e4516
 @contextlib.contextmanager
 def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str):
     "An `Accelerator` for these options; its process group and state are gone when the block ends."
@@ -92,6 +92,7 @@ def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str):
     values = dict(RANK=ranks.rank, WORLD_SIZE=ranks.world, LOCAL_RANK=ranks.local_rank, LOCAL_WORLD_SIZE=ranks.local_world,
                   MASTER_ADDR=ranks.address, MASTER_PORT=ranks.port) if ranks.world > 1 else {}
     if hardware.gpu is not None: values["ACCELERATE_TORCH_DEVICE"] = f"cuda:{hardware.gpu}"
+    before = {name: os.environ.get(name) for name in values}
     os.environ.update({k: str(v) for k, v in values.items()})
     precision = {"bf16": "bf16", "fp32": "no"}[resolve_precision(hardware.precision, device)]
     try:
@@ -102,3 +103,4 @@ def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str):
         if torch.distributed.is_initialized(): torch.distributed.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
         for name in values: os.environ.pop(name)
+        os.environ.update({k: v for k, v in before.items() if v is not None})

@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'FREE_OPTIONS', 'RunOptions', 'DataOptions', 'ModelOptions', 'OptimOptions', 'LogOptions', 'DeviceOptions',
-           'TrainOptions', 'parse', 'run_command', 'options_to_dict', 'options_from_dict', 'check_limits',
-           'first_difference']
+           'TrainOptions', 'parse', 'options_to_dict', 'options_from_dict', 'check_limits', 'first_difference',
+           'run_command']
 
-# %% ../nbs/19_options.ipynb #0a82667e
-import dataclasses, json, sys
+# %% ../nbs/19_options.ipynb #7c9bcca4
+import dataclasses, json, math, sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Literal
@@ -17,7 +17,7 @@ import tyro
 
 from .openfwi import InputError
 
-# %% ../nbs/19_options.ipynb #c2a6a3bd
+# %% ../nbs/19_options.ipynb #872ef500
 @dataclass(frozen=True)
 class RunOptions:
     "Where the run lives and how it is seeded."
@@ -26,7 +26,7 @@ class RunOptions:
     seed: int = 0  # seed of the weights, the data order and every noise draw
     ckpt: Path | None = None  # checkpoint folder or run to take the weights from: fine-tunes under this run's name
 
-# %% ../nbs/19_options.ipynb #05e5194f
+# %% ../nbs/19_options.ipynb #f645ac74
 @dataclass(frozen=True)
 class DataOptions:
     "Which pairs of seismic records and velocity maps are used."
@@ -39,7 +39,7 @@ class DataOptions:
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
     loader_workers: int = 0  # processes that read ahead of the training loop
 
-# %% ../nbs/19_options.ipynb #7df7e089
+# %% ../nbs/19_options.ipynb #899e1614
 @dataclass(frozen=True)
 class ModelOptions:
     "The network and the bridge."
@@ -58,7 +58,7 @@ class ModelOptions:
     ot_ode: bool = False  # no noise in the bridge: the optimal-transport limit, deterministic sampling
     clip_denoise: bool = False  # clip the predicted map to [-1, 1] at every sampling step
 
-# %% ../nbs/19_options.ipynb #25dd809d
+# %% ../nbs/19_options.ipynb #305937d3
 @dataclass(frozen=True)
 class OptimOptions:
     "The optimiser."
@@ -74,7 +74,7 @@ class OptimOptions:
     clip_grad_norm: float | None = None  # clip the gradient's norm
     ema: float = 0.999  # rate of the exponential moving average of the weights, warmed up (published: 0.99)
 
-# %% ../nbs/19_options.ipynb #93ff1efa
+# %% ../nbs/19_options.ipynb #5630e27a
 @dataclass(frozen=True)
 class LogOptions:
     "What is written down, and how often."
@@ -86,7 +86,7 @@ class LogOptions:
     save_every: int = 5000  # steps between two checkpoints; one more at the end
     keep: int = 2  # newest checkpoints that are kept
 
-# %% ../nbs/19_options.ipynb #d5b40487
+# %% ../nbs/19_options.ipynb #e85d753e
 @dataclass(frozen=True)
 class DeviceOptions:
     "Devices and processes. Ranks come from these flags, else from torchrun, MPI or Slurm."
@@ -96,9 +96,9 @@ class DeviceOptions:
     num_proc_node: int | None = None  # number of nodes of a multi-node run
     node_rank: int | None = None  # index of this node among them
     master_address: str | None = None  # address of the node that holds rank 0
-    master_port: int = 6020  # port of rank 0
+    master_port: int | None = None  # port of rank 0; default: MASTER_PORT, else 6020
 
-# %% ../nbs/19_options.ipynb #eeb52999
+# %% ../nbs/19_options.ipynb #5605663c
 @dataclass(frozen=True)
 class TrainOptions:
     "Train a bridge on a data set, or continue the run of this name."
@@ -114,7 +114,7 @@ class TrainOptions:
         "The run directory, RESULT_DIR/NAME."
         return Path(self.run.result_dir) / (self.run.name or str(self.run.seed))
 
-# %% ../nbs/19_options.ipynb #2540c397
+# %% ../nbs/19_options.ipynb #8e5f5a93
 def parse(
     options_type: type,  # a dataclass of options
     argv: list[str] | None = None,  # command line without the program's name; default: sys.argv
@@ -123,29 +123,12 @@ def parse(
     "Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike."
     return tyro.cli(tyro.conf.OmitArgPrefixes[options_type], args=argv, prog=prog, description=options_type.__doc__)
 
-# %% ../nbs/19_options.ipynb #8c86d1bd
-def run_command(
-    function: Callable,  # takes the parsed options
-    options_type: type,  # dataclass of its options
-    argv: list[str] | None = None,  # command line; default: sys.argv
-    prog: str | None = None,  # name shown by --help
-):
-    "Parse, run, and turn an `InputError` into one sentence on stderr and exit code 2; 1 for a killed worker, 130 for Ctrl-C."
-    try:
-        return function(parse(options_type, argv, prog))
-    except (InputError, ChildProcessError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
-    except KeyboardInterrupt:
-        print("interrupted: repeat the command to continue", file=sys.stderr)
-        raise SystemExit(130) from None
-
-# %% ../nbs/19_options.ipynb #68c6c31f
+# %% ../nbs/19_options.ipynb #d3f2c9a0
 def options_to_dict(options) -> dict:
     "Nested plain dictionary of a dataclass of options; paths become strings."
     return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
-# %% ../nbs/19_options.ipynb #dbad1dcd
+# %% ../nbs/19_options.ipynb #818b0024
 def options_from_dict(options_type: type, values: dict):
     "The inverse of `options_to_dict`; unknown names raise `InputError`."
     known = {f.name: f for f in dataclasses.fields(options_type)}
@@ -153,36 +136,37 @@ def options_from_dict(options_type: type, values: dict):
         raise InputError(f"config has the unknown option {sorted(extra)[0]!r}: it was written by another version")
     return options_type(**{name: _typed(known[name].type, value) for name, value in values.items()})
 
-# %% ../nbs/19_options.ipynb #06741e7d
+# %% ../nbs/19_options.ipynb #5a11385c
 def _typed(kind, value):
     if dataclasses.is_dataclass(kind): return options_from_dict(kind, value)
     if value is not None and kind in (Path, Path | None): return Path(value)
     return tuple(value) if isinstance(value, list) else value
 
-# %% ../nbs/19_options.ipynb #0d9462d1
+# %% ../nbs/19_options.ipynb #9a8e8f18
 _MANY = float("inf")
 LIMITS = {name: (1, _MANY) for name in ("time_samples", "image_size", "batch_size", "microbatch", "num_itr", "lr_step", "log_every", "val_every", "val_batches",
-                                        "val_nfe", "save_every", "keep", "num_proc_node")}  # least and largest value
-LIMITS |= {name: (0, _MANY) for name in ("seed", "loader_workers", "cond_weight", "lr", "warmup", "weight_decay", "clip_grad_norm", "gpu", "node_rank")}
+                                        "val_nfe", "save_every", "keep", "num_proc_node", "records", "samples", "nfe", "misfit_records", "shard_size", "steps")}  # least and largest value
+LIMITS |= {name: (0, _MANY) for name in ("seed", "loader_workers", "cond_weight", "lr", "warmup", "weight_decay", "clip_grad_norm", "gpu", "node_rank", "train", "val", "workers")}
 LIMITS |= {name: (0, 1) for name in ("drop_cond", "lr_gamma", "ema")} | {"master_port": (1, 65535)}
 
-# %% ../nbs/19_options.ipynb #85e280b0
-def check_limits(options: TrainOptions):
-    "Raise `InputError` for the first number outside `LIMITS`."
-    for values in options_to_dict(options).values():
-        for name, value in values.items():
+# %% ../nbs/19_options.ipynb #fbae26c0
+def check_limits(options):
+    "Raise `InputError` for the first number of a dataclass of options that is not finite or outside `LIMITS`."
+    values = options_to_dict(options)
+    for group in [values, *(v for v in values.values() if isinstance(v, dict))]:
+        for name, value in group.items():
             low, high = LIMITS.get(name, (-_MANY, _MANY))
-            if isinstance(value, (int, float)) and not low <= value <= high:
+            if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
                 raise InputError(f"--{name.replace('_', '-')} {value} cannot be: give {f'{low} or more' if high == _MANY else f'a value from {low} to {high}'}")
 
-# %% ../nbs/19_options.ipynb #37770f8e
+# %% ../nbs/19_options.ipynb #5de09b52
 FREE_OPTIONS = {
     "run.result_dir", "data.dataset_dir", "data.store_dir", "data.loader_workers", "optim.microbatch",
     "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.save_every", "log.keep",
     "hardware.device", "hardware.gpu", "hardware.num_proc_node", "hardware.node_rank", "hardware.master_address", "hardware.master_port",
 }
 
-# %% ../nbs/19_options.ipynb #0759fe92
+# %% ../nbs/19_options.ipynb #4d9176a5
 def first_difference(old: TrainOptions, new: TrainOptions) -> str | None:
     "The first option that makes `new` another run than `old`, as `--name (old, now new)`; None if it is the same run."
     free = FREE_OPTIONS | ({"optim.num_itr"} if new.optim.lr_schedule == "step" else set())
@@ -191,3 +175,25 @@ def first_difference(old: TrainOptions, new: TrainOptions) -> str | None:
             now = options_to_dict(new)[group][name]
             if f"{group}.{name}" not in free and now != value:
                 return f"--{name.replace('_', '-')} ({value}, now {now})"
+
+# %% ../nbs/19_options.ipynb #a74a7e43
+def run_command(
+    function: Callable,  # takes the parsed options
+    options_type: type,  # dataclass of its options
+    argv: list[str] | None = None,  # command line; default: sys.argv
+    prog: str | None = None,  # name shown by --help
+):
+    "Parse, run, and turn an `InputError` into one sentence on stderr and exit code 2 (an `OSError` too); 1 for a killed worker, 130 for Ctrl-C."
+    try:
+        options = parse(options_type, argv, prog)
+        check_limits(options)
+        return function(options)
+    except (InputError, ChildProcessError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        raise SystemExit(2 if isinstance(error, InputError) else 1) from None
+    except OSError as error:
+        print(f"error: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except KeyboardInterrupt:
+        print("interrupted: repeat the command to continue", file=sys.stderr)
+        raise SystemExit(130) from None

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['write_atomic', 'write_config', 'read_config', 'open_store', 'read_start_maps', 'data_facts', 'build_model',
            'check_run', 'save_checkpoint', 'Checkpoint', 'read_checkpoint', 'checkpoints', 'newest_checkpoint',
-           'prune_checkpoints', 'optimizer_tensors', 'load_optimizer', 'append_metrics', 'read_metrics',
-           'truncate_metrics']
+           'drop_checkpoints', 'prune_checkpoints', 'optimizer_tensors', 'load_optimizer', 'append_metrics',
+           'read_metrics', 'truncate_metrics']
 
-# %% ../nbs/20_run.ipynb #107062cf
+# %% ../nbs/20_run.ipynb #07863235
 import hashlib, json, os, re, shutil, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from .options import DataOptions, ModelOptions, RunOptions, TrainOptions, first_
 from .start import fit_linear, parse_start
 from .store import StoreDataset, convert
 
-# %% ../nbs/20_run.ipynb #620c315f
+# %% ../nbs/20_run.ipynb #a99d0d59
 def write_atomic(path: Path, text: str):
     "Write a text file so that a reader sees the old or the new content, never a part."
     part = path.with_name(path.name + ".part")
@@ -34,13 +34,13 @@ def write_atomic(path: Path, text: str):
         os.fsync(file.fileno())
     os.replace(part, path)
 
-# %% ../nbs/20_run.ipynb #1a876d9a
+# %% ../nbs/20_run.ipynb #e717d94d
 def write_config(folder: Path, options: TrainOptions, facts: dict):
     "Write `config.json` of a run: its options and the facts of its data. Makes the folder."
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_atomic(Path(folder) / "config.json", json.dumps({**options_to_dict(options), "facts": facts}, indent=1))
 
-# %% ../nbs/20_run.ipynb #154e9284
+# %% ../nbs/20_run.ipynb #33f5471c
 def read_config(
     folder: Path,  # a run directory
 ) -> tuple[TrainOptions, dict]:  # its options, and the facts of its data
@@ -52,10 +52,11 @@ def read_config(
         return options_from_dict(TrainOptions, values), facts
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is not a run: it has no config.json") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except InputError: raise
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
 
-# %% ../nbs/20_run.ipynb #1ebbe843
+# %% ../nbs/20_run.ipynb #b14fadfe
 def open_store(options: TrainOptions, progress=None) -> tuple[StoreDataset, StoreDataset]:
     "Training and validation store of a data set; the first process to come converts it, the others wait."
     data = options.data
@@ -64,12 +65,12 @@ def open_store(options: TrainOptions, progress=None) -> tuple[StoreDataset, Stor
                    val_files=data.val_files, families=families, progress=progress)
     return tuple(StoreDataset(root, split, family=data.dataset_name) for split in ("train", "val"))
 
-# %% ../nbs/20_run.ipynb #7e483930
+# %% ../nbs/20_run.ipynb #855d0f90
 def read_start_maps(corrupt: str) -> dict:
     "The maps named by `file:PATH` in a --corrupt text, as tensors (depth, x) in m/s, by path."
     return {spec.args[0]: torch.from_numpy(np.array(open_npy(spec.args[0], ndim=2), dtype=np.float32)) for spec in parse_start(corrupt) if spec.name == "file"}
 
-# %% ../nbs/20_run.ipynb #27ca969d
+# %% ../nbs/20_run.ipynb #f8f12b24
 def data_facts(store: StoreDataset) -> dict:
     "What the model must know about its data: range, survey, shapes, decimation and the fitted linear start."
     velocity, seismic = store.physical(0)
@@ -78,7 +79,7 @@ def data_facts(store: StoreDataset) -> dict:
                 shots=seismic.shape[0], time_samples=seismic.shape[1], receivers=seismic.shape[2], factor=store.factor,
                 map_size=list(velocity.shape[1:]), linear=list(fit_linear(maps)), records=len(store), fingerprint=store.fingerprint)
 
-# %% ../nbs/20_run.ipynb #527d149b
+# %% ../nbs/20_run.ipynb #d66cc386
 def build_model(model: ModelOptions, facts: dict, seed: int = 0) -> tuple[Network, Bridge]:
     "The network (weights drawn from `seed`) and the bridge of a configuration."
     with torch.random.fork_rng():
@@ -87,7 +88,7 @@ def build_model(model: ModelOptions, facts: dict, seed: int = 0) -> tuple[Networ
                             conditional=model.conditional, map_size=tuple(facts["map_size"]), image_size=model.image_size)
     return net, Bridge(n_steps=model.interval, t0=model.t0, t_end=model.T, beta_max=model.beta_max)
 
-# %% ../nbs/20_run.ipynb #f558dbdb
+# %% ../nbs/20_run.ipynb #72993bf5
 def check_run(options: TrainOptions, facts: dict):
     "Refuse to continue a run of this name that has other options or other data; `InputError` names the first difference."
     folder = options.folder
@@ -97,18 +98,18 @@ def check_run(options: TrainOptions, facts: dict):
         raise InputError(f"run {folder} exists with another {difference}: take its options, or another --name")
     if old_facts != json.loads(json.dumps(facts)): raise InputError(f"run {folder} was trained on other data: take its data, or another --name")
 
-# %% ../nbs/20_run.ipynb #91b005eb
+# %% ../nbs/20_run.ipynb #293d6376
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-# %% ../nbs/20_run.ipynb #671ec3cf
+# %% ../nbs/20_run.ipynb #bef509ef
 def _fsync(path: Path):
     handle = os.open(path, os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
 
-# %% ../nbs/20_run.ipynb #7bf6a1f2
+# %% ../nbs/20_run.ipynb #8b620c9a
 def save_checkpoint(
     folder: Path,  # run directory
     step: int,  # optimiser steps done so far
@@ -131,7 +132,7 @@ def save_checkpoint(
     _fsync(final.parent)
     return final
 
-# %% ../nbs/20_run.ipynb #1e010ff3
+# %% ../nbs/20_run.ipynb #06aa31f4
 @dataclass(frozen=True)
 class Checkpoint:
     "A checkpoint read back: its folder, step, JSON state, and the tensors asked for."
@@ -140,7 +141,7 @@ class Checkpoint:
     state: dict
     tensors: dict[str, dict[str, torch.Tensor]]
 
-# %% ../nbs/20_run.ipynb #66399336
+# %% ../nbs/20_run.ipynb #188f517a
 def read_checkpoint(
     path: Path,  # a folder checkpoints/step-N
     parts: tuple[str, ...] = ("ema",),  # which of its safetensors files to read
@@ -156,13 +157,13 @@ def read_checkpoint(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint {path} is damaged: {error}") from None
 
-# %% ../nbs/20_run.ipynb #98ae3f27
+# %% ../nbs/20_run.ipynb #622eb367
 def checkpoints(folder: Path) -> list[Path]:
     "The checkpoint folders of a run, newest first."
     found = [p for p in (Path(folder) / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
     return sorted(found, key=lambda p: -int(p.name[5:]))
 
-# %% ../nbs/20_run.ipynb #976f8298
+# %% ../nbs/20_run.ipynb #110c5b61
 def newest_checkpoint(folder: Path, parts: tuple[str, ...] = ("ema",)) -> Checkpoint | None:
     "The newest sound checkpoint of a run, or None; warns of each damaged one that it passes over."
     for path in checkpoints(folder):
@@ -170,17 +171,23 @@ def newest_checkpoint(folder: Path, parts: tuple[str, ...] = ("ema",)) -> Checkp
         except InputError as error: warnings.warn(f"{error}; trying the one before it", stacklevel=2)
     return None
 
-# %% ../nbs/20_run.ipynb #6e8da046
+# %% ../nbs/20_run.ipynb #398ca89c
+def drop_checkpoints(folder: Path, after: int):
+    "Delete the checkpoints beyond a step: damaged ones, which a continued run writes again."
+    for path in checkpoints(folder):
+        if int(path.name[5:]) > after: shutil.rmtree(path)
+
+# %% ../nbs/20_run.ipynb #f133eca9
 def prune_checkpoints(folder: Path, keep: int):
     "Delete all but the newest `keep` checkpoints, and what an interrupted save left."
     for path in checkpoints(folder)[keep:] + list((Path(folder) / "checkpoints").glob(".step-*.part")): shutil.rmtree(path)
 
-# %% ../nbs/20_run.ipynb #4f10f8e3
+# %% ../nbs/20_run.ipynb #ddb7ac95
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     "The state of an optimiser as named tensors, `index.quantity`."
     return {f"{i}.{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
 
-# %% ../nbs/20_run.ipynb #950648f1
+# %% ../nbs/20_run.ipynb #31f33f1c
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]):
     "Put named tensors back; the parameter groups stay as the optimiser was built."
     state = {}
@@ -189,19 +196,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
         state.setdefault(int(index), {})[quantity] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
-# %% ../nbs/20_run.ipynb #38b7ffff
+# %% ../nbs/20_run.ipynb #26e459f9
 def append_metrics(folder: Path, **values):
     "Append one line to `metrics.jsonl`."
     with open(Path(folder) / "metrics.jsonl", "a", encoding="utf-8") as file: file.write(json.dumps(values) + "\n")
 
-# %% ../nbs/20_run.ipynb #f878caa5
+# %% ../nbs/20_run.ipynb #89bd93f7
 def read_metrics(folder: Path) -> list[dict]:
     "The lines of `metrics.jsonl`; a last line that was cut off by a kill is left out."
     path = Path(folder) / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
-# %% ../nbs/20_run.ipynb #9c3fcee0
+# %% ../nbs/20_run.ipynb #ae2f8b09
 def truncate_metrics(folder: Path, step: int):
     "Keep the lines of `metrics.jsonl` up to a step."
     kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]

@@ -6,7 +6,7 @@
 __all__ = ['CHECKPOINT_PARTS', 'validate', 'invert_batch', 'stop_signal', 'train_step', 'train', 'check_options', 'Journal',
            'progress_bar', 'main']
 
-# %% ../nbs/30_train.ipynb #4904a0bb
+# %% ../nbs/30_train.ipynb #cc5edf6e
 import contextlib, copy, math, signal, sys, threading, time
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-# %% ../nbs/30_train.ipynb #7f4d5479
+# %% ../nbs/30_train.ipynb #5890fffb
 from . import metrics, plot
 from .bridge import Bridge
 from .launch import find_ranks, open_accelerator
@@ -25,12 +25,12 @@ from .objective import STREAMS, Denoiser, Microbatches, TrainingSamples, already
 from .openfwi import InputError, denormalize_velocity, get_family
 from .options import ModelOptions, TrainOptions, check_limits, run_command
 from .run import (
-    append_metrics, build_model, check_run, data_facts, load_optimizer, newest_checkpoint, open_store, optimizer_tensors, prune_checkpoints, read_checkpoint,
+    append_metrics, build_model, check_run, checkpoints, data_facts, drop_checkpoints, load_optimizer, newest_checkpoint, open_store, optimizer_tensors, prune_checkpoints, read_checkpoint,
     read_start_maps, save_checkpoint, truncate_metrics, write_config)
 from .sampler import predictor, run_sampler, step_sequence
 from .start import Start, parse_start
 
-# %% ../nbs/30_train.ipynb #8322b1dc
+# %% ../nbs/30_train.ipynb #f1f8c0c7
 @torch.no_grad()
 def validate(
     net: nn.Module,  # network with averaged weights
@@ -54,7 +54,7 @@ def validate(
     n, mae, mse, ssim = accelerator.reduce(totals.to(accelerator.device), "sum").tolist()
     return dict(mae=mae / n, mae_norm=mae / n / 1500, rmse=math.sqrt(mse / n), ssim=ssim / n, nfe=options.log.val_nfe, records=int(n)), shown
 
-# %% ../nbs/30_train.ipynb #31c4532b
+# %% ../nbs/30_train.ipynb #e398cbbe
 def invert_batch(net, bridge, store, records, start, model: ModelOptions, nfe: int, accelerator) -> dict:
     "Maps in m/s of one validation batch: truth, start and the bridge's answer."
     pairs = [store[i] for i in records]
@@ -66,7 +66,7 @@ def invert_batch(net, bridge, store, records, start, model: ModelOptions, nfe: i
         maps = run_sampler(bridge, predict, x1, nfe=nfe, ot_ode=model.ot_ode, seeds=[(*key[:3], STREAMS["sample"]) for key in keys])
     return {k: denormalize_velocity(v.cpu()) for k, v in dict(truth=x0, start=x1, bridge=maps).items()}
 
-# %% ../nbs/30_train.ipynb #28da075f
+# %% ../nbs/30_train.ipynb #af0cd789
 @contextlib.contextmanager
 def stop_signal():
     "A function that returns the first SIGINT or SIGTERM received inside the block, or 0."
@@ -81,7 +81,7 @@ def stop_signal():
     finally:
         for number, handler in before.items(): signal.signal(number, handler)
 
-# %% ../nbs/30_train.ipynb #f117b6cf
+# %% ../nbs/30_train.ipynb #a6b5509f
 def train_step(model, optimizer, batches, bridge, options: TrainOptions, accelerator) -> torch.Tensor:
     "One optimiser step on the next microbatches; returns this process's part of the global loss."
     optim, world = options.optim, accelerator.num_processes
@@ -99,7 +99,7 @@ def train_step(model, optimizer, batches, bridge, options: TrainOptions, acceler
     optimizer.zero_grad(set_to_none=True)
     return total
 
-# %% ../nbs/30_train.ipynb #46e47cf3
+# %% ../nbs/30_train.ipynb #442a85bd
 CHECKPOINT_PARTS = ("weights", "ema", "optimizer")
 
 
@@ -109,24 +109,26 @@ def _restore(options: TrainOptions, net, average, optimizer) -> int:
         net.load_state_dict(found.tensors["weights"])
         average.load_state_dict(found.tensors["ema"])
         load_optimizer(optimizer, found.tensors["optimizer"])
+    elif found_but_damaged := checkpoints(options.folder):
+        raise InputError(f"run {options.folder} has checkpoints but no sound one: remove {found_but_damaged[0].parent} to start again, or take another --name")
     elif options.run.ckpt:
         given = _given_checkpoint(options.run.ckpt)
         for module in (net, average): _load_weights(module, given)
     return found.step if found else 0
 
-# %% ../nbs/30_train.ipynb #ae6741fe
+# %% ../nbs/30_train.ipynb #17a22e1c
 def _given_checkpoint(path: Path):
     if not (Path(path) / "config.json").exists(): return read_checkpoint(path)
     found = newest_checkpoint(path)
     if not found: raise InputError(f"run {path} has no sound checkpoint")
     return found
 
-# %% ../nbs/30_train.ipynb #a57c15da
+# %% ../nbs/30_train.ipynb #1ee0fcd1
 def _load_weights(module, checkpoint):
     try: module.load_state_dict(checkpoint.tensors["ema"])
     except RuntimeError: raise InputError(f"checkpoint {checkpoint.path} holds another network than --model and its options ask for") from None
 
-# %% ../nbs/30_train.ipynb #eed4ab0c
+# %% ../nbs/30_train.ipynb #229cd039
 def train(
     options: TrainOptions,
     *, progress: bool = True,  # progress bar on a terminal, else one line per logging interval
@@ -139,18 +141,19 @@ def train(
     if number: raise SystemExit(128 + number)
     return options.folder
 
-# %% ../nbs/30_train.ipynb #c1d4a9a1
+# %% ../nbs/30_train.ipynb #f43e7bb9
 def check_options(options: TrainOptions):
     "Refuse what can be refused before any data is read."
     check_limits(options)
     check_batch(options.optim, find_ranks(options.hardware).world)
     step_sequence(options.model.interval, options.log.val_nfe)
+    if options.folder.name != (options.run.name or str(options.run.seed)): raise InputError(f"--name {options.run.name} must be the name of one folder inside --result-dir")
     get_family(options.data.dataset_name)
     read_start_maps(options.model.corrupt)
     build_model(options.model, dict(shots=5, time_samples=options.data.time_samples, receivers=70, map_size=(70, 70)))
     if options.run.ckpt: _given_checkpoint(options.run.ckpt)
 
-# %% ../nbs/30_train.ipynb #bc47bccd
+# %% ../nbs/30_train.ipynb #87fcc63d
 class Journal:
     "What is written down during training: metrics.jsonl, the tracker, and the terminal (main process only)."
 
@@ -184,7 +187,7 @@ class Journal:
         figure.savefig(self.options.folder / "samples" / f"step-{step}.png", dpi=100)
         if self.options.log.log_writer == "tensorboard": self.accelerator.get_tracker("tensorboard").writer.add_figure("validation", figure, step)
 
-# %% ../nbs/30_train.ipynb #7ee378fc
+# %% ../nbs/30_train.ipynb #2b9179e3
 def _train(options: TrainOptions, accelerator: Accelerator, progress: bool) -> int:
     optim, folder, main = options.optim, options.folder, accelerator.is_main_process
     with progress_bar("convert", "records") if progress else contextlib.nullcontext() as report: stores = open_store(options, report)
@@ -200,16 +203,21 @@ def _train(options: TrainOptions, accelerator: Accelerator, progress: bool) -> i
     if main:
         write_config(folder, options, facts)
         truncate_metrics(folder, first)
+        drop_checkpoints(folder, after=first)
     if first >= optim.num_itr: return 0
     return _loop(options, accelerator, accelerator.prepare_model(model), average, optimizer, bridge, stores, start, first, Journal(options, accelerator, first, progress))
 
-# %% ../nbs/30_train.ipynb #edd1e29c
+# %% ../nbs/30_train.ipynb #ccb4297e
+def _leave_signals(worker):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches reading processes too; the main one decides
+
+# %% ../nbs/30_train.ipynb #7ef43784
 def _loop(options, accelerator, model, average, optimizer, bridge, stores, start, first, journal) -> int:
     optim, log, seed = options.optim, options.log, options.run.seed
     samples = TrainingSamples(stores[0], start, bridge.n_steps, options.model.drop_cond, seed)
     keys = Microbatches(len(stores[0]), optim, seed, range(first, optim.num_itr), accelerator.process_index, accelerator.num_processes)
     workers = options.data.loader_workers
-    batches = iter(DataLoader(samples, batch_sampler=keys, collate_fn=already_collated, num_workers=workers, multiprocessing_context="spawn" if workers else None, pin_memory=accelerator.device.type == "cuda"))
+    batches = iter(DataLoader(samples, batch_sampler=keys, collate_fn=already_collated, num_workers=workers, worker_init_fn=_leave_signals, multiprocessing_context="spawn" if workers else None, pin_memory=accelerator.device.type == "cuda"))
     net, losses = accelerator.unwrap_model(model).net, []
     with stop_signal() as stopped, journal.bar:
         for step in range(first, optim.num_itr):
@@ -232,12 +240,12 @@ def _loop(options, accelerator, model, average, optimizer, bridge, stores, start
     accelerator.end_training()
     return number
 
-# %% ../nbs/30_train.ipynb #e23cc1c7
+# %% ../nbs/30_train.ipynb #9c041af9
 def _agree(number: int, accelerator) -> int:
     if accelerator.num_processes == 1: return number
     return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
 
-# %% ../nbs/30_train.ipynb #046878e6
+# %% ../nbs/30_train.ipynb #55112658
 def _save(options, step, net, average, optimizer, accelerator):
     if accelerator.is_main_process:
         tensors = dict(weights=net.state_dict(), ema=average.state_dict(), optimizer=optimizer_tensors(optimizer))
@@ -245,7 +253,7 @@ def _save(options, step, net, average, optimizer, accelerator):
         prune_checkpoints(options.folder, options.log.keep)
     accelerator.wait_for_everyone()
 
-# %% ../nbs/30_train.ipynb #973b71eb
+# %% ../nbs/30_train.ipynb #3ed3dbe7
 @contextlib.contextmanager
 def progress_bar(name: str, unit: str = "it", every: float = 20.0):
     "A callback `progress(done, total)`: a bar with rate and time left on a terminal, else a line every `every` seconds."
@@ -262,12 +270,12 @@ def progress_bar(name: str, unit: str = "it", every: float = 20.0):
 
     with bar: yield progress
 
-# %% ../nbs/30_train.ipynb #ccfe8a3b
+# %% ../nbs/30_train.ipynb #46811107
 def main(argv: list[str] | None = None):
     "The command line of training."
     run_command(train, TrainOptions, argv, prog="python -m fwi_i2sb.train")
 
-# %% ../nbs/30_train.ipynb #2996a684
+# %% ../nbs/30_train.ipynb #6173c773
 #| eval: false
 if __name__ == "__main__" and "get_ipython" not in globals():  # run as a module, not as a notebook
     main()

@@ -114,6 +114,15 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(data, u
     err = finish(python_train(*arguments(data, tmp_path, "whole", "--num-itr", "8", "--save-every", "2", "--val-every", "4")))
     assert "step-8 is damaged" in err and "trying the one before it" in err
     assert_equal(weights(tmp_path / "whole"), weights(undisturbed))
+    assert [p.name for p in checkpoints(tmp_path / "whole")] == ["step-8", "step-6"]
+
+
+def test_a_run_without_a_sound_checkpoint_is_not_started_again(refused, data, undisturbed, tmp_path):
+    shutil.copytree(undisturbed, tmp_path / "whole")
+    for state in (tmp_path / "whole" / "checkpoints").glob("*/state.json"): state.write_text("{}")
+    rows = read_metrics(tmp_path / "whole")
+    refused("train", *arguments(data, tmp_path, "whole", "--num-itr", "8", "--save-every", "2", "--val-every", "4"), saying=("no sound one",))
+    assert read_metrics(tmp_path / "whole") == rows
 
 
 def test_another_configuration_under_the_same_name_is_refused(refused, data, undisturbed):
@@ -136,8 +145,11 @@ def test_microbatches_add_up_to_the_whole_batch(fwi, data, undisturbed, tmp_path
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
-@pytest.mark.parametrize("corrupt", ["linear", "blur-openfwi_custom:0.5,linear:0.5", "blur-openfwi_benchmark", "linear:1500:4000"])
+@pytest.mark.parametrize("corrupt", ["linear", "blur-openfwi_custom:0.5,linear:0.5", "blur-openfwi_benchmark", "file:MAP"])
 @pytest.mark.parametrize("extra", [["--no-pred-x0"], ["--ot-ode", "--clip-denoise"], ["--no-conditional"]])
 def test_every_kind_of_start_and_bridge_trains(fwi, data, tmp_path, corrupt, extra):
+    np.save(tmp_path / "map.npy", np.full((70, 70), 2500, np.float32))
+    corrupt = corrupt.replace("MAP", str(tmp_path / "map.npy"))
     assert fwi("train", *arguments(data, tmp_path, "kind", "--num-itr", "1", "--corrupt", corrupt, *extra)).code == 0
+    assert fwi("invert", tmp_path / "kind", "--records", "1", "--samples", "1", "--nfe", "1").code == 0
     assert np.isfinite(read_metrics(tmp_path / "kind")[0]["loss"])
