@@ -145,6 +145,18 @@ def test_microbatches_add_up_to_the_whole_batch(fwi, data, undisturbed, tmp_path
     np.testing.assert_allclose(two, one, rtol=1e-5)
 
 
+def test_microbatches_and_ranks_give_the_gradient_of_the_whole_batch(fwi, data, tmp_path):
+    for name, micro in (("whole", "8"), ("parts", "2")):
+        assert fwi("train", *arguments(data, tmp_path, name, "--num-itr", "1", "--microbatch", micro)).code == 0
+    launcher = [str(Path(sys.executable).parent / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-np", "2"]
+    finish(python_train(*arguments(data, tmp_path, "ranks", "--num-itr", "1", "--master-port", "29643"), launcher=launcher))
+    whole, *others = (weights(tmp_path / name)["optimizer"] for name in ("whole", "parts", "ranks"))
+    moments = [k for k in whole if k.endswith("exp_avg")]  # after one step a tenth of the gradient
+    scale = max(np.abs(whole[k]).max() for k in moments)
+    for other in others:
+        for k in moments: np.testing.assert_allclose(other[k], whole[k], rtol=1e-4, atol=1e-6 * scale)
+
+
 @pytest.mark.parametrize("corrupt", ["linear", "blur-openfwi_custom:0.5,linear:0.5", "blur-openfwi_benchmark", "file:MAP"])
 @pytest.mark.parametrize("extra", [["--no-pred-x0"], ["--ot-ode", "--clip-denoise"], ["--no-conditional"]])
 def test_every_kind_of_start_and_bridge_trains(fwi, data, tmp_path, corrupt, extra):
