@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['LIMITS', 'FREE_OPTIONS', 'RunOptions', 'DataOptions', 'ModelOptions', 'OptimOptions', 'LogOptions', 'DeviceOptions',
-           'TrainOptions', 'parse', 'options_to_dict', 'options_from_dict', 'check_limits', 'first_difference',
-           'run_command']
+           'TrainOptions', 'parse', 'option_table', 'options_to_dict', 'options_from_dict', 'check_limits',
+           'first_difference', 'exit_codes', 'run_command', 'need']
 
-# %% ../nbs/19_options.ipynb #7c9bcca4
-import dataclasses, json, math, sys
+# %% ../nbs/19_options.ipynb #68b037b8
+import contextlib, dataclasses, importlib.util, inspect, json, math, re, sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Callable, Literal
@@ -17,7 +17,7 @@ import tyro
 
 from .openfwi import InputError
 
-# %% ../nbs/19_options.ipynb #872ef500
+# %% ../nbs/19_options.ipynb #d229a62f
 @dataclass(frozen=True)
 class RunOptions:
     "Where the run lives and how it is seeded."
@@ -26,20 +26,22 @@ class RunOptions:
     seed: int = 0  # seed of the weights, the data order and every noise draw
     ckpt: Path | None = None  # checkpoint folder or run to take the weights from: fine-tunes under this run's name
 
-# %% ../nbs/19_options.ipynb #f645ac74
+# %% ../nbs/19_options.ipynb #c1dd3aa3
 @dataclass(frozen=True)
 class DataOptions:
     "Which pairs of seismic records and velocity maps are used."
     dataset_dir: Path  # folder of OpenFWI files (original, train|val/model|data, or Kaggle layout) or of its store
-    dataset_name: str  # OpenFWI family, e.g. CurveVel_A: fetches the data range for normalisation
-    store_dir: Path | None = None  # where the LMDB store is built when DATASET_DIR is read-only; default: DATASET_DIR
+    dataset_name: str  # OpenFWI family, e.g. CurveVel_A, whose data range normalises; several joined by commas, or all: joint training
+    balance: Literal["size", "uniform"] = "size"  # several families: each record once per epoch, or each family equally often
+    store_dir: Path | None = None  # where the LMDB stores are built when DATASET_DIR is read-only; default: beside the data
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
     json_data_config: Path | None = None  # JSON with data_min and data_max per family; default: OpenFWI's values
     time_samples: int = 250  # time samples kept in the store (zero-phase anti-alias filter); 1000 keeps the raw record
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
-    loader_workers: int = 0  # processes that read ahead of the training loop
+    loader_workers: int | None = None  # processes that read ahead of the training loop; default: 4 for a GPU, 0 for a CPU
+    in_memory: bool = False  # read the whole store into memory at the start: for slow or remote disks
 
-# %% ../nbs/19_options.ipynb #899e1614
+# %% ../nbs/19_options.ipynb #03c0a73a
 @dataclass(frozen=True)
 class ModelOptions:
     "The network and the bridge."
@@ -58,7 +60,7 @@ class ModelOptions:
     ot_ode: bool = False  # no noise in the bridge: the optimal-transport limit, deterministic sampling
     clip_denoise: bool = False  # clip the predicted map to [-1, 1] at every sampling step
 
-# %% ../nbs/19_options.ipynb #305937d3
+# %% ../nbs/19_options.ipynb #d6a70a8a
 @dataclass(frozen=True)
 class OptimOptions:
     "The optimiser."
@@ -72,13 +74,14 @@ class OptimOptions:
     warmup: int = 0  # steps of linear warm-up
     weight_decay: float = 0.01  # AdamW's decoupled weight decay
     clip_grad_norm: float | None = None  # clip the gradient's norm
+    max_skipped: int = 100  # steps with a gradient that is not finite are skipped; more than this many end the run
     ema: float = 0.999  # rate of the exponential moving average of the weights, warmed up (published: 0.99)
 
-# %% ../nbs/19_options.ipynb #5630e27a
+# %% ../nbs/19_options.ipynb #0204a1be
 @dataclass(frozen=True)
 class LogOptions:
     "What is written down, and how often."
-    log_writer: Literal["tensorboard", "none"] = "tensorboard"  # tracker beside metrics.jsonl
+    log_writer: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"  # tracker beside metrics.jsonl
     log_every: int = 100  # steps between two lines of the log
     val_every: int = 5000  # steps between two validations; one more at the end
     val_batches: int = 100  # upper bound for the number of validation batches of --microbatch records
@@ -86,19 +89,21 @@ class LogOptions:
     save_every: int = 5000  # steps between two checkpoints; one more at the end
     keep: int = 2  # newest checkpoints that are kept
 
-# %% ../nbs/19_options.ipynb #e85d753e
+# %% ../nbs/19_options.ipynb #2b239735
 @dataclass(frozen=True)
 class DeviceOptions:
     "Devices and processes. Ranks come from these flags, else from torchrun, MPI or Slurm."
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     gpu: int | None = None  # index of the one GPU to run on
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the processor computes in it
+    compile: bool = False  # torch.compile the network: minutes at the start, faster steps after
     num_proc_node: int | None = None  # number of nodes of a multi-node run
     node_rank: int | None = None  # index of this node among them
+    proc_per_node: int | None = None  # processes started here, where the launcher starts one per node; default: one per GPU, 1 on a CPU
     master_address: str | None = None  # address of the node that holds rank 0
     master_port: int | None = None  # port of rank 0; default: MASTER_PORT, else 6020
 
-# %% ../nbs/19_options.ipynb #5605663c
+# %% ../nbs/19_options.ipynb #1545c6f8
 @dataclass(frozen=True)
 class TrainOptions:
     "Train a bridge on a data set, or continue the run of this name."
@@ -114,7 +119,7 @@ class TrainOptions:
         "The run directory, RESULT_DIR/NAME."
         return Path(self.run.result_dir) / (self.run.name or str(self.run.seed))
 
-# %% ../nbs/19_options.ipynb #8e5f5a93
+# %% ../nbs/19_options.ipynb #ad4b8373
 def parse(
     options_type: type,  # a dataclass of options
     argv: list[str] | None = None,  # command line without the program's name; default: sys.argv
@@ -123,12 +128,29 @@ def parse(
     "Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike."
     return tyro.cli(tyro.conf.OmitArgPrefixes[options_type], args=argv, prog=prog, description=options_type.__doc__)
 
-# %% ../nbs/19_options.ipynb #d3f2c9a0
+# %% ../nbs/19_options.ipynb #54ce34cc
+def option_table(
+    options_type: type,  # a dataclass of options, or one whose fields are such dataclasses
+) -> str:  # Markdown
+    "The options as a table: flag, default, meaning; one table per group."
+    groups = [f.type for f in dataclasses.fields(options_type) if dataclasses.is_dataclass(f.type)]
+    return "\n\n".join(map(option_table, groups)) if groups else "\n".join(_rows(options_type))
+
+# %% ../nbs/19_options.ipynb #be0f9579
+def _rows(group: type) -> list[str]:
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(group), re.M))
+    rows = [f"**{group.__doc__}**", "", "| option | default | meaning |", "|---|---|---|"]
+    for f in dataclasses.fields(group):
+        default = "required" if f.default is dataclasses.MISSING else "" if f.default is None else f"`{f.default}`"
+        rows.append(f"| `--{f.name.replace('_', '-')}` | {default} | {comments[f.name].replace('|', chr(92) + '|')} |")
+    return rows
+
+# %% ../nbs/19_options.ipynb #71a288a8
 def options_to_dict(options) -> dict:
     "Nested plain dictionary of a dataclass of options; paths become strings."
     return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
-# %% ../nbs/19_options.ipynb #818b0024
+# %% ../nbs/19_options.ipynb #d4e56dea
 def options_from_dict(options_type: type, values: dict):
     "The inverse of `options_to_dict`; unknown names raise `InputError`."
     known = {f.name: f for f in dataclasses.fields(options_type)}
@@ -136,20 +158,20 @@ def options_from_dict(options_type: type, values: dict):
         raise InputError(f"config has the unknown option {sorted(extra)[0]!r}: it was written by another version")
     return options_type(**{name: _typed(known[name].type, value) for name, value in values.items()})
 
-# %% ../nbs/19_options.ipynb #5a11385c
+# %% ../nbs/19_options.ipynb #ed2f838c
 def _typed(kind, value):
     if dataclasses.is_dataclass(kind): return options_from_dict(kind, value)
     if value is not None and kind in (Path, Path | None): return Path(value)
     return tuple(value) if isinstance(value, list) else value
 
-# %% ../nbs/19_options.ipynb #9a8e8f18
+# %% ../nbs/19_options.ipynb #ee6908ae
 _MANY = float("inf")
 LIMITS = {name: (1, _MANY) for name in ("time_samples", "image_size", "batch_size", "microbatch", "num_itr", "lr_step", "log_every", "val_every", "val_batches",
-                                        "val_nfe", "save_every", "keep", "num_proc_node", "records", "samples", "nfe", "misfit_records", "shard_size", "steps")}  # least and largest value
-LIMITS |= {name: (0, _MANY) for name in ("seed", "loader_workers", "cond_weight", "lr", "warmup", "weight_decay", "clip_grad_norm", "gpu", "node_rank", "train", "val", "workers")}
+                                        "val_nfe", "save_every", "keep", "num_proc_node", "proc_per_node", "records", "samples", "nfe", "misfit_records", "shard_size", "steps")}  # least and largest value
+LIMITS |= {name: (0, _MANY) for name in ("seed", "loader_workers", "max_skipped", "cond_weight", "lr", "warmup", "weight_decay", "clip_grad_norm", "gpu", "node_rank", "train", "val", "workers")}
 LIMITS |= {name: (0, 1) for name in ("drop_cond", "lr_gamma", "ema")} | {"master_port": (1, 65535)}
 
-# %% ../nbs/19_options.ipynb #fbae26c0
+# %% ../nbs/19_options.ipynb #388017e8
 def check_limits(options):
     "Raise `InputError` for the first number of a dataclass of options that is not finite or outside `LIMITS`."
     values = options_to_dict(options)
@@ -159,14 +181,14 @@ def check_limits(options):
             if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
                 raise InputError(f"--{name.replace('_', '-')} {value} cannot be: give {f'{low} or more' if high == _MANY else f'a value from {low} to {high}'}")
 
-# %% ../nbs/19_options.ipynb #5de09b52
+# %% ../nbs/19_options.ipynb #0f4efae4
 FREE_OPTIONS = {
-    "run.result_dir", "data.dataset_dir", "data.store_dir", "data.loader_workers", "optim.microbatch",
-    "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.save_every", "log.keep",
-    "hardware.device", "hardware.gpu", "hardware.num_proc_node", "hardware.node_rank", "hardware.master_address", "hardware.master_port",
+    "run.result_dir", "data.dataset_dir", "data.store_dir", "data.loader_workers", "data.in_memory", "optim.microbatch", "optim.max_skipped",
+    "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.save_every", "log.keep", "hardware.device", "hardware.gpu", "hardware.compile",
+    "hardware.num_proc_node", "hardware.node_rank", "hardware.proc_per_node", "hardware.master_address", "hardware.master_port",
 }
 
-# %% ../nbs/19_options.ipynb #4d9176a5
+# %% ../nbs/19_options.ipynb #f8dbb782
 def first_difference(old: TrainOptions, new: TrainOptions) -> str | None:
     "The first option that makes `new` another run than `old`, as `--name (old, now new)`; None if it is the same run."
     free = FREE_OPTIONS | ({"optim.num_itr"} if new.optim.lr_schedule == "step" else set())
@@ -176,18 +198,11 @@ def first_difference(old: TrainOptions, new: TrainOptions) -> str | None:
             if f"{group}.{name}" not in free and now != value:
                 return f"--{name.replace('_', '-')} ({value}, now {now})"
 
-# %% ../nbs/19_options.ipynb #a74a7e43
-def run_command(
-    function: Callable,  # takes the parsed options
-    options_type: type,  # dataclass of its options
-    argv: list[str] | None = None,  # command line; default: sys.argv
-    prog: str | None = None,  # name shown by --help
-):
-    "Parse, run, and turn an `InputError` into one sentence on stderr and exit code 2 (an `OSError` too); 1 for a killed worker, 130 for Ctrl-C."
-    try:
-        options = parse(options_type, argv, prog)
-        check_limits(options)
-        return function(options)
+# %% ../nbs/19_options.ipynb #de3b1738
+@contextlib.contextmanager
+def exit_codes():
+    "One sentence on stderr and an exit code: 2 for an `InputError` or `OSError`, 1 for a process that died, 130 for Ctrl-C."
+    try: yield
     except (InputError, ChildProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
@@ -197,3 +212,24 @@ def run_command(
     except KeyboardInterrupt:
         print("interrupted: repeat the command to continue", file=sys.stderr)
         raise SystemExit(130) from None
+
+# %% ../nbs/19_options.ipynb #2e39f69c
+def run_command(
+    function: Callable,  # takes the parsed options
+    options_type: type,  # dataclass of its options
+    argv: list[str] | None = None,  # command line; default: sys.argv
+    prog: str | None = None,  # name shown by --help
+):
+    "Parse and run a command, with `exit_codes` for what goes wrong."
+    with exit_codes():
+        options = parse(options_type, argv, prog)
+        check_limits(options)
+        return function(options)
+
+# %% ../nbs/19_options.ipynb #f47c8457
+def need(
+    library: str,  # name to import
+    option: str,  # what asked for it
+):
+    "Raise `InputError` where a library is missing."
+    if importlib.util.find_spec(library) is None: raise InputError(f"{option} needs the package {library}, which is not installed: pip install {library}")
