@@ -6,7 +6,7 @@
 __all__ = ['STREAMS', 'batch_indices', 'TrainingSamples', 'already_collated', 'Microbatches', 'check_batch', 'Denoiser',
            'bridge_loss', 'learning_rate', 'update_ema']
 
-# %% ../nbs/24_objective.ipynb #8bee24a1
+# %% ../nbs/24_objective.ipynb #cc08be4d
 import math
 from dataclasses import replace
 from functools import lru_cache
@@ -20,27 +20,40 @@ from .bridge import Bridge
 from .openfwi import InputError, normalize_seismic, normalize_velocity
 from .options import ModelOptions, OptimOptions
 from .start import Start
-from .store import StoreDataset
+from .joint import JointStore
 
-# %% ../nbs/24_objective.ipynb #ad94ab3b
+# %% ../nbs/24_objective.ipynb #b30dadab
 STREAMS = {"order": 1, "draw": 2, "start": 3, "sample": 4, "validation": 5}  # last number of every random key: no two uses share one
 
 
-@lru_cache(maxsize=2)
-def _permutation(n: int, seed: int, epoch: int) -> np.ndarray:
-    return np.random.default_rng((seed, epoch, 0, STREAMS["order"])).permutation(n)
+@lru_cache(maxsize=24)
+def _permutation(n: int, seed: int, epoch: int, family: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch, family, STREAMS["order"])).permutation(n)
 
-
-def batch_indices(n: int, batch_size: int, step: int, seed: int) -> list[int]:
+# %% ../nbs/24_objective.ipynb #a32b55c9
+def batch_indices(
+    sizes: tuple[int, ...],  # number of records of every family; their records are counted through
+    batch_size: int,  # global batch
+    step: int,  # optimiser step
+    seed: int,
+    balance: str = "size",  # "size" or "uniform"
+) -> list[int]:
     "The records of global batch `step`: every record once per epoch, in an order of its own per epoch."
-    positions = range(step * batch_size, (step + 1) * batch_size)
-    return [int(_permutation(n, seed, p // n)[p % n]) for p in positions]
+    if balance == "size": sizes = (sum(sizes),)
+    starts = np.cumsum((0, *sizes))
 
-# %% ../nbs/24_objective.ipynb #0a33eace
+    def record(position):
+        turn, family = divmod(position, len(sizes))
+        epoch, place = divmod(turn, sizes[family])
+        return int(starts[family] + _permutation(sizes[family], seed, epoch, family)[place])
+
+    return [record(p) for p in range(step * batch_size, (step + 1) * batch_size)]
+
+# %% ../nbs/24_objective.ipynb #87cde95b
 class TrainingSamples(Dataset):
     "Asked for a list of keys (step, slot, record), gives the batch: pairs, starting models, and draws of step, noise and condition."
 
-    def __init__(self, store: StoreDataset, start: Start, n_steps: int, drop_cond: float, seed: int):
+    def __init__(self, store: JointStore, start: Start, n_steps: int, drop_cond: float, seed: int):
         self.store, self.start, self.n_steps, self.drop_cond, self.seed = store, start, n_steps, drop_cond, seed
 
     def __getitems__(self, keys):
@@ -58,23 +71,23 @@ def already_collated(batch: dict) -> dict:
     "The `collate_fn` of a `DataLoader` over `TrainingSamples`, which hands out whole batches."
     return batch
 
-# %% ../nbs/24_objective.ipynb #f28f89c5
+# %% ../nbs/24_objective.ipynb #5ae5129c
 class Microbatches:
     "The keys of this rank's microbatches from one step on: a batch sampler for `DataLoader`."
 
-    def __init__(self, n: int, optim: OptimOptions, seed: int, steps: range, rank: int, world: int):
-        self.n, self.optim, self.seed, self.steps, self.rank, self.world = n, optim, seed, steps, rank, world
+    def __init__(self, sizes: tuple[int, ...], optim: OptimOptions, seed: int, steps: range, rank: int, world: int, balance: str = "size"):
+        self.sizes, self.optim, self.seed, self.steps, self.rank, self.world, self.balance = sizes, optim, seed, steps, rank, world, balance
 
     def __len__(self): return len(self.steps) * self.optim.batch_size // (self.optim.microbatch * self.world)
 
     def __iter__(self):
         share = self.optim.batch_size // self.world
         for step in self.steps:
-            keys = [(step, slot, i) for slot, i in enumerate(batch_indices(self.n, self.optim.batch_size, step, self.seed))]
+            keys = [(step, slot, i) for slot, i in enumerate(batch_indices(self.sizes, self.optim.batch_size, step, self.seed, self.balance))]
             mine = keys[self.rank * share:(self.rank + 1) * share]
             yield from (mine[k:k + self.optim.microbatch] for k in range(0, share, self.optim.microbatch))
 
-# %% ../nbs/24_objective.ipynb #a1bc6143
+# %% ../nbs/24_objective.ipynb #92bb0c81
 def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
     "The options with a microbatch that fits. Raises `InputError` if the global batch does not divide by microbatch × ranks."
     micro = min(optim.microbatch, max(1, optim.batch_size // world))
@@ -82,7 +95,7 @@ def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
         raise InputError(f"--batch-size {optim.batch_size} does not divide by --microbatch {micro} x {world} process{'es' if world > 1 else ''}")
     return replace(optim, microbatch=micro)
 
-# %% ../nbs/24_objective.ipynb #a67ed25a
+# %% ../nbs/24_objective.ipynb #b1ca5b7a
 class Denoiser(nn.Module):
     "The network with its encoder in one forward pass: `(xt, t, seismic, keep)` -> the network's answer."
 
@@ -108,7 +121,7 @@ def bridge_loss(
     wanted = x0 if options.pred_x0 else bridge.target(step, x0, xt)
     return (answer - wanted).square().flatten(1).mean(1) * (1 + (options.cond_weight - 1) * keep)
 
-# %% ../nbs/24_objective.ipynb #e439742c
+# %% ../nbs/24_objective.ipynb #5ceb5b5e
 def learning_rate(optim: OptimOptions, step: int) -> float:
     "Learning rate of optimiser step `step` (from 0): warm-up times step decay or cosine."
     rise = min(1.0, (step + 1) / max(1, optim.warmup))
