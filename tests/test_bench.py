@@ -1,0 +1,76 @@
+"The benchmark as a command: what it writes, what it refuses, and that a wrong answer is never called fast."
+import json
+import re
+
+import pytest
+import torch
+
+from fwi_i2sb import bench, bench_net
+from fwi_i2sb.bench_data import smoothing
+from fwi_i2sb.timing import Setting, compare, trial
+
+VERDICTS = {"met", "missed", "ranges overlap", "no target", "skipped", "wrong output"}
+
+
+@pytest.fixture
+def command(capsys):
+    "Run the command here; returns exit code, output and errors."
+    def run(*words):
+        try: bench.main([str(word) for word in words])
+        except SystemExit as stop: code = stop.code or 0
+        else: code = 0
+        return code, *capsys.readouterr()
+    return run
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    "The groups with one quick case each."
+    monkeypatch.setattr(bench, "CASES", {"sample": bench.CASES["sample"][:1], "wave": (smoothing,)})
+
+
+def test_the_report_holds_machine_rounds_and_every_measurement(command, quick, tmp_path):
+    code, out, _ = command("all", "--rounds", 3, "--json", tmp_path / "bench.json")
+    report = json.loads((tmp_path / "bench.json").read_text())
+    assert code == 0 and set(report) == {"machine", "load_after", "rounds", "seconds", "results"}
+    assert set(report["machine"]) == {"device", "name", "cores", "torch", "python", "load"} and report["rounds"] == 3
+    calls, blur = report["results"]
+    assert calls["verdict"] == "met" and calls["ours"] == [5] and calls["unit"] == "calls"
+    assert len(blur["plain"]) == len(blur["ours"]) == 3 and min(blur["plain"]) > 0 and blur["check"].startswith("outputs differ by")
+    assert blur["ratio"] == pytest.approx(sorted(blur["plain"])[1] / sorted(blur["ours"])[1]) and blur["verdict"] in VERDICTS
+    for result in report["results"]: assert re.search(rf"^{re.escape(result['name'])} .*{result['verdict']}$", out, re.M)
+
+
+def test_every_target_of_the_project_has_its_case():
+    names = {case.__name__ for cases in bench.CASES.values() for case in cases}
+    assert {"conversion", "store_size", "reading", "resolution", "half_precision", "attention_block", "optimiser", "smoothing", "validation", "solver"} <= names
+
+
+@pytest.mark.parametrize("words, saying", [
+    (["stap"], "did you mean 'step'"),
+    (["wave", "--rounds", "0"], "--rounds 0 cannot be"),
+    (["wave", "--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
+    (["wave", "--device", "cuda"], "no CUDA device"),
+])
+def test_bad_input_is_one_sentence(command, words, saying):
+    if "cuda" in words and torch.cuda.is_available(): pytest.skip("there is a CUDA device")
+    code, out, err = command(*words)
+    assert code == 2 and not out and saying in err and len(err.strip().splitlines()) == 1
+
+
+def test_a_wrong_output_is_not_timed_and_fails_the_run(command, monkeypatch, tmp_path):
+    def forgetful(setting):
+        x = torch.ones(3)
+        return trial(setting, "half the work", lambda: x + x, lambda: x, check=lambda: compare(x + x, x, within=1e-6), target=1)
+    monkeypatch.setattr(bench, "CASES", {"wave": (forgetful,)})
+    code, out, _ = command("wave", "--json", tmp_path / "bench.json")
+    result = json.loads((tmp_path / "bench.json").read_text())["results"][0]
+    assert code == 1 and "wrong output: the outputs differ" in out
+    assert result["verdict"] == "wrong output" and result["ratio"] is None and not result["plain"]
+
+
+def test_one_kernel_twice_is_not_a_comparison(monkeypatch):
+    monkeypatch.setattr(bench_net, "SDPBackend", type("Twice", (), dict(MATH=bench_net.SDPBackend.MATH, FLASH_ATTENTION=bench_net.SDPBackend.MATH)))
+    block = bench_net._network(Setting(), "unet_ch16").unet.bottom[0].attention
+    result = bench_net._attention(Setting(rounds=1), "twice", block, torch.randn(1, 64, 8, 8))
+    assert result.stopped == "wrong output: the outputs are equal bit by bit: the same kernel ran twice"
