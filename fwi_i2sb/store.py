@@ -5,23 +5,20 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_manifest', 'convert', 'StoreDataset', 'value', 'physical']
 
-# %% ../nbs/03_store.ipynb #41d81415
-import contextlib, fcntl, json, math, multiprocessing, os, shutil, threading, zlib
-from collections import deque
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+# %% ../nbs/03_store.ipynb #afa6f60c
+import contextlib, json, math, multiprocessing, os, shutil, threading, zlib
 from dataclasses import replace
-from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import lmdb, torch
 import numpy as np
+from torch.utils.data import DataLoader, Dataset
 
+from .database import Values, append, locked, write_json
 from .openfwi import InputError, discover, find_root, get_family, normalize_seismic, normalize_velocity, read_pair, store_bytes, unknown
 from .wave import OPENFWI, Survey, decimate
 
-# %% ../nbs/03_store.ipynb #3df612ec
+# %% ../nbs/03_store.ipynb #725598b5
 def _encode(seismic, velocity, factor, dtype, where):
     "One record as the bytes of its LMDB value."
     if not np.isfinite(seismic).all() or not np.isfinite(velocity).all():
@@ -36,37 +33,35 @@ def _decode(value, manifest):
     split = math.prod(shapes[0]) * np.dtype(dtypes[0]).itemsize
     return tuple(np.frombuffer(part, d).reshape(s) for part, s, d in zip((value[:split], value[split:]), shapes, dtypes))
 
-# %% ../nbs/03_store.ipynb #3f317116
+# %% ../nbs/03_store.ipynb #a03c631d
 def _seal(manifest):
     "Checksum of everything else in the manifest."
     return f"{zlib.crc32(json.dumps({k: v for k, v in manifest.items() if k != 'checksum'}, sort_keys=True).encode()):08x}"
 
-def _write_json(path, content):
-    "Whole or not at all, and on the disk before it is seen."
-    part = path.with_name(path.name + ".tmp")
-    with open(part, "w") as file:
-        json.dump(content, file, indent=1); file.flush(); os.fsync(file.fileno())
-    os.replace(part, path)
-    handle = os.open(path.parent, os.O_RDONLY); os.fsync(handle); os.close(handle)
+def _write_manifest(folder, manifest): write_json(folder / "manifest.json", dict(manifest, checksum=_seal(manifest)))
 
-# %% ../nbs/03_store.ipynb #dfc02189
+# %% ../nbs/03_store.ipynb #e4e97a0f
 FORMAT = "fwi_i2sb store 1"
 
-def read_manifest(folder:str|Path, # holds database.lmdb and manifest.json
-)->dict: # family, survey, shapes, source files, checksums
-    "The manifest of one split's store. Raises `InputError` unless it is whole, unedited, and matches the size of its database."
-    path, database = Path(folder) / "manifest.json", Path(folder) / "database.lmdb"
-    if not path.is_file(): raise InputError(f"{folder} is not a store (no manifest.json): run fwi-i2sb convert")
-    again = f"remove {path} and {database.name}, then convert again"
+def _load(folder):
+    "The manifest of a store or of an unfinished one."
+    path = folder / "manifest.json"
+    again = f"remove {path} and database.lmdb, then convert again"
     try: manifest = json.loads(path.read_text()); whole = manifest["checksum"] == _seal(manifest)
     except (OSError, ValueError, KeyError, TypeError): whole = False
     if not whole: raise InputError(f"{path} is damaged or was edited: {again}")
     if manifest["format"] != FORMAT: raise InputError(f"{path} is {manifest['format']!r}, this program reads {FORMAT!r}: {again}")
-    size = database.stat().st_size if database.is_file() else 0
-    if size != manifest["database_bytes"]: raise InputError(f"{database} has {size} bytes, its manifest says {manifest['database_bytes']}: {again}")
     return manifest
 
-# %% ../nbs/03_store.ipynb #d20913f4
+def read_manifest(folder:str|Path, # holds database.lmdb and manifest.json
+)->dict: # family, survey, shapes, source files, checksums
+    "The manifest of one split's store. Raises `InputError` unless it is whole, unedited, and that of a finished store."
+    if not (Path(folder) / "manifest.json").is_file(): raise InputError(f"{folder} is not a store (no manifest.json): run fwi-i2sb convert")
+    manifest = _load(Path(folder))
+    if "unfinished" in manifest: raise InputError(f"{folder} is not a store yet: repeat fwi-i2sb convert to finish it")
+    return manifest
+
+# %% ../nbs/03_store.ipynb #89ad44bb
 def _check_shapes(pairs, survey):
     "Shape (1, depth, x) of the maps; `InputError` unless every file fits the survey."
     expected, size = (len(survey.sources), survey.nt, len(survey.receivers)), pairs[0].cells
@@ -78,7 +73,7 @@ def _check_shapes(pairs, survey):
             raise InputError(f"{pairs[0].velocity}: the survey's positions exceed the {what} of {limit} cells of {survey.dx:g} m")
     return [1, *size]
 
-# %% ../nbs/03_store.ipynb #e4f2aa1e
+# %% ../nbs/03_store.ipynb #d76063d8
 def _family_entry(family): return dict(name=family.name, data_min=family.data_min, data_max=family.data_max)
 
 def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
@@ -93,7 +88,7 @@ def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
                       bytes=[p.seismic.stat().st_size, p.velocity.stat().st_size]) for p in pairs])
     return json.loads(json.dumps(settings))
 
-# %% ../nbs/03_store.ipynb #698a71f8
+# %% ../nbs/03_store.ipynb #9da5d72d
 def _difference(old, new):
     "A sentence part naming the first setting in which two manifests differ, or None."
     pairs = [("family", old["family"]["name"], new["family"]["name"]), ("time_samples", old["time_samples"], new["time_samples"]),
@@ -104,116 +99,81 @@ def _difference(old, new):
     pairs += [("source file", a, b) for a, b in zip(old["sources"], new["sources"])]
     return next((f"{what} {a}, not {b}" for what, a, b in pairs if a != b), None)
 
-# %% ../nbs/03_store.ipynb #293e29c3
-def _start_worker():
-    torch.set_num_threads(1)
+# %% ../nbs/03_store.ipynb #fa10b7ab
+class _Prepared(Dataset):
+    "The values of all records of some pairs of files. A bad record is an `InputError` given back, for a worker's exceptions lose their text."
+    def __init__(self, pairs, factor, dtype):
+        self.pairs, self.factor, self.dtype = pairs, factor, dtype
+        self.place = [(k, i) for k, p in enumerate(pairs) for i in range(p.count)]  # pair and record in it
+
+    def __getitem__(self, i):
+        k, i = self.place[i]; pair = self.pairs[k]
+        try: return _encode(*read_pair(pair, i), self.factor, self.dtype, f"{pair.seismic} or {pair.velocity.name}: record {i}")
+        except InputError as error: return error
+
+# %% ../nbs/03_store.ipynb #802420ed
+def _leave_with_parent(worker):
     leave = lambda: (multiprocessing.parent_process().join(), os._exit(1))
     threading.Thread(target=leave, daemon=True).start()
 
-def _pool(workers):
-    "Processes; or, for small sets, a thread that prepares while this one writes."
-    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _start_worker) if workers else ThreadPoolExecutor(1)
+def _batches(records, done, workers):
+    "The values after the first `done`, in lists of 64; the first bad one is raised."
+    loader = DataLoader(records, 64, sampler=range(done, len(records.place)), num_workers=workers, collate_fn=list,
+                        worker_init_fn=_leave_with_parent, multiprocessing_context="spawn" if workers else None)
+    for batch in loader:
+        for value in batch:
+            if isinstance(value, InputError): raise value
+        yield batch
 
-# %% ../nbs/03_store.ipynb #b61187f0
-def _key(i): return i.to_bytes(8, "big")
-
-def _prepare(pair, start, stop, factor, dtype):
-    "Values of the records start..stop of a pair of files."
-    return [_encode(*read_pair(pair, i), factor, dtype, f"{pair.seismic} or {pair.velocity.name}: record {i}") for i in range(start, stop)]
-
-def _values(pool, ahead, pairs, done, factor, dtype):
-    "The values after the first `done`, in order, prepared at most `ahead` runs before they are asked for."
-    waiting = deque()
-    for p in pairs:
-        for i in range(max(done, 0), p.count, 16):
-            waiting.append(pool.submit(_prepare, p, i, min(i + 16, p.count), factor, dtype))
-            if len(waiting) > ahead: yield from waiting.popleft().result()
-        done -= p.count
-    for future in waiting: yield from future.result()
-
-# %% ../nbs/03_store.ipynb #eac4ef44
+# %% ../nbs/03_store.ipynb #5f5f682c
 def _space(settings): return store_bytes(settings["count"], settings["seismic"]["shape"], settings["velocity"]["shape"], settings["seismic"]["dtype"])
 
-def _fill(database, settings, pairs, prepare, report):
+def _fill(database, settings, pairs, workers, report):
     "Write every record that is not in the database yet; the checksums per source file."
-    n, owner, sums = settings["count"], np.repeat(range(len(pairs)), [p.count for p in pairs]), [0] * len(pairs)
-    with contextlib.closing(lmdb.open(str(database), subdir=False, lock=False, map_size=2 * _space(settings) + 2**26)) as env:
-        with env.begin(buffers=True) as reader:
-            done = reader.stat()["entries"]
-            for i in range(done): sums[owner[i]] = zlib.crc32(reader.get(_key(i)), sums[owner[i]])
-        values = prepare(pairs, done, settings["factor"], settings["seismic"]["dtype"])
-        while done < n:
-            with env.begin(write=True) as writer:
-                for done, value in enumerate(islice(values, 64), done + 1):
-                    writer.put(_key(done - 1), value, append=True)
-                    sums[owner[done - 1]] = zlib.crc32(value, sums[owner[done - 1]])
-            report(done)
+    records, sums = _Prepared(pairs, settings["factor"], settings["seismic"]["dtype"]), [0] * len(pairs)
+    def add(i, value): k, _ = records.place[i]; sums[k] = zlib.crc32(value, sums[k])
+    append(database, 2 * _space(settings) + 2**26, lambda done: _batches(records, done, workers), add, report)
     return sums
 
-# %% ../nbs/03_store.ipynb #5570bfab
-def _build(folder, settings, pairs, prepare, report):
+# %% ../nbs/03_store.ipynb #80e00df3
+def _build(folder, settings, pairs, workers, report):
     "Make or continue the store of one split."
-    note, database = folder / "unfinished.json", folder / "database.lmdb"
-    wanted = dict(settings, times=[[f.stat().st_mtime_ns for f in (p.seismic, p.velocity)] for p in pairs])
-    try: same = json.loads(note.read_text()) == wanted
-    except (OSError, ValueError): same = False
-    if not same:
-        database.unlink(missing_ok=True); _write_json(note, wanted)
-    needed, free = _space(settings) - (database.stat().st_size if database.exists() else 0), shutil.disk_usage(folder).free
-    if needed > free: raise InputError(f"{folder} needs {needed / 1e9:.3g} GB of disk, {free / 1e9:.3g} GB are free: name another folder with --store-dir")
-    manifest = dict(settings, crc32=_fill(database, settings, pairs, prepare, report), database_bytes=database.stat().st_size)
-    _write_json(folder / "manifest.json", dict(manifest, checksum=_seal(manifest)))
-    note.unlink()
+    database, plan = folder / "database.lmdb", dict(settings, unfinished=[[f.stat().st_mtime_ns for f in (p.seismic, p.velocity)] for p in pairs])
+    needed, free = _space(settings) - (database.stat().st_size if database.exists() else 0), shutil.disk_usage(folder.parent).free
+    if needed > free: raise InputError(f"{folder} needs {needed / 1e9:.3g} GB more disk, {free / 1e9:.3g} GB are free: "
+                                       "free some and repeat the command, or name another folder with --store-dir")
+    if not folder.exists() or not (folder / "manifest.json").exists() or _load(folder)["checksum"] != _seal(plan):
+        database.unlink(missing_ok=True); folder.mkdir(exist_ok=True); _write_manifest(folder, plan)
+    try: sums = _fill(database, settings, pairs, workers, report)
+    except InputError:
+        for file in (database, folder / "manifest.json"): file.unlink()
+        with contextlib.suppress(OSError): folder.rmdir()
+        raise
+    _write_manifest(folder, dict(settings, crc32=sums))
 
-# %% ../nbs/03_store.ipynb #96e2e0ae
+# %% ../nbs/03_store.ipynb #b2867a01
 def _finished(folder, settings):
     "Whether the store is there already. `InputError` if it is another one, or if something else is in its place."
-    if (folder / "manifest.json").exists():
-        if difference := _difference(read_manifest(folder), settings):
-            raise InputError(f"the store {folder} has {difference}: remove it, or name another folder with --store-dir")
-        return True
-    if (folder / "database.lmdb").exists() and not (folder / "unfinished.json").exists():
-        raise InputError(f"{folder / 'database.lmdb'} has no manifest, so it is not a store: move it away, or name another folder with --store-dir")
-    return False
+    if not (folder / "manifest.json").exists():
+        if (folder / "database.lmdb").exists():
+            raise InputError(f"{folder / 'database.lmdb'} has no manifest, so it is not a store: move it away, or name another folder with --store-dir")
+        return False
+    if difference := _difference(old := _load(folder), settings):
+        raise InputError(f"the store {folder} has {difference}: remove it, or name another folder with --store-dir")
+    return "unfinished" not in old
 
-# %% ../nbs/03_store.ipynb #291a5dc3
-@contextlib.contextmanager
-def _locked(root):
-    "One process at a time inside; makes the folder, and removes it again if nothing came of it."
-    missing, path, held = [p for p in (root, *root.parents) if not p.exists()], root / ".convert.lock", False
-    while not held:
-        root.mkdir(parents=True, exist_ok=True)
-        with open(path, "a") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
-            if not held: continue
-            try: yield
-            finally:
-                path.unlink()
-                for p in missing:
-                    with contextlib.suppress(OSError): p.rmdir()
-
-# %% ../nbs/03_store.ipynb #8cb28d10
-def _discard(folder):
-    for name in ("manifest.json", "database.lmdb", "unfinished.json", "unfinished.json.tmp", "manifest.json.tmp"): (folder / name).unlink(missing_ok=True)
-    with contextlib.suppress(OSError): folder.rmdir()
-
+# %% ../nbs/03_store.ipynb #a76d2468
 def _convert(root, wanted, pairs, workers, progress):
     "Build what is missing of both splits, as the only process that does."
-    total, before, made = sum(w["count"] for w in wanted.values()), 0, []
+    total, before = sum(w["count"] for w in wanted.values()), 0
     if workers is None: workers = len(os.sched_getaffinity(0)) if total >= 4000 else 0
-    with _locked(root), _pool(workers) as pool:
-        try:
-            for split, settings in wanted.items():
-                if not _finished(root / split, settings):
-                    (root / split).mkdir(exist_ok=True); made.append(root / split)
-                    _build(root / split, settings, pairs[split], partial(_values, pool, 2 * workers + 1), lambda n: progress and progress(before + n, total))
-                before += settings["count"]
-        except (InputError, OSError, lmdb.Error):
-            for folder in made: _discard(folder)
-            raise
+    with locked(root):
+        for split, settings in wanted.items():
+            if not _finished(root / split, settings):
+                _build(root / split, settings, pairs[split], workers, lambda n: progress and progress(before + n, total))
+            before += settings["count"]
 
-# %% ../nbs/03_store.ipynb #d0b028c2
+# %% ../nbs/03_store.ipynb #c00eabf2
 def _reuse(root, family, time_samples, dtype):
     "Whether a store without its source files is the one asked for; False if there is none."
     if not all((root / s / "manifest.json").exists() for s in ("train", "val")): return False
@@ -222,7 +182,7 @@ def _reuse(root, family, time_samples, dtype):
         _finished(root / split, dict(old, family=_family_entry(family), time_samples=time_samples, seismic=dict(old["seismic"], dtype=dtype)))
     return True
 
-# %% ../nbs/03_store.ipynb #799b28d1
+# %% ../nbs/03_store.ipynb #5909e934
 def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, without source files, one that holds a store
     family:str,            # the family of the records
     *, store_dir:str|Path|None=None, # where train/ and val/ are made; default: beside the source files
@@ -237,7 +197,7 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     """Build the stores of both splits, continue an interrupted build, or find them there already.
 
     One process builds while others that ask for the same wait. Raises `InputError` for bad source files, for a store with other
-    settings, for a full disk or a folder that cannot be written; then nothing is left behind."""
+    settings, for a folder that cannot be written and for a full disk; after the last, the same call continues."""
     family = get_family(family, families)
     if dtype not in ("float16", "float32"): raise unknown("dtype", dtype, ("float16", "float32"))
     try: source = find_root(dataset_dir, family)
@@ -251,25 +211,13 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     wanted = {s: _settings(family, s, p, source, cells, survey, time_samples, dtype) for s, p in pairs.items()}
     try:
         if not all([_finished(root / s, w) for s, w in wanted.items()]): _convert(root, wanted, pairs, workers, progress)
-    except BrokenProcessPool: raise ChildProcessError("a preparing process was killed: repeat the command to continue, with fewer --workers if memory ran out") from None
+    except RuntimeError as error: raise ChildProcessError(f"a preparing process was lost ({error}): repeat the command to continue, with fewer --workers if memory ran out") from None
     except (OSError, lmdb.Error) as error:
-        raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): free disk space, or name a writable folder with --store-dir") from None
+        raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): free disk space and repeat the command, or name a writable folder with --store-dir") from None
     return root
 
-# %% ../nbs/03_store.ipynb #87db5e1a
-_open = {}  # path -> (environment, identity of the file it was opened from)
-
-def _environment(path):
-    stat = os.stat(path); identity = stat.st_dev, stat.st_ino
-    env, known = _open.get(path, (None, None))
-    if known != identity:
-        if env: env.close()
-        env = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False)
-        _open[path] = env, identity
-    return env
-
-# %% ../nbs/03_store.ipynb #ae7ffdc9
-class StoreDataset(torch.utils.data.Dataset):
+# %% ../nbs/03_store.ipynb #a7f58403
+class StoreDataset(Dataset):
     """One split of a store, for PyTorch's `DataLoader`.
 
     `ds[i]` is a dictionary: `velocity` (1, depth, x) and `seismic` (shots, time, receivers), both float32 and normalised, and `index`.
@@ -278,6 +226,7 @@ class StoreDataset(torch.utils.data.Dataset):
     def __init__(self, root:str|Path, # what `convert` returned
         split:str,      # "train" or "val"
         *, family=None, # the family it must be of; default: any
+        in_memory=False, # read all of it now, into memory shared with worker processes
     ):
         self.folder = Path(root) / split
         self.manifest = read_manifest(self.folder)
@@ -285,21 +234,15 @@ class StoreDataset(torch.utils.data.Dataset):
         self.family, self.survey = replace(get_family(entry["name"]), **entry), Survey.from_dict(self.manifest["survey"])
         if family is not None and get_family(family).name != entry["name"]:
             raise InputError(f"{self.folder} is a store of {entry['name']}, not of {get_family(family).name}")
-        self._path = os.path.realpath(self.folder / "database.lmdb")
-        try: entries = _environment(self._path).stat()["entries"]
-        except lmdb.Error as error: raise InputError(f"{self._path} is damaged ({error}): remove it and its manifest.json, then convert again") from None
-        if entries != len(self): raise InputError(f"{self._path} holds {entries} records, its manifest says {len(self)}: remove both, then convert again")
+        self._values = Values(self.folder / "database.lmdb", len(self), in_memory=in_memory)
 
     def __len__(self): return self.manifest["count"]
 
-# %% ../nbs/03_store.ipynb #2d5bcde1
+# %% ../nbs/03_store.ipynb #b51c3d6b
 def value(self, i:int, # record
 )->bytes: # velocity, then seismic
     "A record as it is stored."
-    if not -len(self) <= i < len(self): raise IndexError(f"record {i} of {len(self)}")
-    try:
-        with _environment(self._path).begin() as txn: return bytes(txn.get(_key(int(i) % len(self))))
-    except (OSError, TypeError, lmdb.Error) as error: raise InputError(f"record {i} of {self._path} cannot be read ({error}): convert again") from None
+    return self._values[i]
 
 def physical(self, i:int, # record
 )->tuple[torch.Tensor, torch.Tensor]: # velocity (1, depth, x) in m/s and seismic (shots, time, receivers) as pressure, float32

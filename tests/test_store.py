@@ -6,13 +6,16 @@ import signal
 import subprocess
 import sys
 import textwrap
+from types import SimpleNamespace
 
 import lmdb
 import numpy as np
+import psutil
 import pytest
 from torch.utils.data import DataLoader
 
 from fwi_i2sb.check import verify_store
+from fwi_i2sb.joint import JointStore
 from fwi_i2sb.openfwi import InputError
 from fwi_i2sb.store import StoreDataset, convert, read_manifest
 from fwi_i2sb.wave import OPENFWI, surface_survey
@@ -57,7 +60,7 @@ KILLED = """
 """
 
 
-@pytest.mark.parametrize("at, workers", [(64, 0), (200, 2)])
+@pytest.mark.parametrize("at, workers", [(64, 0), (200, 1)])
 def test_killed_and_continued_gives_the_same_bytes(tmp_path, at, workers):
     whole = convert(write_files(tmp_path / "whole"), "FlatVel_A", workers=0, **OPTIONS)
     root = tmp_path / "killed" / "FlatVel_A"; shutil.copytree(whole, root, ignore=shutil.ignore_patterns("train", "val"))
@@ -68,10 +71,41 @@ def test_killed_and_continued_gives_the_same_bytes(tmp_path, at, workers):
     steps = []
     assert convert(root, "FlatVel_A", workers=0, progress=lambda *step: steps.append(step), **OPTIONS) == root
     assert steps[0][0] > at and steps[-1] == (300, 300)
+    assert_equal(root, whole)
+
+
+def assert_equal(root, whole):
+    "Every key, every value and the manifests of two stores; nothing else lies in their folders."
     for split in ("train", "val"):
         assert values(root, split) == values(whole, split)
         assert read_manifest(root / split) == read_manifest(whole / split)
-    assert everything(root) == everything(whole) and not list(root.glob("*/unfinished.json")) and not (root / ".convert.lock").exists()
+    assert everything(root) == everything(whole) and not (root / ".lock").exists()
+
+
+AT_RANDOM = """
+    import random, time
+    import torch
+    torch.set_num_threads(1)
+    moments, kills = random.Random(1), 0
+    while True:
+        child = os.fork()  # so that torch is imported once, not for every attempt
+        if not child:
+            convert(sys.argv[1], "FlatVel_A", time_samples=20, survey=SMALL, workers=0)
+            os._exit(0)
+        time.sleep(moments.uniform(0, 0.02 + 0.002 * kills)); os.kill(child, signal.SIGKILL)
+        if os.waitpid(child, 0)[1] == 0: break
+        kills += 1
+    print(kills)
+"""
+
+
+def test_killed_at_random_moments_until_done(tmp_path):
+    counts = (("data1", 700), ("data2", 300), ("data49", 200))
+    whole = convert(write_files(tmp_path / "whole", counts), "FlatVel_A", workers=0, **OPTIONS)
+    root = tmp_path / "killed" / "FlatVel_A"; shutil.copytree(whole, root, ignore=shutil.ignore_patterns("train", "val"))
+    out, err = python(AT_RANDOM, root).communicate(timeout=300)
+    assert int(out) >= 5, (out, err)
+    assert_equal(root, whole)
 
 
 def test_interrupted_and_a_file_repaired_meanwhile(tmp_path):
@@ -80,7 +114,8 @@ def test_interrupted_and_a_file_repaired_meanwhile(tmp_path):
     def progress(done, total):
         if done > 200: raise Stop
     with pytest.raises(Stop): convert(root, "FlatVel_A", workers=0, progress=progress, **OPTIONS)
-    assert (root / "train" / "unfinished.json").exists()
+    with pytest.raises(InputError, match="repeat fwi-i2sb convert to finish"): StoreDataset(root, "train")
+    with pytest.raises(InputError, match="time_samples 20, not 10"): convert(root, "FlatVel_A", workers=0, **OPTIONS | dict(time_samples=10))
     repaired = np.load(root / "data" / "data1.npy"); repaired[0] = 7
     np.save(root / "data" / "data1.npy", repaired)
     convert(root, "FlatVel_A", workers=0, **OPTIONS)
@@ -99,14 +134,17 @@ def test_two_processes_at_once_build_one_store(tmp_path):
     out = [job.communicate(timeout=120) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0], out
     assert sorted(int(o[0]) > 0 for o in out) == [False, False, True]  # one built, two found it there
-    assert verify_store(root, "train") == 200 and not (root / ".convert.lock").exists()
+    assert verify_store(root, "train") == 200 and not (root / ".lock").exists()
 
 
 def test_reading_from_spawned_workers(tmp_path):
     root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
     ds = StoreDataset(root, "val"); ds[0]  # opened here first: the workers must open it for themselves
-    for context in ("spawn", "fork"):
-        batches = list(DataLoader(ds, batch_size=32, num_workers=2, multiprocessing_context=context))
+    kept = StoreDataset(root, "val", in_memory=True)
+    (root / "val" / "database.lmdb").rename(tmp_path / "away"); assert len(kept.value(99)) == len(kept.value(-1)) > 0  # it needs the file no more
+    (tmp_path / "away").rename(root / "val" / "database.lmdb")
+    for source, context in ((ds, "spawn"), (ds, "fork"), (JointStore([kept]), "spawn")):
+        batches = list(DataLoader(source, batch_size=32, num_workers=2, multiprocessing_context=context))
         assert sum(len(b["index"]) for b in batches) == 100
         for b in batches[::2]:
             for k, i in enumerate(b["index"].tolist()): assert (b["seismic"][k] == ds[i]["seismic"]).all() and (b["velocity"][k] == ds[i]["velocity"]).all()
@@ -143,16 +181,33 @@ def spoil(root, how):
                                         ("pickled", "pickled"), ("wrong shape", r"\(2, 41, 12\)"), ("wrong map", r"\(12, 13\)")])
 def test_a_bad_source_file_leaves_nothing_behind(tmp_path, how, words):
     root = write_files(tmp_path); name = spoil(root, how); before = everything(tmp_path)
-    for target in (dict(), dict(store_dir=tmp_path / "deep" / "store")):
-        with pytest.raises(InputError, match=words) as caught: convert(root, "FlatVel_A", workers=0, **OPTIONS, **target)
+    for options in (dict(), dict(store_dir=tmp_path / "deep" / "store")):
+        options |= OPTIONS | dict(workers=0, val_files=["data2.npy"])  # in the split that is built first
+        with pytest.raises(InputError, match=words) as caught: convert(root, "FlatVel_A", **options)
         assert name in str(caught.value) and "\n" not in str(caught.value)
         assert everything(tmp_path) == before
 
 
 def test_a_bad_file_found_by_a_worker(tmp_path):
-    root = write_files(tmp_path); spoil(root, "NaN"); before = everything(root)
+    root = write_files(tmp_path); spoil(root, "NaN"); good = np.load(root / "data" / "data2.npy"); good[49] = 0
     with pytest.raises(InputError, match="data2.npy.*record 49"): convert(root, "FlatVel_A", workers=1, **OPTIONS)
-    assert everything(root) == before
+    assert not (root / "train").exists() and verify_store(root, "val") == 100  # the finished split stays
+    np.save(root / "data" / "data2.npy", good)
+    assert verify_store(convert(root, "FlatVel_A", workers=0, **OPTIONS), "train") == 200
+
+
+def test_a_killed_worker_is_said_and_continued(tmp_path):
+    root = write_files(tmp_path); code = """
+        import multiprocessing
+        def progress(done, total): multiprocessing.active_children()[0].kill()
+        if __name__ == "__main__":
+            try: convert(sys.argv[1], "FlatVel_A", time_samples=20, survey=SMALL, workers=1, progress=progress)
+            except ChildProcessError as error: print(error)
+    """
+    write_files(tmp_path, (("data2", 3000),))
+    out, err = python(code, root).communicate(timeout=120)
+    assert "repeat the command to continue" in out and out.count("\n") == 1, (out, err)
+    assert verify_store(convert(root, "FlatVel_A", workers=0, **OPTIONS), "train") == 3150
 
 
 def test_another_store_is_never_reused(tmp_path):
@@ -185,9 +240,10 @@ def edit(path, change):
     (lambda f: edit(f / "manifest.json", lambda m: m.update(count=10)), "edited"), (lambda f: edit(f / "manifest.json", lambda m: m.pop("checksum")), "edited"),
     (lambda f: (f / "manifest.json").write_text("{"), "damaged"), (lambda f: (f / "manifest.json").write_text("[1]"), "damaged"),
     (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "damaged"),
-    (lambda f: os.truncate(f / "database.lmdb", 8192), "8192 bytes"), (lambda f: (f / "database.lmdb").unlink(), "0 bytes"),
+    (lambda f: os.truncate(f / "database.lmdb", 8192), "cut short to 8192"), (lambda f: (f / "database.lmdb").unlink(), "No such file"),
+    (lambda f: os.truncate(f / "database.lmdb", (f / "database.lmdb").stat().st_size - 1), "cut short"),
     (lambda f: (f / "database.lmdb").write_bytes(bytes((f / "database.lmdb").stat().st_size)), "damaged"),
-    (lambda f: shutil.copy(f.parent / "val" / "manifest.json", f), "bytes")])
+    (lambda f: shutil.copy(f.parent / "val" / "manifest.json", f), "200 records, its manifest says 100")])
 def test_a_store_without_a_valid_manifest_is_refused(tmp_path, damage, words):
     root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
     damage(root / "train")
@@ -201,18 +257,51 @@ def test_a_database_of_another_program_is_left_alone(tmp_path):
     assert (root / "train" / "database.lmdb").read_bytes() == b"precious" and everything(tmp_path) == before
 
 
-def test_full_disk_and_unwritable_folder(tmp_path):
-    root = write_files(tmp_path); before = everything(tmp_path)
-    code = """
-        import resource
-        resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
-        try: convert(sys.argv[1], "FlatVel_A", time_samples=20, survey=SMALL, workers=0)
-        except InputError as error: print(error)
-    """
-    out, err = python(code, root).communicate(timeout=120)
-    assert "cannot write the store" in out and "free disk space" in out and out.count("\n") == 1, (out, err)
-    assert everything(tmp_path) == before
-    (tmp_path / "file").write_text("")
+LIMITED = """
+    import resource
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # the files of a full disk end here, in the middle of the training split
+    try: convert(sys.argv[1], "FlatVel_A", time_samples=20, survey=SMALL, workers=0)
+    except InputError as error: print(error)
+"""
+
+
+def full_disk(whole, root, store):
+    "The store is in the middle of the training split; it continues there, and equals an undisturbed one."
+    done = lmdb.open(str(store / "train" / "database.lmdb"), subdir=False, readonly=True, lock=False).stat()["entries"]
+    assert 0 < done < 200
+    steps = []
+    convert(root, "FlatVel_A", store_dir=store, workers=0, progress=lambda *step: steps.append(step), **OPTIONS)
+    assert steps[0][0] > 100 + done
+    for split in ("train", "val"): assert values(store, split) == values(whole, split) and read_manifest(store / split) == read_manifest(whole / split)
+    assert verify_store(store, "train") == 200
+
+
+def test_a_full_disk_loses_nothing(tmp_path):
+    root = write_files(tmp_path / "files"); whole = convert(root, "FlatVel_A", store_dir=tmp_path / "whole", workers=0, **OPTIONS)
+    for _ in range(2):  # the second attempt gets no further, and loses nothing either
+        out, err = python(LIMITED, root).communicate(timeout=120)
+        assert "cannot write the store" in out and "free disk space and repeat" in out and out.count("\n") == 1, (out, err)
+    full_disk(whole, root, root)
+
+
+def test_a_really_full_disk_loses_nothing(tmp_path):
+    root = write_files(tmp_path / "files"); whole = convert(root, "FlatVel_A", store_dir=tmp_path / "whole", workers=0, **OPTIONS)
+    disk = tmp_path / "disk"; disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode: pytest.skip("mounting a small disk needs root")
+    def fill(done, total):
+        if done > 200:
+            with open(disk / "filler", "wb", buffering=0) as file:
+                while True: file.write(bytes(4096))
+    try:
+        with pytest.raises(InputError, match="No space left on device.*free disk space and repeat"): convert(root, "FlatVel_A", store_dir=disk / "store", workers=0, progress=fill, **OPTIONS)
+        with pytest.raises(InputError, match="GB are free"): convert(root, "FlatVel_A", store_dir=disk / "store", workers=0, **OPTIONS)
+        (disk / "filler").unlink()
+        full_disk(whole, root, disk / "store")
+    finally: subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_unwritable_folder(tmp_path):
+    root = write_files(tmp_path); (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot write the store .*--store-dir"): convert(root, "FlatVel_A", store_dir=tmp_path / "file" / "store", **OPTIONS)
 
 
@@ -244,3 +333,9 @@ def test_memory_stays_far_below_a_shard(tmp_path):
     """
     out, err = python(code, tmp_path).communicate(timeout=300)
     assert float(out) < 150, err  # MB
+
+
+def test_too_little_memory_is_said_beforehand(tmp_path, monkeypatch):
+    root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**5))
+    with pytest.raises(InputError, match="0.0001 GB are free: leave out --in-memory"): StoreDataset(root, "val", in_memory=True)
