@@ -6,7 +6,7 @@
 __all__ = ['SHOW_FIGURE', 'train_step', 'Journal', 'pace', 'show', 'close', 'open_tracker', 'stop_signal', 'check_options',
            'train', 'microbatches', 'progress_bar', 'main']
 
-# %% ../nbs/30_train.ipynb #4e4604f1
+# %% ../nbs/30_train.ipynb #f5cacfb9
 import contextlib, os, shutil, signal, sys, time
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-# %% ../nbs/30_train.ipynb #2a527967
+# %% ../nbs/30_train.ipynb #a5df8ad5
 from . import plot
 from .bridge import Bridge
 from .launch import find_ranks
@@ -32,7 +32,7 @@ from .start import Start, parse_start
 from .state import TrainState, given_checkpoint, new_state, restore_state, save_state
 from .validate import validate
 
-# %% ../nbs/30_train.ipynb #a1d82b85
+# %% ../nbs/30_train.ipynb #4429b3d1
 def train_step(
     model: nn.Module,  # a Denoiser, prepared
     state: TrainState,
@@ -56,7 +56,7 @@ def train_step(
     state.step, state.skipped = state.step + 1, state.skipped + (not finite)
     return total if finite else None
 
-# %% ../nbs/30_train.ipynb #baa44668
+# %% ../nbs/30_train.ipynb #3706f677
 def _clip(model: nn.Module, limit: float | None) -> bool:
     "Clip the gradient's norm; whether it is finite."
     weights = list(model.parameters())
@@ -69,7 +69,7 @@ def _update(state: TrainState, options: TrainOptions):
     state.optimizer.step()
     update_ema(state.average, state.net, options.optim.ema, state.step)
 
-# %% ../nbs/30_train.ipynb #595119f3
+# %% ../nbs/30_train.ipynb #d1f941c7
 class Journal:
     "What is written down during training: metrics.jsonl, the tracker, and the terminal (main process only)."
 
@@ -90,7 +90,7 @@ class Journal:
         if self.lines: print(f"train {step}/{self.options.optim.num_itr}: {text}", file=sys.stderr, flush=True)
         else: self.bar.set_postfix_str(text)
 
-# %% ../nbs/30_train.ipynb #49ae75ab
+# %% ../nbs/30_train.ipynb #28f0668d
 def pace(self, step: int) -> dict:
     "Samples per second since the last call, minutes left, and the GPU's peak memory."
     (before, first), self.last = self.last, (time.monotonic(), step)
@@ -115,7 +115,7 @@ def close(self):
 
 Journal.pace, Journal.show, Journal.close = pace, show, close
 
-# %% ../nbs/30_train.ipynb #fea1cbd0
+# %% ../nbs/30_train.ipynb #fb318b5c
 SHOW_FIGURE = {  # how each tracker takes a figure
     "tensorboard": lambda tracker, figure, path, step: tracker.writer.add_figure("validation", figure, step),
     "wandb": lambda tracker, figure, path, step: tracker.log_images({"validation": [str(path)]}, step=step),
@@ -138,11 +138,11 @@ def open_tracker(options: TrainOptions, accelerator: Accelerator, first: int):
     if accelerator.is_main_process and name != "tensorboard": note.write_text(tracker.tracker.id if name == "wandb" else tracker.tracker.info.run_id)
     return tracker
 
-# %% ../nbs/30_train.ipynb #5fe8da51
+# %% ../nbs/30_train.ipynb #45190ddd
 def _flat(options: TrainOptions) -> dict:
     return {f"{group}.{name}": value if isinstance(value, (int, float, bool)) else str(value) for group, values in options_to_dict(options).items() for name, value in values.items()}
 
-# %% ../nbs/30_train.ipynb #c68d545a
+# %% ../nbs/30_train.ipynb #fd3a59b8
 @contextlib.contextmanager
 def stop_signal():
     "A function that returns the first SIGINT or SIGTERM received inside the block, or 0."
@@ -154,7 +154,7 @@ def stop_signal():
 
     with handled(note): yield lambda: received[0] if received else 0
 
-# %% ../nbs/30_train.ipynb #3ef1a21c
+# %% ../nbs/30_train.ipynb #809f79f8
 def check_options(options: TrainOptions):
     "Refuse what can be refused before any data is read."
     check_limits(options)
@@ -168,7 +168,7 @@ def check_options(options: TrainOptions):
     if options.log.log_writer != "none": need(options.log.log_writer, f"--log-writer {options.log.log_writer}")
     if options.hardware.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))): raise InputError("--compile needs a C++ compiler (g++), which this machine lacks")
 
-# %% ../nbs/30_train.ipynb #7d03c9ec
+# %% ../nbs/30_train.ipynb #64bf6a5d
 def train(
     options: TrainOptions,
     *, progress: bool = True,  # progress bar on a terminal, else one line per logging interval
@@ -183,17 +183,16 @@ def train(
     if number: raise SystemExit(128 + number)
     return options.folder
 
-# %% ../nbs/30_train.ipynb #61f27c02
+# %% ../nbs/30_train.ipynb #ba501b62
 def _train_on_node(options: TrainOptions, ranks, progress: bool) -> int:
     code = start_processes(partial(train, options, progress=progress), ranks)
     if code < 0: raise ChildProcessError(f"a process of this node was killed by signal {-code}: repeat the command to continue from the last checkpoint")
     if 0 < code <= 128: raise SystemExit(code)  # the process has said why
     return max(0, code - 128)
 
-# %% ../nbs/30_train.ipynb #e3a0d250
+# %% ../nbs/30_train.ipynb #a972e5bc
 def _train(options: TrainOptions, progress: bool) -> int:
     with open_accelerator(options.hardware, options.folder / "logs", options.log.log_writer) as (accelerator, peers):
-        options = replace(options, optim=check_batch(options.optim, accelerator.num_processes))
         with progress_bar("convert", "records") if progress else contextlib.nullcontext() as report: stores, facts = peers.rank_zero_first(partial(_prepare, options, report))
         start = Start(parse_start(options.model.corrupt), linear=facts["linear"], maps=read_start_maps(options.model.corrupt))
         net, bridge = build_model(options.model, facts, options.run.seed)
@@ -207,14 +206,14 @@ def _train(options: TrainOptions, progress: bool) -> int:
         if state.step >= options.optim.num_itr: return 0
         return _loop(options, accelerator, state, bridge, stores, start, Journal(options, accelerator, state.step, progress))
 
-# %% ../nbs/30_train.ipynb #778c4284
+# %% ../nbs/30_train.ipynb #8f985a73
 def _prepare(options: TrainOptions, report):
     stores = open_store(options, report)
     facts = data_facts(stores[0])
     check_run(options, facts)
     return stores, facts
 
-# %% ../nbs/30_train.ipynb #b3d217e3
+# %% ../nbs/30_train.ipynb #509f8ab1
 def microbatches(
     options: TrainOptions,
     store,  # a JointStore of training pairs
@@ -234,15 +233,16 @@ def microbatches(
 def _leave_signals(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches reading processes too; the main one decides
 
-# %% ../nbs/30_train.ipynb #1f84ab53
+# %% ../nbs/30_train.ipynb #6f7b256e
 def _loop(options, accelerator, state, bridge, stores, start, journal) -> int:
     optim, log, losses = options.optim, options.log, []
+    fitted = replace(options, optim=check_batch(optim, accelerator.num_processes))  # validation keeps the batches asked for: its records do not depend on the ranks
     model = Denoiser(state.net)
     if options.hardware.compile: model.compile()
-    model, batches = accelerator.prepare_model(model), iter(microbatches(options, stores[0], start, bridge.n_steps, state.step, accelerator))
+    model, batches = accelerator.prepare_model(model), iter(microbatches(fitted, stores[0], start, bridge.n_steps, state.step, accelerator))
     with stop_signal() as stopped, contextlib.closing(journal):
         while state.step < optim.num_itr:
-            losses.append(train_step(model, state, batches, bridge, options, accelerator))
+            losses.append(train_step(model, state, batches, bridge, fitted, accelerator))
             journal.bar.update()
             number, last = _agree(stopped(), accelerator), state.step == optim.num_itr
             if last or number or state.step % log.log_every == 0:
@@ -259,7 +259,7 @@ def _loop(options, accelerator, state, bridge, stores, start, journal) -> int:
             if number: break
     return number
 
-# %% ../nbs/30_train.ipynb #de82c6f5
+# %% ../nbs/30_train.ipynb #bb73f641
 def _agree(number: int, accelerator: Accelerator) -> int:
     "The signal that any process received, so that all stop after the same step."
     if accelerator.num_processes == 1: return number
@@ -273,7 +273,7 @@ def _check_skipped(state: TrainState, options: TrainOptions):
     if state.skipped > options.optim.max_skipped:
         raise InputError(f"the gradient was not finite in {state.skipped} of {state.step} steps: lower --lr, set --clip-grad-norm or raise --max-skipped, and repeat the command to continue from the last checkpoint")
 
-# %% ../nbs/30_train.ipynb #a4ef8ada
+# %% ../nbs/30_train.ipynb #af40b57e
 @contextlib.contextmanager
 def progress_bar(name: str, unit: str = "it", every: float = 20.0):
     "A callback `progress(done, total)`: a bar with rate and time left on a terminal, else a line every `every` seconds."
@@ -290,12 +290,12 @@ def progress_bar(name: str, unit: str = "it", every: float = 20.0):
 
     with bar: yield progress
 
-# %% ../nbs/30_train.ipynb #a92c5a6f
+# %% ../nbs/30_train.ipynb #293f2194
 def main(argv: list[str] | None = None):
     "The command line of training."
     run_command(train, TrainOptions, argv, prog="python -m fwi_i2sb.train")
 
-# %% ../nbs/30_train.ipynb #a2f34925
+# %% ../nbs/30_train.ipynb #3a6f31a6
 #| eval: false
 if __name__ == "__main__" and "get_ipython" not in globals():  # run as a module, not as a notebook
     main()

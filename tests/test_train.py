@@ -1,48 +1,13 @@
 "Training as a process: interrupted, continued, refused, and split over ranks."
-import json
-import os
-import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
+from processes import MPIRUN, arguments, assert_equal, finish, losses, python_train, wait_for, weights
 
 from fwi_i2sb.run import checkpoints, read_config, read_metrics
-
-SMALL = ["--model", "tiny", "--batch-size", "8", "--microbatch", "4", "--log-every", "1", "--val-batches", "1", "--val-nfe", "1",
-         "--device", "cpu", "--precision", "fp32", "--lr", "1e-3", "--log-writer", "none"]
-
-
-def arguments(data, result_dir, name, *more):
-    return ["--result-dir", str(result_dir), "--dataset-dir", str(data), "--dataset-name", "CurveVel_A", "--name", name, *SMALL, *more]
-
-
-def python_train(*words, launcher=(), **how):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*launcher, sys.executable, "-m", "fwi_i2sb.train", *words], env=env, stderr=subprocess.PIPE, text=True, **how)
-
-
-def finish(process, code=0):
-    _, err = process.communicate(timeout=400)
-    assert process.returncode == code, err
-    return err
-
-
-def weights(run: Path) -> dict:
-    return {part: load_file(checkpoints(run)[0] / f"{part}.safetensors") for part in ("weights", "ema", "optimizer")}
-
-
-def assert_equal(a: dict, b: dict):
-    for part in a:
-        assert a[part].keys() == b[part].keys()
-        for key in a[part]: np.testing.assert_array_equal(a[part][key], b[part][key])
-
 
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory) -> Path:
@@ -73,24 +38,19 @@ def test_tensorboard_gets_scalars_and_figures(mini):
 def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(data, undisturbed, tmp_path):
     words = arguments(data, tmp_path, "killed", "--num-itr", "8", "--save-every", "2", "--val-every", "4")
     process = python_train(*words)
-    while not list(tmp_path.glob("killed/checkpoints/step-4")):
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for((tmp_path / "killed" / "checkpoints" / "step-4").exists, process)
     process.kill()
     process.communicate()
     assert checkpoints(tmp_path / "killed")[0].name != "step-8"
     finish(python_train(*words))
     assert_equal(weights(tmp_path / "killed"), weights(undisturbed))
-    losses = [[r["loss"] for r in read_metrics(run) if "loss" in r] for run in (tmp_path / "killed", undisturbed)]
-    assert losses[0] == losses[1]
+    assert losses(tmp_path / "killed") == losses(undisturbed)
 
 
 def test_a_signal_saves_and_the_command_continues(data, undisturbed, tmp_path):
     words = arguments(data, tmp_path, "stopped", "--num-itr", "8", "--save-every", "100", "--val-every", "4")
     process = python_train(*words)
-    while not (tmp_path / "stopped" / "metrics.jsonl").exists() or not read_metrics(tmp_path / "stopped"):
-        assert process.poll() is None
-        time.sleep(0.02)
+    wait_for(lambda: (tmp_path / "stopped" / "metrics.jsonl").exists() and read_metrics(tmp_path / "stopped"), process)
     process.send_signal(signal.SIGTERM)
     finish(process, 128 + signal.SIGTERM)
     assert checkpoints(tmp_path / "stopped")
@@ -99,10 +59,9 @@ def test_a_signal_saves_and_the_command_continues(data, undisturbed, tmp_path):
 
 
 def test_two_ranks_give_the_losses_of_one_process(data, undisturbed, tmp_path):
-    launcher = [str(Path(sys.executable).parent / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-np", "2"]
+    launcher = [*MPIRUN, "-np", "2"]
     finish(python_train(*arguments(data, tmp_path, "two", "--num-itr", "8", "--val-every", "4", "--master-port", "29641"), launcher=launcher))
-    one, two = ([r["loss"] for r in read_metrics(run) if "loss" in r] for run in (undisturbed, tmp_path / "two"))
-    np.testing.assert_allclose(two, one, rtol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(undisturbed), rtol=1e-5)
     maes = [[r["val_mae"] for r in read_metrics(run) if "val_mae" in r] for run in (undisturbed, tmp_path / "two")]
     np.testing.assert_allclose(*maes, rtol=1e-4)
 
@@ -141,14 +100,13 @@ def test_fine_tuning_starts_from_the_given_weights(fwi, refused, data, undisturb
 
 def test_microbatches_add_up_to_the_whole_batch(fwi, data, undisturbed, tmp_path):
     assert fwi("train", *arguments(data, tmp_path, "micro", "--num-itr", "3", "--microbatch", "8")).code == 0
-    one, two = ([r["loss"] for r in read_metrics(run) if "loss" in r][:3] for run in (undisturbed, tmp_path / "micro"))
-    np.testing.assert_allclose(two, one, rtol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path / "micro"), losses(undisturbed)[:3], rtol=1e-5)
 
 
 def test_microbatches_and_ranks_give_the_gradient_of_the_whole_batch(fwi, data, tmp_path):
     for name, micro in (("whole", "8"), ("parts", "2")):
         assert fwi("train", *arguments(data, tmp_path, name, "--num-itr", "1", "--microbatch", micro)).code == 0
-    launcher = [str(Path(sys.executable).parent / "mpirun"), "--allow-run-as-root", "--oversubscribe", "-np", "2"]
+    launcher = [*MPIRUN, "-np", "2"]
     finish(python_train(*arguments(data, tmp_path, "ranks", "--num-itr", "1", "--master-port", "29643"), launcher=launcher))
     whole, *others = (weights(tmp_path / name)["optimizer"] for name in ("whole", "parts", "ranks"))
     moments = [k for k in whole if k.endswith("exp_avg")]  # after one step a tenth of the gradient
