@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['score', 'evaluate', 'table', 'EvaluateOptions', 'evaluate_command']
 
-# %% ../nbs/32_evaluate.ipynb #da5e14cf
+# %% ../nbs/32_evaluate.ipynb #a799e6a2
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +14,15 @@ from typing import Literal
 import torch
 import tyro
 
-# %% ../nbs/32_evaluate.ipynb #348bdda9
-from .invert import TrainedRun, device_name, load_run, prepare_start, resimulate, validation_records
-from .metrics import mae, misfit, rmse, ssim
+# %% ../nbs/32_evaluate.ipynb #52a276ca
+from .invert import load_run
+from .metrics import NORMALIZED, Summary
 from .openfwi import InputError
-from .options import run_command
 from .run import write_atomic
 from .train import progress_bar
+from .trained import TrainedRun, device_name, prepare_start, resimulate, validation_records
 
-# %% ../nbs/32_evaluate.ipynb #869ac775
+# %% ../nbs/32_evaluate.ipynb #39382252
 def score(
     run: TrainedRun,
     velocity: torch.Tensor,  # (batch, 1, depth, x), m/s
@@ -30,14 +30,13 @@ def score(
     seismic: torch.Tensor,  # the records of the truth, decimated as the store
     misfit_records: int,  # how many records, from the first, are simulated
     engine: str = "deepwave",  # forward operator of the misfit
-) -> dict:  # mae and rmse in m/s and normalised, ssim, misfit
+) -> dict:  # records, mae and rmse in m/s and normalised, ssim, misfit
     "Metrics of one set of maps: means over the records, RMSE as the root of the mean square."
-    errors, squares = mae(velocity, truth).mean().item(), rmse(velocity, truth).square().mean().sqrt().item()
-    again = resimulate(run, velocity[:misfit_records], engine)
-    return dict(mae=errors, mae_norm=errors / 1500, rmse=squares, rmse_norm=squares / 1500, ssim=ssim(velocity, truth).mean().item(),
-                misfit=misfit(again, seismic[:misfit_records]).mean().item())
+    summary = Summary()
+    summary.add(velocity, truth, resimulate(run, velocity[:misfit_records], engine), seismic[:misfit_records])
+    return summary.result()
 
-# %% ../nbs/32_evaluate.ipynb #3dd6d32d
+# %% ../nbs/32_evaluate.ipynb #30af4d88
 def evaluate(
     run: TrainedRun,
     seismic: torch.Tensor,  # (batch, shots, time, receivers), pressure
@@ -45,6 +44,8 @@ def evaluate(
     starts: tuple[str, ...] = ("blur-openfwi_custom", "linear"),  # kinds of starting model
     *, samples: int = 8,  # samples per record
     nfe: int = 5,  # network calls per sample
+    sampler: str | None = None,  # as in `invert`
+    eta: float | None = None,  # as in `invert`
     seed: int = 0,  # seed of starts and samples
     misfit_records: int = 8,  # records that are simulated for the misfit
     engine: str = "deepwave",  # forward operator of the misfit
@@ -57,16 +58,16 @@ def evaluate(
     controls = {"bridge": {}, "seismic switched off": dict(w=0.0), "wrong record": dict(seismic=seismic.roll(1, 0))} if run.net.encoder is not None else {"bridge": {}}
     rows, jobs = [], [(start, method) for start in starts for method in ("starting model", *controls)]
     for done, (start, method) in enumerate(jobs):
-        given = dict(seismic=seismic, start=start, samples=samples, nfe=nfe, seed=seed, truth=truth, records=numbers) | controls.get(method, {})
+        given = dict(seismic=seismic, start=start, samples=samples, nfe=nfe, sampler=sampler, eta=eta, seed=seed, truth=truth, records=numbers) | controls.get(method, {})
         if method == "starting model": maps, cost = prepare_start(run, start, numbers or list(range(len(truth))), truth=truth, seed=seed), {}
         else:
             result = run.invert(**given)
-            maps, cost = result.mean, dict(nfe=nfe, samples=samples, seconds_per_record=result.provenance["seconds_per_record"])
+            maps, cost = result.mean, {k: result.provenance[k] for k in ("nfe", "samples", "sampler", "eta", "seconds_per_record")}
         rows.append(dict(start=start, method=method, **score(run, maps, truth, seismic, misfit_records, engine), **cost))
         if progress: progress(done + 1, len(jobs))
     return rows
 
-# %% ../nbs/32_evaluate.ipynb #65a622fc
+# %% ../nbs/32_evaluate.ipynb #ed2fe802
 def table(rows: list[dict]) -> str:
     "The rows as text; a blurred truth is marked, because it has seen the answer."
     head = f"{'start':<26}{'method':<22}{'MAE':>8}{'RMSE':>9}{'MAE':>9}{'SSIM':>8}{'misfit':>8}{'NFE':>5}{'s/record':>10}"
@@ -76,7 +77,7 @@ def table(rows: list[dict]) -> str:
     note = ["* a blurred truth has seen the true map: read such rows against their controls"] if any("blur" in row["start"] for row in rows) else []
     return "\n".join([head, units, *lines, *note])
 
-# %% ../nbs/32_evaluate.ipynb #0fd391aa
+# %% ../nbs/32_evaluate.ipynb #242c7a38
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Judge a run on validation records: table on screen, card.json beside it."
@@ -85,26 +86,29 @@ class EvaluateOptions:
     records: int = 50  # number of validation records
     samples: int = 8  # samples per record
     nfe: int = 5  # network calls per sample
+    sampler: str | None = None  # sde, ode, ode2, dbim or dbim2; default: sde, or ode if the run was trained with --ot-ode
+    eta: float | None = None  # share of fresh noise, 0 to 1, with --sampler dbim; default 0: noise is drawn once
     seed: int = 0  # seed of starts and samples
     misfit_records: int = 8  # records that are simulated for the data misfit
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the misfit; openfwi is exact and slower
     dataset_dir: Path | None = None  # where the data set lies now; default: where it was at training
+    store_dir: Path | None = None  # where its store lies; default: beside the data, or where it was at training
     out: Path | None = None  # folder of card.json; default RUN/evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
-# %% ../nbs/32_evaluate.ipynb #73b9d861
+# %% ../nbs/32_evaluate.ipynb #a8544b01
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, print the table and write `card.json`."
     run = load_run(options.run, device=options.device)
-    seismic, truth, numbers = validation_records(run, options.records, options.dataset_dir)
+    seismic, truth, numbers = validation_records(run, options.records, options.dataset_dir, options.store_dir)
     with progress_bar("evaluate", "rows") as progress:
-        rows = evaluate(run, seismic, truth, options.starts, samples=options.samples, nfe=options.nfe, seed=options.seed, misfit_records=options.misfit_records,
-                        engine=options.engine, numbers=numbers, progress=progress)
+        rows = evaluate(run, seismic, truth, options.starts, samples=options.samples, nfe=options.nfe, sampler=options.sampler, eta=options.eta, seed=options.seed,
+                        misfit_records=options.misfit_records, engine=options.engine, numbers=numbers, progress=progress)
     folder = options.out or run.path / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     about = dict(run=str(run.path), step=run.step, family=run.family.name, records=len(numbers), misfit_records=min(options.misfit_records, len(numbers)),
-                 engine=options.engine, device=device_name(run.device), units=dict(mae="m/s", rmse="m/s", mae_norm="1500 m/s", rmse_norm="1500 m/s"))
+                 engine=options.engine, device=device_name(run.device), units=dict(mae="m/s", rmse="m/s", mae_norm=f"{NORMALIZED:g} m/s", rmse_norm=f"{NORMALIZED:g} m/s"))
     write_atomic(folder / "card.json", json.dumps({**about, "rows": rows}, indent=1))
-    print(f"{about['records']} validation records of {about['family']}, {options.samples} samples each, {about['device']}; misfit of {about['misfit_records']} records ({options.engine})")
+    print(f"{about['records']} validation records of {about['family']}, {options.samples} samples each ({rows[1]['sampler']}), {about['device']}; misfit of {about['misfit_records']} records ({options.engine})")
     print(table(rows))
     return rows

@@ -1,5 +1,6 @@
 """Start, bridge, network, sampler and metrics together: what has to hold when the rooms meet."""
 
+import json
 import subprocess
 import sys
 
@@ -11,8 +12,10 @@ from fwi_i2sb.bridge import Bridge
 from fwi_i2sb.metrics import Summary
 from fwi_i2sb.network import build_network
 from fwi_i2sb.openfwi import denormalize_velocity, normalize_velocity
-from fwi_i2sb.sampler import predictor, run_sampler, sample, step_sequence
+from fwi_i2sb import load_run
+from fwi_i2sb.sampler import SAMPLERS, predictor, run_sampler, sample, sampler_settings, step_sequence
 from fwi_i2sb.start import Start, fit_linear, parse_start
+from fwi_i2sb.trained import validation_records
 
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
 
@@ -42,11 +45,15 @@ def network(**kind):
     return net
 
 
-def published_walk(x1, oracle, nfe, beta_max=0.3, n=1000):
-    "The deterministic walk of arXiv 2302.05872 in NumPy, from its equations, without the package."
+def published_variances(beta_max=0.3, n=1000):
+    "Variance gathered from the clean end at every step of the published schedule."
     root = np.linspace(np.sqrt(1e-4), np.sqrt(beta_max / n), n)[: n // 2]
-    betas = np.concatenate([root, root[::-1]]) ** 2
-    fwd = np.cumsum(betas)
+    return np.cumsum(np.concatenate([root, root[::-1]]) ** 2)
+
+
+def published_walk(x1, oracle, nfe, n=1000):
+    "The deterministic walk of arXiv 2302.05872 in NumPy, from its equations, without the package."
+    fwd = published_variances()
     steps = [int(np.rint(k * (n - 1) / nfe)) for k in range(nfe, -1, -1)]
     x = x1.astype(np.float64)
     for here, there in zip(steps, steps[1:]):
@@ -65,6 +72,42 @@ def test_deterministic_walk_is_the_published_one(nfe, device):
     single = run_sampler(Bridge(), lambda x, step: 0.3 * x.tanh() + step / 2000, torch.tensor(x1, dtype=torch.float32, device=device), nfe=nfe, ot_ode=True)
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single.cpu(), published_walk(x1, curve, nfe), atol=1e-6)
+
+
+def implicit_walk(x1, oracle, steps, eta, order, noises):
+    "The walk of arXiv 2405.15885 in NumPy, as increments of y = (x - a x1) / c over kappa = b / c, with given noise."
+    u = published_variances()
+    a, kappa = u / u[-1], np.sqrt(1 / u - 1 / u[-1])
+    x, before = x1, None
+    for here, there, noise in zip(steps, steps[1:], [*noises, None]):
+        guess = first = oracle(x, here)
+        if order == 2 and before is not None:
+            line = (first - before[0]) / np.log(u[here] / u[before[1]])
+            fine = np.geomspace(u[here], u[there], 200_001)
+            k = np.sqrt(np.maximum(1 / fine - 1 / u[-1], 0))
+            mean = np.trapezoid(np.log(fine / u[here]), k) / (k[-1] - k[0]) if there else np.log(u[there] / u[here])
+            guess = first + mean * line
+        before = first, here
+        c, c_there = np.sqrt(u[here] * (1 - a[here])), np.sqrt(u[there] * (1 - a[there]))
+        if there == 0 and eta == 1: x = (1 - u[0] / u[here]) * guess + u[0] / u[here] * x  # the posterior's mean
+        elif there == 0: x = a[0] * x1 + (1 - a[0]) * guess
+        elif here == steps[0]: x = a[there] * x1 + c_there * (noise + kappa[there] * guess)
+        else:
+            old = (x - a[here] * x1) / c - kappa[here] * guess
+            rho = eta * np.sqrt((u[here] - u[there]) * u[there] / u[here])
+            x = a[there] * x1 + c_there * kappa[there] * guess + np.sqrt(c_there**2 - rho**2) * old + rho * noise
+    return x
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("eta, order, spacing", [(0, 1, "even"), (0.4, 1, "log"), (1, 1, "even"), (0, 2, "log"), (0, 2, "even")])
+def test_implicit_walk_is_that_of_its_equations(eta, order, spacing, device):
+    x1 = np.random.default_rng(1).uniform(-1, 1, (1, 1, 6, 5))
+    generator = np.random.default_rng((4, 2))
+    noises = [generator.standard_normal(x1.shape[1:], dtype=np.float32)[None] for _ in range(4)]
+    mine = run_sampler(Bridge(), lambda x, step: 0.3 * x.tanh() + step / 2000, torch.tensor(x1, device=device), nfe=5, eta=eta, order=order, spacing=spacing, seeds=[(4, 2)])
+    walk = implicit_walk(x1, lambda x, step: 0.3 * np.tanh(x) + step / 2000, step_sequence(1000, 5, spacing), eta, order, noises)
+    np.testing.assert_allclose(mine.cpu(), walk, atol=1e-6)
 
 
 @pytest.mark.parametrize("encoder", ["resize", "patch"])
@@ -90,8 +133,8 @@ def test_unconditional_network_walks_without_seismic(maps):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("ot_ode, pred_x0", [(False, True), (True, True), (False, False)])
-def test_chain_does_not_depend_on_batches(maps, ot_ode, pred_x0, device):
+@pytest.mark.parametrize("sampler, pred_x0", [*((name, True) for name in SAMPLERS), ("sde", False)])
+def test_chain_does_not_depend_on_batches(maps, sampler, pred_x0, device):
     "Start, network, walk and metrics of six records at once, and in two unequal parts."
     net, bridge, seismic = network().to(device), Bridge(), torch.randn(6, 5, 250, 30, device=device)
     start = Start(parse_start("blur-openfwi_custom:0.5,linear:0.5"), linear=fit_linear([maps]))
@@ -100,7 +143,7 @@ def test_chain_does_not_depend_on_batches(maps, ot_ode, pred_x0, device):
         keys = [(0, r) for r in range(6)][rows]
         x1 = start(normalize_velocity(maps[rows]).to(device), [(*key, 3) for key in keys])
         guess = predictor(bridge, net, net.encode(seismic[rows]), w=1.0, pred_x0=pred_x0, clip_denoise=True)
-        return run_sampler(bridge, guess, x1, nfe=4, ot_ode=ot_ode, seeds=[(*key, 5) for key in keys])
+        return run_sampler(bridge, guess, x1, nfe=4, seeds=[(*key, 5) for key in keys], **sampler_settings(sampler))
 
     whole, parts = invert(slice(0, 6)), [invert(slice(0, 4)), invert(slice(4, 6))]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=1e-4 if device == "cuda" else 1e-5)
@@ -136,3 +179,38 @@ def test_seeds_give_the_same_maps_in_another_process(maps):
             "print(x.double().sum().item().hex())")
     answers = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
     assert len(answers) == 1 and answers.pop().strip()
+
+
+@pytest.mark.parametrize("w, size", [(1, 1), (0, 1), (1.5, 2)])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_inversion_encodes_a_record_once_and_guides_in_one_batch(mini, sampler, w, size):
+    run, encoded, called = load_run(mini, device="cpu"), [], []
+    seismic = validation_records(run, 3)[0]
+    run.net.encoder.register_forward_hook(lambda module, given, out: encoded.append(len(out)))
+    run.net.register_forward_hook(lambda module, given, out: called.append(len(out)))
+    run.invert(seismic, "linear", samples=4, nfe=3, w=w, sampler=sampler, batch_size=32)
+    assert sum(encoded) == 3 and called == [3 * 4 * size] * 3
+
+
+def test_samplers_by_name(mini):
+    run = load_run(mini, device="cpu")
+    seismic = validation_records(run, 2)[0]
+    answer = lambda **how: run.invert(seismic, "linear", samples=2, nfe=3, **how).samples
+    trained = answer()
+    assert torch.equal(trained, answer(sampler="sde")) and torch.equal(trained, answer(sampler="dbim", eta=1.0))
+    assert not torch.equal(trained, answer(sampler="dbim", eta=0.5)) and torch.equal(answer(sampler="dbim", eta=0.0), answer(sampler="dbim"))
+    for name in ("ode", "ode2"): torch.testing.assert_close(*answer(sampler=name).unbind(1), rtol=0, atol=0.01)
+
+
+def test_samplers_on_the_command_line(fwi, refused, mini, data, tmp_path):
+    words = ["invert", mini, "--records", "1", "--samples", "1", "--nfe", "2", "--out", tmp_path]
+    done = fwi(*words, "--sampler", "dbim", "--eta", "0.5", "--clip-denoise", "on")
+    with np.load(tmp_path / "validation-1.npz", allow_pickle=False) as result: provenance = json.loads(str(result["provenance"]))
+    assert done.code == 0 and "(dbim)" in done.out and (provenance["sampler"], provenance["eta"], provenance["clip_denoise"]) == ("dbim", 0.5, True)
+    refused(*words, "--sampler", "dbmi", saying=("unknown sampler 'dbmi'", "'dbim'"))
+    refused(*words, "--eta", "0.5", saying=("sde has no eta",))
+    refused(*words, "--sampler", "dbim", "--eta", "1.5", saying=("eta is 1.5",))
+    card = ["evaluate", mini, "--records", "2", "--samples", "1", "--nfe", "2", "--misfit-records", "1", "--starts", "linear", "--out", tmp_path]
+    assert fwi(*card, "--sampler", "dbim2", "--dataset-dir", data, "--store-dir", tmp_path / "store").code == 0
+    rows = json.loads((tmp_path / "card.json").read_text())["rows"]
+    assert rows[1]["sampler"] == "dbim2" and (tmp_path / "store" / "val" / "manifest.json").exists()
