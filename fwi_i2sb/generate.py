@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['CHUNK', 'generate']
 
-# %% ../nbs/04_generate.ipynb #6537def2
-import fcntl, json, os, shutil, subprocess, sys
+# %% ../nbs/04_generate.ipynb #0b92e8f0
+import errno, json, os, shutil, subprocess, sys
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from .database import locked, write_json
 from .geology import sample_velocity
 from .openfwi import VELOCITY_MAX, InputError, get_family
 from .wave import Survey, simulate, surface_survey
 
-# %% ../nbs/04_generate.ipynb #ed1c77e1
+# %% ../nbs/04_generate.ipynb #e6bc7c43
 @dataclass(frozen=True)
 class _Shard:
     seismic: str  # file names below the family's folder
@@ -26,7 +27,7 @@ class _Shard:
     first: int  # index of its first sample in the whole set
     count: int
 
-# %% ../nbs/04_generate.ipynb #c4650226
+# %% ../nbs/04_generate.ipynb #7b4036b6
 def _shards(family, n_train, n_val, size):
     if size < 1: raise InputError(f"shard_size must be at least 1, not {size}")
     shards, first = [], 0
@@ -40,7 +41,7 @@ def _shards(family, n_train, n_val, size):
         first += n
     return shards
 
-# %% ../nbs/04_generate.ipynb #42c4781c
+# %% ../nbs/04_generate.ipynb #b81dd60d
 def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, engine):
     "Everything that decides what the files will hold, checked before anything is written."
     if n_train + n_val == 0: raise InputError("nothing to generate: n_train and n_val are both 0")
@@ -50,82 +51,82 @@ def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, e
     return dict(family=family, n_train=n_train, n_val=n_val, shard_size=shard_size, seed=seed, engine=engine,
                 layers=layers and list(layers), shape=list(shape), survey=survey.to_dict())
 
-# %% ../nbs/04_generate.ipynb #6793d954
+# %% ../nbs/04_generate.ipynb #9bde0e46
 CHUNK = 25  # samples
 
-# %% ../nbs/04_generate.ipynb #4b5fd2cd
+# %% ../nbs/04_generate.ipynb #ccfba9ae
 def _chunks(shard):
     return [(shard.first + i, min(CHUNK, shard.count - i)) for i in range(0, shard.count, CHUNK)]
 
-# %% ../nbs/04_generate.ipynb #78498303
+# %% ../nbs/04_generate.ipynb #8ca47db7
 def _chunk_file(folder, first): return Path(folder) / ".parts" / f"chunk-{first:07d}.npz"
 
-# %% ../nbs/04_generate.ipynb #7c1c6403
+# %% ../nbs/04_generate.ipynb #9bbb4cb5
 def _make_chunk(folder, settings, first, count):
     "Draw and simulate `count` samples and write them to their chunk file."
     velocity = sample_velocity(settings["family"], count, shape=settings["shape"], seed=settings["seed"],
                                first=first, layers=settings["layers"])
     seismic = simulate(velocity, Survey.from_dict(settings["survey"]), engine=settings["engine"])
     path = _chunk_file(folder, first)
-    unfinished = path.with_suffix(f".{os.getpid()}")
-    with open(unfinished, "wb") as f:
+    with open(path.with_suffix(".part"), "wb") as f:
         np.savez(f, velocity=velocity.numpy(), seismic=seismic.numpy())
         f.flush(); os.fsync(f.fileno())
-    os.replace(unfinished, path)
+    os.replace(f.name, path)
 
-# %% ../nbs/04_generate.ipynb #59cd3a6e
+# %% ../nbs/04_generate.ipynb #966bf25d
 def _assemble(folder, shard):
     chunks = [_chunk_file(folder, first) for first, _ in _chunks(shard)]
     for key, name in (("velocity", shard.velocity), ("seismic", shard.seismic)):
-        unfinished = folder / ".parts" / "shard"
-        with np.load(chunks[0], allow_pickle=False) as z: shape = z[key].shape[1:]
-        whole, row = np.lib.format.open_memmap(unfinished, mode="w+", dtype=np.float32, shape=(shard.count, *shape)), 0
-        for chunk in chunks:
-            with np.load(chunk, allow_pickle=False) as z: part = z[key]
-            whole[row:row + len(part)] = part
-            row += len(part)
-        whole.flush()
+        with open(folder / ".parts" / "shard", "wb") as f:
+            for chunk in chunks:
+                with np.load(chunk, allow_pickle=False) as z: part = z[key]
+                if chunk == chunks[0]:
+                    header = dict(shape=(shard.count, *part.shape[1:]), fortran_order=False, descr=np.lib.format.dtype_to_descr(part.dtype))
+                    np.lib.format.write_array_header_1_0(f, header)
+                f.write(part.data)
+            f.flush(); os.fsync(f.fileno())
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(unfinished, folder / name)
+        os.replace(f.name, folder / name)
     for chunk in chunks: chunk.unlink()
 
-# %% ../nbs/04_generate.ipynb #37b46c4c
+# %% ../nbs/04_generate.ipynb #3cc0f00a
 def _serve():
     "A worker's whole life: a JSON task per line on standard input, a JSON reply per line on standard output."
     torch.set_num_threads(1)
     for line in sys.stdin:
         try: _make_chunk(**json.loads(line)); reply = None
-        except Exception as error: reply = f"{type(error).__name__}: {error}"
+        except Exception as error: reply = [error.errno, error.strerror] if getattr(error, "errno", 0) else f"{type(error).__name__}: {error}"
         print(json.dumps(reply), flush=True)
 
-# %% ../nbs/04_generate.ipynb #046bd7f1
+# %% ../nbs/04_generate.ipynb #81bcf6a7
 def _start_worker():
     env = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE",
                PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
     return subprocess.Popen([sys.executable, "-c", "from fwi_i2sb.generate import _serve; _serve()"], env=env, text=True,
                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
-# %% ../nbs/04_generate.ipynb #6eebd98d
+# %% ../nbs/04_generate.ipynb #5f5d3c2d
 def _send(worker, task):
     try: print(json.dumps(task), file=worker.stdin, flush=True)
     except BrokenPipeError: pass  # a dead worker: the end of its output tells
 
-# %% ../nbs/04_generate.ipynb #14291eb5
+# %% ../nbs/04_generate.ipynb #d617c344
 def _check_reply(worker, task):
-    "Read a worker's answer; `ChildProcessError` when it reports a failure or died without an answer."
+    "Read a worker's answer; `OSError` when it could not write, `ChildProcessError` for other failures or when it died without an answer."
     line = worker.stdout.readline()
     if line == "null\n": return
+    if line.startswith("["): raise OSError(*json.loads(line))
     fault = f"failed: {json.loads(line)}" if line.endswith("\n") else f"died (exit status {worker.wait()})"
     raise ChildProcessError(f"the worker process for samples {task['first']} to {task['first'] + task['count'] - 1} {fault}; "
                             "finished samples are kept, repeat the call to continue")
 
-# %% ../nbs/04_generate.ipynb #b0e5963a
+# %% ../nbs/04_generate.ipynb #78d52915
 def _stop(worker):
     worker.kill(); worker.wait(); worker.stdout.close()
     try: worker.stdin.close()
     except BrokenPipeError: pass
 
-# %% ../nbs/04_generate.ipynb #4d438ccf
+# %% ../nbs/04_generate.ipynb #e1db7719
 def _run_tasks(tasks, workers):
     "Give tasks to worker processes; yield each task when it is done."
     tasks, pool, busy = iter(tasks), [], {}
@@ -142,11 +143,11 @@ def _run_tasks(tasks, workers):
     finally:
         for worker in pool: _stop(worker)
 
-# %% ../nbs/04_generate.ipynb #1df5661f
+# %% ../nbs/04_generate.ipynb #5382c44d
 def _check_folder(folder, settings):
     try: known = json.loads((folder / "generate.json").read_text())
     except FileNotFoundError:
-        if folder.exists() and (not folder.is_dir() or {f.name for f in folder.iterdir()} - {".parts"}):
+        if folder.exists() and (not folder.is_dir() or {f.name for f in folder.iterdir()} - {".lock", "generate.json.tmp"}):
             raise InputError(f"{folder} exists and was not made by generate; choose another folder") from None
         return
     except ValueError: raise InputError(f"{folder / 'generate.json'} is damaged; choose another folder") from None
@@ -155,33 +156,22 @@ def _check_folder(folder, settings):
             raise InputError(f"{folder} was generated with {key} = {known.get(key)}, not {value}; "
                              "repeat with the same settings or choose another folder")
 
-# %% ../nbs/04_generate.ipynb #44bbbbbd
+# %% ../nbs/04_generate.ipynb #c2a35f0b
 def _check_space(folder, settings, samples):
     survey, (depth, width) = settings["survey"], settings["shape"]
     each = 4 * (len(survey["sources"]) * survey["nt"] * len(survey["receivers"]) + depth * width)
-    need = each * (samples + min(samples, settings["shard_size"]))  # a shard lies there twice while it is put together
-    place = next(p for p in (folder, *folder.parents) if p.exists())
-    if (free := shutil.disk_usage(place).free) < need:
-        raise InputError(f"{need / 1e9:.1f} GB are needed under {folder} and {free / 1e9:.1f} GB are free")
+    there = sum(f.stat().st_size for f in folder.glob(".parts/*"))  # chunks of an interrupted run
+    need = each * (samples + min(samples, settings["shard_size"])) - there  # a shard lies there twice while it is put together
+    if (free := shutil.disk_usage(folder).free) < need:
+        raise InputError(f"{need / 1e9:.1f} GB are needed under {folder} and {free / 1e9:.1f} GB are free: free some, or choose another folder")
 
-# %% ../nbs/04_generate.ipynb #566b9da7
-def _lock(folder):
-    "An open file, locked while this process is at work in the folder."
-    (folder / ".parts").mkdir(parents=True, exist_ok=True)
-    lock = open(folder / ".parts" / "lock", "w")
-    try: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise InputError(f"another process is generating into {folder}; let it finish") from None
-    return lock
+# %% ../nbs/04_generate.ipynb #7e27d502
+def _cannot_write(folder, error):
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "free disk space and repeat the command to continue" if full else "choose a folder that can be written"
+    return InputError(f"cannot write into {folder} ({error.strerror}): {advice}")
 
-# %% ../nbs/04_generate.ipynb #cac2eed2
-def _write_settings(folder, settings):
-    unfinished = folder / ".parts" / "generate.json"
-    unfinished.write_text(json.dumps(settings, indent=1))
-    os.replace(unfinished, folder / "generate.json")
-
-# %% ../nbs/04_generate.ipynb #1b0f4b87
+# %% ../nbs/04_generate.ipynb #0fea815b
 def _fill(folder, settings, shards, workers, progress, total):
     "Make the missing chunks of `shards` and put each shard together when its last one is there."
     left = {s: {c for c in _chunks(s) if not _chunk_file(folder, c[0]).exists()} for s in shards}
@@ -196,7 +186,24 @@ def _fill(folder, settings, shards, workers, progress, total):
         if not left[shard]: _assemble(folder, shard)
         progress(done, total)
 
-# %% ../nbs/04_generate.ipynb #f822dcb4
+# %% ../nbs/04_generate.ipynb #b7bdf4e7
+def _missing(folder, shards): return [s for s in shards if not ((folder / s.seismic).exists() and (folder / s.velocity).exists())]
+
+def _generate(folder, settings, shards, workers, progress):
+    "Make what is missing in the folder, as the only process that does."
+    total = sum(s.count for s in shards)
+    _check_folder(folder, settings)
+    if not _missing(folder, shards) and not (folder / ".parts").exists(): return progress(total, total)
+    with locked(folder):
+        _check_folder(folder, settings)
+        missing = _missing(folder, shards)
+        _check_space(folder, settings, sum(s.count for s in missing))
+        write_json(folder / "generate.json", settings)
+        (folder / ".parts").mkdir(exist_ok=True)
+        _fill(folder, settings, missing, workers, progress, total)
+        shutil.rmtree(folder / ".parts", ignore_errors=True)
+
+# %% ../nbs/04_generate.ipynb #99b33710
 def generate(out_dir,  # the family's folder is made in it
              family,  # e.g. "CurveVel_A"
              *, n_train,  # training records
@@ -214,22 +221,15 @@ def generate(out_dir,  # the family's folder is made in it
 
     Files hold float32: seismic `(records, shots, time, receivers)`, velocity `(records, 1, depth, x)` in m/s. Repeating
     the call continues an interrupted run and changes nothing in a finished one. Raises `InputError` for settings that
-    cannot be simulated, for a folder made with other settings, and for a disk that is too small; `ChildProcessError`
-    when a worker process fails."""
+    cannot be simulated, for a folder made with other settings or not writable, and for a disk that is too small or fills up, where
+    finished samples stay; `ChildProcessError` when a worker process fails."""
     family = get_family(family)
     shards = _shards(family, n_train, n_val, shard_size)
     settings = _settings(family.name, n_train, n_val, shard_size, seed, layers, shape, survey, engine)
     folder = Path(out_dir) / family.name
-    _check_folder(folder, settings)
     if workers is None: workers = len(os.sched_getaffinity(0))
     if workers < 1: raise InputError(f"workers must be at least 1, not {workers}")
-    progress = progress or (lambda done, total: None)
-    missing = [s for s in shards if not ((folder / s.seismic).exists() and (folder / s.velocity).exists())]
-    if missing: _check_space(folder, settings, sum(s.count for s in missing))
-    else: progress(n_train + n_val, n_train + n_val); return folder
-    with _lock(folder):
-        _check_folder(folder, settings)
-        _write_settings(folder, settings)
-        _fill(folder, settings, missing, workers, progress, n_train + n_val)
-        shutil.rmtree(folder / ".parts", ignore_errors=True)
+    try: _generate(folder, settings, shards, workers, progress or (lambda done, total: None))
+    except ChildProcessError: raise
+    except OSError as error: raise _cannot_write(folder, error) from None
     return folder

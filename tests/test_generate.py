@@ -99,6 +99,51 @@ def test_a_dying_worker_is_an_error_not_a_hang(tmp_path, undisturbed, monkeypatc
     assert contents(generate(tmp_path, "FlatFault_A", **SMALL)) == contents(undisturbed)
 
 
+LIMITED = """
+import os, resource, sys
+from fwi_i2sb.generate import generate
+from fwi_i2sb.openfwi import InputError
+from fwi_i2sb.wave import surface_survey
+limit = int(sys.argv[2])
+if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # the files of a full disk end here
+try:
+    generate(sys.argv[1], "FlatFault_A", n_train=150, n_val=30, shard_size=100, shape=(16, 16), seed=3, workers=1, survey=surface_survey(16, 2, nt=60))
+except InputError as error: print(error)
+"""
+
+
+@pytest.mark.parametrize("limit, chunks", [(500_000, 4), (100_000, 0)], ids=["a shard", "a chunk"])
+def test_a_full_disk_loses_nothing(tmp_path, undisturbed, limit, chunks):
+    run = subprocess.run([sys.executable, "-c", LIMITED, tmp_path, str(limit)], capture_output=True, text=True, timeout=120)
+    assert run.stdout.count("\n") == 1 and "File too large" in run.stdout and "free disk space and repeat" in run.stdout, run
+    assert len(list(tmp_path.rglob("chunk-*.npz"))) == chunks and not list(tmp_path.rglob("seis*.npy"))
+    seen = []
+    folder = generate(tmp_path, "FlatFault_A", **SMALL, workers=1, progress=lambda done, total: seen.append(done))
+    assert seen[0] == 25 * chunks and contents(folder) == contents(undisturbed)
+
+
+def test_a_folder_that_cannot_be_written_is_not_called_full(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="Not a directory.*choose a folder that can be written"): generate(tmp_path / "file", "FlatFault_A", **SMALL)
+    (tmp_path / "locked").mkdir(); (tmp_path / "locked").chmod(0o555)
+    powerless = [] if os.geteuid() else ["setpriv", "--bounding-set=-all"]  # root without its right to write everywhere
+    run = subprocess.run([*powerless, sys.executable, "-c", LIMITED, tmp_path / "locked", "0"], capture_output=True, text=True, timeout=120)
+    assert run.stdout.count("\n") == 1 and "Permission denied): choose a folder that can be written" in run.stdout, run
+
+
+def test_too_small_a_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: module.shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5))
+    with pytest.raises(InputError, match="0.0 GB are free"): generate(tmp_path, "FlatFault_A", **SMALL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_calls_at_once_make_one_set(tmp_path, undisturbed):
+    runs = [subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path], stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    out = [run.communicate(timeout=120)[0].split() for run in runs]
+    assert [run.returncode for run in runs] == [0, 0] and sorted(len(o) for o in out) == [1, 9], out
+    assert contents(tmp_path / "FlatFault_A") == contents(undisturbed)
+
+
 def test_discovery_finds_the_official_split(undisturbed):
     train, val = (discover(undisturbed.parent, "FlatFault_A", split=split) for split in ("train", "val"))
     assert [p.seismic.name for p in train] == ["seis2_1_0.npy", "seis2_1_1.npy"] and sum(p.count for p in train) == 150
