@@ -6,7 +6,7 @@
 __all__ = ['COMMANDS', 'GenerateOptions', 'generate_command', 'CheckOptions', 'check_command', 'ConvertOptions',
            'convert_command', 'DemoOptions', 'demo_training', 'demo', 'Clock', 'demo_figure', 'usage', 'main']
 
-# %% ../nbs/90_cli.ipynb #2839a23e
+# %% ../nbs/90_cli.ipynb #85905c71
 import contextlib, json, sys, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Literal
 
 import tyro
 
-# %% ../nbs/90_cli.ipynb #164bfcb9
+# %% ../nbs/90_cli.ipynb #b40372f3
 from .evaluate import EvaluateOptions, evaluate_command
 from .generate import generate
 from .invert import InvertOptions, invert_command
@@ -25,7 +25,7 @@ from .run import write_atomic
 from .store import convert
 from .train import progress_bar, train
 
-# %% ../nbs/90_cli.ipynb #69c391fd
+# %% ../nbs/90_cli.ipynb #cee59cd3
 @dataclass(frozen=True)
 class GenerateOptions:
     "Make OpenFWI-like velocity maps and simulate their records, in OpenFWI's own file format."
@@ -39,7 +39,7 @@ class GenerateOptions:
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator; openfwi is exact and much slower
     workers: int | None = None  # processes; default: one per core
 
-# %% ../nbs/90_cli.ipynb #a5645f04
+# %% ../nbs/90_cli.ipynb #80a70af0
 def generate_command(options: GenerateOptions) -> Path:
     "Generate a data set, or continue one."
     with progress_bar("generate", "records") as progress:
@@ -48,16 +48,16 @@ def generate_command(options: GenerateOptions) -> Path:
     print(f"{options.train} + {options.val} records in {folder}")
     return folder
 
-# %% ../nbs/90_cli.ipynb #0b3250ee
+# %% ../nbs/90_cli.ipynb #539f4795
 @dataclass(frozen=True)
 class CheckOptions:
-    "Report on a folder of OpenFWI files, or on one record: counts, shapes, ranges, broken or missing files, disk needed."
-    path: tyro.conf.Positional[Path]  # a data set folder, or one record .npy (shots, time, receivers)
+    "Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, broken or missing files, damaged values, disk needed."
+    path: tyro.conf.Positional[Path]  # a data set folder, a store, or one record .npy (shots, time, receivers)
     family: str | None = None  # OpenFWI family; default: the one the folder is named after
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
     json: Path | None = None  # also write the report here
 
-# %% ../nbs/90_cli.ipynb #6f13ad33
+# %% ../nbs/90_cli.ipynb #765bffc3
 def check_command(options: CheckOptions):
     "Print the report; a folder or record with problems ends with exit code 2."
     with progress_bar("check", "records") as progress:
@@ -66,7 +66,7 @@ def check_command(options: CheckOptions):
     if options.json: write_atomic(options.json, json.dumps(report.to_dict(), indent=1))
     if report.problems: raise InputError(f"{options.path} has {len(report.problems)} problem(s), first: {report.problems[0]}")
 
-# %% ../nbs/90_cli.ipynb #4281352a
+# %% ../nbs/90_cli.ipynb #eb6797e4
 @dataclass(frozen=True)
 class ConvertOptions:
     "Convert OpenFWI files to the LMDB store that training reads; repeat after an interruption to continue."
@@ -79,7 +79,7 @@ class ConvertOptions:
     json_data_config: Path | None = None  # JSON with data_min and data_max per family; default: OpenFWI's values
     workers: int | None = None  # processes; default: one per core
 
-# %% ../nbs/90_cli.ipynb #8bb1fe89
+# %% ../nbs/90_cli.ipynb #8cdfa5fc
 def convert_command(options: ConvertOptions) -> Path:
     "Convert, or continue a conversion."
     families = load_families(options.json_data_config) if options.json_data_config else None
@@ -89,7 +89,7 @@ def convert_command(options: ConvertOptions) -> Path:
     print(f"store in {root}")
     return root
 
-# %% ../nbs/90_cli.ipynb #d8b089f7
+# %% ../nbs/90_cli.ipynb #22131b0d
 @dataclass(frozen=True)
 class DemoOptions:
     "Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to continue."
@@ -103,7 +103,7 @@ class DemoOptions:
     nfe: int = 5  # network calls per sample
     seed: int = 0  # seed of everything
 
-# %% ../nbs/90_cli.ipynb #eaf40f04
+# %% ../nbs/90_cli.ipynb #f18eca3e
 def demo_training(options: DemoOptions, data: Path) -> TrainOptions:
     "The training options of the demo: a 1.5 M network, cosine schedule, one data set."
     return TrainOptions(
@@ -111,7 +111,7 @@ def demo_training(options: DemoOptions, data: Path) -> TrainOptions:
         OptimOptions(options.batch_size, options.batch_size, options.steps, lr=2e-3, lr_schedule="cosine", warmup=min(100, options.steps // 10), clip_grad_norm=1.0, ema=0.99),
         LogOptions(log_every=50, val_every=500, val_batches=1, save_every=250))
 
-# %% ../nbs/90_cli.ipynb #15f246e7
+# %% ../nbs/90_cli.ipynb #cc4e4b2b
 def demo(options: DemoOptions) -> dict:
     "Run the chain; print the time of each stage, the table, and write `demo.png` and `demo.json`."
     clock = Clock()
@@ -126,7 +126,7 @@ def demo(options: DemoOptions) -> dict:
     print(f"figure {picture}, run {folder}")
     return clock.seconds
 
-# %% ../nbs/90_cli.ipynb #da78a276
+# %% ../nbs/90_cli.ipynb #365d5bd0
 class Clock:
     "Seconds of named stages: `with clock(\"train\"): ...`."
 
@@ -139,13 +139,13 @@ class Clock:
         yield
         self.seconds[name] = round(time.perf_counter() - began, 1)
 
-# %% ../nbs/90_cli.ipynb #c48dbb8b
+# %% ../nbs/90_cli.ipynb #66b65bc8
 def demo_figure(options: DemoOptions, folder: Path) -> Path:
     "Invert the first unseen record and draw it: truth, start, mean, standard deviation, error, record and its re-simulation."
     invert_command(InvertOptions(folder, records=1, samples=options.samples, nfe=options.nfe, seed=options.seed, out=options.out))
     return (options.out / "validation-1.png").rename(options.out / "demo.png")
 
-# %% ../nbs/90_cli.ipynb #60f3d567
+# %% ../nbs/90_cli.ipynb #c33bb701
 COMMANDS = {
     "generate": (generate_command, GenerateOptions),
     "check": (check_command, CheckOptions),
@@ -162,7 +162,7 @@ def usage() -> str:
     lines = [f"  {name:<10}{options.__doc__}" for name, (_, options) in COMMANDS.items()]
     return "\n".join(["usage: fwi-i2sb COMMAND [options]    (fwi-i2sb COMMAND --help lists them)", "", *lines])
 
-# %% ../nbs/90_cli.ipynb #7e9aafbd
+# %% ../nbs/90_cli.ipynb #7947a15b
 def main(argv: list[str] | None = None):
     "The `fwi-i2sb` command."
     argv = sys.argv[1:] if argv is None else argv

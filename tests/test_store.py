@@ -250,6 +250,23 @@ def test_a_store_without_a_valid_manifest_is_refused(tmp_path, damage, words):
     with pytest.raises(InputError, match=words): StoreDataset(root, "train")
 
 
+def test_the_check_command_verifies_every_value(tmp_path, fwi, refused):
+    files = write_files(tmp_path); root = convert(files, "FlatVel_A", store_dir=tmp_path / "store", workers=0, **OPTIONS)
+    for folder, records in ((root, (200, 100)), (root / "val", (100,))):
+        outcome = fwi("check", folder)
+        assert outcome.code == 0 and all(f"records {n}" in outcome.out for n in records), outcome
+    content = bytearray((root / "train" / "database.lmdb").read_bytes())
+    content[content.index(StoreDataset(root, "train").value(160)) + 7] ^= 1
+    (root / "train" / "database.lmdb").unlink(); (root / "train" / "database.lmdb").write_bytes(content)
+    refused("check", root, saying=("data2.npy are damaged", "convert again"))
+    refused("check", tmp_path, "--family", "FlatVel_B", saying=("no FlatVel_B",))
+    refused("check", root / "val", "--family", "FlatVel_B", saying=("of FlatVel_A, not of FlatVel_B",))
+    assert fwi("check", root / "val").code == 0
+    convert(files, "FlatVel_A", workers=0, **OPTIONS); (files / "val" / "manifest.json").write_text("{")  # files and store in one folder
+    outcome = fwi("check", files)
+    assert outcome.code == 2 and "problem       " in outcome.out and "manifest.json is damaged" in outcome.out and "store train" in outcome.out and "files 2, records 200" in outcome.out
+
+
 def test_a_database_of_another_program_is_left_alone(tmp_path):
     root = write_files(tmp_path); (root / "train").mkdir(); (root / "train" / "database.lmdb").write_bytes(b"precious")
     before = everything(tmp_path)
