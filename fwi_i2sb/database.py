@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['append', 'Values', 'write_json', 'locked']
 
-# %% ../nbs/02_database.ipynb #aa226485
+# %% ../nbs/02_database.ipynb #50dae60a
 import contextlib, fcntl, json, math, os, shutil
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from .openfwi import InputError
 
-# %% ../nbs/02_database.ipynb #0a905166
+# %% ../nbs/02_database.ipynb #cf11c909
 def _key(i): return i.to_bytes(8, "big")
 
 def append(path:str|Path, # the file; made if it is not there
@@ -37,7 +37,7 @@ def append(path:str|Path, # the file; made if it is not there
                     if seen: seen(done - 1, value)
             if report: report(done)
 
-# %% ../nbs/02_database.ipynb #ff87a012
+# %% ../nbs/02_database.ipynb #0adc7438
 @lru_cache(maxsize=None)
 def _opened(path, device, inode): return lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False)
 
@@ -46,7 +46,7 @@ def _environment(path):
     stat = os.stat(path)
     return _opened(path, stat.st_dev, stat.st_ino)
 
-# %% ../nbs/02_database.ipynb #db604193
+# %% ../nbs/02_database.ipynb #884ec48c
 def _check(path, count):
     "`InputError` unless the file holds `count` values and reaches as far as its last page."
     again = f"remove {path} and its manifest.json, then convert again"
@@ -56,7 +56,7 @@ def _check(path, count):
     if size < least: raise InputError(f"{path} was cut short to {size} of {least} bytes: {again}")
     if found["entries"] != count: raise InputError(f"{path} holds {found['entries']} records, its manifest says {count}: {again}")
 
-# %% ../nbs/02_database.ipynb #13e100bf
+# %% ../nbs/02_database.ipynb #c6688102
 class Values:
     """The values of a list as bytes, by number; can be sent to other processes.
 
@@ -71,7 +71,7 @@ class Values:
 
     def __len__(self): return self._count
 
-# %% ../nbs/02_database.ipynb #611e5280
+# %% ../nbs/02_database.ipynb #8404b6a1
 def _getitem(self, i):
     if not -len(self) <= i < len(self): raise IndexError(f"record {i} of {len(self)}")
     if self._memory is not None: return self._memory[int(i)].numpy().tobytes()
@@ -81,7 +81,7 @@ def _getitem(self, i):
 
 Values.__getitem__ = _getitem
 
-# %% ../nbs/02_database.ipynb #cf884e34
+# %% ../nbs/02_database.ipynb #2fd4d251
 def _read_all(values):
     "All values as one shared uint8 tensor (records, bytes)."
     shape = len(values), len(values[0])
@@ -92,7 +92,7 @@ def _read_all(values):
     for i, row in enumerate(memory.numpy()): row[:] = np.frombuffer(values[i], np.uint8)
     return memory
 
-# %% ../nbs/02_database.ipynb #4e43e4fd
+# %% ../nbs/02_database.ipynb #08841002
 def write_json(path:Path, # the file
     content, # numbers, texts, lists and dictionaries
 ):
@@ -103,7 +103,7 @@ def write_json(path:Path, # the file
     os.replace(part, path)
     handle = os.open(path.parent, os.O_RDONLY); os.fsync(handle); os.close(handle)
 
-# %% ../nbs/02_database.ipynb #9f8ca9d2
+# %% ../nbs/02_database.ipynb #e526d6df
 @contextlib.contextmanager
 def locked(folder:Path, # made if it is not there, and removed again if nothing came of it
 ):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['joint_family', 'JointStore', 'which', 'physical']
 
-# %% ../nbs/06_joint.ipynb #b7e92a70
+# %% ../nbs/06_joint.ipynb #95d89bc6
 import zlib
 
 import numpy as np, torch
@@ -13,7 +13,7 @@ import numpy as np, torch
 from .openfwi import Family, InputError, normalize_seismic, normalize_velocity
 from .store import StoreDataset
 
-# %% ../nbs/06_joint.ipynb #cf09cc36
+# %% ../nbs/06_joint.ipynb #225644bd
 def joint_family(families, # one or more `Family`
 )->Family: # of several: no numbers of files, since these are each family's own
     "One family as it is; several as one, with their names joined by commas and the least and largest pressure of them all."
@@ -21,7 +21,7 @@ def joint_family(families, # one or more `Family`
     if not others: return first
     return Family(",".join(f.name for f in families), min(f.data_min for f in families), max(f.data_max for f in families), range(0), range(0))
 
-# %% ../nbs/06_joint.ipynb #6293ec12
+# %% ../nbs/06_joint.ipynb #fc71d373
 def _check_fit(stores):
     "`InputError` unless all stores have the survey, the time samples and the map of the first."
     first = stores[0]
@@ -32,7 +32,7 @@ def _check_fit(stores):
         for what, a, b in pairs:
             if a != b: raise InputError(f"{store.folder} has {what} {b}, but {first.folder} has {a}: only stores of one geometry can be read together")
 
-# %% ../nbs/06_joint.ipynb #8547dc2e
+# %% ../nbs/06_joint.ipynb #b770be57
 class JointStore(torch.utils.data.Dataset):
     """Stores of one or several families as one data set; with one store it gives what that store gives.
 
@@ -52,7 +52,7 @@ class JointStore(torch.utils.data.Dataset):
 
     def __len__(self): return int(self._ends[-1])
 
-# %% ../nbs/06_joint.ipynb #4578f44b
+# %% ../nbs/06_joint.ipynb #3549c5aa
 def which(self, i:int, # record
 )->int: # index into `stores`, `sizes` and `names`
     "The store that holds a record."
@@ -65,7 +65,7 @@ def physical(self, i:int, # record
     k = self.which(i)
     return self.stores[k].physical(int(i) % len(self) - int(self._ends[k]) + self.sizes[k])
 
-# %% ../nbs/06_joint.ipynb #2bf45bd6
+# %% ../nbs/06_joint.ipynb #f6ea8527
 def __getitem__(self, i):
     velocity, seismic = self.physical(i)
     return dict(velocity=normalize_velocity(velocity), seismic=normalize_seismic(seismic, self.family), index=int(i) % len(self))

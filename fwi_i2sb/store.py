@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_manifest', 'convert', 'StoreDataset', 'value', 'physical']
 
-# %% ../nbs/03_store.ipynb #afa6f60c
+# %% ../nbs/03_store.ipynb #d533d547
 import contextlib, json, math, multiprocessing, os, shutil, threading, zlib
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from .database import Values, append, locked, write_json
 from .openfwi import InputError, discover, find_root, get_family, normalize_seismic, normalize_velocity, read_pair, store_bytes, unknown
 from .wave import OPENFWI, Survey, decimate
 
-# %% ../nbs/03_store.ipynb #725598b5
+# %% ../nbs/03_store.ipynb #011d5006
 def _encode(seismic, velocity, factor, dtype, where):
     "One record as the bytes of its LMDB value."
     if not np.isfinite(seismic).all() or not np.isfinite(velocity).all():
@@ -33,14 +33,14 @@ def _decode(value, manifest):
     split = math.prod(shapes[0]) * np.dtype(dtypes[0]).itemsize
     return tuple(np.frombuffer(part, d).reshape(s) for part, s, d in zip((value[:split], value[split:]), shapes, dtypes))
 
-# %% ../nbs/03_store.ipynb #a03c631d
+# %% ../nbs/03_store.ipynb #325226d8
 def _seal(manifest):
     "Checksum of everything else in the manifest."
     return f"{zlib.crc32(json.dumps({k: v for k, v in manifest.items() if k != 'checksum'}, sort_keys=True).encode()):08x}"
 
 def _write_manifest(folder, manifest): write_json(folder / "manifest.json", dict(manifest, checksum=_seal(manifest)))
 
-# %% ../nbs/03_store.ipynb #e4e97a0f
+# %% ../nbs/03_store.ipynb #e7c504fd
 FORMAT = "fwi_i2sb store 1"
 
 def _load(folder):
@@ -61,7 +61,7 @@ def read_manifest(folder:str|Path, # holds database.lmdb and manifest.json
     if "unfinished" in manifest: raise InputError(f"{folder} is not a store yet: repeat fwi-i2sb convert to finish it")
     return manifest
 
-# %% ../nbs/03_store.ipynb #89ad44bb
+# %% ../nbs/03_store.ipynb #1779820a
 def _check_shapes(pairs, survey):
     "Shape (1, depth, x) of the maps; `InputError` unless every file fits the survey."
     expected, size = (len(survey.sources), survey.nt, len(survey.receivers)), pairs[0].cells
@@ -73,7 +73,7 @@ def _check_shapes(pairs, survey):
             raise InputError(f"{pairs[0].velocity}: the survey's positions exceed the {what} of {limit} cells of {survey.dx:g} m")
     return [1, *size]
 
-# %% ../nbs/03_store.ipynb #d76063d8
+# %% ../nbs/03_store.ipynb #98f1f585
 def _family_entry(family): return dict(name=family.name, data_min=family.data_min, data_max=family.data_max)
 
 def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
@@ -88,7 +88,7 @@ def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
                       bytes=[p.seismic.stat().st_size, p.velocity.stat().st_size]) for p in pairs])
     return json.loads(json.dumps(settings))
 
-# %% ../nbs/03_store.ipynb #9da5d72d
+# %% ../nbs/03_store.ipynb #f91513ec
 def _difference(old, new):
     "A sentence part naming the first setting in which two manifests differ, or None."
     pairs = [("family", old["family"]["name"], new["family"]["name"]), ("time_samples", old["time_samples"], new["time_samples"]),
@@ -99,7 +99,7 @@ def _difference(old, new):
     pairs += [("source file", a, b) for a, b in zip(old["sources"], new["sources"])]
     return next((f"{what} {a}, not {b}" for what, a, b in pairs if a != b), None)
 
-# %% ../nbs/03_store.ipynb #fa10b7ab
+# %% ../nbs/03_store.ipynb #c80e839b
 class _Prepared(Dataset):
     "The values of all records of some pairs of files. A bad record is an `InputError` given back, for a worker's exceptions lose their text."
     def __init__(self, pairs, factor, dtype):
@@ -111,7 +111,7 @@ class _Prepared(Dataset):
         try: return _encode(*read_pair(pair, i), self.factor, self.dtype, f"{pair.seismic} or {pair.velocity.name}: record {i}")
         except InputError as error: return error
 
-# %% ../nbs/03_store.ipynb #802420ed
+# %% ../nbs/03_store.ipynb #458586f5
 def _leave_with_parent(worker):
     leave = lambda: (multiprocessing.parent_process().join(), os._exit(1))
     threading.Thread(target=leave, daemon=True).start()
@@ -125,7 +125,7 @@ def _batches(records, done, workers):
             if isinstance(value, InputError): raise value
         yield batch
 
-# %% ../nbs/03_store.ipynb #5f5f682c
+# %% ../nbs/03_store.ipynb #3dcf2f9d
 def _space(settings): return store_bytes(settings["count"], settings["seismic"]["shape"], settings["velocity"]["shape"], settings["seismic"]["dtype"])
 
 def _fill(database, settings, pairs, workers, report):
@@ -135,14 +135,14 @@ def _fill(database, settings, pairs, workers, report):
     append(database, 2 * _space(settings) + 2**26, lambda done: _batches(records, done, workers), add, report)
     return sums
 
-# %% ../nbs/03_store.ipynb #80e00df3
+# %% ../nbs/03_store.ipynb #361e8226
 def _build(folder, settings, pairs, workers, report):
     "Make or continue the store of one split."
     database, plan = folder / "database.lmdb", dict(settings, unfinished=[[f.stat().st_mtime_ns for f in (p.seismic, p.velocity)] for p in pairs])
     needed, free = _space(settings) - (database.stat().st_size if database.exists() else 0), shutil.disk_usage(folder.parent).free
     if needed > free: raise InputError(f"{folder} needs {needed / 1e9:.3g} GB more disk, {free / 1e9:.3g} GB are free: "
                                        "free some and repeat the command, or name another folder with --store-dir")
-    if not folder.exists() or not (folder / "manifest.json").exists() or _load(folder)["checksum"] != _seal(plan):
+    if not (folder / "manifest.json").exists() or _load(folder)["checksum"] != _seal(plan):
         database.unlink(missing_ok=True); folder.mkdir(exist_ok=True); _write_manifest(folder, plan)
     try: sums = _fill(database, settings, pairs, workers, report)
     except InputError:
@@ -151,7 +151,7 @@ def _build(folder, settings, pairs, workers, report):
         raise
     _write_manifest(folder, dict(settings, crc32=sums))
 
-# %% ../nbs/03_store.ipynb #b2867a01
+# %% ../nbs/03_store.ipynb #7d7db8c7
 def _finished(folder, settings):
     "Whether the store is there already. `InputError` if it is another one, or if something else is in its place."
     if not (folder / "manifest.json").exists():
@@ -160,9 +160,11 @@ def _finished(folder, settings):
         return False
     if difference := _difference(old := _load(folder), settings):
         raise InputError(f"the store {folder} has {difference}: remove it, or name another folder with --store-dir")
-    return "unfinished" not in old
+    if "unfinished" in old: return False
+    Values(folder / "database.lmdb", old["count"])  # raises an error unless it is whole
+    return True
 
-# %% ../nbs/03_store.ipynb #a76d2468
+# %% ../nbs/03_store.ipynb #97fe2c28
 def _convert(root, wanted, pairs, workers, progress):
     "Build what is missing of both splits, as the only process that does."
     total, before = sum(w["count"] for w in wanted.values()), 0
@@ -173,7 +175,7 @@ def _convert(root, wanted, pairs, workers, progress):
                 _build(root / split, settings, pairs[split], workers, lambda n: progress and progress(before + n, total))
             before += settings["count"]
 
-# %% ../nbs/03_store.ipynb #c00eabf2
+# %% ../nbs/03_store.ipynb #10fd6358
 def _reuse(root, family, time_samples, dtype):
     "Whether a store without its source files is the one asked for; False if there is none."
     if not all((root / s / "manifest.json").exists() for s in ("train", "val")): return False
@@ -182,7 +184,7 @@ def _reuse(root, family, time_samples, dtype):
         _finished(root / split, dict(old, family=_family_entry(family), time_samples=time_samples, seismic=dict(old["seismic"], dtype=dtype)))
     return True
 
-# %% ../nbs/03_store.ipynb #5909e934
+# %% ../nbs/03_store.ipynb #645de05b
 def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, without source files, one that holds a store
     family:str,            # the family of the records
     *, store_dir:str|Path|None=None, # where train/ and val/ are made; default: beside the source files
@@ -216,7 +218,7 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
         raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): free disk space and repeat the command, or name a writable folder with --store-dir") from None
     return root
 
-# %% ../nbs/03_store.ipynb #a7f58403
+# %% ../nbs/03_store.ipynb #5607b94a
 class StoreDataset(Dataset):
     """One split of a store, for PyTorch's `DataLoader`.
 
@@ -238,7 +240,7 @@ class StoreDataset(Dataset):
 
     def __len__(self): return self.manifest["count"]
 
-# %% ../nbs/03_store.ipynb #b51c3d6b
+# %% ../nbs/03_store.ipynb #9287e885
 def value(self, i:int, # record
 )->bytes: # velocity, then seismic
     "A record as it is stored."
