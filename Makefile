@@ -6,7 +6,7 @@ DEMO   ?= demo
 
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help setup demo test notebooks readme lab clean
+.PHONY: help setup demo test test-system notebooks readme lab clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -22,6 +22,9 @@ demo: setup  ## the whole chain on a small data set made here: minutes on two co
 
 test: setup  ## everything that needs no root
 	BIN="$(abspath $(BIN))" bash tests/run.sh
+
+test-system: setup  ## two hosts, Slurm and the container image: needs root and what tests/system/setup.sh installs
+	BIN="$(abspath $(BIN))" bash tests/system/run.sh
 
 notebooks: setup  ## run every notebook again and store its outputs
 	BIN="$(abspath $(BIN))" bash tests/notebooks.sh

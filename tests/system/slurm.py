@@ -1,0 +1,99 @@
+"docker/train.sbatch under a real Slurm of two nodes: the two hosts, with a controller and munge of their own in a temporary folder."
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import arguments, losses
+
+from fwi_i2sb.run import checkpoints
+
+SCRIPT = Path(__file__).parents[2] / "docker" / "train.sbatch"
+CONFIG = """
+ClusterName=two
+SlurmctldHost={here}({addresses[0]})
+SlurmUser=root
+SlurmdUser=root
+AuthInfo=socket={folder}/munge.sock
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/%n
+SlurmctldPidFile={folder}/slurmctld.pid
+SlurmdPidFile={folder}/%n.pid
+SlurmctldLogFile={folder}/slurmctld.log
+SlurmdLogFile={folder}/%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SelectType=select/cons_tres
+GresTypes=gpu
+NodeName={names[0]} NodeHostname={here} NodeAddr={addresses[0]} CPUs=2 Gres=gpu:1
+NodeName={names[1]} NodeHostname={here} NodeAddr={addresses[1]} CPUs=2 Gres=gpu:1
+PartitionName=all Nodes=ALL Default=YES
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(hosts, tmp_path_factory):
+    "Call a command of Slurm on the first host; returns what it prints."
+    folder = tmp_path_factory.mktemp("slurm")
+    (folder / "slurm.conf").write_text(CONFIG.format(here=socket.gethostname().split(".")[0], folder=folder, **vars(hosts)))
+    (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
+    (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
+    (folder / "key").write_bytes(os.urandom(1024))
+    (folder / "key").chmod(0o400)
+    (folder / "state").mkdir()
+    env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+
+    def call(*words, host=hosts.names[0]):
+        print("$", *words)
+        return subprocess.run(["ip", "netns", "exec", host, *map(str, words)], env=env, stdout=subprocess.PIPE, text=True, timeout=300, check=True).stdout
+
+    daemons = [["munged", "--force", "--foreground", f"--key-file={folder}/key", f"--socket={folder}/munge.sock", f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log",
+                f"--seed-file={folder}/seed"], ["slurmctld", "-D"], *(["slurmd", "-D", "-N", name] for name in hosts.names)]
+    where = (hosts.names[0], hosts.names[0], *hosts.names)
+    running = []
+    try:
+        for host, words in zip(where, daemons):
+            running.append(subprocess.Popen(["ip", "netns", "exec", host, *words], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            time.sleep(1)
+        yield call
+        call("scancel", "--user", "root")
+    finally:
+        for process in reversed(running): process.terminate()
+        for process in running: process.wait()
+
+
+def submit(slurm, data, root, options, *more) -> str:
+    "The number of a job."
+    return slurm("sbatch", "--parsable", f"--output={root}/log", *options, SCRIPT, *arguments(data, root, "run", *more)).strip()
+
+
+def until(slurm, job, state, *and_now):
+    for _ in range(200):
+        shown = slurm("scontrol", "show", "job", job)
+        if f"JobState={state} " in shown: return shown
+        assert "JobState=FAILED" not in shown, shown
+        time.sleep(1)
+    raise TimeoutError(shown)
+
+
+@pytest.mark.parametrize("options, more", [([], ["--proc-per-node", 2]), (["--ntasks-per-node=2"], [])])
+def test_a_job_over_two_nodes_gives_the_losses_of_one_process(slurm, data, alone, tmp_path, options, more):
+    job = submit(slurm, data, tmp_path, options, "--num-itr", 6, *more)
+    try: until(slurm, job, "COMPLETED")
+    finally: print((tmp_path / "log").read_text())
+    np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=1e-5)
+
+
+def test_a_job_that_must_leave_saves_queues_again_and_goes_on(slurm, data, alone, tmp_path):
+    job = submit(slurm, data, tmp_path, [], "--num-itr", 6, "--save-every", 100)
+    while not (tmp_path / "run" / "metrics.jsonl").exists(): time.sleep(0.1)
+    slurm("scancel", "--signal=TERM", job)
+    until(slurm, job, "PENDING")
+    assert checkpoints(tmp_path / "run") and len(losses(tmp_path / "run")) < 6
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
+    assert "Restarts=1" in until(slurm, job, "COMPLETED")
+    np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=1e-5)
