@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Inversion', 'invert', 'InvertOptions', 'invert_command', 'report']
 
-# %% ../nbs/31_invert.ipynb #3079c43d
+# %% ../nbs/31_invert.ipynb #54e5e108
 import json, os, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import tyro
 
-# %% ../nbs/31_invert.ipynb #93a0d4a2
+# %% ../nbs/31_invert.ipynb #960dbd67
 import fwi_i2sb
 from . import plot
 from .metrics import mae, misfit
@@ -26,7 +26,7 @@ from .train import progress_bar
 from .trained import TrainedRun, device_name, load_run, prepare_seismic, prepare_start, resimulate, validation_records
 from .wave import Survey
 
-# %% ../nbs/31_invert.ipynb #9abf8d2a
+# %% ../nbs/31_invert.ipynb #1b797539
 @dataclass(frozen=True)
 class Inversion:
     "Velocity maps in m/s: `mean`, `std`, `start` `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`; and where they come from."
@@ -46,7 +46,7 @@ class Inversion:
         os.replace(part, path)
         return path
 
-# %% ../nbs/31_invert.ipynb #b9c1fec7
+# %% ../nbs/31_invert.ipynb #9eab960d
 @torch.inference_mode()
 def invert(
     run: TrainedRun,
@@ -86,7 +86,7 @@ def invert(
 
 TrainedRun.invert = invert
 
-# %% ../nbs/31_invert.ipynb #cbcfc0d7
+# %% ../nbs/31_invert.ipynb #3e91f01a
 def _draw(run, seismic, x1, jobs, numbers, how, w, clip, seed, batch_size, progress):
     conditional, out = run.net.encoder is not None, []
     conds = torch.cat([run.net.encode(part.to(run.device)) for part in seismic.split(batch_size)]) if conditional else None
@@ -99,7 +99,7 @@ def _draw(run, seismic, x1, jobs, numbers, how, w, clip, seed, batch_size, progr
         if progress: progress(first + len(part), len(jobs))
     return torch.cat(out)
 
-# %% ../nbs/31_invert.ipynb #d03951b3
+# %% ../nbs/31_invert.ipynb #de28ec7e
 @dataclass(frozen=True)
 class InvertOptions:
     "Invert validation records of a run's data set, or one record given as .npy."
@@ -122,7 +122,7 @@ class InvertOptions:
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the data misfit; openfwi is exact and slower
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
 
-# %% ../nbs/31_invert.ipynb #37e3d573
+# %% ../nbs/31_invert.ipynb #aa110c76
 def _record(options: InvertOptions, run: TrainedRun):
     if options.record is None:
         if options.dt or options.dx: raise InputError("--dt and --dx describe the record given with --record; validation records bring their own")
@@ -132,7 +132,7 @@ def _record(options: InvertOptions, run: TrainedRun):
     seismic = prepare_seismic(run, open_npy(options.record), survey)
     return seismic, None, list(range(len(seismic))), options.start or "linear", options.record.stem
 
-# %% ../nbs/31_invert.ipynb #39809375
+# %% ../nbs/31_invert.ipynb #e5784f98
 def invert_command(options: InvertOptions) -> Path:
     "Invert, write `NAME.npz` and `NAME.png`, and print the data misfit before and after."
     run = load_run(options.run, device=options.device)
@@ -152,7 +152,7 @@ def invert_command(options: InvertOptions) -> Path:
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return path
 
-# %% ../nbs/31_invert.ipynb #2c5904fe
+# %% ../nbs/31_invert.ipynb #3373a3b2
 def report(result: Inversion, misfits: dict, truth=None) -> str:
     "The outcome in words: misfit before and after, and the error where there is a truth."
     before, after = (float(np.mean(misfits[k])) for k in ("start", "mean"))

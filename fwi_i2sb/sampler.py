@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SAMPLERS', 'step_sequence', 'State', 'sample', 'run_sampler', 'implicit_jump', 'sampler_settings', 'predictor']
 
-# %% ../nbs/13_sampler.ipynb #4ee9a075
+# %% ../nbs/13_sampler.ipynb #3626aa9f
 import math
 from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .bridge import Bridge
 from .openfwi import InputError, unknown
 
-# %% ../nbs/13_sampler.ipynb #7a8ac85f
+# %% ../nbs/13_sampler.ipynb #6abd7f27
 def step_sequence(
     n_steps: int,  # number of steps of the bridge
     nfe: int,  # number of network calls, 1 to n_steps - 1
@@ -30,7 +30,7 @@ def step_sequence(
     if spacing == "log": return [max(round(n_steps ** (k / nfe)) - 1, k) for k in range(nfe, -1, -1)]
     raise unknown("spacing", spacing, ("even", "log"))
 
-# %% ../nbs/13_sampler.ipynb #2f6e719c
+# %% ../nbs/13_sampler.ipynb #2f72999f
 def _noise_source(seeds, like):
     "A function that draws the next unit noise for a batch, each sample from its own generator."
     if len(seeds) != len(like): raise InputError(f"{len(seeds)} seeds were given for {len(like)} samples: give one seed per sample")
@@ -42,14 +42,14 @@ def _noise_source(seeds, like):
 
     return draw
 
-# %% ../nbs/13_sampler.ipynb #19e4dae5
+# %% ../nbs/13_sampler.ipynb #665d2d1e
 class State(NamedTuple):
     "Where the walk from a starting model to a clean map stands after a network call."
     step: int  # the step that xt is at; 0 for the last state
     xt: Tensor  # bridge state at that step (batch, 1, depth, x); of the last state, the answer
     x0: Tensor  # the guess of the clean map that this network call gave, same shape
 
-# %% ../nbs/13_sampler.ipynb #2f3ece53
+# %% ../nbs/13_sampler.ipynb #c8a4d55b
 def sample(
     bridge: Bridge,
     predict_x0: Callable[[Tensor, int], Tensor],  # (xt, step) -> guess of the clean map; one network call
@@ -78,7 +78,7 @@ def sample(
         else: xt = implicit_jump(bridge, step_prev, step, xt, x0, x1, eta=eta, noise=noise)
         yield State(step_prev, xt, guesses[-1])
 
-# %% ../nbs/13_sampler.ipynb #0b571ecf
+# %% ../nbs/13_sampler.ipynb #996a0d2b
 def _check_walk(ot_ode, eta, order):
     "Refuse walks that do not exist."
     if not 0 <= eta <= 1: raise InputError(f"eta is {eta}: the share of fresh noise lies between 0 (one draw at the start) and 1 (the posterior)")
@@ -86,7 +86,7 @@ def _check_walk(ot_ode, eta, order):
     if order not in (1, 2): raise InputError(f"order is {order}: a walk uses its last guess (1) or its last two (2)")
     if order == 2 and not ot_ode and eta: raise InputError(f"order 2 extrapolates along a smooth path, but eta = {eta} adds noise to it: take eta = 0 or ot_ode")
 
-# %% ../nbs/13_sampler.ipynb #b1a9e544
+# %% ../nbs/13_sampler.ipynb #e9b8adec
 def run_sampler(
     bridge: Bridge,
     predict_x0: Callable[[Tensor, int], Tensor],  # as in `sample`
@@ -97,7 +97,7 @@ def run_sampler(
     for state in sample(bridge, predict_x0, x1, **settings): pass
     return state.xt
 
-# %% ../nbs/13_sampler.ipynb #875497ff
+# %% ../nbs/13_sampler.ipynb #ccba0638
 def implicit_jump(
     bridge: Bridge,
     step_prev: int,  # the step to go to
@@ -119,7 +119,7 @@ def implicit_jump(
     if fresh: there = there + fresh * (torch.randn_like(xt) if noise is None else noise)
     return there.to(xt.dtype)
 
-# %% ../nbs/13_sampler.ipynb #6662c3ea
+# %% ../nbs/13_sampler.ipynb #d386772a
 def _extrapolate(bridge, before, x0, steps, ot_ode):
     "The guess that stands for the whole jump: the last two, at the first two of three steps, continued towards the third."
     end = bridge.std_fwd[-1].item()
@@ -136,7 +136,7 @@ def _extrapolate(bridge, before, x0, steps, ot_ode):
     if ot_ode or steps[2]: ahead = (ahead * kappa_next - (area_next - area)) / (kappa_next - kappa)
     return (x0.double() + ahead / (log - log_before) * (x0.double() - before)).to(x0.dtype)
 
-# %% ../nbs/13_sampler.ipynb #bcd8a338
+# %% ../nbs/13_sampler.ipynb #f77b890f
 SAMPLERS = {
     "sde": {},
     "ode": dict(ot_ode=True),
@@ -157,7 +157,7 @@ def sampler_settings(
     _check_walk(settings["ot_ode"], settings["eta"], settings["order"])
     return settings
 
-# %% ../nbs/13_sampler.ipynb #4baf18e1
+# %% ../nbs/13_sampler.ipynb #40997d25
 def predictor(
     bridge: Bridge,
     net: nn.Module,  # net(xt, t, cond) -> same shape as xt
@@ -180,7 +180,7 @@ def predictor(
 
     return predict_x0
 
-# %% ../nbs/13_sampler.ipynb #8a8aa091
+# %% ../nbs/13_sampler.ipynb #2d609378
 def _conditions(cond, w):
     "What the network is given in one call: the condition, none, or none and the condition."
     if cond is None or w == 1: return [cond]
