@@ -6,7 +6,7 @@
 __all__ = ['Watch', 'interface_to', 'rank_variables', 'environment', 'join', 'Peers', 'open_accelerator', 'start_processes',
            'handled']
 
-# %% ../nbs/25_processes.ipynb #6ee3efc6
+# %% ../nbs/25_processes.ipynb #edfe40b4
 import contextlib, gc, json, multiprocessing, os, signal, socket, sys, threading, time
 from datetime import timedelta
 from multiprocessing.connection import wait
@@ -23,7 +23,7 @@ from .launch import Ranks, find_ranks, resolve_device, resolve_precision
 from .openfwi import InputError
 from .options import DeviceOptions, exit_codes
 
-# %% ../nbs/25_processes.ipynb #47bdb2d9
+# %% ../nbs/25_processes.ipynb #b16e03fa
 class Watch:
     "Ends this process with exit code 1 and one sentence when another process of the run is gone."
 
@@ -43,7 +43,7 @@ class Watch:
         "Watch no more."
         self.over.set()
 
-# %% ../nbs/25_processes.ipynb #039dd93f
+# %% ../nbs/25_processes.ipynb #30137795
 def _beat(self):
     before = [None] * self.ranks.world
     while not self.over.is_set():
@@ -57,7 +57,7 @@ def _beat(self):
         before = now
         self.over.wait(self.every)
 
-# %% ../nbs/25_processes.ipynb #6a0a7a0d
+# %% ../nbs/25_processes.ipynb #946a7dbb
 def _judge(self):
     while not self.over.wait(self.every / 2):
         silent = [r for r, heard in enumerate(self.heard) if time.monotonic() - heard > self.limit]
@@ -68,7 +68,7 @@ def _judge(self):
 
 Watch._beat, Watch._judge = _beat, _judge
 
-# %% ../nbs/25_processes.ipynb #140b7c5b
+# %% ../nbs/25_processes.ipynb #1a4adbeb
 def interface_to(address: str, port: int) -> str | None:
     "Name of the network interface that leads to an address; None if no route is known."
     family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
@@ -77,7 +77,7 @@ def interface_to(address: str, port: int) -> str | None:
         own = probe.getsockname()[0]
         return next((name for name, found in psutil.net_if_addrs().items() if own in [a.address.split("%")[0] for a in found]), None)
 
-# %% ../nbs/25_processes.ipynb #2801eeba
+# %% ../nbs/25_processes.ipynb #65a80a88
 def rank_variables(ranks: Ranks) -> dict[str, str]:
     "The environment variables, in torchrun's names, that tell a process its place."
     values = dict(RANK=ranks.rank, WORLD_SIZE=ranks.world, LOCAL_RANK=ranks.local_rank, LOCAL_WORLD_SIZE=ranks.local_world, MASTER_ADDR=ranks.address, MASTER_PORT=ranks.port,
@@ -86,7 +86,7 @@ def rank_variables(ranks: Ranks) -> dict[str, str]:
         values |= {name: os.environ.get(name, interface) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
     return {name: str(value) for name, value in values.items()}
 
-# %% ../nbs/25_processes.ipynb #c879b185
+# %% ../nbs/25_processes.ipynb #351ed9b6
 @contextlib.contextmanager
 def environment(values: dict[str, str]):
     "Environment variables, set inside the block."
@@ -97,7 +97,7 @@ def environment(values: dict[str, str]):
         for name in values: os.environ.pop(name, None)
         os.environ.update({k: v for k, v in before.items() if v is not None})
 
-# %% ../nbs/25_processes.ipynb #770f1833
+# %% ../nbs/25_processes.ipynb #35546185
 def join(
     ranks: Ranks,
     patience: float = 300.0,  # seconds to wait for the last process
@@ -114,7 +114,7 @@ def join(
         if "EADDRINUSE" in str(error): raise InputError(f"--master-port {ranks.port} is in use on this host: give another one") from None
         raise ChildProcessError(f"not all {ranks.world} processes came to {ranks.address}:{ranks.port} within {patience:.0f} s") from None
 
-# %% ../nbs/25_processes.ipynb #d06b28f6
+# %% ../nbs/25_processes.ipynb #5d51e1dd
 class Peers:
     "The processes of a run as one of them sees them; alone, without a store."
 
@@ -133,7 +133,7 @@ class Peers:
         if self.ranks.rank == 0: self._tell(0)
         return result
 
-# %% ../nbs/25_processes.ipynb #a0cf5aff
+# %% ../nbs/25_processes.ipynb #e30e57b0
 _FOREVER = timedelta(days=365)  # a dead process ends the wait, see Watch
 
 def _await_rank_zero(self):
@@ -149,7 +149,7 @@ def _tell(self, code: int):
 
 Peers._await_rank_zero, Peers._tell = _await_rank_zero, _tell
 
-# %% ../nbs/25_processes.ipynb #4c8b1116
+# %% ../nbs/25_processes.ipynb #e468fa19
 @contextlib.contextmanager
 def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "none"):
     "An `Accelerator` and its `Peers`; process group and state are gone when the block ends. Raises `ChildProcessError` where another process died."
@@ -167,7 +167,7 @@ def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "n
             raise ChildProcessError("another process of the run is gone: repeat the command to continue from the last checkpoint") from None
         finally: _close(peers)
 
-# %% ../nbs/25_processes.ipynb #d4e89d59
+# %% ../nbs/25_processes.ipynb #0f4c3ea8
 def _open_group(ranks: Ranks, device: str, store: dist.Store):
     if device == "cuda": torch.cuda.set_device(ranks.local_rank % torch.cuda.device_count())
     else: torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -186,7 +186,7 @@ def _close(peers: Peers):
     if dist.is_initialized(): dist.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
 
-# %% ../nbs/25_processes.ipynb #f51f253f
+# %% ../nbs/25_processes.ipynb #607e3ea3
 def start_processes(
     work: Callable,  # called without arguments in every process; importable by name
     ranks: Ranks,  # of the first one
@@ -209,7 +209,7 @@ def start_processes(
             running = [p for p in running if p.sentinel not in ended]
     return code
 
-# %% ../nbs/25_processes.ipynb #dfaff5f8
+# %% ../nbs/25_processes.ipynb #69dd631f
 def _start(work: Callable, ranks: Ranks, k: int):
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(work,), daemon=False)
     with environment(rank_variables(Ranks(ranks.rank + k, ranks.world, k, ranks.local_world, ranks.address, ranks.port))): process.start()
@@ -224,7 +224,7 @@ def _follow_parent():
     multiprocessing.parent_process().join()
     os._exit(1)
 
-# %% ../nbs/25_processes.ipynb #6cbf868d
+# %% ../nbs/25_processes.ipynb #e93fbc2c
 @contextlib.contextmanager
 def handled(handler: Callable):
     "SIGINT and SIGTERM go to a handler inside the block (in the main thread; elsewhere Python does not allow it)."

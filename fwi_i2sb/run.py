@@ -8,7 +8,7 @@ __all__ = ['write_atomic', 'write_config', 'read_config', 'open_store', 'first_r
            'newest_checkpoint', 'drop_checkpoints', 'prune_checkpoints', 'optimizer_tensors', 'load_optimizer',
            'append_metrics', 'read_metrics', 'truncate_metrics']
 
-# %% ../nbs/20_run.ipynb #b7000397
+# %% ../nbs/20_run.ipynb #097d4235
 import hashlib, json, os, re, shutil, warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from .joint import JointStore
 from .start import fit_linear, parse_start
 from .store import StoreDataset, convert
 
-# %% ../nbs/20_run.ipynb #5c4d3e08
+# %% ../nbs/20_run.ipynb #053e0e8e
 def write_atomic(path: Path, text: str):
     "Write a text file so that a reader sees the old or the new content, never a part."
     part = path.with_name(path.name + ".part")
@@ -35,13 +35,13 @@ def write_atomic(path: Path, text: str):
         os.fsync(file.fileno())
     os.replace(part, path)
 
-# %% ../nbs/20_run.ipynb #57ff33a2
+# %% ../nbs/20_run.ipynb #97810085
 def write_config(folder: Path, options: TrainOptions, facts: dict):
     "Write `config.json` of a run: its options and the facts of its data. Makes the folder."
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_atomic(Path(folder) / "config.json", json.dumps({**options_to_dict(options), "facts": facts}, indent=1))
 
-# %% ../nbs/20_run.ipynb #3064781b
+# %% ../nbs/20_run.ipynb #04b849b3
 def read_config(
     folder: Path,  # a run directory
 ) -> tuple[TrainOptions, dict]:  # its options, and the facts of its data
@@ -57,13 +57,13 @@ def read_config(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
 
-# %% ../nbs/20_run.ipynb #6946dcde
+# %% ../nbs/20_run.ipynb #fe2ea1d3
 def open_store(options: TrainOptions, progress=None) -> tuple[JointStore, JointStore]:
     "Training and validation records of a run's data set; what is not converted yet is converted by the first process to come, while the others wait."
     roots = {name: _convert(options.data, name, progress) for name in parse_families(options.data.dataset_name)}
-    return tuple(JointStore([StoreDataset(root, split, family=name, **({"in_memory": True} if options.data.in_memory else {})) for name, root in roots.items()]) for split in ("train", "val"))
+    return tuple(JointStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory) for name, root in roots.items()]) for split in ("train", "val"))
 
-# %% ../nbs/20_run.ipynb #51ec506c
+# %% ../nbs/20_run.ipynb #682b85ea
 def _convert(data: DataOptions, name: str, progress) -> Path:
     "The store of one family, beside its data or in the folder given; of several families, in a folder of its name."
     alone = parse_families(data.dataset_name) == (name,)
@@ -72,7 +72,7 @@ def _convert(data: DataOptions, name: str, progress) -> Path:
     return convert(source, name, store_dir=data.store_dir if alone or not data.store_dir else data.store_dir / name, time_samples=data.time_samples, dtype=data.dtype,
                    val_files=data.val_files, families=families, progress=progress)
 
-# %% ../nbs/20_run.ipynb #b697b853
+# %% ../nbs/20_run.ipynb #ec76c58e
 def first_records(
     store: JointStore,
     count: int,  # how many are wanted
@@ -82,12 +82,12 @@ def first_records(
     turns = sorted((place, first + place) for first, size in zip(ends - store.sizes, store.sizes) for place in range(min(size, count)))
     return [int(record) for _, record in turns[:count]]
 
-# %% ../nbs/20_run.ipynb #20062505
+# %% ../nbs/20_run.ipynb #fe310008
 def read_start_maps(corrupt: str) -> dict:
     "The maps named by `file:PATH` in a --corrupt text, as tensors (depth, x) in m/s, by path."
     return {spec.args[0]: torch.from_numpy(np.array(open_npy(spec.args[0], ndim=2), dtype=np.float32)) for spec in parse_start(corrupt) if spec.name == "file"}
 
-# %% ../nbs/20_run.ipynb #d3521884
+# %% ../nbs/20_run.ipynb #685c2649
 def data_facts(store: JointStore) -> dict:
     "What the model must know about its data: range, survey, shapes, decimation and the fitted linear start."
     velocity, seismic = store.physical(0)
@@ -96,7 +96,7 @@ def data_facts(store: JointStore) -> dict:
                 shots=seismic.shape[0], time_samples=seismic.shape[1], receivers=seismic.shape[2], factor=store.factor,
                 map_size=list(velocity.shape[1:]), linear=list(fit_linear(maps)), records=len(store), fingerprint=store.fingerprint)
 
-# %% ../nbs/20_run.ipynb #3f8d0128
+# %% ../nbs/20_run.ipynb #eee7d79a
 def build_model(model: ModelOptions, facts: dict, seed: int = 0) -> tuple[Network, Bridge]:
     "The network (weights drawn from `seed`) and the bridge of a configuration."
     with torch.random.fork_rng():
@@ -105,7 +105,7 @@ def build_model(model: ModelOptions, facts: dict, seed: int = 0) -> tuple[Networ
                             conditional=model.conditional, map_size=tuple(facts["map_size"]), image_size=model.image_size)
     return net, Bridge(n_steps=model.interval, t0=model.t0, t_end=model.T, beta_max=model.beta_max)
 
-# %% ../nbs/20_run.ipynb #c31e0dc0
+# %% ../nbs/20_run.ipynb #653fe252
 def check_run(options: TrainOptions, facts: dict):
     "Refuse to continue a run of this name that has other options or other data; `InputError` names the first difference."
     folder = options.folder
@@ -115,18 +115,18 @@ def check_run(options: TrainOptions, facts: dict):
         raise InputError(f"run {folder} exists with another {difference}: take its options, or another --name")
     if old_facts != json.loads(json.dumps(facts)): raise InputError(f"run {folder} was trained on other data: take its data, or another --name")
 
-# %% ../nbs/20_run.ipynb #99f8f50d
+# %% ../nbs/20_run.ipynb #be675f48
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-# %% ../nbs/20_run.ipynb #f8653738
+# %% ../nbs/20_run.ipynb #f7ecbb8a
 def _fsync(path: Path):
     handle = os.open(path, os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
 
-# %% ../nbs/20_run.ipynb #132514a2
+# %% ../nbs/20_run.ipynb #541c9255
 def save_checkpoint(
     folder: Path,  # run directory
     step: int,  # optimiser steps done so far
@@ -149,7 +149,7 @@ def save_checkpoint(
     _fsync(final.parent)
     return final
 
-# %% ../nbs/20_run.ipynb #a9d0bf0c
+# %% ../nbs/20_run.ipynb #dc61b2aa
 @dataclass(frozen=True)
 class Checkpoint:
     "A checkpoint read back: its folder, step, JSON state, and the tensors asked for."
@@ -158,7 +158,7 @@ class Checkpoint:
     state: dict
     tensors: dict[str, dict[str, torch.Tensor]]
 
-# %% ../nbs/20_run.ipynb #be427e8c
+# %% ../nbs/20_run.ipynb #4c4c21f9
 def read_checkpoint(
     path: Path,  # a folder checkpoints/step-N
     parts: tuple[str, ...] = ("ema",),  # which of its safetensors files to read
@@ -174,13 +174,13 @@ def read_checkpoint(
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint {path} is damaged: {error}") from None
 
-# %% ../nbs/20_run.ipynb #01033757
+# %% ../nbs/20_run.ipynb #7636e938
 def checkpoints(folder: Path) -> list[Path]:
     "The checkpoint folders of a run, newest first."
     found = [p for p in (Path(folder) / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
     return sorted(found, key=lambda p: -int(p.name[5:]))
 
-# %% ../nbs/20_run.ipynb #d1ae7baa
+# %% ../nbs/20_run.ipynb #d8cb440c
 def newest_checkpoint(folder: Path, parts: tuple[str, ...] = ("ema",)) -> Checkpoint | None:
     "The newest sound checkpoint of a run, or None; warns of each damaged one that it passes over."
     for path in checkpoints(folder):
@@ -188,23 +188,23 @@ def newest_checkpoint(folder: Path, parts: tuple[str, ...] = ("ema",)) -> Checkp
         except InputError as error: warnings.warn(f"{error}; trying the one before it", stacklevel=2)
     return None
 
-# %% ../nbs/20_run.ipynb #5bd03d16
+# %% ../nbs/20_run.ipynb #c9acaf07
 def drop_checkpoints(folder: Path, after: int):
     "Delete the checkpoints beyond a step: damaged ones, which a continued run writes again."
     for path in checkpoints(folder):
         if int(path.name[5:]) > after: shutil.rmtree(path)
 
-# %% ../nbs/20_run.ipynb #f920f492
+# %% ../nbs/20_run.ipynb #6f97352e
 def prune_checkpoints(folder: Path, keep: int):
     "Delete all but the newest `keep` checkpoints, and what an interrupted save left."
     for path in checkpoints(folder)[keep:] + list((Path(folder) / "checkpoints").glob(".step-*.part")): shutil.rmtree(path)
 
-# %% ../nbs/20_run.ipynb #865777ea
+# %% ../nbs/20_run.ipynb #fffe597d
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     "The state of an optimiser as named tensors, `index.quantity`."
     return {f"{i}.{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
 
-# %% ../nbs/20_run.ipynb #83b39ea3
+# %% ../nbs/20_run.ipynb #0c5f51fe
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]):
     "Put named tensors back; the parameter groups stay as the optimiser was built."
     state = {}
@@ -213,19 +213,19 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
         state.setdefault(int(index), {})[quantity] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
-# %% ../nbs/20_run.ipynb #968d7e2a
+# %% ../nbs/20_run.ipynb #e5780884
 def append_metrics(folder: Path, **values):
     "Append one line to `metrics.jsonl`."
     with open(Path(folder) / "metrics.jsonl", "a", encoding="utf-8") as file: file.write(json.dumps(values) + "\n")
 
-# %% ../nbs/20_run.ipynb #75fa2902
+# %% ../nbs/20_run.ipynb #9013e4e4
 def read_metrics(folder: Path) -> list[dict]:
     "The lines of `metrics.jsonl`; a last line that was cut off by a kill is left out."
     path = Path(folder) / "metrics.jsonl"
     lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     return [json.loads(line) for line in lines]
 
-# %% ../nbs/20_run.ipynb #5cc80a47
+# %% ../nbs/20_run.ipynb #0a4442e0
 def truncate_metrics(folder: Path, step: int):
     "Keep the lines of `metrics.jsonl` up to a step."
     kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['invert_batch', 'validate']
 
-# %% ../nbs/27_validate.ipynb #74123d7c
+# %% ../nbs/27_validate.ipynb #92a6d2f1
 import math
 
 import torch
@@ -22,7 +22,7 @@ from .run import first_records
 from .sampler import predictor, run_sampler
 from .start import Start
 
-# %% ../nbs/27_validate.ipynb #ef0b3138
+# %% ../nbs/27_validate.ipynb #1b1058f3
 def invert_batch(
     net: nn.Module,
     bridge: Bridge,
@@ -43,7 +43,7 @@ def invert_batch(
         maps = run_sampler(bridge, predict, x1, nfe=nfe, ot_ode=model.ot_ode, seeds=[(*key[:3], STREAMS["sample"]) for key in keys])
     return {k: denormalize_velocity(v.cpu()) for k, v in dict(truth=x0, start=x1, bridge=maps).items()}
 
-# %% ../nbs/27_validate.ipynb #6c4d7c87
+# %% ../nbs/27_validate.ipynb #1fe5cf37
 @torch.no_grad()
 def validate(
     net: nn.Module,  # network with averaged weights
@@ -67,7 +67,7 @@ def validate(
     totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
     return _means(totals, store.names) | dict(nfe=options.log.val_nfe), shown
 
-# %% ../nbs/27_validate.ipynb #e1d05ca4
+# %% ../nbs/27_validate.ipynb #cd8115a9
 def _means(totals: torch.Tensor, names: tuple[str, ...]) -> dict:
     "Metrics from the sums of every family."
     n, mae, mse, ssim = totals.sum(0).tolist()
