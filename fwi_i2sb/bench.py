@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CASES', 'BenchOptions', 'selected', 'bench', 'headline', 'to_json', 'bench_command', 'main']
 
-# %% ../nbs/38_bench.ipynb #03cd7dfb
+# %% ../nbs/38_bench.ipynb #4a31123a
 import json, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Literal
 
 import tyro
 
-# %% ../nbs/38_bench.ipynb #0698d88f
+# %% ../nbs/38_bench.ipynb #22e8f589
 from . import bench_data, bench_net
 from .launch import resolve_device
 from .openfwi import InputError, unknown
@@ -22,7 +22,7 @@ from .run import write_atomic
 from .timing import Setting, machine, table, to_dict
 from .train import progress_bar
 
-# %% ../nbs/38_bench.ipynb #fc7a5cb5
+# %% ../nbs/38_bench.ipynb #ced638c1
 CASES = {
     "data": (bench_data.conversion, bench_data.store_size, bench_data.reading, bench_data.reading_normalised),
     "step": (bench_net.resolution, bench_net.half_precision, bench_net.attention_block, bench_net.attention_network, bench_net.optimiser),
@@ -30,17 +30,17 @@ CASES = {
     "wave": (bench_data.smoothing, bench_data.engines),
 }
 
-# %% ../nbs/38_bench.ipynb #bb5fb12e
+# %% ../nbs/38_bench.ipynb #e3793fbe
 @dataclass(frozen=True)
 class BenchOptions:
     "Measure the package against plain ways of doing the same; every target is printed with what was reached."
     groups: tyro.conf.Positional[tuple[str, ...]] = ("all",)  # data, step, sample, wave, or all
     json: Path | None = None  # file for every single measurement
     device: Literal["cpu", "cuda"] = "cpu"  # where networks and wave fields are computed
-    rounds: int = 6  # runs of each variant; 5 or more for a claim
+    rounds: int = 6  # runs of each variant; a claim needs 5 or more
     compile: bool = False  # torch.compile too: minutes of translation
 
-# %% ../nbs/38_bench.ipynb #15fb2cb1
+# %% ../nbs/38_bench.ipynb #6a86f038
 def selected(options: BenchOptions) -> list:
     "The cases asked for. Raises `InputError` for an unknown group, no rounds, or a folder that is not there."
     names = CASES if "all" in options.groups else dict.fromkeys(options.groups)
@@ -50,7 +50,7 @@ def selected(options: BenchOptions) -> list:
     if options.json and not options.json.parent.is_dir(): raise InputError(f"--json {options.json}: there is no folder {options.json.parent}")
     return [case for name in names for case in CASES[name]] + [bench_net.compiled] * options.compile
 
-# %% ../nbs/38_bench.ipynb #06c38637
+# %% ../nbs/38_bench.ipynb #75011abd
 def bench(
     options: BenchOptions,
     progress=None,  # called with (cases done, cases in all)
@@ -63,7 +63,7 @@ def bench(
         if progress: progress(done, len(cases))
     return dict(machine=where, load_after=machine(setting.device)["load"], rounds=options.rounds, seconds=round(time.monotonic() - began, 1), results=results)
 
-# %% ../nbs/38_bench.ipynb #f298f156
+# %% ../nbs/38_bench.ipynb #b1ed86fd
 def headline(report: dict) -> str:
     "Where, how and how long, in one line."
     where, after = report["machine"], report["load_after"]
@@ -71,12 +71,12 @@ def headline(report: dict) -> str:
     return (f"{where['name']}, {where['cores']} cores, {where['device']}, torch {where['torch']}, {report['rounds']} rounds, {report['seconds']:.0f} s, "
             f"load {where['load']} before and {after} after{busy}")
 
-# %% ../nbs/38_bench.ipynb #60c168b8
+# %% ../nbs/38_bench.ipynb #45bb1bcf
 def to_json(report: dict) -> str:
     "The report as the text of a JSON file."
     return json.dumps({**report, "results": [to_dict(result) for result in report["results"]]}, indent=1)
 
-# %% ../nbs/38_bench.ipynb #1605fa75
+# %% ../nbs/38_bench.ipynb #6ca00b39
 def bench_command(options: BenchOptions):
     "Measure, print, write; exit code 1 where a variant gave a wrong output."
     with progress_bar("bench", "cases") as progress: report = bench(options, progress)
@@ -84,12 +84,12 @@ def bench_command(options: BenchOptions):
     print(headline(report), table(report["results"]), sep="\n\n")
     if any(result.verdict == "wrong output" for result in report["results"]): raise SystemExit(1)
 
-# %% ../nbs/38_bench.ipynb #c6fae572
+# %% ../nbs/38_bench.ipynb #72655be6
 def main(argv: list[str] | None = None):
     "The command line of the benchmark."
     run_command(bench_command, BenchOptions, argv, prog="python -m fwi_i2sb.bench")
 
-# %% ../nbs/38_bench.ipynb #88a08d45
+# %% ../nbs/38_bench.ipynb #45683c94
 #| eval: false
 if __name__ == "__main__" and "get_ipython" not in globals():  # run as a module, not as a notebook
     main()
