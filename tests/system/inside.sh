@@ -2,13 +2,17 @@
 # What the image promises, tried inside it.
 set -euo pipefail
 say() { printf '\n-- %s\n' "$*"; }
-answers() { # URL: waits up to a minute for a server
-    python - "$1" <<'P'
-import json, sys, time, urllib.request
+answers() { # URL WORD: waits up to a minute for a server whose answer holds a word
+    python - "$@" <<'P'
+import sys, time, urllib.request
+url, word = sys.argv[1:]
 for second in range(60):
-    try: print(sys.argv[1], json.load(urllib.request.urlopen(sys.argv[1], timeout=5))); break
-    except OSError: time.sleep(1)
-else: raise SystemExit(f"{sys.argv[1]} does not answer")
+    try: text = urllib.request.urlopen(url, timeout=5).read().decode()
+    except OSError as error: text = str(error)
+    if word in text: break
+    time.sleep(1)
+print(url, text)
+sys.exit(word not in text)
 P
 }
 free_port() { python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'; }
@@ -41,10 +45,10 @@ papermill nbs/experiments/10_nfe_sweep.ipynb /results/sweep.ipynb --no-progress-
 
 say "TensorBoard on the training's logs, JupyterLab on the notebooks"
 port=$(free_port)
-tensorboard --logdir /results --host 127.0.0.1 --port "$port" & servers=$!
+tensorboard --logdir /results --host 127.0.0.1 --port "$port" 2>/dev/null & servers=$!
 trap 'kill $servers' EXIT
-answers "http://127.0.0.1:$port/data/runs" | tee /dev/stderr | grep -q one
+answers "http://127.0.0.1:$port/data/runs" one
 jupyter lab --version
 port=$(free_port)
-jupyter lab --ip=127.0.0.1 --port="$port" --no-browser --notebook-dir=/opt/fwi_i2sb/nbs & servers="$servers $!"
-answers "http://127.0.0.1:$port/api"
+jupyter lab --ip=127.0.0.1 --port="$port" --no-browser --notebook-dir=/opt/fwi_i2sb/nbs 2>/dev/null & servers="$servers $!"
+answers "http://127.0.0.1:$port/api" version
