@@ -1,6 +1,7 @@
 "Several processes that train one model: the same losses, no orphan, no hang, and nothing lost when one dies."
 import os
 import random
+import shutil
 import signal
 import socket
 import subprocess
@@ -89,14 +90,30 @@ def test_bad_data_is_one_sentence_however_many_processes(tmp_path):
 
 
 def test_a_port_in_use_and_a_rank_that_exists_twice_are_named(data, tmp_path):
+    words = arguments(data, tmp_path, "port", "--num-proc-node", 4, "--master-address", "127.0.0.1")
     with socket.socket() as taken:
         taken.bind(("0.0.0.0", 0))
         taken.listen()
-        err = finish(python_train(*arguments(data, tmp_path, "port", "--num-proc-node", 2, "--node-rank", 0, "--master-address", "127.0.0.1", "--master-port", taken.getsockname()[1])), 2)
+        err = finish(python_train(*words, "--node-rank", "0", "--master-port", str(taken.getsockname()[1])), 2)
     assert "--master-port" in err and "in use" in err
+    port = str(random.randrange(20000, 30000))
+    jobs = [python_train(*words, "--node-rank", rank, "--master-port", port) for rank in "011"]
+    wait_for(lambda: any(job.poll() is not None for job in jobs[1:]), jobs[0])
+    second = next(job for job in jobs[1:] if job.poll() is not None)
+    assert "two processes have rank 1" in finish(second, 2)
+    for job in jobs: job.kill()
 
 
-def test_killed_at_twenty_random_moments_the_weights_are_those_of_an_undisturbed_run(data, alone, tmp_path):
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_run_after_run_no_crash_and_no_hang(data, tmp_path, ranks):
+    for k in range(int(os.environ.get("REPEATS", 2))):
+        words = arguments(data, tmp_path, f"run{k}", "--num-itr", 2, "--master-port", random.randrange(20000, 30000))
+        finish(python_train(*words, launcher=[*MPIRUN, "-np", str(ranks)]))
+        assert len(losses(tmp_path / f"run{k}")) == 2
+        shutil.rmtree(tmp_path / f"run{k}")
+
+
+def test_killed_at_random_moments_the_weights_are_those_of_an_undisturbed_run(data, alone, tmp_path):
     words = arguments(data, tmp_path, "killed", "--num-itr", 6, "--save-every", 2, "--val-every", 3)
     moments = random.Random(0)
     for _ in range(int(os.environ.get("KILLS", 5))):
