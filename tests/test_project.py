@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from fwi_i2sb.options import TrainOptions, options_to_dict, parse
 
@@ -54,10 +55,18 @@ def test_every_requirement_is_pinned_by_the_constraints():
 
 
 def test_the_container_files_are_consistent():
-    docker, compose = ((ROOT / "docker" / name).read_text() for name in ("Dockerfile", "compose.yaml"))
+    docker, services = (ROOT / "docker" / "Dockerfile").read_text(), yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
     assert "constraints.txt" in docker and re.search(r"^USER fwi", docker, re.M) and re.search(r"^ARG BASE=nvidia/cuda:13\.0", docker, re.M)
-    for port in ("8888", "6006"): assert port in docker and f'"{port}:{port}"' in compose
-    for volume in ("/data", "/results"): assert volume in docker and f":{volume}" in compose
+    for name, port in (("lab", "8888"), ("tensorboard", "6006")): assert port in docker and services[name]["ports"] == [f"{port}:{port}"]
+    for service in services.values(): assert {volume.rpartition(":")[2] for volume in service["volumes"]} == set(json.loads(re.search(r"VOLUME (.*)", docker)[1])) == {"/data", "/results"}
+    assert services["lab"]["deploy"]["resources"]["reservations"]["devices"] == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+    assert set(services["lab"]["build"]["args"]) <= set(re.findall(r"ARG (\w+)=", docker))
+
+
+def test_shell_scripts_parse_and_the_slurm_job_saves_before_it_ends():
+    for script in (ROOT / ".ci" / "run", *(ROOT / "docker").glob("*.sbatch"), *(ROOT / "tests").rglob("*.sh")): subprocess.run(["bash", "-n", script], check=True)
+    job = (ROOT / "docker" / "train.sbatch").read_text()
+    for line in ("#SBATCH --ntasks-per-node=1", "#SBATCH --signal=TERM@300", "#SBATCH --requeue", 'python -m fwi_i2sb.train "$@"'): assert line in job
 
 
 PUBLISHED = """result-dir dataset-dir dataset-name name seed master-port ckpt gpu model image-size corrupt val-batches t0 T interval beta-max drop_cond pred-x0 ot-ode
