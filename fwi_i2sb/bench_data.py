@@ -6,7 +6,7 @@
 __all__ = ['FAMILY', 'RECORDS', 'SIDE', 'plain_record', 'plain_convert', 'plain_read', 'our_convert', 'check_stores',
            'conversion', 'store_size', 'reading', 'reading_normalised', 'smoothing', 'engines']
 
-# %% ../nbs/36_bench_data.ipynb #76728304
+# %% ../nbs/36_bench_data.ipynb #0e2c029f
 import contextlib, shutil, tempfile
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 
-# %% ../nbs/36_bench_data.ipynb #001d3ad0
+# %% ../nbs/36_bench_data.ipynb #956131ea
 from .geology import sample_velocity
 from .openfwi import discover, get_family, normalize_seismic, normalize_velocity, read_pair
 from .start import blur_custom
@@ -24,7 +24,7 @@ from .store import StoreDataset, convert
 from .timing import Result, Setting, compare, trial
 from .wave import decimate, simulate
 
-# %% ../nbs/36_bench_data.ipynb #404113ac
+# %% ../nbs/36_bench_data.ipynb #437bf5cb
 FAMILY, RECORDS = "CurveVel_A", {"train": 90, "val": 10}
 
 @contextlib.contextmanager
@@ -38,7 +38,7 @@ def _source():
                 np.save(Path(name) / file, values)
         yield Path(name)
 
-# %% ../nbs/36_bench_data.ipynb #fa55bb57
+# %% ../nbs/36_bench_data.ipynb #8f9ce1df
 SIDE = 256  # cells, in both directions, of what the published program stores
 
 def plain_record(pair, i) -> torch.Tensor:
@@ -47,7 +47,7 @@ def plain_record(pair, i) -> torch.Tensor:
     scaled = normalize_seismic(seismic, get_family(FAMILY)), normalize_velocity(velocity)
     return torch.cat([F.interpolate(part[None], size=(SIDE, SIDE), mode="bilinear")[0] for part in scaled])
 
-# %% ../nbs/36_bench_data.ipynb #db0180c0
+# %% ../nbs/36_bench_data.ipynb #d2317615
 def _plain_key(pair, i): return f"{pair.seismic.name}-{pair.velocity.name}-{i}".encode()
 
 def plain_convert(source: Path, out: Path):
@@ -59,18 +59,18 @@ def plain_convert(source: Path, out: Path):
                 with env.begin(write=True) as writer:
                     for i in range(pair.count): writer.put(_plain_key(pair, i), plain_record(pair, i).numpy().tobytes())
 
-# %% ../nbs/36_bench_data.ipynb #2059b74a
+# %% ../nbs/36_bench_data.ipynb #836d0a0d
 def plain_read(env: lmdb.Environment, key: bytes) -> torch.Tensor:
     "A record of the published layout, (6, 256, 256) float32."
     with env.begin() as reader: value = reader.get(key)
     return torch.from_numpy(np.frombuffer(value, dtype=np.float32).copy()).view(-1, SIDE, SIDE)
 
-# %% ../nbs/36_bench_data.ipynb #b88a6cdf
+# %% ../nbs/36_bench_data.ipynb #7bd57e44
 def our_convert(source: Path, out: Path) -> Path:
     "Write both splits as the package does."
     return convert(source, FAMILY, store_dir=out, workers=0)
 
-# %% ../nbs/36_bench_data.ipynb #4791127a
+# %% ../nbs/36_bench_data.ipynb #584c3e15
 def check_stores(source: Path, env: lmdb.Environment, ours: StoreDataset) -> str:
     "What the last record's differences are. Raises `WrongOutput` for a store that lost something."
     pair, i = discover(source, FAMILY, split="train")[0], RECORDS["train"] - 1
@@ -79,7 +79,7 @@ def check_stores(source: Path, env: lmdb.Environment, ours: StoreDataset) -> str
     compare(velocity, ours.physical(i)[0], within=0)
     return "gathers: " + compare(decimate(seismic, ours.factor), ours.physical(i)[1], within=2**-11, differs=True)
 
-# %% ../nbs/36_bench_data.ipynb #04385fc3
+# %% ../nbs/36_bench_data.ipynb #581714ca
 @contextlib.contextmanager
 def _stores(source):
     "Both training sets of a source, open: plain environment and `StoreDataset`."
@@ -87,11 +87,11 @@ def _stores(source):
     ours = StoreDataset(our_convert(source, source / "ours"), "train")
     with contextlib.closing(lmdb.open(str(source / "plain" / "train"), readonly=True)) as env: yield env, ours
 
-# %% ../nbs/36_bench_data.ipynb #d544da5e
+# %% ../nbs/36_bench_data.ipynb #9252de23
 def _check(source):
     with _stores(source) as (env, ours): return check_stores(source, env, ours)
 
-# %% ../nbs/36_bench_data.ipynb #4fae702f
+# %% ../nbs/36_bench_data.ipynb #e75d652a
 def conversion(setting: Setting) -> Result:
     "Files to store, per record."
     with _source() as source:
@@ -101,7 +101,7 @@ def conversion(setting: Setting) -> Result:
         return trial(setting, "data: conversion, per record", *works, check=lambda: _check(source), target=2.5, clock="wall",
                      per=sum(RECORDS.values()), before=clear, reason="the anti-alias filter in time, which the published layout does without, is most of the work")
 
-# %% ../nbs/36_bench_data.ipynb #7490b203
+# %% ../nbs/36_bench_data.ipynb #4e5338b0
 def store_size(setting: Setting) -> Result:
     "Bytes on the disk, per record."
     with _source() as source:
@@ -109,7 +109,7 @@ def store_size(setting: Setting) -> Result:
         files = [[file.stat().st_size for file in (source / name).rglob("*") if file.is_file()] for name in ("plain", "ours")]
     return Result("data: store, per record", 7, *((sum(sizes) / sum(RECORDS.values()),) for sizes in files), "bytes", seen)
 
-# %% ../nbs/36_bench_data.ipynb #bff638d3
+# %% ../nbs/36_bench_data.ipynb #a66fa156
 def _reading(setting, name, read, **more):
     "`read(dataset, i)` against `plain_read`."
     with _source() as source, _stores(source) as (env, ours):
@@ -121,18 +121,18 @@ def _reading(setting, name, read, **more):
             for i in order: read(ours, i)
         return trial(setting, name, plain, fast, check=lambda: check_stores(source, env, ours), clock="wall", per=len(order), **more)
 
-# %% ../nbs/36_bench_data.ipynb #00c42e72
+# %% ../nbs/36_bench_data.ipynb #29a76e34
 def reading(setting: Setting) -> Result:
     "Store to float32 tensors."
     return _reading(setting, "data: read to float32, per record", StoreDataset.physical, target=4,
                     reason="what every record costs whatever its size, and the cast, weigh as much as copying its bytes")
 
-# %% ../nbs/36_bench_data.ipynb #a54ba88a
+# %% ../nbs/36_bench_data.ipynb #416706d1
 def reading_normalised(setting: Setting) -> Result:
     "Store to the network's scale, one by one."
     return _reading(setting, "data: read and normalise, per record", StoreDataset.__getitem__)
 
-# %% ../nbs/36_bench_data.ipynb #f8843cd4
+# %% ../nbs/36_bench_data.ipynb #0d519b5a
 def smoothing(setting: Setting) -> Result:
     "Starting models of 64 maps, per map."
     rng, x0 = np.random.default_rng(0), normalize_velocity(sample_velocity(FAMILY, 64)).to(setting.device)
@@ -147,9 +147,9 @@ def smoothing(setting: Setting) -> Result:
 
     ours = partial(blur_custom, x0, amount, sigma, noise)
     return trial(setting, "wave: smoothing, per map", plain, ours, check=lambda: compare(plain(), ours(), within=1e-5, differs=True), target=4, per=64,
-                 reason="every map's own matrices are built and applied in float64")
+                 reason="every map's own matrices are built, and that does not depend on the blur")
 
-# %% ../nbs/36_bench_data.ipynb #dc9eb197
+# %% ../nbs/36_bench_data.ipynb #bf8180fa
 def engines(setting: Setting) -> Result:
     "The gathers of one map."
     velocity = sample_velocity(FAMILY, 1).to(setting.device)

@@ -7,7 +7,7 @@ __all__ = ['FAMILIES', 'VELOCITY_MIN', 'VELOCITY_MAX', 'InputError', 'unknown', 
            'load_families', 'normalize_velocity', 'denormalize_velocity', 'normalize_seismic', 'denormalize_seismic',
            'open_npy', 'find_root', 'Pair', 'discover', 'read_pair', 'store_bytes']
 
-# %% ../nbs/00_openfwi.ipynb #e40e0a03
+# %% ../nbs/00_openfwi.ipynb #930ddb0f
 import difflib, json, math, re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +15,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-# %% ../nbs/00_openfwi.ipynb #8705ad6e
+# %% ../nbs/00_openfwi.ipynb #0250b049
 class InputError(ValueError):
     "Something the person gave is wrong: one sentence saying what, where, and what to do about it."
 
-# %% ../nbs/00_openfwi.ipynb #942b2423
+# %% ../nbs/00_openfwi.ipynb #88507fcf
 def unknown(kind:str, # what the name names, e.g. "family"
     name:str, # the name that was given
     choices,  # the names that exist
@@ -31,7 +31,7 @@ def unknown(kind:str, # what the name names, e.g. "family"
     hint = f"; did you mean {near[match[0]]!r}?" if match else ""
     return InputError(f"unknown {kind} {name!r}{hint} (one of {', '.join(choices)})")
 
-# %% ../nbs/00_openfwi.ipynb #218b316a
+# %% ../nbs/00_openfwi.ipynb #dbb4ba5f
 @dataclass(frozen=True)
 class Family:
     """One OpenFWI family: its name, the extremes of its pressure, and the numbers in its file names.
@@ -46,7 +46,7 @@ class Family:
     val_numbers: range    # file numbers of the official validation split
     prefixes: tuple[int, ...] = () # first numbers in the names of Fault files
 
-# %% ../nbs/00_openfwi.ipynb #7faab4db
+# %% ../nbs/00_openfwi.ipynb #81ddf50a
 def files(self,
     split:str, # "train" or "val"
 )->list[tuple[str, str]]: # (seismic, velocity) paths below the family's folder
@@ -60,7 +60,7 @@ Family.files = files
 Family.n_train = property(lambda self: 500 * len(self.files("train")), doc="Records in the official training split.")
 Family.n_val = property(lambda self: 500 * len(self.files("val")), doc="Records in the official validation split.")
 
-# %% ../nbs/00_openfwi.ipynb #74ff7e04
+# %% ../nbs/00_openfwi.ipynb #eb1c2a0f
 _VEL, _FAULT, _STYLE = (range(1, 49), range(49, 61)), (range(32), range(32, 36)), (range(1, 121), range(121, 135))
 
 FAMILIES = {f.name: f for f in (
@@ -70,7 +70,7 @@ FAMILIES = {f.name: f for f in (
     Family("CurveFault_A", -26.48, 52.32, *_FAULT, (2, 3, 4)), Family("CurveFault_B", -24.93, 50.98, *_FAULT, (6, 7, 8)),
     Family("Style_A", -24.96, 48.93, *_STYLE), Family("Style_B", -23.76, 46.01, *_STYLE))}
 
-# %% ../nbs/00_openfwi.ipynb #744b4ef2
+# %% ../nbs/00_openfwi.ipynb #527d19f7
 def get_family(name:str|Family,         # "CurveVel_A"; OpenFWI's own spelling "curvevel-a" is understood too
     families:dict|None=None, # another table than `FAMILIES`, e.g. from `load_families`
 )->Family:
@@ -81,7 +81,7 @@ def get_family(name:str|Family,         # "CurveVel_A"; OpenFWI's own spelling "
         if family.name.lower() == str(name).lower().replace("-", "_"): return family
     raise unknown("family", name, families)
 
-# %% ../nbs/00_openfwi.ipynb #e18f2466
+# %% ../nbs/00_openfwi.ipynb #6397c2d6
 def parse_families(text:str, # "CurveVel_A", a comma list such as "CurveVel_A,FlatVel_B", or "all"
 )->tuple[str, ...]: # names, in the order given; for "all" in that of `FAMILIES`
     "The families that a list names. Raises `InputError` for an unknown name, with the nearest one, and for a name given twice."
@@ -91,7 +91,7 @@ def parse_families(text:str, # "CurveVel_A", a comma list such as "CurveVel_A,Fl
         if names.count(name) > 1: raise InputError(f"family {name} is named twice in {text!r}: name each family once")
     return names
 
-# %% ../nbs/00_openfwi.ipynb #2ed80339
+# %% ../nbs/00_openfwi.ipynb #3f8ef53f
 def load_families(path:str|Path, # JSON such as {"flatvel-a": {"data_min": -26.95, "data_max": 52.77}, ...}; other keys are ignored
 )->dict[str, Family]: # `FAMILIES` with the extremes of the file
     "The ten families with `data_min` and `data_max` from a file in the style of OpenFWI's `dataset_config.json`."
@@ -104,7 +104,7 @@ def load_families(path:str|Path, # JSON such as {"flatvel-a": {"data_min": -26.9
         if not low < high: raise InputError(f"{path}: data_min of {family.name} must be below its data_max")
     return {f.name: replace(f, data_min=table[f][0], data_max=table[f][1]) if f in table else f for f in FAMILIES.values()}
 
-# %% ../nbs/00_openfwi.ipynb #45f7743b
+# %% ../nbs/00_openfwi.ipynb #24a0c95e
 VELOCITY_MIN, VELOCITY_MAX = 1500., 4500.  # m/s, the same for all families
 
 def normalize_velocity(v:torch.Tensor, # m/s, any shape
@@ -117,14 +117,14 @@ def denormalize_velocity(x:torch.Tensor, # network scale, any shape
     "The inverse of `normalize_velocity`."
     return (x + 1) / 2 * (VELOCITY_MAX - VELOCITY_MIN) + VELOCITY_MIN
 
-# %% ../nbs/00_openfwi.ipynb #f7f2be27
+# %% ../nbs/00_openfwi.ipynb #11b30bea
 def _log(d): return d.sign() * d.abs().log1p()
 
 def _log_range(family):
     low, high = _log(torch.tensor([family.data_min, family.data_max], dtype=torch.float64)).tolist()
     return low, high - low
 
-# %% ../nbs/00_openfwi.ipynb #0041f1b9
+# %% ../nbs/00_openfwi.ipynb #b3de756d
 def normalize_seismic(d:torch.Tensor,    # pressure on OpenFWI's scale, any shape
     family:str|Family, # whose `data_min` and `data_max` become -1 and 1
 )->torch.Tensor: # the same shape, dtype and device
@@ -132,7 +132,7 @@ def normalize_seismic(d:torch.Tensor,    # pressure on OpenFWI's scale, any shap
     low, span = _log_range(get_family(family))
     return 2 * (_log(d) - low) / span - 1
 
-# %% ../nbs/00_openfwi.ipynb #50527a38
+# %% ../nbs/00_openfwi.ipynb #7437bd1a
 def denormalize_seismic(x:torch.Tensor,    # network scale, any shape
     family:str|Family, # the family it was normalised with
 )->torch.Tensor: # pressure on OpenFWI's scale
@@ -141,7 +141,7 @@ def denormalize_seismic(x:torch.Tensor,    # network scale, any shape
     y = (x + 1) / 2 * span + low
     return y.sign() * y.abs().expm1()
 
-# %% ../nbs/00_openfwi.ipynb #17332d77
+# %% ../nbs/00_openfwi.ipynb #10770485
 def _npy_fault(path, error):
     if isinstance(error, FileNotFoundError): return "does not exist"
     if isinstance(error, OSError): return f"cannot be read ({error.strerror})"
@@ -151,7 +151,7 @@ def _npy_fault(path, error):
     if not b"\x93NUMPY".startswith(head): return "is not a .npy file"
     return "is truncated or damaged: it holds less than its header promises"
 
-# %% ../nbs/00_openfwi.ipynb #a6cbe0e6
+# %% ../nbs/00_openfwi.ipynb #2a7ce894
 def open_npy(path:str|Path,        # the file
     ndim:int|tuple=(),    # allowed numbers of axes; empty: any
 )->np.memmap: # read-only; nothing is loaded until it is indexed
@@ -166,7 +166,7 @@ def open_npy(path:str|Path,        # the file
         raise InputError(f"{path} has shape {array.shape}: {' or '.join(map(str, np.atleast_1d(ndim)))} axes are expected")
     return array
 
-# %% ../nbs/00_openfwi.ipynb #1946f87d
+# %% ../nbs/00_openfwi.ipynb #832c2761
 def _partner(seismic):
     name = re.sub("^data", "model", re.sub("^seis", "vel", seismic.name))
     return (seismic.parent.with_name("model") if seismic.parent.name == "data" else seismic.parent) / name
@@ -183,7 +183,7 @@ def _match(folder):
     lost += [f"{v} has no seismic partner {counts}" for v in velocity if v not in {v for _, v in pairs}]
     return [p for p in pairs if p[1] in there], lost
 
-# %% ../nbs/00_openfwi.ipynb #19aef8e7
+# %% ../nbs/00_openfwi.ipynb #b1b28bee
 def _is_split(folder): return any((folder / s / "data").is_dir() for s in ("train", "val"))
 
 def find_root(dataset_dir:str|Path, # the family's folder, or one that holds it
@@ -201,7 +201,7 @@ def find_root(dataset_dir:str|Path, # the family's folder, or one that holds it
     raise InputError(f"{folder} holds no {family.name} files" + (f", only {', '.join(others)}" if others else
         ": expected train/ and val/ with data/ and model/, or data/ and model/, or seis*.npy and vel*.npy"))
 
-# %% ../nbs/00_openfwi.ipynb #cdfea833
+# %% ../nbs/00_openfwi.ipynb #ff88c704
 def _held_back(root, family, pairs, val_files):
     names = {p.name for pair in pairs for p in pair}
     official = {s: [Path(n).name for pair in family.files(s) for n in pair] for s in ("train", "val")}
@@ -225,7 +225,7 @@ def _split(root, family, split, val_files):
     held = _held_back(root, family, pairs, val_files)
     return [p for p in pairs if bool(held & {p[0].name, p[1].name}) == (split == "val")], lost
 
-# %% ../nbs/00_openfwi.ipynb #7261e47b
+# %% ../nbs/00_openfwi.ipynb #4a61a120
 @dataclass(frozen=True)
 class Pair:
     "A seismic file, its velocity file, and the number of records in each."
@@ -243,7 +243,7 @@ def _pair(seismic, velocity):
     if not n_d: raise InputError(f"{seismic} holds no record")
     return Pair(seismic, velocity, n_d, d.shape[-3:], v.shape[-2:])
 
-# %% ../nbs/00_openfwi.ipynb #47ebe3b6
+# %% ../nbs/00_openfwi.ipynb #510868ab
 def discover(root:str|Path,      # a folder `find_root` understands
     family:str|Family,  # whose records are wanted
     *, split:str,       # "train" or "val"
@@ -259,16 +259,17 @@ def discover(root:str|Path,      # a folder `find_root` understands
     if not pairs: raise InputError(f"{root} holds no {split} files of {family.name}")
     return [_pair(*p) for p in pairs]
 
-# %% ../nbs/00_openfwi.ipynb #90a85f25
+# %% ../nbs/00_openfwi.ipynb #6a8719f7
 def read_pair(pair:Pair, # a pair of files
     i:int,     # which record of the files
+    opened=None, # both files as `open_npy` gives them, where they are open already
 )->tuple[np.ndarray, np.ndarray]: # seismic (shots, time, receivers) and velocity (1, depth, x), float32
     "Read one record; the rest of the files stays on disk."
-    d, v = open_npy(pair.seismic), open_npy(pair.velocity)
+    d, v = opened or (open_npy(pair.seismic), open_npy(pair.velocity))
     d, v = d[i] if d.ndim == 4 else d, v[i] if v.ndim == 4 else v
     return np.array(d, dtype=np.float32), np.array(v, dtype=np.float32).reshape(1, *v.shape[-2:])
 
-# %% ../nbs/00_openfwi.ipynb #7246cf81
+# %% ../nbs/00_openfwi.ipynb #899e6feb
 def store_bytes(n:int,           # records
     seismic_shape,   # (shots, time samples kept, receivers)
     velocity_shape,  # (1, depth, x)

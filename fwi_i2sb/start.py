@@ -6,7 +6,7 @@
 __all__ = ['STARTS', 'blur_custom', 'blur_benchmark', 'width_in_cells', 'linear_velocity', 'fit_linear', 'StartSpec',
            'parse_start', 'Start']
 
-# %% ../nbs/10_start.ipynb #bab8cdbd
+# %% ../nbs/10_start.ipynb #6d0307ec
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -17,25 +17,25 @@ from torch import Tensor
 from .openfwi import VELOCITY_MAX, VELOCITY_MIN, InputError, denormalize_velocity, normalize_velocity, unknown
 from .wave import OPENFWI
 
-# %% ../nbs/10_start.ipynb #9b57652b
-def _blur_matrix(n, sigma, radius):
+# %% ../nbs/10_start.ipynb #6bf584fc
+def _blur_matrix(n, sigma, radius, dtype=torch.float64):
     "Matrices (batch, n, n) that blur an axis of n cells by Gaussians cut off at a radius, with mirrored ends."
     sigma, radius = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in (sigma, radius))
     periods = int(radius.max()) // (2 * n) + 1
     offset = torch.arange(-2 * n * periods, 2 * n * periods, device=sigma.device).reshape(-1, 2 * n)
     g = torch.exp(-0.5 * (offset / sigma) ** 2) * (offset.abs() <= radius)
     period = sum(g.unbind(1))  # in a fixed order, so that the wider neighbours of a batch change nothing
-    period = period / period.sum(1, keepdim=True)
-    i = torch.arange(n, device=sigma.device)
-    return period[:, (i - i[:, None]) % (2 * n)] + period[:, (-1 - i - i[:, None]) % (2 * n)]
+    period = (period / period.sum(1, keepdim=True)).to(dtype)
+    windows = torch.cat([period, period], 1).unfold(1, n, 1)  # row i begins at i: the kernel is even and has period 2n
+    return windows[:, 1:n + 1] + windows[:, n + 1:2 * n + 1].flip(1)
 
-# %% ../nbs/10_start.ipynb #5e5ae4bd
+# %% ../nbs/10_start.ipynb #da231213
 def _blur(x, sigma, radius):
     "Blur maps (batch, 1, depth, x), each with its own width, along both axes."
-    down, across = (_blur_matrix(n, sigma, radius)[:, None] for n in x.shape[-2:])
-    return (down @ x.double() @ across.mT).to(x.dtype)
+    matrix = {n: _blur_matrix(n, sigma, radius, x.dtype)[:, None] for n in set(x.shape[-2:])}
+    return matrix[x.shape[-2]] @ x @ matrix[x.shape[-1]].mT
 
-# %% ../nbs/10_start.ipynb #eda21d56
+# %% ../nbs/10_start.ipynb #c66c443e
 def blur_custom(
     x0: Tensor,  # clean maps (batch, 1, depth, x), normalised
     amount: Tensor,  # share of noise, 0 to 0.2 as published (batch,)
@@ -46,12 +46,11 @@ def blur_custom(
 
     Ends are mirrored (SciPy's `reflect`), the Gaussian is cut off at four widths. Everything on the device of `x0`.
     """
-    amount, sigma = (torch.as_tensor(v, dtype=torch.float64, device=x0.device) for v in (amount, sigma))
-    a = amount.reshape(-1, 1, 1, 1)
-    mixed = (1 - a) * x0 + a * noise
-    return _blur(mixed, sigma, (4 * sigma + 0.5).floor()).clamp(-1, 1).to(x0.dtype)
+    amount, sigma = torch.as_tensor(amount).to(x0), torch.as_tensor(sigma, dtype=torch.float64, device=x0.device)
+    mixed = torch.lerp(x0, noise, amount.reshape(-1, 1, 1, 1))
+    return _blur(mixed, sigma, (4 * sigma + 0.5).floor()).clamp(-1, 1)
 
-# %% ../nbs/10_start.ipynb #0e46aa22
+# %% ../nbs/10_start.ipynb #43efa316
 def blur_benchmark(
     x0: Tensor,  # clean maps (batch, 1, depth, x), normalised
     sigma: float = 1.7,  # Gaussian width in cells
@@ -60,7 +59,7 @@ def blur_benchmark(
     "Truth blurred with a short Gaussian window, ends mirrored; no noise."
     return _blur(x0, torch.tensor(sigma, device=x0.device), torch.tensor(taps // 2, device=x0.device))
 
-# %% ../nbs/10_start.ipynb #b074b4b4
+# %% ../nbs/10_start.ipynb #20ded92d
 def width_in_cells(
     text: str,  # "8" in cells or "80m" in metres
     dx: float = OPENFWI.dx,  # grid spacing in metres
@@ -71,7 +70,7 @@ def width_in_cells(
     if not 0 < cells < float("inf"): raise InputError(f"{text!r} is no blur width: give cells (12) or metres (120m)")
     return cells
 
-# %% ../nbs/10_start.ipynb #1916aae5
+# %% ../nbs/10_start.ipynb #38edcedb
 def linear_velocity(
     shape: tuple[int, int],  # (depth, x) in cells
     top: float,  # velocity of the top row, m/s
@@ -83,7 +82,7 @@ def linear_velocity(
             raise InputError(f"the linear start has {v:g} m/s at the {name}, but velocities run from {VELOCITY_MIN:g} to {VELOCITY_MAX:g} m/s")
     return torch.linspace(top, bottom, shape[0])[:, None].expand(tuple(shape)).contiguous()
 
-# %% ../nbs/10_start.ipynb #2820518d
+# %% ../nbs/10_start.ipynb #a3aa03e8
 def fit_linear(
     velocity: Iterable[Tensor],  # maps in m/s, each (..., depth, x), all of the same depth
 ) -> tuple[float, float]:  # velocity of the top row and of the bottom row, m/s
@@ -98,7 +97,7 @@ def fit_linear(
     ends = np.clip([intercept, intercept + slope * (len(rows) - 1)], VELOCITY_MIN, VELOCITY_MAX)
     return float(ends[0]), float(ends[1])
 
-# %% ../nbs/10_start.ipynb #70635aa9
+# %% ../nbs/10_start.ipynb #230f8cb4
 STARTS = ("blur-openfwi_custom", "blur-openfwi_benchmark", "linear", "file")
 
 @dataclass(frozen=True)
@@ -113,12 +112,12 @@ class StartSpec:
         "Whether the start is made from the true map, and so exists only where that is known."
         return self.name.startswith("blur")
 
-# %% ../nbs/10_start.ipynb #78b3a1f3
+# %% ../nbs/10_start.ipynb #d03396ce
 def _number(word, what):
     try: return float(word)
     except ValueError: raise InputError(f"{word!r} is no {what}") from None
 
-# %% ../nbs/10_start.ipynb #e77012c7
+# %% ../nbs/10_start.ipynb #fd928c03
 def _arguments(name, words, dx):
     "The numbers of a kind of start, checked."
     if name == "file":
@@ -136,7 +135,7 @@ def _arguments(name, words, dx):
     if args != tuple(sorted(args)): raise InputError(f"the start {name} has its widths in falling order, {words[0]} to {words[1]}: give the smaller first")
     return args
 
-# %% ../nbs/10_start.ipynb #79c5440a
+# %% ../nbs/10_start.ipynb #95089e59
 def parse_start(
     text: str,  # e.g. "blur-openfwi_custom:0.5,linear:0.5"
     *,
@@ -155,7 +154,7 @@ def parse_start(
         specs.append(StartSpec(name, _arguments(name, words, dx), weight))
     return tuple(specs)
 
-# %% ../nbs/10_start.ipynb #19f34a5f
+# %% ../nbs/10_start.ipynb #6113e5a7
 class Start:
     """Starting models for a batch of maps: `start(x0, seeds) -> x1`, both normalised `(batch, 1, depth, x)`.
 
@@ -175,7 +174,7 @@ class Start:
         self._edges = np.cumsum(weights / weights.sum())
         for spec in self.specs: _check(self, spec)
 
-# %% ../nbs/10_start.ipynb #c9214392
+# %% ../nbs/10_start.ipynb #26f06e31
 def _check(self, spec):
     "Refuse an entry whose line or map is missing or unusable."
     if spec.name == "linear" and not spec.args and self.linear is None:
@@ -187,14 +186,14 @@ def _check(self, spec):
     if not (v.isfinite().all() and v.min() >= VELOCITY_MIN and v.max() <= VELOCITY_MAX):
         raise InputError(f"the starting model {spec.args[0]} spans {v.min():g} to {v.max():g}: give velocities in m/s from {VELOCITY_MIN:g} to {VELOCITY_MAX:g}")
 
-# %% ../nbs/10_start.ipynb #b3dd18cc
+# %% ../nbs/10_start.ipynb #f521d4c3
 def _custom(self, spec, x0, generators):
     low, high = spec.args or (8.0, 16.0)
     draws = np.array([(g.uniform(0, 0.2), g.uniform(low, high)) for g in generators])
     noise = np.stack([g.standard_normal(x0.shape[1:], dtype=np.float32) for g in generators])
     return blur_custom(x0, draws[:, 0], draws[:, 1], torch.from_numpy(noise).to(x0))
 
-# %% ../nbs/10_start.ipynb #dc7ccd24
+# %% ../nbs/10_start.ipynb #979e6d05
 def _benchmark(self, spec, x0, generators): return blur_benchmark(x0, *spec.args)
 
 def _linear(self, spec, x0, generators):
@@ -207,7 +206,7 @@ def _file(self, spec, x0, generators):
 
 _MAKERS = dict(zip(STARTS, (_custom, _benchmark, _linear, _file)))
 
-# %% ../nbs/10_start.ipynb #77f433fb
+# %% ../nbs/10_start.ipynb #cb775bcd
 def _call(
     self,
     x0: Tensor,  # clean maps (batch, 1, depth, x), normalised; truth-free kinds use only the shape

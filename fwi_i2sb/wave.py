@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPENFWI', 'NBC', 'ENGINES', 'Survey', 'surface_survey', 'ricker', 'simulate', 'decimate']
 
-# %% ../nbs/02_wave.ipynb #91a83a7c
+# %% ../nbs/02_wave.ipynb #397c4cc4
 import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 
 from .openfwi import VELOCITY_MAX, InputError, unknown
 
-# %% ../nbs/02_wave.ipynb #58a76adc
+# %% ../nbs/02_wave.ipynb #e6be29ad
 def _checked(survey):
     for name in ("dx", "dt", "nt", "freq"):
         if not getattr(survey, name) > 0:
@@ -25,7 +25,7 @@ def _checked(survey):
         if not points: raise InputError(f"a survey needs at least one position in {name}")
         object.__setattr__(survey, name, points)
 
-# %% ../nbs/02_wave.ipynb #a40dff96
+# %% ../nbs/02_wave.ipynb #b2e47068
 @dataclass(frozen=True)
 class Survey:
     """How records were shot: grid spacing, time axis, wavelet, positions. Equal surveys compare equal.
@@ -40,7 +40,7 @@ class Survey:
     receivers: tuple  # `((x, z), ...)` in metres, one per trace
     __post_init__ = _checked
 
-# %% ../nbs/02_wave.ipynb #b39888ea
+# %% ../nbs/02_wave.ipynb #7fb4db07
 def _to_dict(survey):
     "The survey as plain numbers and lists, ready for JSON."
     return asdict(survey)
@@ -52,7 +52,7 @@ def _from_dict(fields):
 
 Survey.to_dict, Survey.from_dict = _to_dict, staticmethod(_from_dict)
 
-# %% ../nbs/02_wave.ipynb #26fd9b4d
+# %% ../nbs/02_wave.ipynb #6b94d316
 def surface_survey(n_x,  # columns of the map
                    n_shots=5,  # sources, spread evenly from the first to the last column
                    *, dx=10.,  # grid spacing (m)
@@ -68,7 +68,7 @@ def surface_survey(n_x,  # columns of the map
 
 OPENFWI = surface_survey(70)
 
-# %% ../nbs/02_wave.ipynb #229e863e
+# %% ../nbs/02_wave.ipynb #36653971
 def _nodes(points, survey, shape, what):
     "Rows and columns of `points` on a map of `shape` (depth, x)."
     nodes = [(z / survey.dx, x / survey.dx) for x, z in points]
@@ -80,21 +80,21 @@ def _nodes(points, survey, shape, what):
                              f"(depth x width, {survey.dx:g} m apart); give a survey that fits the map")
     return [round(row) for row, _ in nodes], [round(col) for _, col in nodes]
 
-# %% ../nbs/02_wave.ipynb #bd14677c
+# %% ../nbs/02_wave.ipynb #51122aa3
 def ricker(survey=OPENFWI) -> torch.Tensor:  # frequency and time step come from the survey
     "Ricker wavelet of the survey from its first to its last sample; float64, peak 1 in the middle."
     centre = int(2.2 / (survey.freq * survey.dt)) // 2
     a = math.pi * survey.freq * survey.dt * torch.arange(-centre, centre + 1, dtype=torch.float64)
     return (1 - 2 * a**2) * torch.exp(-a**2)
 
-# %% ../nbs/02_wave.ipynb #cee0f14c
+# %% ../nbs/02_wave.ipynb #e9df550d
 NBC = 120  # cells of the damped frame on each side
 
 def _rate(velocity, dx):
     "Largest damping rate (1/s) of each map, reached at the rim of the frame."
     return 3 * velocity.amin((-2, -1), keepdim=True) * math.log(1e7) / (2 * (NBC - 1) * dx)
 
-# %% ../nbs/02_wave.ipynb #68949488
+# %% ../nbs/02_wave.ipynb #53135546
 def _frame(velocity):
     "Damping of the framed grid relative to its largest, `(depth + 240, x + 240)`."
     def outside(n):
@@ -103,7 +103,7 @@ def _frame(velocity):
     z, x = outside(velocity.shape[-2])[:, None], outside(velocity.shape[-1])[None]
     return torch.where(x < 0, z.clamp(min=0), x).to(velocity.dtype).div(NBC - 1)**2
 
-# %% ../nbs/02_wave.ipynb #808ae8b1
+# %% ../nbs/02_wave.ipynb #6c8e88cc
 def _shifted(p, dz, dx):
     "The grid moved by (dz, dx) cells, as a view that leaves out the two repeated cells on every side."
     return p[..., 2 + dz:p.shape[-2] - 2 + dz, 2 + dx:p.shape[-1] - 2 + dx]
@@ -113,7 +113,7 @@ def _wrap(p):
     p[..., :2, :], p[..., -2:, :] = p[..., -4:-2, :], p[..., 2:4, :]
     p[..., :2], p[..., -2:] = p[..., -4:-2], p[..., 2:4]
 
-# %% ../nbs/02_wave.ipynb #71992d41
+# %% ../nbs/02_wave.ipynb #034a721a
 def _step(past, now, alpha, kappa_1, centre, work):
     "Write the next state into `past`: `kappa_1` = kappa - 1, `centre` = 2 - 5 alpha - kappa, `alpha` already times 4/3."
     torch.add(_shifted(now, 1, 0), _shifted(now, -1, 0), out=work)
@@ -121,13 +121,13 @@ def _step(past, now, alpha, kappa_1, centre, work):
         work.add_(_shifted(now, dz, dx), alpha=weight)
     _shifted(past, 0, 0).mul_(kappa_1).addcmul_(centre, _shifted(now, 0, 0)).addcmul_(alpha, work)
 
-# %% ../nbs/02_wave.ipynb #0fabb368
+# %% ../nbs/02_wave.ipynb #168e495b
 def _places(survey, shape, device):
     "Rows and columns of sources and of receivers on the grid with frame and repeated cells."
     nodes = [_nodes(points, survey, shape, name) for points, name in ((survey.sources, "source"), (survey.receivers, "receiver"))]
     return [[torch.tensor(axis, device=device) + NBC + 2 for axis in pair] for pair in nodes]
 
-# %% ../nbs/02_wave.ipynb #4b8e3a78
+# %% ../nbs/02_wave.ipynb #cac7618e
 @torch.no_grad()
 def _exact(velocity, survey):
     "The record of OpenFWI's scheme, `(batch, shots, time, receivers)`."
@@ -147,7 +147,7 @@ def _exact(velocity, survey):
         record[:, :, n] = now[:, :, *receivers]
     return record
 
-# %% ../nbs/02_wave.ipynb #9571b1c7
+# %% ../nbs/02_wave.ipynb #fdbb11f1
 def _check_courant(velocity, survey):
     v, rate = velocity.max().item(), _rate(velocity, survey.dx).max().item()
     a, b = (v / survey.dx)**2, 3 / 16 * rate
@@ -156,7 +156,7 @@ def _check_courant(velocity, survey):
         raise InputError(f"the time step is too long for engine 'openfwi': with v_max = {v:.0f} m/s and dx = {survey.dx:g} m, "
                          f"dt = {survey.dt:g} s is more than the largest stable {largest:.3g} s")
 
-# %% ../nbs/02_wave.ipynb #f00b8503
+# %% ../nbs/02_wave.ipynb #097b5dd8
 def _deepwave(velocity, survey):
     import deepwave
     n, shape, s = len(velocity), velocity.shape[-2:], len(survey.sources)
@@ -170,7 +170,7 @@ def _deepwave(velocity, survey):
         max_vel=max(velocity.max().item(), VELOCITY_MAX))[-1]
     return pressure[..., 1:].unflatten(0, (n, s)).transpose(-1, -2).contiguous()
 
-# %% ../nbs/02_wave.ipynb #3b9bbae3
+# %% ../nbs/02_wave.ipynb #33a857d4
 def _check_velocity(velocity):
     if velocity.ndim != 4 or velocity.shape[1] != 1:
         raise InputError(f"velocity must have shape (batch, 1, depth, x), not {tuple(velocity.shape)}")
@@ -179,7 +179,7 @@ def _check_velocity(velocity):
     if not bool((velocity.isfinite() & (velocity > 0)).all()):
         raise InputError("velocity holds values that are zero, negative or not finite; it must be in m/s")
 
-# %% ../nbs/02_wave.ipynb #fb863e71
+# %% ../nbs/02_wave.ipynb #f4ce770c
 def _openfwi(velocity, survey):
     if velocity.requires_grad and torch.is_grad_enabled():
         raise InputError("engine 'openfwi' has no gradient; use engine 'deepwave', or detach the velocity")
@@ -189,7 +189,7 @@ def _openfwi(velocity, survey):
 
 ENGINES = {"openfwi": _openfwi, "deepwave": _deepwave}
 
-# %% ../nbs/02_wave.ipynb #41534d3a
+# %% ../nbs/02_wave.ipynb #92786c1b
 def simulate(velocity,  # `(batch, 1, depth, x)` in m/s, float32 or float64, any device
              survey=OPENFWI,  # positions, time axis and wavelet
              *, engine="deepwave",  # "deepwave" (fast, differentiable) or "openfwi" (the exact scheme)
@@ -202,14 +202,14 @@ def simulate(velocity,  # `(batch, 1, depth, x)` in m/s, float32 or float64, any
     _check_velocity(velocity)
     return ENGINES[engine](velocity, survey)
 
-# %% ../nbs/02_wave.ipynb #d845d26c
+# %% ../nbs/02_wave.ipynb #dcced8a9
 def _taps(factor):
     "Symmetric low-pass, cut at the Nyquist frequency of the decimated trace; float64, sums to one."
     t = torch.arange(-8 * factor, 8 * factor + 1, dtype=torch.float64)
     taps = torch.sinc(t / factor) * torch.kaiser_window(len(t), periodic=False, beta=6., dtype=torch.float64)
     return taps / taps.sum()
 
-# %% ../nbs/02_wave.ipynb #24b8809f
+# %% ../nbs/02_wave.ipynb #33e4214e
 @lru_cache(maxsize=8)
 def _decimation(nt, factor):
     "Matrix `(ceil(nt / factor), nt)`, float64, that continues, filters and thins a trace."
@@ -223,7 +223,10 @@ def _decimation(nt, factor):
     thin = torch.zeros(len(columns), len(i), dtype=torch.float64)
     return thin.scatter_(1, columns, _taps(factor).expand(columns.shape)) @ continued
 
-# %% ../nbs/02_wave.ipynb #e7bddb6d
+# %% ../nbs/02_wave.ipynb #9741c2bb
+_ROWS = 32
+
+
 def decimate(seismic,  # `(..., time, receivers)`, any floating dtype and device
              factor,  # keep every `factor`-th sample
              ) -> torch.Tensor:
@@ -232,4 +235,9 @@ def decimate(seismic,  # `(..., time, receivers)`, any floating dtype and device
     Sample k of the result belongs to time `k * factor * dt`; `factor` 1 returns the input."""
     if factor != int(factor) or factor < 1: raise InputError(f"the decimation factor must be a whole number >= 1, not {factor}")
     if factor == 1: return seismic
-    return _decimation(seismic.shape[-2], int(factor)).to(seismic) @ seismic
+    factor = int(factor)
+    weights, parts = _decimation(seismic.shape[-2], factor).to(seismic), []
+    for first in range(0, len(weights), _ROWS):
+        near = slice(max(0, (first - 8) * factor), (first + _ROWS + 8) * factor)
+        parts.append(weights[first:first + _ROWS, near] @ seismic[..., near, :])
+    return torch.cat(parts, -2)
