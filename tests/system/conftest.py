@@ -37,6 +37,7 @@ def hosts():
             subprocess.run(["ip", "netns", "delete", name])
             (Path("/etc/netns") / name / "hosts").unlink(missing_ok=True)
             (Path("/etc/netns") / name).rmdir()
+        if not any(Path("/run/netns").iterdir()): subprocess.run(["umount", "/run/netns"])  # a mount that the first `ip netns add` makes
 
 
 @pytest.fixture
