@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_manifest', 'convert', 'StoreDataset', 'value', 'physical']
 
-# %% ../nbs/03_store.ipynb #e7e1bee7
+# %% ../nbs/03_store.ipynb #5d71943c
 import contextlib, json, math, multiprocessing, os, shutil, threading, warnings, zlib
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from .database import Values, append, locked, write_json
 from .openfwi import InputError, discover, find_root, get_family, normalize_seismic, normalize_velocity, open_npy, read_pair, store_bytes, unknown
 from .wave import OPENFWI, Survey, decimate
 
-# %% ../nbs/03_store.ipynb #305787db
+# %% ../nbs/03_store.ipynb #7c60d405
 def _encode(seismic, velocity, factor, dtype, where):
     "One record as the bytes of its LMDB value."
     if not np.isfinite(seismic).all() or not np.isfinite(velocity).all():
@@ -38,14 +38,14 @@ def _decode(buffer, manifest):
         place += count * kind.itemsize
     return tuple(parts)
 
-# %% ../nbs/03_store.ipynb #63c08e9b
+# %% ../nbs/03_store.ipynb #6d7bd493
 def _seal(manifest):
     "Checksum of everything else in the manifest."
     return f"{zlib.crc32(json.dumps({k: v for k, v in manifest.items() if k != 'checksum'}, sort_keys=True).encode()):08x}"
 
 def _write_manifest(folder, manifest): write_json(folder / "manifest.json", dict(manifest, checksum=_seal(manifest)))
 
-# %% ../nbs/03_store.ipynb #79602c2f
+# %% ../nbs/03_store.ipynb #1dc552f5
 FORMAT = "fwi_i2sb store 1"
 
 def _load(folder):
@@ -66,7 +66,7 @@ def read_manifest(folder:str|Path, # holds database.lmdb and manifest.json
     if "unfinished" in manifest: raise InputError(f"{folder} is not a store yet: repeat fwi-i2sb convert to finish it")
     return manifest
 
-# %% ../nbs/03_store.ipynb #b2fac260
+# %% ../nbs/03_store.ipynb #5cac5b7e
 def _check_shapes(pairs, survey):
     "Shape (1, depth, x) of the maps; `InputError` unless every file fits the survey."
     expected, size = (len(survey.sources), survey.nt, len(survey.receivers)), pairs[0].cells
@@ -78,7 +78,7 @@ def _check_shapes(pairs, survey):
             raise InputError(f"{pairs[0].velocity}: the survey's positions exceed the {what} of {limit} cells of {survey.dx:g} m")
     return [1, *size]
 
-# %% ../nbs/03_store.ipynb #04830a50
+# %% ../nbs/03_store.ipynb #bccd0332
 def _family_entry(family): return dict(name=family.name, data_min=family.data_min, data_max=family.data_max)
 
 def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
@@ -93,7 +93,7 @@ def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
                       bytes=[p.seismic.stat().st_size, p.velocity.stat().st_size]) for p in pairs])
     return json.loads(json.dumps(settings))
 
-# %% ../nbs/03_store.ipynb #98d4f485
+# %% ../nbs/03_store.ipynb #613770d7
 def _difference(old, new):
     "A sentence part naming the first setting in which two manifests differ, or None."
     pairs = [("family", old["family"]["name"], new["family"]["name"]), ("time_samples", old["time_samples"], new["time_samples"]),
@@ -104,21 +104,21 @@ def _difference(old, new):
     pairs += [("source file", a, b) for a, b in zip(old["sources"], new["sources"])]
     return next((f"{what} {a}, not {b}" for what, a, b in pairs if a != b), None)
 
-# %% ../nbs/03_store.ipynb #10121da9
+# %% ../nbs/03_store.ipynb #5d9ac959
 class _Prepared(Dataset):
     "The values of all records of some pairs of files. A bad record is an `InputError` given back, for a worker's exceptions lose their text."
     def __init__(self, pairs, factor, dtype):
         self.pairs, self.factor, self.dtype = pairs, factor, dtype
         self.place = [(k, i) for k, p in enumerate(pairs) for i in range(p.count)]  # pair and record in it
-        self.opened = None, None  # number of a pair, and its files
+        self.opened = None, None  # a pair's files, opened again every 16 records: a map that is read on and on fills memory
 
     def __getitem__(self, i):
         k, i = self.place[i]; pair = self.pairs[k]
-        if self.opened[0] != k: self.opened = k, (open_npy(pair.seismic), open_npy(pair.velocity))
+        if self.opened[0] != (k, i // 16): self.opened = (k, i // 16), (open_npy(pair.seismic), open_npy(pair.velocity))
         try: return _encode(*read_pair(pair, i, self.opened[1]), self.factor, self.dtype, f"{pair.seismic} or {pair.velocity.name}: record {i}")
         except InputError as error: return error
 
-# %% ../nbs/03_store.ipynb #cd55a0d8
+# %% ../nbs/03_store.ipynb #6757c786
 def _leave_with_parent(worker):
     leave = lambda: (multiprocessing.parent_process().join(), os._exit(1))
     threading.Thread(target=leave, daemon=True).start()
@@ -132,7 +132,7 @@ def _batches(records, done, workers):
             if isinstance(value, InputError): raise value
         yield batch
 
-# %% ../nbs/03_store.ipynb #9d9c6aa5
+# %% ../nbs/03_store.ipynb #25212992
 def _space(settings): return store_bytes(settings["count"], settings["seismic"]["shape"], settings["velocity"]["shape"], settings["seismic"]["dtype"])
 
 def _fill(database, settings, pairs, workers, report):
@@ -142,7 +142,7 @@ def _fill(database, settings, pairs, workers, report):
     append(database, 2 * _space(settings) + 2**26, lambda done: _batches(records, done, workers), add, report)
     return sums
 
-# %% ../nbs/03_store.ipynb #84d28b0a
+# %% ../nbs/03_store.ipynb #05a4fb30
 def _build(folder, settings, pairs, workers, report):
     "Make or continue the store of one split."
     database, plan = folder / "database.lmdb", dict(settings, unfinished=[[f.stat().st_mtime_ns for f in (p.seismic, p.velocity)] for p in pairs])
@@ -158,7 +158,7 @@ def _build(folder, settings, pairs, workers, report):
         raise
     _write_manifest(folder, dict(settings, crc32=sums))
 
-# %% ../nbs/03_store.ipynb #c41037b0
+# %% ../nbs/03_store.ipynb #d9ade03a
 def _finished(folder, settings):
     "Whether the store is there already. `InputError` if it is another one, or if something else is in its place."
     if not (folder / "manifest.json").exists():
@@ -171,7 +171,7 @@ def _finished(folder, settings):
     Values(folder / "database.lmdb", old["count"])  # raises an error unless it is whole
     return True
 
-# %% ../nbs/03_store.ipynb #6988f910
+# %% ../nbs/03_store.ipynb #dedfcdfd
 def _convert(root, wanted, pairs, workers, progress):
     "Build what is missing of both splits, as the only process that does."
     total, before = sum(w["count"] for w in wanted.values()), 0
@@ -182,7 +182,7 @@ def _convert(root, wanted, pairs, workers, progress):
                 _build(root / split, settings, pairs[split], workers, lambda n: progress and progress(before + n, total))
             before += settings["count"]
 
-# %% ../nbs/03_store.ipynb #23dc8963
+# %% ../nbs/03_store.ipynb #9c4312a0
 def _reuse(root, family, time_samples, dtype):
     "Whether a store without its source files is the one asked for; False if there is none."
     if not all((root / s / "manifest.json").exists() for s in ("train", "val")): return False
@@ -191,7 +191,7 @@ def _reuse(root, family, time_samples, dtype):
         _finished(root / split, dict(old, family=_family_entry(family), time_samples=time_samples, seismic=dict(old["seismic"], dtype=dtype)))
     return True
 
-# %% ../nbs/03_store.ipynb #ca09b1af
+# %% ../nbs/03_store.ipynb #51d446af
 def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, without source files, one that holds a store
     family:str,            # the family of the records
     *, store_dir:str|Path|None=None, # where train/ and val/ are made; default: beside the source files
@@ -225,7 +225,7 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
         raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): free disk space and repeat the command, or name a writable folder with --store-dir") from None
     return root
 
-# %% ../nbs/03_store.ipynb #200a1752
+# %% ../nbs/03_store.ipynb #b3bed912
 class StoreDataset(Dataset):
     """One split of a store, for PyTorch's `DataLoader`.
 
@@ -247,7 +247,7 @@ class StoreDataset(Dataset):
 
     def __len__(self): return self.manifest["count"]
 
-# %% ../nbs/03_store.ipynb #39fc75a3
+# %% ../nbs/03_store.ipynb #fa2c09a9
 def value(self, i:int, # record
 )->bytes: # velocity, then seismic
     "A record as it is stored."
