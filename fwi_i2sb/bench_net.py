@@ -6,25 +6,26 @@
 __all__ = ['resolution', 'half_precision', 'attention_block', 'attention_network', 'optimiser', 'compiled', 'validation',
            'solver', 'guidance', 'batching', 'encoding']
 
-# %% ../nbs/37_bench_net.ipynb #2793e28d
-import copy, os, shutil
+# %% ../nbs/37_bench_net.ipynb #338be186
+import copy
 from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# %% ../nbs/37_bench_net.ipynb #1e45db36
+# %% ../nbs/37_bench_net.ipynb #506cead2
 from .bridge import Bridge
-from .launch import resolve_precision
+from .launch import check_compiler, resolve_precision
 from .mixture import GaussianMixtureBridge, calls_for_error
 from .network import build_network
 from .objective import Denoiser, bridge_loss, update_ema
+from .openfwi import InputError
 from .options import LogOptions, ModelOptions
 from .sampler import predictor, run_sampler, sampler_settings
 from .timing import Result, Setting, WrongOutput, check_kernel, compare, trial, wake
 
-# %% ../nbs/37_bench_net.ipynb #65539ed2
+# %% ../nbs/37_bench_net.ipynb #c48f204d
 def _batch(setting, n=2):
     generator = torch.Generator().manual_seed(0)
     normal = lambda *shape: torch.randn(n, *shape, generator=generator)
@@ -32,22 +33,22 @@ def _batch(setting, n=2):
                  step=torch.randint(1000, (n,), generator=generator), keep=torch.ones(n))
     return {name: values.to(setting.device) for name, values in batch.items()}
 
-# %% ../nbs/37_bench_net.ipynb #ce6e21b2
+# %% ../nbs/37_bench_net.ipynb #d175df79
 def _network(setting, name, **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return wake(build_network(name, **options)).to(setting.device)
 
-# %% ../nbs/37_bench_net.ipynb #02267e36
+# %% ../nbs/37_bench_net.ipynb #ba39b805
 def _autocast(setting, precision): return torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bf16")
 
-# %% ../nbs/37_bench_net.ipynb #bb38b064
+# %% ../nbs/37_bench_net.ipynb #a73b51a2
 @torch.no_grad()
 def _answer(setting, net, batch, precision="fp32"):
     "The network's maps for a batch."
     with _autocast(setting, precision): return net(batch["x0"], batch["step"].float(), net.encode(batch["seismic"]))
 
-# %% ../nbs/37_bench_net.ipynb #99b0d603
+# %% ../nbs/37_bench_net.ipynb #7cfe9ef1
 def _training(setting, net, precision="fp32", compiled=False):
     "A function that does one step of training on a microbatch of two."
     batch, average, bridge = _batch(setting), copy.deepcopy(net), Bridge()
@@ -62,7 +63,7 @@ def _training(setting, net, precision="fp32", compiled=False):
 
     return step
 
-# %% ../nbs/37_bench_net.ipynb #83e29295
+# %% ../nbs/37_bench_net.ipynb #f2451c3f
 def resolution(setting: Setting) -> Result:
     "Training step of `unet_ch32` at image size 256 and at native size."
     large, native = (_network(setting, "unet_ch32", image_size=size) for size in (256, None))
@@ -76,7 +77,7 @@ def resolution(setting: Setting) -> Result:
     return trial(setting, "step: unet_ch32 at 256 or native", *(_training(setting, net) for net in (large, native)), check=check, target=13,
                  reason="optimiser and averaged weights cost the same at any size, and small grids use a processor less well")
 
-# %% ../nbs/37_bench_net.ipynb #10ba132e
+# %% ../nbs/37_bench_net.ipynb #724b0caa
 def half_precision(setting: Setting) -> Result:
     "Training step of `unet_ch32` in fp32 and under bf16 autocast."
     name, precisions = "step: unet_ch32 native, fp32 or bf16", ("fp32", "bf16")
@@ -87,19 +88,19 @@ def half_precision(setting: Setting) -> Result:
     works = (_training(setting, copy.deepcopy(net), precision) for precision in precisions)
     return trial(setting, name, *works, check=check, target=1.4, reason="casting weights and activations costs part of what the products save")
 
-# %% ../nbs/37_bench_net.ipynb #77f3250a
+# %% ../nbs/37_bench_net.ipynb #f21125bc
 def _bound(setting, kernel, work):
     "The same work with attention bound to one kernel."
     def bound():
         with sdpa_kernel(kernel), _autocast(setting, "bf16" if setting.device == "cuda" else "fp32"): return work()
     return bound
 
-# %% ../nbs/37_bench_net.ipynb #cd40b204
+# %% ../nbs/37_bench_net.ipynb #5403d6f1
 def _check_attention(plain, ours, within):
     try: return ", ".join([compare(plain(), ours(), within=within, differs=True), check_kernel(plain, "_safe_softmax"), check_kernel(ours, "_scaled_dot_product_flash")])
     except RuntimeError as error: raise WrongOutput(f"the fused kernel refuses: {error}") from None
 
-# %% ../nbs/37_bench_net.ipynb #f8ebe2a2
+# %% ../nbs/37_bench_net.ipynb #4d8ebb2a
 def _attention(setting, name, module, *inputs, **more):
     "Forward and backward of a module with written-out and with fused attention."
     variants = [_bound(setting, kernel, partial(module, *inputs)) for kernel in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)]
@@ -107,20 +108,20 @@ def _attention(setting, name, module, *inputs, **more):
     check = lambda: _check_attention(*map(torch.no_grad(), variants), 0.03 if setting.device == "cuda" else 1e-5)
     return trial(setting, name, *(partial(step, variant) for variant in variants), check=check, target=2.5, **more)
 
-# %% ../nbs/37_bench_net.ipynb #212b8977
+# %% ../nbs/37_bench_net.ipynb #fbfb01a7
 def attention_block(setting: Setting) -> Result:
     "The attention of `unet_ch16` at image size 256 by itself."
     x = torch.randn(2, 64, 64, 64, generator=torch.Generator().manual_seed(0)).to(setting.device)
     return _attention(setting, "step: attention of 4096 cells", _network(setting, "unet_ch16").unet.bottom[0].attention, x)
 
-# %% ../nbs/37_bench_net.ipynb #7521e4e7
+# %% ../nbs/37_bench_net.ipynb #f1995c58
 def attention_network(setting: Setting) -> Result:
     "All of `unet_ch16` at image size 256."
     net, batch = _network(setting, "unet_ch16", image_size=256), _batch(setting)
     return _attention(setting, "step: unet_ch16 at 256, its attention", net, batch["x0"], batch["step"].float(), net.encode(batch["seismic"]),
                       reason="most of the step with fused attention is convolutions, which no attention kernel makes cheaper")
 
-# %% ../nbs/37_bench_net.ipynb #804ab5da
+# %% ../nbs/37_bench_net.ipynb #c74e3467
 def _update(net, fused):
     "A function that updates weights from fixed gradients, then their average; and that average."
     average, net, generator = copy.deepcopy(net), copy.deepcopy(net), torch.Generator().manual_seed(0)
@@ -134,7 +135,7 @@ def _update(net, fused):
 
     return update, average
 
-# %% ../nbs/37_bench_net.ipynb #14a8219b
+# %% ../nbs/37_bench_net.ipynb #76d5d025
 def optimiser(setting: Setting) -> Result:
     "AdamW and the average of `unet_ch32`."
     net = _network(setting, "unet_ch32")
@@ -149,11 +150,12 @@ def optimiser(setting: Setting) -> Result:
     return trial(setting, "step: AdamW and average, loops or fused", plain, ours, check=check, target=2.5,
                  reason="the fused update is as fast as memory, which a busy machine shares")
 
-# %% ../nbs/37_bench_net.ipynb #6f3fac74
+# %% ../nbs/37_bench_net.ipynb #2bce1e32
 def compiled(setting: Setting) -> Result:
     "Training step of `unet_ch16` at native size, eager and compiled."
     name = "step: unet_ch16 native, eager or compiled"
-    if not shutil.which(os.environ.get("CXX", "g++")): return Result(name, stopped="skipped: no C++ compiler (g++) here")
+    try: check_compiler()
+    except InputError as error: return Result(name, stopped=f"skipped: {error}")
     net, batch = _network(setting, "unet_ch16"), _batch(setting)
 
     def check():
@@ -164,25 +166,25 @@ def compiled(setting: Setting) -> Result:
     works = (_training(setting, copy.deepcopy(net), compiled=flag) for flag in (False, True))
     return trial(setting, name, *works, check=check)
 
-# %% ../nbs/37_bench_net.ipynb #90d68066
+# %% ../nbs/37_bench_net.ipynb #0a880776
 def validation(setting: Setting) -> Result:
     "Network calls of one validation sample."
     calls = []
     run_sampler(Bridge(), lambda xt, step: calls.append(step) or xt, torch.zeros(1, 1, 8, 8), nfe=LogOptions().val_nfe, seeds=[0])
     return Result("sample: validation, network calls", 999 / 10, (999,), (len(calls),), "calls", "counted while sampling")
 
-# %% ../nbs/37_bench_net.ipynb #a34430f7
+# %% ../nbs/37_bench_net.ipynb #4a32371e
 def solver(setting: Setting) -> Result:
     "Network calls for an error of 1 % on the mixture of Gaussians."
     first, second = (calls_for_error(GaussianMixtureBridge(), 0.01, **sampler_settings(name)) for name in ("ode", "ode2"))
     return Result("sample: calls for 1 % error, ode or ode2", first / 8, (first,), (second,), "calls", "counted on a mixture of Gaussians")
 
-# %% ../nbs/37_bench_net.ipynb #f0bb46d0
+# %% ../nbs/37_bench_net.ipynb #23f9b1e4
 @torch.no_grad()
 def _calls(setting, name, plain, ours, **more):
     return trial(setting, name, plain, ours, check=lambda: compare(plain(), ours(), within=1e-5), **more)
 
-# %% ../nbs/37_bench_net.ipynb #6af1870e
+# %% ../nbs/37_bench_net.ipynb #dcb41e54
 def guidance(setting: Setting) -> Result:
     "A guided guess for two records."
     net, batch, bridge = _network(setting, "unet_ch32"), _batch(setting), Bridge()
@@ -190,7 +192,7 @@ def guidance(setting: Setting) -> Result:
     with_, without, guided = (predictor(bridge, net, cond, w=w) for w in (1, 0, 2))
     return _calls(setting, "sample: guidance, two calls or one", lambda: 2 * with_(x, 500) - without(x, 500), partial(guided, x, 500))
 
-# %% ../nbs/37_bench_net.ipynb #8e703686
+# %% ../nbs/37_bench_net.ipynb #15305392
 def batching(setting: Setting) -> Result:
     "Network calls for eight records, per record."
     net, batch = _network(setting, "unet_ch32"), _batch(setting, 8)
@@ -198,7 +200,7 @@ def batching(setting: Setting) -> Result:
     plain = lambda: torch.cat([_answer(setting, net, one) for one in singles])
     return _calls(setting, "sample: batches of 1 or 8, per record", plain, partial(_answer, setting, net, batch), per=8)
 
-# %% ../nbs/37_bench_net.ipynb #e2ebc16f
+# %% ../nbs/37_bench_net.ipynb #da47aff6
 def encoding(setting: Setting) -> Result:
     "Five network calls for two records, per record."
     net, batch, bridge = _network(setting, "unet_ch16", encoder="conv"), _batch(setting), Bridge()

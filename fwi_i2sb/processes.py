@@ -6,7 +6,7 @@
 __all__ = ['Watch', 'interface_to', 'rank_variables', 'environment', 'join', 'Peers', 'open_accelerator', 'handled',
            'start_processes']
 
-# %% ../nbs/25_processes.ipynb #43abce6c
+# %% ../nbs/25_processes.ipynb #d1df3345
 import contextlib, gc, multiprocessing, os, signal, socket, sys, threading, time
 from datetime import timedelta
 from multiprocessing.connection import wait
@@ -23,7 +23,7 @@ from .launch import Ranks, find_ranks, resolve_device, resolve_precision
 from .openfwi import InputError
 from .options import DeviceOptions, exit_codes
 
-# %% ../nbs/25_processes.ipynb #c3c9882a
+# %% ../nbs/25_processes.ipynb #5124e780
 class Watch:
     "Ends this process with exit code 1 and one sentence when another process of the run is gone."
 
@@ -43,7 +43,7 @@ class Watch:
         "Watch no more."
         self.over.set()
 
-# %% ../nbs/25_processes.ipynb #7f7aacd5
+# %% ../nbs/25_processes.ipynb #d954dd0c
 def _beat(self):
     before = [None] * self.ranks.world
     while not self.over.is_set():
@@ -57,7 +57,7 @@ def _beat(self):
         before = now
         self.over.wait(self.every)
 
-# %% ../nbs/25_processes.ipynb #e3916b4d
+# %% ../nbs/25_processes.ipynb #1587da26
 def _judge(self):
     while not self.over.wait(self.every / 2):
         silent = [r for r, heard in enumerate(self.heard) if time.monotonic() - heard > self.limit]
@@ -68,25 +68,26 @@ def _judge(self):
 
 Watch._beat, Watch._judge = _beat, _judge
 
-# %% ../nbs/25_processes.ipynb #cda1971b
+# %% ../nbs/25_processes.ipynb #256b2147
 def interface_to(address: str, port: int) -> str | None:
-    "Name of the network interface that leads to an address; None if no route is known."
-    family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+    "Name of the network interface that leads to an address; None if no route is known. Raises `InputError` for a name that is no address."
+    try: family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
+    except socket.gaierror: raise InputError(f"the address of rank 0, {address!r}, is not known here: see --master-address") from None
     with socket.socket(family, kind) as probe, contextlib.suppress(OSError):
         probe.connect(target)  # sends nothing: only asks for the route
         own = probe.getsockname()[0]
         return next((name for name, found in psutil.net_if_addrs().items() if own in [a.address.split("%")[0] for a in found]), None)
 
-# %% ../nbs/25_processes.ipynb #6dfccea8
+# %% ../nbs/25_processes.ipynb #8b7e5d1c
 def rank_variables(ranks: Ranks) -> dict[str, str]:
     "The environment variables, in torchrun's names, that tell a process its place."
     values = dict(RANK=ranks.rank, WORLD_SIZE=ranks.world, LOCAL_RANK=ranks.local_rank, LOCAL_WORLD_SIZE=ranks.local_world, MASTER_ADDR=ranks.address, MASTER_PORT=ranks.port,
                   OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", max(1, len(os.sched_getaffinity(0)) // ranks.local_world)))
-    if ranks.world > ranks.local_world and (interface := interface_to(ranks.address, ranks.port)):
+    if interface := interface_to(ranks.address, ranks.port):
         values |= {name: os.environ.get(name, interface) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
     return {name: str(value) for name, value in values.items()}
 
-# %% ../nbs/25_processes.ipynb #19d9eab5
+# %% ../nbs/25_processes.ipynb #a19d0961
 @contextlib.contextmanager
 def environment(values: dict[str, str]):
     "Environment variables, set inside the block."
@@ -97,7 +98,7 @@ def environment(values: dict[str, str]):
         for name in values: os.environ.pop(name, None)
         os.environ.update({k: v for k, v in before.items() if v is not None})
 
-# %% ../nbs/25_processes.ipynb #9ad46146
+# %% ../nbs/25_processes.ipynb #467dc2b5
 def join(
     ranks: Ranks,
     patience: float = 300.0,  # seconds to wait for the last process
@@ -114,7 +115,7 @@ def join(
         if "EADDRINUSE" in str(error): raise InputError(f"--master-port {ranks.port} is in use on this host: give another one") from None
         raise ChildProcessError(f"not all {ranks.world} processes came to {ranks.address}:{ranks.port} within {patience:.0f} s") from None
 
-# %% ../nbs/25_processes.ipynb #9a58d39d
+# %% ../nbs/25_processes.ipynb #35924c54
 class Peers:
     "The processes of a run as one of them sees them; alone, without a store."
 
@@ -133,7 +134,7 @@ class Peers:
         if self.ranks.rank == 0: self._tell(0)
         return result
 
-# %% ../nbs/25_processes.ipynb #d5c4fd66
+# %% ../nbs/25_processes.ipynb #5db912e0
 _FOREVER = timedelta(days=365)  # a dead process ends the wait, see Watch
 
 def _await_rank_zero(self):
@@ -149,7 +150,7 @@ def _tell(self, code: int):
 
 Peers._await_rank_zero, Peers._tell = _await_rank_zero, _tell
 
-# %% ../nbs/25_processes.ipynb #38ae164c
+# %% ../nbs/25_processes.ipynb #603e1afc
 @contextlib.contextmanager
 def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "none"):
     "An `Accelerator` and its `Peers`; process group and state are gone when the block ends. Raises `ChildProcessError` where another process died."
@@ -167,7 +168,7 @@ def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "n
             raise ChildProcessError("another process of the run is gone: repeat the command to continue from the last checkpoint") from None
         finally: _close(peers)
 
-# %% ../nbs/25_processes.ipynb #d39f800d
+# %% ../nbs/25_processes.ipynb #75076a87
 def _open_group(ranks: Ranks, device: str, store: dist.Store):
     if device == "cuda": torch.cuda.set_device(ranks.local_rank % torch.cuda.device_count())
     else: torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -186,7 +187,7 @@ def _close(peers: Peers):
     if dist.is_initialized(): dist.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
 
-# %% ../nbs/25_processes.ipynb #0681f32c
+# %% ../nbs/25_processes.ipynb #d5421786
 @contextlib.contextmanager
 def handled(handler: Callable):
     "SIGINT and SIGTERM go to a handler inside the block (in the main thread; elsewhere Python does not allow it)."
@@ -196,7 +197,7 @@ def handled(handler: Callable):
     finally:
         for number, old in before.items(): signal.signal(number, old)
 
-# %% ../nbs/25_processes.ipynb #36aae788
+# %% ../nbs/25_processes.ipynb #c0e2ef41
 def start_processes(
     work: Callable,  # called without arguments in every process; importable by name
     ranks: Ranks,  # of the first one
@@ -213,13 +214,14 @@ def start_processes(
         running, code = list(processes), 0
         while running:
             ended = wait([p.sentinel for p in running], None if not code or signals else grace)
+            for process in running: process.sentinel in ended and process.join()  # the sentinel comes before the exit code
             code = code or next((p.exitcode for p in running if p.sentinel in ended and p.exitcode), 0)
             if not ended:
                 for process in running: process.kill()
             running = [p for p in running if p.sentinel not in ended]
     return code
 
-# %% ../nbs/25_processes.ipynb #dc4c7f6e
+# %% ../nbs/25_processes.ipynb #402b4529
 def _start(work: Callable, ranks: Ranks, k: int):
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(work,), daemon=False)
     with environment(rank_variables(Ranks(ranks.rank + k, ranks.world, k, ranks.local_world, ranks.address, ranks.port))): process.start()

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PARTS', 'TrainState', 'new_state', 'save_state', 'restore_state', 'given_checkpoint', 'load_weights']
 
-# %% ../nbs/26_state.ipynb #c018841b
+# %% ../nbs/26_state.ipynb #48044300
 import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from .openfwi import InputError
 from .options import TrainOptions
 from .run import Checkpoint, checkpoints, load_optimizer, newest_checkpoint, optimizer_tensors, prune_checkpoints, read_checkpoint, save_checkpoint
 
-# %% ../nbs/26_state.ipynb #6df87a7b
+# %% ../nbs/26_state.ipynb #ed37b3d0
 @dataclass
 class TrainState:
     "What a training changes."
@@ -27,14 +27,14 @@ class TrainState:
     step: int = 0  # optimiser steps done, skipped ones counted
     skipped: int = 0  # steps skipped because the gradient was not finite
 
-# %% ../nbs/26_state.ipynb #80fa73c8
+# %% ../nbs/26_state.ipynb #3852f693
 def new_state(net: nn.Module, options: TrainOptions, device: torch.device) -> TrainState:
     "The state before the first step, on a device."
     net = net.to(device)
     average = copy.deepcopy(net).requires_grad_(False).eval()
     return TrainState(net, average, torch.optim.AdamW(net.parameters(), lr=options.optim.lr, weight_decay=options.optim.weight_decay, fused=True))
 
-# %% ../nbs/26_state.ipynb #8365f0ab
+# %% ../nbs/26_state.ipynb #70ff5304
 PARTS = ("weights", "ema", "optimizer")  # safetensors files of a checkpoint
 
 
@@ -45,7 +45,7 @@ def save_state(state: TrainState, options: TrainOptions):
     save_checkpoint(options.folder, state.step, about, tensors)
     prune_checkpoints(options.folder, options.log.keep)
 
-# %% ../nbs/26_state.ipynb #50803ac9
+# %% ../nbs/26_state.ipynb #8da5d36f
 def restore_state(state: TrainState, options: TrainOptions):
     "Go on from the run's newest sound checkpoint, else begin from --ckpt, else leave the state as it is. Raises `InputError` where no checkpoint is sound."
     if found := newest_checkpoint(options.folder, PARTS):
@@ -59,7 +59,7 @@ def restore_state(state: TrainState, options: TrainOptions):
         given = given_checkpoint(options.run.ckpt)
         for module in (state.net, state.average): load_weights(module, given)
 
-# %% ../nbs/26_state.ipynb #a855a38a
+# %% ../nbs/26_state.ipynb #3332e7ed
 def given_checkpoint(
     path: Path,  # a run directory (its newest sound checkpoint is meant) or a folder checkpoints/step-N
 ) -> Checkpoint:

@@ -6,8 +6,8 @@
 __all__ = ['train_step', 'Journal', 'pace', 'show', 'close', 'stop_signal', 'check_options', 'train', 'microbatches',
            'progress_bar', 'main']
 
-# %% ../nbs/30_train.ipynb #ebfe7366
-import contextlib, os, shutil, signal, sys, time
+# %% ../nbs/30_train.ipynb #f466796c
+import contextlib, signal, sys, time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,10 +18,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 from tqdm.auto import tqdm
 
-# %% ../nbs/30_train.ipynb #24a86e99
+# %% ../nbs/30_train.ipynb #8b7b64f9
 from . import plot
 from .bridge import Bridge
-from .launch import find_ranks
+from .launch import check_compiler, find_ranks
 from .objective import Denoiser, Microbatches, TrainingSamples, already_collated, bridge_loss, check_batch, learning_rate, update_ema
 from .openfwi import InputError, parse_families
 from .options import TrainOptions, check_limits, need, run_command
@@ -33,7 +33,7 @@ from .state import TrainState, given_checkpoint, new_state, restore_state, save_
 from .tracker import SHOW_FIGURE, open_tracker
 from .validate import validate
 
-# %% ../nbs/30_train.ipynb #224bbc45
+# %% ../nbs/30_train.ipynb #054472fa
 def train_step(
     model: nn.Module,  # a Denoiser, prepared
     state: TrainState,
@@ -57,7 +57,7 @@ def train_step(
     state.step, state.skipped = state.step + 1, state.skipped + (not finite)
     return total if finite else None
 
-# %% ../nbs/30_train.ipynb #66320a07
+# %% ../nbs/30_train.ipynb #54391adc
 def _clip(model: nn.Module, limit: float | None) -> bool:
     "Clip the gradient's norm; whether it is finite."
     weights = list(model.parameters())
@@ -70,7 +70,7 @@ def _update(state: TrainState, options: TrainOptions):
     state.optimizer.step()
     update_ema(state.average, state.net, options.optim.ema, state.step)
 
-# %% ../nbs/30_train.ipynb #7912fe76
+# %% ../nbs/30_train.ipynb #1b63b3b9
 class Journal:
     "What is written down during training: metrics.jsonl, the tracker, and the terminal (main process only)."
 
@@ -91,7 +91,7 @@ class Journal:
         if self.lines: print(f"train {step}/{self.options.optim.num_itr}: {text}", file=sys.stderr, flush=True)
         else: self.bar.set_postfix_str(text)
 
-# %% ../nbs/30_train.ipynb #13a70406
+# %% ../nbs/30_train.ipynb #db2c423a
 def pace(self, step: int) -> dict:
     "Samples per second since the last call, minutes left, and the GPU's peak memory."
     (before, first), self.last = self.last, (time.monotonic(), step)
@@ -116,7 +116,7 @@ def close(self):
 
 Journal.pace, Journal.show, Journal.close = pace, show, close
 
-# %% ../nbs/30_train.ipynb #9c0c93b6
+# %% ../nbs/30_train.ipynb #916edceb
 @contextlib.contextmanager
 def stop_signal():
     "A function that returns the first SIGINT or SIGTERM received inside the block, or 0."
@@ -128,7 +128,7 @@ def stop_signal():
 
     with handled(note): yield lambda: received[0] if received else 0
 
-# %% ../nbs/30_train.ipynb #aeeadef7
+# %% ../nbs/30_train.ipynb #1b13c107
 def check_options(options: TrainOptions):
     "Refuse what can be refused before any data is read."
     check_limits(options)
@@ -140,9 +140,9 @@ def check_options(options: TrainOptions):
     build_model(options.model, dict(shots=5, time_samples=options.data.time_samples, receivers=70, map_size=(70, 70)))
     if options.run.ckpt: given_checkpoint(options.run.ckpt)
     if options.log.log_writer != "none": need(options.log.log_writer, f"--log-writer {options.log.log_writer}")
-    if options.hardware.compile and not any(map(shutil.which, (os.environ.get("CXX", "g++"), "clang++"))): raise InputError("--compile needs a C++ compiler (g++), which this machine lacks")
+    if options.hardware.compile: check_compiler()
 
-# %% ../nbs/30_train.ipynb #111b7da7
+# %% ../nbs/30_train.ipynb #533fdee1
 def train(
     options: TrainOptions,
     *, progress: bool = True,  # progress bar on a terminal, else one line per logging interval
@@ -157,14 +157,14 @@ def train(
     if number: raise SystemExit(128 + number)
     return options.folder
 
-# %% ../nbs/30_train.ipynb #77937ac1
+# %% ../nbs/30_train.ipynb #00357908
 def _train_on_node(options: TrainOptions, ranks, progress: bool) -> int:
     code = start_processes(partial(train, options, progress=progress), ranks)
     if code < 0: raise ChildProcessError(f"a process of this node was killed by signal {-code}: repeat the command to continue from the last checkpoint")
     if 0 < code <= 128: raise SystemExit(code)  # the process has said why
     return max(0, code - 128)
 
-# %% ../nbs/30_train.ipynb #0421a13b
+# %% ../nbs/30_train.ipynb #be1d4b24
 def _train(options: TrainOptions, progress: bool) -> int:
     with open_accelerator(options.hardware, options.folder / "logs", options.log.log_writer) as (accelerator, peers):
         with progress_bar("convert", "records") if progress else contextlib.nullcontext() as report: stores, facts = peers.rank_zero_first(partial(_prepare, options, report))
@@ -180,14 +180,14 @@ def _train(options: TrainOptions, progress: bool) -> int:
         if state.step >= options.optim.num_itr: return 0
         return _loop(options, accelerator, state, bridge, stores, start, Journal(options, accelerator, state.step, progress))
 
-# %% ../nbs/30_train.ipynb #a84afc0b
+# %% ../nbs/30_train.ipynb #d4ee5bd5
 def _prepare(options: TrainOptions, report):
     stores = open_store(options, report)
     facts = data_facts(stores[0])
     check_run(options, facts)
     return stores, facts
 
-# %% ../nbs/30_train.ipynb #722a86eb
+# %% ../nbs/30_train.ipynb #bda2c3dc
 def microbatches(
     options: TrainOptions,
     store,  # a JointStore of training pairs
@@ -207,7 +207,7 @@ def microbatches(
 def _leave_signals(worker):
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches reading processes too; the main one decides
 
-# %% ../nbs/30_train.ipynb #31ff337b
+# %% ../nbs/30_train.ipynb #41c0020c
 def _loop(options, accelerator, state, bridge, stores, start, journal) -> int:
     optim, log, losses = options.optim, options.log, []
     fitted = replace(options, optim=check_batch(optim, accelerator.num_processes))  # validation keeps the batches asked for: its records do not depend on the ranks
@@ -233,7 +233,7 @@ def _loop(options, accelerator, state, bridge, stores, start, journal) -> int:
             if number: break
     return number
 
-# %% ../nbs/30_train.ipynb #d804d847
+# %% ../nbs/30_train.ipynb #830d9381
 def _agree(number: int, accelerator: Accelerator) -> int:
     "The signal that any process received, so that all stop after the same step."
     if accelerator.num_processes == 1: return number
@@ -247,7 +247,7 @@ def _check_skipped(state: TrainState, options: TrainOptions):
     if state.skipped > options.optim.max_skipped:
         raise InputError(f"the gradient was not finite in {state.skipped} of {state.step} steps: lower --lr, set --clip-grad-norm or raise --max-skipped, and repeat the command to continue from the last checkpoint")
 
-# %% ../nbs/30_train.ipynb #e00b02dc
+# %% ../nbs/30_train.ipynb #0bcc8e44
 @contextlib.contextmanager
 def progress_bar(name: str, unit: str = "it", every: float = 20.0):
     "A callback `progress(done, total)`: a bar with rate and time left on a terminal, else a line every `every` seconds."
@@ -264,12 +264,12 @@ def progress_bar(name: str, unit: str = "it", every: float = 20.0):
 
     with bar: yield progress
 
-# %% ../nbs/30_train.ipynb #e81d1d4e
+# %% ../nbs/30_train.ipynb #f2494cd7
 def main(argv: list[str] | None = None):
     "The command line of training."
     run_command(train, TrainOptions, argv, prog="python -m fwi_i2sb.train")
 
-# %% ../nbs/30_train.ipynb #4bdd988e
+# %% ../nbs/30_train.ipynb #1a0c1d09
 #| eval: false
 if __name__ == "__main__" and "get_ipython" not in globals():  # run as a module, not as a notebook
     main()
