@@ -6,7 +6,7 @@
 __all__ = ['STREAMS', 'batch_indices', 'TrainingSamples', 'already_collated', 'Microbatches', 'check_batch', 'Denoiser',
            'bridge_loss', 'learning_rate', 'update_ema']
 
-# %% ../nbs/24_objective.ipynb #cc08be4d
+# %% ../nbs/24_objective.ipynb #05b90d2b
 import math
 from dataclasses import replace
 from functools import lru_cache
@@ -22,7 +22,7 @@ from .options import ModelOptions, OptimOptions
 from .start import Start
 from .joint import JointStore
 
-# %% ../nbs/24_objective.ipynb #b30dadab
+# %% ../nbs/24_objective.ipynb #bc507f39
 STREAMS = {"order": 1, "draw": 2, "start": 3, "sample": 4, "validation": 5}  # last number of every random key: no two uses share one
 
 
@@ -30,7 +30,7 @@ STREAMS = {"order": 1, "draw": 2, "start": 3, "sample": 4, "validation": 5}  # l
 def _permutation(n: int, seed: int, epoch: int, family: int) -> np.ndarray:
     return np.random.default_rng((seed, epoch, family, STREAMS["order"])).permutation(n)
 
-# %% ../nbs/24_objective.ipynb #a32b55c9
+# %% ../nbs/24_objective.ipynb #a9bcdda1
 def batch_indices(
     sizes: tuple[int, ...],  # number of records of every family; their records are counted through
     batch_size: int,  # global batch
@@ -49,7 +49,7 @@ def batch_indices(
 
     return [record(p) for p in range(step * batch_size, (step + 1) * batch_size)]
 
-# %% ../nbs/24_objective.ipynb #87cde95b
+# %% ../nbs/24_objective.ipynb #56281b0b
 class TrainingSamples(Dataset):
     "Asked for a list of keys (step, slot, record), gives the batch: pairs, starting models, and draws of step, noise and condition."
 
@@ -71,7 +71,7 @@ def already_collated(batch: dict) -> dict:
     "The `collate_fn` of a `DataLoader` over `TrainingSamples`, which hands out whole batches."
     return batch
 
-# %% ../nbs/24_objective.ipynb #5ae5129c
+# %% ../nbs/24_objective.ipynb #6d04d982
 class Microbatches:
     "The keys of this rank's microbatches from one step on: a batch sampler for `DataLoader`."
 
@@ -87,7 +87,7 @@ class Microbatches:
             mine = keys[self.rank * share:(self.rank + 1) * share]
             yield from (mine[k:k + self.optim.microbatch] for k in range(0, share, self.optim.microbatch))
 
-# %% ../nbs/24_objective.ipynb #92bb0c81
+# %% ../nbs/24_objective.ipynb #514fe6e7
 def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
     "The options with a microbatch that fits. Raises `InputError` if the global batch does not divide by microbatch × ranks."
     micro = min(optim.microbatch, max(1, optim.batch_size // world))
@@ -95,7 +95,7 @@ def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
         raise InputError(f"--batch-size {optim.batch_size} does not divide by --microbatch {micro} x {world} process{'es' if world > 1 else ''}")
     return replace(optim, microbatch=micro)
 
-# %% ../nbs/24_objective.ipynb #b1ca5b7a
+# %% ../nbs/24_objective.ipynb #87b7421a
 class Denoiser(nn.Module):
     "The network with its encoder in one forward pass: `(xt, t, seismic, keep)` -> the network's answer."
 
@@ -121,7 +121,7 @@ def bridge_loss(
     wanted = x0 if options.pred_x0 else bridge.target(step, x0, xt)
     return (answer - wanted).square().flatten(1).mean(1) * (1 + (options.cond_weight - 1) * keep)
 
-# %% ../nbs/24_objective.ipynb #5ceb5b5e
+# %% ../nbs/24_objective.ipynb #ae843272
 def learning_rate(optim: OptimOptions, step: int) -> float:
     "Learning rate of optimiser step `step` (from 0): warm-up times step decay or cosine."
     rise = min(1.0, (step + 1) / max(1, optim.warmup))
