@@ -14,4 +14,7 @@ printf '\n== %s\n' "one training on two hosts: launched on each, by mpirun, by S
 chmod 755 "$folder"
 timeout --signal INT 900 python -m pytest -q --basetemp "$folder/pytest" --durations 10 tests/system/hosts.py tests/system/slurm.py
 
+printf '\n== %s\n' "ten trainings in a row on two and on four ranks; twenty kills"
+REPEATS=10 KILLS=20 timeout --signal INT 1500 python -m pytest -q --basetemp "$folder/pytest" --durations 3 tests/test_processes.py -k "run_after_run or killed_at_random"
+
 timeout 1200 bash tests/system/image.sh "$folder"
