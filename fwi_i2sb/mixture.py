@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['GaussianMixtureBridge', 'posterior_mean', 'guesser', 'exact_answer', 'walk_error', 'calls_for_error']
 
-# %% ../nbs/14_mixture.ipynb #2c03ff35
+# %% ../nbs/14_mixture.ipynb #a039a823
 import math
 from collections.abc import Callable
 
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-# %% ../nbs/14_mixture.ipynb #f532a27d
+# %% ../nbs/14_mixture.ipynb #2071e293
 from .bridge import Bridge
 from .sampler import run_sampler
 
-# %% ../nbs/14_mixture.ipynb #6267d438
+# %% ../nbs/14_mixture.ipynb #7fa4f931
 class GaussianMixtureBridge:
     """A bridge between a Gaussian mixture and its truth-plus-error starts, whose perfect guesser is known in closed form.
 
@@ -44,7 +44,7 @@ class GaussianMixtureBridge:
         self.x0 = self.means[torch.from_numpy(rng.integers(kinds, size=count))] + width * draw(count)
         self.x1 = self.x0 + error * draw(count)
 
-# %% ../nbs/14_mixture.ipynb #f1cba8bb
+# %% ../nbs/14_mixture.ipynb #d0e6b4e9
 def posterior_mean(
     self,
     observed: Tensor,  # truth plus noise (count, size)
@@ -57,7 +57,7 @@ def posterior_mean(
 
 GaussianMixtureBridge.posterior_mean = posterior_mean
 
-# %% ../nbs/14_mixture.ipynb #acaa2b47
+# %% ../nbs/14_mixture.ipynb #2dc19128
 def guesser(
     self,
     ot_ode: bool = False,  # of the noiseless bridge
@@ -75,19 +75,19 @@ def guesser(
 
 GaussianMixtureBridge.guesser = guesser
 
-# %% ../nbs/14_mixture.ipynb #1ab7fb1e
+# %% ../nbs/14_mixture.ipynb #00378e8b
 def exact_answer(problem: GaussianMixtureBridge, **settings) -> Tensor:
     "Where a deterministic walk of `sample` ends when it is solved to convergence: second order, one call per step."
     settings = settings | dict(nfe=problem.bridge.n_steps - 1, order=2, seeds=range(len(problem.x1)))
     return run_sampler(problem.bridge, problem.guesser(settings.get("ot_ode", False)), problem.x1, **settings)
 
-# %% ../nbs/14_mixture.ipynb #ac994468
+# %% ../nbs/14_mixture.ipynb #41827985
 def walk_error(problem: GaussianMixtureBridge, nfe: int, exact: Tensor, **settings) -> float:
     "Relative distance of a walk's answer from the exact one."
     answer = run_sampler(problem.bridge, problem.guesser(settings.get("ot_ode", False)), problem.x1, nfe=nfe, seeds=range(len(problem.x1)), **settings)
     return ((answer - exact).norm() / exact.norm()).item()
 
-# %% ../nbs/14_mixture.ipynb #e2621a8a
+# %% ../nbs/14_mixture.ipynb #49d038da
 def calls_for_error(
     problem: GaussianMixtureBridge,
     target: float = 0.01,  # relative error to the exact answer
