@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from processes import arguments, finish, losses, python_train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -127,8 +128,11 @@ def validation_is_bounded_and_accumulation_changes_nothing(g):
     calls = []
     from fwi_i2sb import train as training
     g.monkeypatch.setattr(training, "bridge_loss", lambda *args, real=training.bridge_loss: calls.append(len(args[2]["x0"])) or real(*args))
+    quiet = []
+    g.monkeypatch.setattr(Accelerator, "no_sync", lambda self, model, real=Accelerator.no_sync: quiet.append(1) or real(self, model))
     run = g.trained("two", "--microbatch", 2)
     assert calls == [2, 2, 2, 2] * 4
+    assert len(quiet) == 3 * 4  # gradients are exchanged with the last microbatch of a step only
     np.testing.assert_allclose(losses(run), losses(g.plain), rtol=1e-5)
 
 
