@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['append', 'Values', 'read', 'write_json', 'locked']
 
-# %% ../nbs/02_database.ipynb #9a935443
+# %% ../nbs/02_database.ipynb #dc916961
 import contextlib, fcntl, json, math, os, shutil
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 
 from .openfwi import InputError
 
-# %% ../nbs/02_database.ipynb #cc1d5f1a
+# %% ../nbs/02_database.ipynb #98222064
 def _key(i): return i.to_bytes(8, "big")
 
 def append(path:str|Path, # the file; made if it is not there
@@ -37,7 +37,7 @@ def append(path:str|Path, # the file; made if it is not there
                     if seen: seen(done - 1, value)
             if report: report(done)
 
-# %% ../nbs/02_database.ipynb #9742d261
+# %% ../nbs/02_database.ipynb #a5153d32
 @lru_cache(maxsize=None)
 def _opened(path, device, inode): return lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False)
 
@@ -46,7 +46,7 @@ def _environment(path):
     stat = os.stat(path)
     return _opened(path, stat.st_dev, stat.st_ino)
 
-# %% ../nbs/02_database.ipynb #3f88243a
+# %% ../nbs/02_database.ipynb #6765fc32
 def _check(path, count):
     "`InputError` unless the file holds `count` values and reaches as far as its last page."
     again = f"remove {path} and its manifest.json, then convert again"
@@ -56,7 +56,7 @@ def _check(path, count):
     if size < least: raise InputError(f"{path} was cut short to {size} of {least} bytes: {again}")
     if found["entries"] != count: raise InputError(f"{path} holds {found['entries']} records, its manifest says {count}: {again}")
 
-# %% ../nbs/02_database.ipynb #5b9fd1cc
+# %% ../nbs/02_database.ipynb #8ee3e7a1
 class Values:
     """The values of a list as bytes, by number; can be sent to other processes.
 
@@ -71,7 +71,7 @@ class Values:
 
     def __len__(self): return self._count
 
-# %% ../nbs/02_database.ipynb #30106eb5
+# %% ../nbs/02_database.ipynb #c349d19f
 def read(self, i:int, # number of the value
     use=bytes, # what is done with its buffer, which is gone afterwards
 ): # what `use` returns
@@ -86,18 +86,19 @@ def read(self, i:int, # number of the value
 
 Values.read = Values.__getitem__ = read
 
-# %% ../nbs/02_database.ipynb #e205b09f
+# %% ../nbs/02_database.ipynb #5c414102
 def _read_all(values):
     "All values as one shared uint8 tensor (records, bytes)."
     shape = len(values), len(values[0])
     free = min(psutil.virtual_memory().available, shutil.disk_usage("/dev/shm").free)
-    if math.prod(shape) > free:
-        raise InputError(f"{values._path} takes {math.prod(shape) / 1e9:.3g} GB of shared memory, {free / 1e9:.3g} GB are free: leave out --in-memory")
+    copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # every process of a node reads its own
+    if copies * math.prod(shape) > free:
+        raise InputError(f"{values._path} takes {copies * math.prod(shape) / 1e9:.3g} GB of shared memory, {free / 1e9:.3g} GB are free: leave out --in-memory")
     memory = torch.empty(shape, dtype=torch.uint8).share_memory_()
     for i, row in enumerate(memory.numpy()): row[:] = np.frombuffer(values[i], np.uint8)
     return memory
 
-# %% ../nbs/02_database.ipynb #0fa5d4cf
+# %% ../nbs/02_database.ipynb #2b5a7383
 def write_json(path:Path, # the file
     content, # numbers, texts, lists and dictionaries
 ):
@@ -108,7 +109,7 @@ def write_json(path:Path, # the file
     os.replace(part, path)
     handle = os.open(path.parent, os.O_RDONLY); os.fsync(handle); os.close(handle)
 
-# %% ../nbs/02_database.ipynb #1a42b936
+# %% ../nbs/02_database.ipynb #f8048e0e
 @contextlib.contextmanager
 def locked(folder:Path, # made if it is not there, and removed again if nothing came of it
 ):
@@ -118,7 +119,7 @@ def locked(folder:Path, # made if it is not there, and removed again if nothing 
         folder.mkdir(parents=True, exist_ok=True)
         with open(path, "a") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
-            held = path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
+            with contextlib.suppress(FileNotFoundError): held = os.path.samestat(os.fstat(file.fileno()), path.stat())
             if not held: continue
             try: yield
             finally:

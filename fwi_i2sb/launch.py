@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAUNCHERS', 'resolve_device', 'resolve_precision', 'check_compiler', 'Ranks', 'find_ranks']
 
-# %% ../nbs/23_launch.ipynb #03df1638
+# %% ../nbs/23_launch.ipynb #f6851ff5
 import os, re, shutil
 from dataclasses import dataclass
 from typing import Mapping
@@ -15,27 +15,28 @@ import torch
 from .openfwi import InputError
 from .options import DeviceOptions
 
-# %% ../nbs/23_launch.ipynb #6c10cce8
+# %% ../nbs/23_launch.ipynb #440325db
 def resolve_device(device: str) -> str:
     "`auto` as 'cuda' where there is one, else 'cpu'. Raises `InputError` for a 'cuda' that is not there."
     if device == "cuda" and not torch.cuda.is_available(): raise InputError("--device cuda: this machine has no CUDA device that torch can use")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
-# %% ../nbs/23_launch.ipynb #348e366c
+# %% ../nbs/23_launch.ipynb #94d283bb
 def resolve_precision(precision: str, device: str) -> str:
-    "`auto` as 'bf16' or 'fp32': bf16 on GPUs and processors that compute in it (AVX512-BF16, AMX)."
+    "`auto` as 'bf16' or 'fp32': bf16 on GPUs and processors that compute in it (AVX512-BF16, AMX). Raises `InputError` for a GPU without it."
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(): raise InputError("--precision bf16: this GPU does not compute in it")
     if precision != "auto": return precision
     if device == "cuda": return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     able = torch.cpu.get_capabilities()
     return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
 
-# %% ../nbs/23_launch.ipynb #c8ed2399
+# %% ../nbs/23_launch.ipynb #3598a15f
 def check_compiler():
     "Raise `InputError` where torch.compile would find no C++ compiler."
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler): raise InputError(f"torch.compile needs a C++ compiler, and {compiler} is not on this machine")
 
-# %% ../nbs/23_launch.ipynb #73a4b6ef
+# %% ../nbs/23_launch.ipynb #fb2ba2f0
 @dataclass(frozen=True)
 class Ranks:
     "This process among all: its rank, their number, the same within its node, where rank 0 listens, and what it starts."
@@ -47,7 +48,7 @@ class Ranks:
     port: int = 6020
     starts: int = 1  # more than 1: this process starts so many, from its rank on, and computes nothing itself
 
-# %% ../nbs/23_launch.ipynb #587dc054
+# %% ../nbs/23_launch.ipynb #4eeee5e5
 LAUNCHERS = {  # rank, world, local rank, local world
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
     "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
@@ -55,16 +56,17 @@ LAUNCHERS = {  # rank, world, local rank, local world
     "Slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
 
-# %% ../nbs/23_launch.ipynb #b18697a3
+# %% ../nbs/23_launch.ipynb #bc161354
 def _launched(env: Mapping[str, str]) -> tuple[str, int, int, int, int]:
     "The launcher's name, and the four numbers that it gives."
     for name, variables in LAUNCHERS.items():
-        if variables[0] in env and variables[1] in env:
-            rank, world, local_rank, tasks = (env.get(v, default) for v, default in zip(variables, "0101"))
-            return name, int(rank), int(world), int(local_rank), _tasks(tasks, int(env.get("SLURM_NODEID", 0)))
+        if not all(v in env for v in variables[:2 if name == "torchrun" else 3]): continue  # Slurm sets some of MPICH's too
+        rank, world, local_rank, tasks = (env.get(v, default) for v, default in zip(variables, "0101"))
+        try: return name, int(rank), int(world), int(local_rank), _tasks(tasks, int(env.get("SLURM_NODEID", 0)))
+        except (ValueError, IndexError): raise InputError(f"{name} says {', '.join(f'{v}={env.get(v)}' for v in variables)}, which are no ranks") from None
     return "none", 0, 1, 0, 1
 
-# %% ../nbs/23_launch.ipynb #2fa38537
+# %% ../nbs/23_launch.ipynb #f0b97c28
 def _tasks(text: str, node: int) -> int:
     counts = [int(n) for n, times in re.findall(r"(\d+)(?:\(x(\d+)\))?", text) for _ in range(int(times or 1))]
     return counts[min(node, len(counts) - 1)]
@@ -73,7 +75,7 @@ def _first_host(nodes: str | None) -> str | None:
     "The first name of a Slurm node list."
     return re.sub(r"\[(\w+).*?\]", r"\1", re.match(r"[^\[,]*(\[[^\]]*\])?[^,]*", nodes)[0]) if nodes else None
 
-# %% ../nbs/23_launch.ipynb #70012cd5
+# %% ../nbs/23_launch.ipynb #96d20b73
 def _starts(hardware: DeviceOptions, launcher: str, local_world: int) -> int:
     "How many processes this one starts on its node."
     wanted, cuda = hardware.proc_per_node, resolve_device(hardware.device) == "cuda"
@@ -84,7 +86,7 @@ def _starts(hardware: DeviceOptions, launcher: str, local_world: int) -> int:
     if cuda and wanted and wanted > gpus: raise InputError(f"--proc-per-node {wanted}: there is one process per GPU, and torch sees {gpus}")
     return wanted or gpus
 
-# %% ../nbs/23_launch.ipynb #9d61b9c8
+# %% ../nbs/23_launch.ipynb #008db4b7
 def find_ranks(
     hardware: DeviceOptions,  # its flags come first
     env: Mapping[str, str] = os.environ,  # then these variables
@@ -100,9 +102,11 @@ def find_ranks(
         if hardware.node_rank is not None: rank = hardware.node_rank * local_world + local_rank
     if not 0 <= rank < world: raise InputError(f"rank {rank} does not exist among {world} processes: see --num-proc-node and --node-rank")
     _check_gpu(hardware, world)
-    return Ranks(rank, world, local_rank, local_world, _address(hardware, env, world > local_world), hardware.master_port or int(env.get("MASTER_PORT", 6020)), starts)
+    port = hardware.master_port or env.get("MASTER_PORT", "6020")
+    if not str(port).isdigit(): raise InputError(f"MASTER_PORT={port} is no port")
+    return Ranks(rank, world, local_rank, local_world, _address(hardware, env, world > local_world), int(port), starts)
 
-# %% ../nbs/23_launch.ipynb #e2bbd2a1
+# %% ../nbs/23_launch.ipynb #0073f7fc
 def _address(hardware: DeviceOptions, env: Mapping[str, str], far: bool) -> str:
     "Where rank 0 listens; it must be known if there are `far` processes."
     address = hardware.master_address or env.get("MASTER_ADDR") or _first_host(env.get("SLURM_STEP_NODELIST"))

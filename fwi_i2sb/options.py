@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['LIMITS', 'FREE_OPTIONS', 'RunOptions', 'DataOptions', 'ModelOptions', 'OptimOptions', 'LogOptions', 'DeviceOptions',
            'TrainOptions', 'parse', 'option_table', 'options_to_dict', 'options_from_dict', 'check_limits',
-           'first_difference', 'exit_codes', 'run_command', 'need']
+           'run_identity', 'first_difference', 'exit_codes', 'run_command', 'need']
 
-# %% ../nbs/19_options.ipynb #8967a66f
+# %% ../nbs/19_options.ipynb #4afe4e04
 import contextlib, dataclasses, importlib.util, inspect, json, math, re, sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import tyro
 
 from .openfwi import InputError
 
-# %% ../nbs/19_options.ipynb #19c24472
+# %% ../nbs/19_options.ipynb #3344c401
 @dataclass(frozen=True)
 class RunOptions:
     "Where the run lives and how it is seeded."
@@ -26,7 +26,7 @@ class RunOptions:
     seed: int = 0  # seed of the weights, the data order and every noise draw
     ckpt: Path | None = None  # checkpoint folder or run to take the weights from: fine-tunes under this run's name
 
-# %% ../nbs/19_options.ipynb #f583d160
+# %% ../nbs/19_options.ipynb #e4ea44ce
 @dataclass(frozen=True)
 class DataOptions:
     "Which pairs of seismic records and velocity maps are used."
@@ -41,7 +41,7 @@ class DataOptions:
     loader_workers: int | None = None  # processes that read ahead of the training loop; default: 4 for a GPU, 0 for a CPU
     in_memory: bool = False  # read the whole store into memory at the start: for slow or remote disks
 
-# %% ../nbs/19_options.ipynb #49b18b4e
+# %% ../nbs/19_options.ipynb #ec52f938
 @dataclass(frozen=True)
 class ModelOptions:
     "The network and the bridge."
@@ -60,7 +60,7 @@ class ModelOptions:
     ot_ode: bool = False  # no noise in the bridge: the optimal-transport limit, deterministic sampling
     clip_denoise: bool = False  # clip the predicted map to [-1, 1] at every sampling step
 
-# %% ../nbs/19_options.ipynb #a2432078
+# %% ../nbs/19_options.ipynb #bf6c79eb
 @dataclass(frozen=True)
 class OptimOptions:
     "The optimiser."
@@ -77,7 +77,7 @@ class OptimOptions:
     max_skipped: int = 100  # steps with a gradient that is not finite are skipped; more than this many end the run
     ema: float = 0.999  # rate of the exponential moving average of the weights, warmed up (published: 0.99)
 
-# %% ../nbs/19_options.ipynb #4930b27e
+# %% ../nbs/19_options.ipynb #74fd355f
 @dataclass(frozen=True)
 class LogOptions:
     "What is written down, and how often."
@@ -89,7 +89,7 @@ class LogOptions:
     save_every: int = 5000  # steps between two checkpoints; one more at the end
     keep: int = 2  # newest checkpoints that are kept
 
-# %% ../nbs/19_options.ipynb #a7babe62
+# %% ../nbs/19_options.ipynb #35130936
 @dataclass(frozen=True)
 class DeviceOptions:
     "Devices and processes. Ranks come from these flags, else from torchrun, MPI or Slurm."
@@ -103,7 +103,7 @@ class DeviceOptions:
     master_address: str | None = None  # address of the node that holds rank 0
     master_port: int | None = None  # port of rank 0; default: MASTER_PORT, else 6020
 
-# %% ../nbs/19_options.ipynb #9525de61
+# %% ../nbs/19_options.ipynb #313c7132
 @dataclass(frozen=True)
 class TrainOptions:
     "Train a bridge on a data set, or continue the run of this name."
@@ -119,7 +119,7 @@ class TrainOptions:
         "The run directory, RESULT_DIR/NAME."
         return Path(self.run.result_dir) / (self.run.name or str(self.run.seed))
 
-# %% ../nbs/19_options.ipynb #1009765e
+# %% ../nbs/19_options.ipynb #3ac54faa
 def parse(
     options_type: type,  # a dataclass of options
     argv: list[str] | None = None,  # command line without the program's name; default: sys.argv
@@ -128,7 +128,7 @@ def parse(
     "Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike."
     return tyro.cli(tyro.conf.OmitArgPrefixes[options_type], args=argv, prog=prog, description=options_type.__doc__)
 
-# %% ../nbs/19_options.ipynb #9a4afe70
+# %% ../nbs/19_options.ipynb #ec5421ae
 def option_table(
     options_type: type,  # a dataclass of options, or one whose fields are such dataclasses
 ) -> str:  # Markdown
@@ -136,7 +136,7 @@ def option_table(
     groups = [f.type for f in dataclasses.fields(options_type) if dataclasses.is_dataclass(f.type)]
     return "\n\n".join(map(option_table, groups)) if groups else "\n".join(_rows(options_type))
 
-# %% ../nbs/19_options.ipynb #dc76043f
+# %% ../nbs/19_options.ipynb #92ae787d
 def _rows(group: type) -> list[str]:
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(group), re.M))
     rows = [f"**{group.__doc__}**", "", "| option | default | meaning |", "|---|---|---|"]
@@ -145,12 +145,12 @@ def _rows(group: type) -> list[str]:
         rows.append(f"| `--{f.name.replace('_', '-')}` | {default} | {comments[f.name].replace('|', chr(92) + '|')} |")
     return rows
 
-# %% ../nbs/19_options.ipynb #4e8e647f
+# %% ../nbs/19_options.ipynb #0fe50e8b
 def options_to_dict(options) -> dict:
     "Nested plain dictionary of a dataclass of options; paths become strings."
     return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
-# %% ../nbs/19_options.ipynb #44700ee8
+# %% ../nbs/19_options.ipynb #3f5b7268
 def options_from_dict(options_type: type, values: dict):
     "The inverse of `options_to_dict`; unknown names raise `InputError`."
     known = {f.name: f for f in dataclasses.fields(options_type)}
@@ -158,20 +158,20 @@ def options_from_dict(options_type: type, values: dict):
         raise InputError(f"config has the unknown option {sorted(extra)[0]!r}: it was written by another version")
     return options_type(**{name: _typed(known[name].type, value) for name, value in values.items()})
 
-# %% ../nbs/19_options.ipynb #f16c2128
+# %% ../nbs/19_options.ipynb #c7c044aa
 def _typed(kind, value):
     if dataclasses.is_dataclass(kind): return options_from_dict(kind, value)
     if value is not None and kind in (Path, Path | None): return Path(value)
     return tuple(value) if isinstance(value, list) else value
 
-# %% ../nbs/19_options.ipynb #7cd2f6bf
+# %% ../nbs/19_options.ipynb #b5e01ce6
 _MANY = float("inf")
 LIMITS = {name: (1, _MANY) for name in ("time_samples", "image_size", "batch_size", "microbatch", "num_itr", "lr_step", "log_every", "val_every", "val_batches",
                                         "val_nfe", "save_every", "keep", "num_proc_node", "proc_per_node", "records", "samples", "nfe", "misfit_records", "shard_size", "steps")}  # least and largest value
 LIMITS |= {name: (0, _MANY) for name in ("seed", "loader_workers", "max_skipped", "cond_weight", "lr", "warmup", "weight_decay", "clip_grad_norm", "gpu", "node_rank", "train", "val", "workers")}
 LIMITS |= {name: (0, 1) for name in ("drop_cond", "lr_gamma", "ema")} | {"master_port": (1, 65535)}
 
-# %% ../nbs/19_options.ipynb #557b2c66
+# %% ../nbs/19_options.ipynb #45101896
 def check_limits(options):
     "Raise `InputError` for the first number of a dataclass of options that is not finite or outside `LIMITS`."
     values = options_to_dict(options)
@@ -181,24 +181,26 @@ def check_limits(options):
             if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
                 raise InputError(f"--{name.replace('_', '-')} {value} cannot be: give {f'{low} or more' if high == _MANY else f'a value from {low} to {high}'}")
 
-# %% ../nbs/19_options.ipynb #cb2831cc
+# %% ../nbs/19_options.ipynb #53d30f3c
 FREE_OPTIONS = {
     "run.result_dir", "data.dataset_dir", "data.store_dir", "data.loader_workers", "data.in_memory", "optim.microbatch", "optim.max_skipped",
     "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.save_every", "log.keep", "hardware.device", "hardware.gpu", "hardware.compile",
     "hardware.num_proc_node", "hardware.node_rank", "hardware.proc_per_node", "hardware.master_address", "hardware.master_port",
 }
 
-# %% ../nbs/19_options.ipynb #87a240da
+# %% ../nbs/19_options.ipynb #0522383b
+def run_identity(options: TrainOptions) -> dict:
+    "The options that make a run what it is, by flag."
+    free = FREE_OPTIONS | ({"optim.num_itr"} if options.optim.lr_schedule == "step" else set())
+    return {f"--{name.replace('_', '-')}": value for group, values in options_to_dict(options).items() for name, value in values.items() if f"{group}.{name}" not in free}
+
+
 def first_difference(old: TrainOptions, new: TrainOptions) -> str | None:
     "The first option that makes `new` another run than `old`, as `--name (old, now new)`; None if it is the same run."
-    free = FREE_OPTIONS | ({"optim.num_itr"} if new.optim.lr_schedule == "step" else set())
-    for group, before in options_to_dict(old).items():
-        for name, value in before.items():
-            now = options_to_dict(new)[group][name]
-            if f"{group}.{name}" not in free and now != value:
-                return f"--{name.replace('_', '-')} ({value}, now {now})"
+    before, now = run_identity(old), run_identity(new)
+    return next((f"{flag} ({before.get(flag)}, now {value})" for flag, value in now.items() if before.get(flag) != value), None)
 
-# %% ../nbs/19_options.ipynb #391da45a
+# %% ../nbs/19_options.ipynb #b6a721f6
 @contextlib.contextmanager
 def exit_codes():
     "One sentence on stderr and an exit code: 2 for an `InputError` or `OSError`, 1 for a process that died, 130 for Ctrl-C."
@@ -213,7 +215,7 @@ def exit_codes():
         print("interrupted: repeat the command to continue", file=sys.stderr)
         raise SystemExit(130) from None
 
-# %% ../nbs/19_options.ipynb #3e530fa2
+# %% ../nbs/19_options.ipynb #db221d31
 def run_command(
     function: Callable,  # takes the parsed options
     options_type: type,  # dataclass of its options
@@ -226,7 +228,7 @@ def run_command(
         check_limits(options)
         return function(options)
 
-# %% ../nbs/19_options.ipynb #542af47d
+# %% ../nbs/19_options.ipynb #d646753a
 def need(
     library: str,  # name to import
     option: str,  # what asked for it

@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['write_atomic', 'write_config', 'read_config', 'open_store', 'first_records', 'read_start_maps', 'data_facts',
-           'build_model', 'check_run', 'save_checkpoint', 'Checkpoint', 'read_checkpoint', 'checkpoints',
-           'newest_checkpoint', 'drop_checkpoints', 'prune_checkpoints', 'optimizer_tensors', 'load_optimizer',
-           'append_metrics', 'read_metrics', 'truncate_metrics']
+           'build_model', 'check_same_options', 'same_facts', 'claim', 'save_checkpoint', 'Checkpoint',
+           'read_checkpoint', 'checkpoints', 'newest_checkpoint', 'drop_checkpoints', 'prune_checkpoints',
+           'optimizer_tensors', 'load_optimizer', 'append_metrics', 'read_metrics', 'truncate_metrics']
 
-# %% ../nbs/20_run.ipynb #097d4235
-import hashlib, json, os, re, shutil, warnings
+# %% ../nbs/20_run.ipynb #04bd425f
+import contextlib, fcntl, hashlib, json, os, re, shutil, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from .bridge import Bridge
@@ -25,7 +26,7 @@ from .joint import JointStore
 from .start import fit_linear, parse_start
 from .store import StoreDataset, convert
 
-# %% ../nbs/20_run.ipynb #053e0e8e
+# %% ../nbs/20_run.ipynb #f2b3d225
 def write_atomic(path: Path, text: str):
     "Write a text file so that a reader sees the old or the new content, never a part."
     part = path.with_name(path.name + ".part")
@@ -35,13 +36,13 @@ def write_atomic(path: Path, text: str):
         os.fsync(file.fileno())
     os.replace(part, path)
 
-# %% ../nbs/20_run.ipynb #97810085
+# %% ../nbs/20_run.ipynb #5cd52b53
 def write_config(folder: Path, options: TrainOptions, facts: dict):
     "Write `config.json` of a run: its options and the facts of its data. Makes the folder."
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_atomic(Path(folder) / "config.json", json.dumps({**options_to_dict(options), "facts": facts}, indent=1))
 
-# %% ../nbs/20_run.ipynb #04b849b3
+# %% ../nbs/20_run.ipynb #925e049a
 def read_config(
     folder: Path,  # a run directory
 ) -> tuple[TrainOptions, dict]:  # its options, and the facts of its data
@@ -57,13 +58,13 @@ def read_config(
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
 
-# %% ../nbs/20_run.ipynb #fe2ea1d3
+# %% ../nbs/20_run.ipynb #925a60f0
 def open_store(options: TrainOptions, progress=None) -> tuple[JointStore, JointStore]:
     "Training and validation records of a run's data set; what is not converted yet is converted by the first process to come, while the others wait."
     roots = {name: _convert(options.data, name, progress) for name in parse_families(options.data.dataset_name)}
     return tuple(JointStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory) for name, root in roots.items()]) for split in ("train", "val"))
 
-# %% ../nbs/20_run.ipynb #682b85ea
+# %% ../nbs/20_run.ipynb #b3e93cd4
 def _convert(data: DataOptions, name: str, progress) -> Path:
     "The store of one family, beside its data or in the folder given; of several families, in a folder of its name."
     alone = parse_families(data.dataset_name) == (name,)
@@ -72,7 +73,7 @@ def _convert(data: DataOptions, name: str, progress) -> Path:
     return convert(source, name, store_dir=data.store_dir if alone or not data.store_dir else data.store_dir / name, time_samples=data.time_samples, dtype=data.dtype,
                    val_files=data.val_files, families=families, progress=progress)
 
-# %% ../nbs/20_run.ipynb #ec76c58e
+# %% ../nbs/20_run.ipynb #3e1089f0
 def first_records(
     store: JointStore,
     count: int,  # how many are wanted
@@ -82,12 +83,12 @@ def first_records(
     turns = sorted((place, first + place) for first, size in zip(ends - store.sizes, store.sizes) for place in range(min(size, count)))
     return [int(record) for _, record in turns[:count]]
 
-# %% ../nbs/20_run.ipynb #fe310008
+# %% ../nbs/20_run.ipynb #14b43456
 def read_start_maps(corrupt: str) -> dict:
     "The maps named by `file:PATH` in a --corrupt text, as tensors (depth, x) in m/s, by path."
     return {spec.args[0]: torch.from_numpy(np.array(open_npy(spec.args[0], ndim=2), dtype=np.float32)) for spec in parse_start(corrupt) if spec.name == "file"}
 
-# %% ../nbs/20_run.ipynb #685c2649
+# %% ../nbs/20_run.ipynb #3ebaa4fe
 def data_facts(store: JointStore) -> dict:
     "What the model must know about its data: range, survey, shapes, decimation and the fitted linear start."
     velocity, seismic = store.physical(0)
@@ -96,7 +97,7 @@ def data_facts(store: JointStore) -> dict:
                 shots=seismic.shape[0], time_samples=seismic.shape[1], receivers=seismic.shape[2], factor=store.factor,
                 map_size=list(velocity.shape[1:]), linear=list(fit_linear(maps)), records=len(store), fingerprint=store.fingerprint)
 
-# %% ../nbs/20_run.ipynb #eee7d79a
+# %% ../nbs/20_run.ipynb #a8efa932
 def build_model(model: ModelOptions, facts: dict, seed: int = 0) -> tuple[Network, Bridge]:
     "The network (weights drawn from `seed`) and the bridge of a configuration."
     with torch.random.fork_rng():
@@ -105,51 +106,75 @@ def build_model(model: ModelOptions, facts: dict, seed: int = 0) -> tuple[Networ
                             conditional=model.conditional, map_size=tuple(facts["map_size"]), image_size=model.image_size)
     return net, Bridge(n_steps=model.interval, t0=model.t0, t_end=model.T, beta_max=model.beta_max)
 
-# %% ../nbs/20_run.ipynb #653fe252
-def check_run(options: TrainOptions, facts: dict):
-    "Refuse to continue a run of this name that has other options or other data; `InputError` names the first difference."
-    folder = options.folder
-    if not (folder / "config.json").exists(): return
-    old, old_facts = read_config(folder)
-    if difference := first_difference(old, options):
-        raise InputError(f"run {folder} exists with another {difference}: take its options, or another --name")
-    if old_facts != json.loads(json.dumps(facts)): raise InputError(f"run {folder} was trained on other data: take its data, or another --name")
+# %% ../nbs/20_run.ipynb #440cd906
+def check_same_options(options: TrainOptions):
+    "Refuse to continue a run of this name that has other options; `InputError` names the first difference."
+    if not (options.folder / "config.json").exists(): return
+    if difference := first_difference(read_config(options.folder)[0], options):
+        raise InputError(f"run {options.folder} exists with another {difference}: take its options, or another --name")
 
-# %% ../nbs/20_run.ipynb #be675f48
+# %% ../nbs/20_run.ipynb #7724d35b
+def same_facts(
+    options: TrainOptions,
+    facts: dict,  # of the data as they are now
+) -> dict:  # of the run that is continued, else the ones given
+    "Refuse with `InputError` to continue a run of this name that has other data."
+    if not (options.folder / "config.json").exists(): return facts
+    old = read_config(options.folder)[1]
+    now = json.loads(json.dumps(facts)) | {"linear": old["linear"]}  # a fit: its last digits belong to the processor that made it
+    if old != now: raise InputError(f"run {options.folder} was trained on other data: take its data, or another --name")
+    return old
+
+# %% ../nbs/20_run.ipynb #2aa43942
+def claim(folder: Path):
+    "A file object that keeps other processes from training this run for as long as it is open. Raises `InputError` if one does already."
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    file = open(Path(folder) / ".lock", "w")
+    try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise InputError(f"run {folder} is being trained by another process: wait for it, or take another --name") from None
+    return file
+
+# %% ../nbs/20_run.ipynb #9733849e
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
-# %% ../nbs/20_run.ipynb #f7ecbb8a
+# %% ../nbs/20_run.ipynb #61e2a30a
 def _fsync(path: Path):
     handle = os.open(path, os.O_RDONLY)
     try: os.fsync(handle)
     finally: os.close(handle)
 
-# %% ../nbs/20_run.ipynb #541c9255
+# %% ../nbs/20_run.ipynb #e1063bfe
 def save_checkpoint(
     folder: Path,  # run directory
     step: int,  # optimiser steps done so far
     state: dict,  # JSON values that belong to it
     tensors: dict[str, dict[str, torch.Tensor]],  # one safetensors file per entry
 ) -> Path:  # the folder checkpoints/step-N
-    "Write a checkpoint completely or not at all. Raises `OSError` if the disk does not take it."
+    "Write a checkpoint completely or not at all. Raises `InputError` if the disk does not take it."
     part = Path(folder) / "checkpoints" / f".step-{step}.part"
     final = part.with_name(f"step-{step}")
     shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for name, values in tensors.items():
-        save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, part / f"{name}.safetensors")
-        _fsync(part / f"{name}.safetensors")
-    sums = {name: _sha256(part / f"{name}.safetensors") for name in tensors}
-    write_atomic(part / "state.json", json.dumps({"step": step, "sha256": sums, **state}))
-    _fsync(part)
+    try:
+        part.mkdir(parents=True)
+        for name, values in tensors.items():
+            save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, part / f"{name}.safetensors")
+            _fsync(part / f"{name}.safetensors")
+        sums = {name: _sha256(part / f"{name}.safetensors") for name in tensors}
+        write_atomic(part / "state.json", json.dumps({"step": step, "sha256": sums, **state}))
+        _fsync(part)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise InputError(f"cannot write checkpoint {final} ({error}): free disk space and repeat the command to continue from the checkpoint before it") from None
     shutil.rmtree(final, ignore_errors=True)
     os.replace(part, final)
     _fsync(final.parent)
     return final
 
-# %% ../nbs/20_run.ipynb #dc61b2aa
+# %% ../nbs/20_run.ipynb #1503c28b
 @dataclass(frozen=True)
 class Checkpoint:
     "A checkpoint read back: its folder, step, JSON state, and the tensors asked for."
@@ -158,7 +183,7 @@ class Checkpoint:
     state: dict
     tensors: dict[str, dict[str, torch.Tensor]]
 
-# %% ../nbs/20_run.ipynb #4c4c21f9
+# %% ../nbs/20_run.ipynb #94dc8cc3
 def read_checkpoint(
     path: Path,  # a folder checkpoints/step-N
     parts: tuple[str, ...] = ("ema",),  # which of its safetensors files to read
@@ -171,16 +196,16 @@ def read_checkpoint(
         for name in parts:
             if _sha256(path / f"{name}.safetensors") != state["sha256"][name]: raise ValueError(f"{name}.safetensors has changed since it was written")
         return Checkpoint(path, state["step"], state, {name: load_file(path / f"{name}.safetensors") for name in parts})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:  # a disk that does not answer is no damage
         raise InputError(f"checkpoint {path} is damaged: {error}") from None
 
-# %% ../nbs/20_run.ipynb #7636e938
+# %% ../nbs/20_run.ipynb #812d11f2
 def checkpoints(folder: Path) -> list[Path]:
     "The checkpoint folders of a run, newest first."
     found = [p for p in (Path(folder) / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
     return sorted(found, key=lambda p: -int(p.name[5:]))
 
-# %% ../nbs/20_run.ipynb #d8cb440c
+# %% ../nbs/20_run.ipynb #f6342f2d
 def newest_checkpoint(folder: Path, parts: tuple[str, ...] = ("ema",)) -> Checkpoint | None:
     "The newest sound checkpoint of a run, or None; warns of each damaged one that it passes over."
     for path in checkpoints(folder):
@@ -188,23 +213,23 @@ def newest_checkpoint(folder: Path, parts: tuple[str, ...] = ("ema",)) -> Checkp
         except InputError as error: warnings.warn(f"{error}; trying the one before it", stacklevel=2)
     return None
 
-# %% ../nbs/20_run.ipynb #c9acaf07
+# %% ../nbs/20_run.ipynb #64df1b13
 def drop_checkpoints(folder: Path, after: int):
     "Delete the checkpoints beyond a step: damaged ones, which a continued run writes again."
     for path in checkpoints(folder):
         if int(path.name[5:]) > after: shutil.rmtree(path)
 
-# %% ../nbs/20_run.ipynb #6f97352e
+# %% ../nbs/20_run.ipynb #6560c416
 def prune_checkpoints(folder: Path, keep: int):
     "Delete all but the newest `keep` checkpoints, and what an interrupted save left."
     for path in checkpoints(folder)[keep:] + list((Path(folder) / "checkpoints").glob(".step-*.part")): shutil.rmtree(path)
 
-# %% ../nbs/20_run.ipynb #fffe597d
+# %% ../nbs/20_run.ipynb #d5487698
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     "The state of an optimiser as named tensors, `index.quantity`."
     return {f"{i}.{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
 
-# %% ../nbs/20_run.ipynb #0c5f51fe
+# %% ../nbs/20_run.ipynb #892648eb
 def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]):
     "Put named tensors back; the parameter groups stay as the optimiser was built."
     state = {}
@@ -213,19 +238,20 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
         state.setdefault(int(index), {})[quantity] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
-# %% ../nbs/20_run.ipynb #e5780884
+# %% ../nbs/20_run.ipynb #bdc7364a
 def append_metrics(folder: Path, **values):
     "Append one line to `metrics.jsonl`."
     with open(Path(folder) / "metrics.jsonl", "a", encoding="utf-8") as file: file.write(json.dumps(values) + "\n")
 
-# %% ../nbs/20_run.ipynb #9013e4e4
+# %% ../nbs/20_run.ipynb #1f29bec0
 def read_metrics(folder: Path) -> list[dict]:
-    "The lines of `metrics.jsonl`; a last line that was cut off by a kill is left out."
-    path = Path(folder) / "metrics.jsonl"
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
-    return [json.loads(line) for line in lines]
+    "The lines of `metrics.jsonl`; what a kill or a power cut left of a line is left out."
+    path, rows = Path(folder) / "metrics.jsonl", []
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []:
+        with contextlib.suppress(ValueError): rows.append(json.loads(line))
+    return rows
 
-# %% ../nbs/20_run.ipynb #0a4442e0
+# %% ../nbs/20_run.ipynb #fc9bce7f
 def truncate_metrics(folder: Path, step: int):
     "Keep the lines of `metrics.jsonl` up to a step."
     kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_manifest', 'convert', 'StoreDataset', 'value', 'physical']
 
-# %% ../nbs/03_store.ipynb #5d71943c
+# %% ../nbs/03_store.ipynb #9e80423c
 import contextlib, json, math, multiprocessing, os, shutil, threading, warnings, zlib
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from .database import Values, append, locked, write_json
 from .openfwi import InputError, discover, find_root, get_family, normalize_seismic, normalize_velocity, open_npy, read_pair, store_bytes, unknown
 from .wave import OPENFWI, Survey, decimate
 
-# %% ../nbs/03_store.ipynb #7c60d405
+# %% ../nbs/03_store.ipynb #f62eaabc
 def _encode(seismic, velocity, factor, dtype, where):
     "One record as the bytes of its LMDB value."
     if not np.isfinite(seismic).all() or not np.isfinite(velocity).all():
@@ -38,14 +38,14 @@ def _decode(buffer, manifest):
         place += count * kind.itemsize
     return tuple(parts)
 
-# %% ../nbs/03_store.ipynb #6d7bd493
+# %% ../nbs/03_store.ipynb #27a53665
 def _seal(manifest):
     "Checksum of everything else in the manifest."
     return f"{zlib.crc32(json.dumps({k: v for k, v in manifest.items() if k != 'checksum'}, sort_keys=True).encode()):08x}"
 
 def _write_manifest(folder, manifest): write_json(folder / "manifest.json", dict(manifest, checksum=_seal(manifest)))
 
-# %% ../nbs/03_store.ipynb #1dc552f5
+# %% ../nbs/03_store.ipynb #de3dc623
 FORMAT = "fwi_i2sb store 1"
 
 def _load(folder):
@@ -66,7 +66,7 @@ def read_manifest(folder:str|Path, # holds database.lmdb and manifest.json
     if "unfinished" in manifest: raise InputError(f"{folder} is not a store yet: repeat fwi-i2sb convert to finish it")
     return manifest
 
-# %% ../nbs/03_store.ipynb #5cac5b7e
+# %% ../nbs/03_store.ipynb #66d945d6
 def _check_shapes(pairs, survey):
     "Shape (1, depth, x) of the maps; `InputError` unless every file fits the survey."
     expected, size = (len(survey.sources), survey.nt, len(survey.receivers)), pairs[0].cells
@@ -78,7 +78,7 @@ def _check_shapes(pairs, survey):
             raise InputError(f"{pairs[0].velocity}: the survey's positions exceed the {what} of {limit} cells of {survey.dx:g} m")
     return [1, *size]
 
-# %% ../nbs/03_store.ipynb #bccd0332
+# %% ../nbs/03_store.ipynb #9c0744f4
 def _family_entry(family): return dict(name=family.name, data_min=family.data_min, data_max=family.data_max)
 
 def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
@@ -93,7 +93,7 @@ def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
                       bytes=[p.seismic.stat().st_size, p.velocity.stat().st_size]) for p in pairs])
     return json.loads(json.dumps(settings))
 
-# %% ../nbs/03_store.ipynb #613770d7
+# %% ../nbs/03_store.ipynb #9f5fdc11
 def _difference(old, new):
     "A sentence part naming the first setting in which two manifests differ, or None."
     pairs = [("family", old["family"]["name"], new["family"]["name"]), ("time_samples", old["time_samples"], new["time_samples"]),
@@ -104,7 +104,7 @@ def _difference(old, new):
     pairs += [("source file", a, b) for a, b in zip(old["sources"], new["sources"])]
     return next((f"{what} {a}, not {b}" for what, a, b in pairs if a != b), None)
 
-# %% ../nbs/03_store.ipynb #5d9ac959
+# %% ../nbs/03_store.ipynb #fa7514ec
 class _Prepared(Dataset):
     "The values of all records of some pairs of files. A bad record is an `InputError` given back, for a worker's exceptions lose their text."
     def __init__(self, pairs, factor, dtype):
@@ -118,7 +118,7 @@ class _Prepared(Dataset):
         try: return _encode(*read_pair(pair, i, self.opened[1]), self.factor, self.dtype, f"{pair.seismic} or {pair.velocity.name}: record {i}")
         except InputError as error: return error
 
-# %% ../nbs/03_store.ipynb #6757c786
+# %% ../nbs/03_store.ipynb #c5b8e8dc
 def _leave_with_parent(worker):
     leave = lambda: (multiprocessing.parent_process().join(), os._exit(1))
     threading.Thread(target=leave, daemon=True).start()
@@ -132,7 +132,7 @@ def _batches(records, done, workers):
             if isinstance(value, InputError): raise value
         yield batch
 
-# %% ../nbs/03_store.ipynb #25212992
+# %% ../nbs/03_store.ipynb #2a9293cf
 def _space(settings): return store_bytes(settings["count"], settings["seismic"]["shape"], settings["velocity"]["shape"], settings["seismic"]["dtype"])
 
 def _fill(database, settings, pairs, workers, report):
@@ -142,23 +142,19 @@ def _fill(database, settings, pairs, workers, report):
     append(database, 2 * _space(settings) + 2**26, lambda done: _batches(records, done, workers), add, report)
     return sums
 
-# %% ../nbs/03_store.ipynb #05a4fb30
+# %% ../nbs/03_store.ipynb #3c8ceeeb
 def _build(folder, settings, pairs, workers, report):
     "Make or continue the store of one split."
     database, plan = folder / "database.lmdb", dict(settings, unfinished=[[f.stat().st_mtime_ns for f in (p.seismic, p.velocity)] for p in pairs])
-    needed, free = _space(settings) - (database.stat().st_size if database.exists() else 0), shutil.disk_usage(folder.parent).free
-    if needed > free: raise InputError(f"{folder} needs {needed / 1e9:.3g} GB more disk, {free / 1e9:.3g} GB are free: "
-                                       "free some and repeat the command, or name another folder with --store-dir")
     if not (folder / "manifest.json").exists() or _load(folder)["checksum"] != _seal(plan):
         database.unlink(missing_ok=True); folder.mkdir(exist_ok=True); _write_manifest(folder, plan)
-    try: sums = _fill(database, settings, pairs, workers, report)
-    except InputError:
-        for file in (database, folder / "manifest.json"): file.unlink()
-        with contextlib.suppress(OSError): folder.rmdir()
-        raise
-    _write_manifest(folder, dict(settings, crc32=sums))
+    _write_manifest(folder, dict(settings, crc32=_fill(database, settings, pairs, workers, report)))
 
-# %% ../nbs/03_store.ipynb #d9ade03a
+def _discard(folder):
+    for file in ("database.lmdb", "manifest.json"): (folder / file).unlink(missing_ok=True)
+    with contextlib.suppress(OSError): folder.rmdir()
+
+# %% ../nbs/03_store.ipynb #b284ba31
 def _finished(folder, settings):
     "Whether the store is there already. `InputError` if it is another one, or if something else is in its place."
     if not (folder / "manifest.json").exists():
@@ -171,18 +167,28 @@ def _finished(folder, settings):
     Values(folder / "database.lmdb", old["count"])  # raises an error unless it is whole
     return True
 
-# %% ../nbs/03_store.ipynb #dedfcdfd
+# %% ../nbs/03_store.ipynb #b9956526
 def _convert(root, wanted, pairs, workers, progress):
     "Build what is missing of both splits, as the only process that does."
-    total, before = sum(w["count"] for w in wanted.values()), 0
+    total = sum(w["count"] for w in wanted.values())
     if workers is None: workers = len(os.sched_getaffinity(0)) if total >= 4000 else 0
     with locked(root):
-        for split, settings in wanted.items():
-            if not _finished(root / split, settings):
-                _build(root / split, settings, pairs[split], workers, lambda n: progress and progress(before + n, total))
-            before += settings["count"]
+        left = [split for split in wanted if not _finished(root / split, wanted[split])]
+        _check_space(root, {split: wanted[split] for split in left})
+        before = total - sum(wanted[split]["count"] for split in left)
+        for k, split in enumerate(left):
+            try: _build(root / split, wanted[split], pairs[split], workers, lambda n: progress and progress(before + n, total))
+            except InputError:
+                for made in left[:k + 1]: _discard(root / made)
+                raise
+            before += wanted[split]["count"]
 
-# %% ../nbs/03_store.ipynb #9c4312a0
+def _check_space(root, wanted):
+    files = [root / split / "database.lmdb" for split in wanted]
+    needed, free = sum(map(_space, wanted.values())) - sum(file.stat().st_size for file in files if file.exists()), shutil.disk_usage(root).free
+    if needed > free: raise InputError(f"{root} needs {needed / 1e9:.3g} GB more disk, {free / 1e9:.3g} GB are free: free some and repeat the command, or name another folder with --store-dir")
+
+# %% ../nbs/03_store.ipynb #decd4f7c
 def _reuse(root, family, time_samples, dtype):
     "Whether a store without its source files is the one asked for; False if there is none."
     if not all((root / s / "manifest.json").exists() for s in ("train", "val")): return False
@@ -191,7 +197,7 @@ def _reuse(root, family, time_samples, dtype):
         _finished(root / split, dict(old, family=_family_entry(family), time_samples=time_samples, seismic=dict(old["seismic"], dtype=dtype)))
     return True
 
-# %% ../nbs/03_store.ipynb #51d446af
+# %% ../nbs/03_store.ipynb #87d4c596
 def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, without source files, one that holds a store
     family:str,            # the family of the records
     *, store_dir:str|Path|None=None, # where train/ and val/ are made; default: beside the source files
@@ -225,7 +231,7 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
         raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): free disk space and repeat the command, or name a writable folder with --store-dir") from None
     return root
 
-# %% ../nbs/03_store.ipynb #b3bed912
+# %% ../nbs/03_store.ipynb #5ca0a165
 class StoreDataset(Dataset):
     """One split of a store, for PyTorch's `DataLoader`.
 
@@ -247,7 +253,7 @@ class StoreDataset(Dataset):
 
     def __len__(self): return self.manifest["count"]
 
-# %% ../nbs/03_store.ipynb #fa2c09a9
+# %% ../nbs/03_store.ipynb #b5137808
 def value(self, i:int, # record
 )->bytes: # velocity, then seismic
     "A record as it is stored."

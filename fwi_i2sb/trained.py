@@ -6,14 +6,14 @@
 __all__ = ['TrainedRun', 'load_run', 'device_name', 'validation_records', 'check_survey', 'prepare_seismic', 'prepare_start',
            'resimulate']
 
-# %% ../nbs/28_trained.ipynb #bf666945
+# %% ../nbs/28_trained.ipynb #d05eb3d3
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-# %% ../nbs/28_trained.ipynb #a40794de
+# %% ../nbs/28_trained.ipynb #db43a2f6
 from .bridge import Bridge
 from .launch import resolve_device
 from .network import Network
@@ -24,7 +24,7 @@ from .run import build_model, first_records, newest_checkpoint, open_store, read
 from .start import STARTS, Start, parse_start
 from .wave import Survey, decimate, simulate
 
-# %% ../nbs/28_trained.ipynb #766595cf
+# %% ../nbs/28_trained.ipynb #d53f1327
 @dataclass(frozen=True)
 class TrainedRun:
     "A run read back: options, facts of its data, network with averaged weights, bridge."
@@ -44,7 +44,7 @@ class TrainedRun:
         "The family, or several as one (names joined by commas): what pressure is normalised with."
         return Family(self.facts["family"], self.facts["data_min"], self.facts["data_max"], range(0), range(0))
 
-# %% ../nbs/28_trained.ipynb #33458131
+# %% ../nbs/28_trained.ipynb #60166226
 def load_run(
     path: Path,  # a run directory, or one of its folders checkpoints/step-N
     *, device: str = "auto",  # auto, cpu or cuda
@@ -61,12 +61,12 @@ def load_run(
     device = torch.device(resolve_device(device))
     return TrainedRun(folder, options, facts, net.requires_grad_(False).eval().to(device), bridge, found.step, device)
 
-# %% ../nbs/28_trained.ipynb #27dda56f
+# %% ../nbs/28_trained.ipynb #43d72b8b
 def device_name(device: torch.device) -> str:
     "The device's own name, for provenance."
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads)"
 
-# %% ../nbs/28_trained.ipynb #ba638535
+# %% ../nbs/28_trained.ipynb #73238666
 def validation_records(
     run: TrainedRun,
     count: int,  # how many; of several families, from each in turn
@@ -75,18 +75,18 @@ def validation_records(
 ) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     "The first `count` validation pairs of a run's data set: pressure, maps in m/s, and their numbers."
     if count < 1: raise InputError("--records must be at least 1")
-    data = run.options.data
+    data = replace(run.options.data, in_memory=False)
     if dataset_dir or store_dir: data = replace(data, dataset_dir=dataset_dir or data.dataset_dir, store_dir=store_dir)
     store = open_store(replace(run.options, data=data))[1]
     numbers = first_records(store, count)
     truth, seismic = (torch.stack(part) for part in zip(*(store.physical(i) for i in numbers)))
     return seismic, truth, numbers
 
-# %% ../nbs/28_trained.ipynb #5fff5762
+# %% ../nbs/28_trained.ipynb #97ea62ca
 def _tensor(values):
     return values.detach().float().cpu() if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values, dtype=np.float32))
 
-# %% ../nbs/28_trained.ipynb #3a1824e0
+# %% ../nbs/28_trained.ipynb #f3752698
 def check_survey(
     run: TrainedRun,
     survey: Survey,  # acquisition of the record
@@ -98,7 +98,7 @@ def check_survey(
     if (survey.sources, survey.receivers) != (run.survey.sources, run.survey.receivers):
         raise InputError("the record's source and receiver positions differ from those the run was trained on")
 
-# %% ../nbs/28_trained.ipynb #6760799b
+# %% ../nbs/28_trained.ipynb #29f5376d
 def prepare_seismic(
     run: TrainedRun,
     seismic,  # (shots, time, receivers) or (batch, shots, time, receivers): pressure, raw or decimated as in the store
@@ -114,7 +114,7 @@ def prepare_seismic(
     if not torch.isfinite(d).all(): raise InputError("the record holds values that are not finite (NaN or infinite)")
     return d if tuple(d.shape[1:]) == kept else decimate(d, facts["factor"])
 
-# %% ../nbs/28_trained.ipynb #4d4522b8
+# %% ../nbs/28_trained.ipynb #ac0afe55
 def prepare_start(
     run: TrainedRun,
     start,  # "linear", "linear:TOP:BOTTOM", a .npy path, an array of maps in m/s, or a --corrupt text if truth is given
@@ -132,7 +132,7 @@ def prepare_start(
     maps = Start(specs, linear=run.facts["linear"], maps=read_start_maps(start))
     return denormalize_velocity(maps(x0, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
 
-# %% ../nbs/28_trained.ipynb #0fc6446a
+# %% ../nbs/28_trained.ipynb #ce17a36b
 def _given_start(run, v, batch):
     "Maps that were handed over, checked: one for all records, or one each."
     size = tuple(run.facts["map_size"])
@@ -143,7 +143,7 @@ def _given_start(run, v, batch):
     if len(v) not in (1, batch): raise InputError(f"{len(v)} starting models were given for {batch} record(s): give one for all, or one each")
     return v.expand(batch, -1, -1, -1)
 
-# %% ../nbs/28_trained.ipynb #7da0b921
+# %% ../nbs/28_trained.ipynb #eaeed0c8
 def resimulate(
     run: TrainedRun,
     velocity: torch.Tensor,  # (batch, 1, depth, x), m/s

@@ -1,0 +1,134 @@
+"Faults around a training: signals to a group, a full disk, a disk that does not answer, processes that disagree, two commands at once."
+import errno
+import os
+import random
+import resource
+import shutil
+import signal
+import time
+
+import pytest
+from processes import MPIRUN, arguments, assert_equal, finish, losses, python_train, wait_for, weights
+
+from fwi_i2sb import run as rooms
+from fwi_i2sb.run import checkpoints, read_config, read_metrics, write_config
+
+LONG = ["--num-itr", 5000, "--save-every", 5000, "--val-every", 5000]
+
+
+def logged(run, count=1): return lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run)) >= count
+
+
+@pytest.fixture(scope="module")
+def four(data, tmp_path_factory):
+    root = tmp_path_factory.mktemp("four")
+    finish(python_train(*arguments(data, root, "four", "--num-itr", 4, "--save-every", 2)))
+    return root / "four"
+
+
+def test_a_signal_to_the_whole_group_saves_though_processes_read_ahead(data, tmp_path):
+    process = python_train(*arguments(data, tmp_path, "group", *LONG, "--loader-workers", 2), start_new_session=True)
+    wait_for(logged(tmp_path / "group"), process)
+    os.killpg(process.pid, signal.SIGTERM)
+    finish(process, 128 + signal.SIGTERM)
+    assert checkpoints(tmp_path / "group")
+
+
+def test_a_killed_reader_is_one_sentence(data, tmp_path):
+    import psutil
+
+    process = python_train(*arguments(data, tmp_path, "reader", *LONG, "--loader-workers", 1))
+    wait_for(logged(tmp_path / "reader"), process)
+    next(p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())).kill()
+    err = finish(process, 1)
+    assert "a reading process was lost" in err and "Traceback" not in err
+
+
+def test_mpirun_passes_sigusr1_on_and_the_ranks_save(data, tmp_path):
+    process = python_train(*arguments(data, tmp_path, "usr1", *LONG, "--master-port", random.randrange(20000, 30000)), launcher=[*MPIRUN, "-np", "2"])
+    wait_for(logged(tmp_path / "usr1"), process)
+    process.send_signal(signal.SIGUSR1)
+    finish(process, 128 + signal.SIGUSR1)
+    assert checkpoints(tmp_path / "usr1")
+
+
+def test_a_signal_while_processes_start_counts_as_one(data, tmp_path):
+    process = python_train(*arguments(data, tmp_path, "early", *LONG, "--proc-per-node", 2, "--master-port", random.randrange(20000, 30000)))
+    time.sleep(5)
+    process.send_signal(signal.SIGTERM)
+    finish(process, 128 + signal.SIGTERM)
+
+
+def test_a_full_disk_at_a_checkpoint_is_one_sentence_and_the_one_before_stays(data, four, tmp_path):
+    words = arguments(data, tmp_path, "four", "--num-itr", 4, "--save-every", 2)
+    shutil.copytree(four, tmp_path / "four")
+    shutil.rmtree(tmp_path / "four" / "checkpoints" / "step-4")
+
+    def limit():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+
+    err = finish(python_train(*words, preexec_fn=limit), 2)
+    assert "error: cannot write checkpoint" in err and "free disk space" in err and "Traceback" not in err
+    assert [p.name for p in (tmp_path / "four" / "checkpoints").iterdir()] == ["step-2"]
+    finish(python_train(*words))
+    assert_equal(weights(tmp_path / "four"), weights(four))
+
+
+def test_a_disk_that_does_not_answer_costs_no_checkpoint(fwi, data, four, tmp_path, monkeypatch):
+    shutil.copytree(four, tmp_path / "four")
+    def broken(path): raise OSError(errno.EIO, "Input/output error", str(path))
+    monkeypatch.setattr(rooms, "_sha256", broken)
+    outcome = fwi("train", *arguments(data, tmp_path, "four", "--num-itr", 6, "--save-every", 2))
+    assert outcome.code == 2 and "Input/output error" in outcome.err
+    assert [p.name for p in checkpoints(tmp_path / "four")] == ["step-4", "step-2"]
+
+
+def test_another_processor_and_a_damaged_log_do_not_stop_a_run(fwi, data, four, tmp_path):
+    run = tmp_path / "four"
+    shutil.copytree(four, run)
+    options, facts = read_config(run)
+    write_config(run, options, {**facts, "linear": [v * (1 + 1e-12) for v in facts["linear"]]})
+    with open(run / "metrics.jsonl", "ab") as file: file.write(b"\0\0\xff{\n")
+    assert fwi("train", *arguments(data, tmp_path, "four", "--num-itr", 5)).code == 0
+    assert len(losses(run)) == 5
+
+
+def test_a_fine_tuned_run_continues_without_its_source(fwi, data, four, tmp_path):
+    shutil.copytree(four, tmp_path / "source")
+    words = arguments(data, tmp_path, "tuned", "--ckpt", tmp_path / "source", "--save-every", 1)
+    assert fwi("train", *words, "--num-itr", 1).code == 0
+    shutil.rmtree(tmp_path / "source")
+    assert fwi("train", *words, "--num-itr", 2).code == 0 and len(losses(tmp_path / "tuned")) == 2
+
+
+def test_two_commands_do_not_train_one_run(refused, data, tmp_path):
+    words = arguments(data, tmp_path, "twice", *LONG)
+    process = python_train(*words)
+    wait_for(logged(tmp_path / "twice"), process)
+    refused("train", *words, saying=("is being trained by another process",))
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize("what", ["options", "result"])
+def test_processes_that_disagree_are_refused(data, four, tmp_path, what):
+    shutil.copytree(four, tmp_path / "runs" / "four")
+    port = random.randrange(20000, 30000)
+    jobs = []
+    for rank in (0, 1):
+        name, place = ("new", tmp_path / "runs") if what == "options" else ("four", tmp_path / ("runs" if rank == 0 else "elsewhere"))
+        words = ["--num-proc-node", 2, "--node-rank", rank, "--master-address", "127.0.0.1", "--master-port", port]
+        if what == "options" and rank: words += ["--drop-cond", 0.9]
+        jobs.append(python_train(*arguments(data, place, name, "--num-itr", 6, *words)))
+    errs = [job.communicate(timeout=120)[1] for job in jobs]
+    assert jobs[1].returncode == 2 and jobs[0].returncode != 0
+    assert ("--drop-cond 0.9, process 0 0.25" if what == "options" else "step 0, process 0 4") in errs[1] and "Traceback" not in "".join(errs)
+
+
+@pytest.mark.parametrize("variable, value", [("MASTER_PORT", "abc"), ("RANK", "")])
+def test_a_launcher_that_says_nonsense_is_named(refused, data, tmp_path, monkeypatch, variable, value):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv(variable, value)
+    refused("train", *arguments(data, tmp_path, "bad"), saying=(variable,))
