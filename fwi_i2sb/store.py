@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'read_manifest', 'convert', 'StoreDataset', 'value', 'physical']
 
-# %% ../nbs/03_store.ipynb #9e80423c
+# %% ../nbs/03_store.ipynb #1d4f6981
 import contextlib, json, math, multiprocessing, os, shutil, threading, warnings, zlib
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +18,7 @@ from .database import Values, append, locked, write_json
 from .openfwi import InputError, discover, find_root, get_family, normalize_seismic, normalize_velocity, open_npy, read_pair, store_bytes, unknown
 from .wave import OPENFWI, Survey, decimate
 
-# %% ../nbs/03_store.ipynb #f62eaabc
+# %% ../nbs/03_store.ipynb #8e6bffce
 def _encode(seismic, velocity, factor, dtype, where):
     "One record as the bytes of its LMDB value."
     if not np.isfinite(seismic).all() or not np.isfinite(velocity).all():
@@ -29,23 +29,24 @@ def _encode(seismic, velocity, factor, dtype, where):
 
 warnings.filterwarnings("ignore", "The given buffer is not writable")  # it is only read
 
-def _decode(buffer, manifest):
-    "`(velocity, seismic)` of a value as float32 tensors of their own."
-    parts, place = [], 0
-    for form in (manifest["velocity"], manifest["seismic"]):
-        kind, count = getattr(torch, form["dtype"]), math.prod(form["shape"])
-        parts.append(torch.frombuffer(buffer, dtype=kind, count=count, offset=place).view(form["shape"]).to(torch.float32, copy=True))
-        place += count * kind.itemsize
-    return tuple(parts)
+def _parts(manifest):
+    "Number type, count, place and shape of velocity and seismic in a value."
+    shapes, kinds = zip(*((manifest[k]["shape"], getattr(torch, manifest[k]["dtype"])) for k in ("velocity", "seismic")))
+    counts = [math.prod(shape) for shape in shapes]
+    return [*zip(kinds, counts, (0, counts[0] * kinds[0].itemsize), shapes)]
 
-# %% ../nbs/03_store.ipynb #27a53665
+def _decode(buffer, parts):
+    "`(velocity, seismic)` of a value as float32 tensors of their own."
+    return tuple([torch.frombuffer(buffer, dtype=kind, count=count, offset=place).to(torch.float32, copy=True).view(shape) for kind, count, place, shape in parts])
+
+# %% ../nbs/03_store.ipynb #3214d0ee
 def _seal(manifest):
     "Checksum of everything else in the manifest."
     return f"{zlib.crc32(json.dumps({k: v for k, v in manifest.items() if k != 'checksum'}, sort_keys=True).encode()):08x}"
 
 def _write_manifest(folder, manifest): write_json(folder / "manifest.json", dict(manifest, checksum=_seal(manifest)))
 
-# %% ../nbs/03_store.ipynb #de3dc623
+# %% ../nbs/03_store.ipynb #d3c23096
 FORMAT = "fwi_i2sb store 1"
 
 def _load(folder):
@@ -66,7 +67,7 @@ def read_manifest(folder:str|Path, # holds database.lmdb and manifest.json
     if "unfinished" in manifest: raise InputError(f"{folder} is not a store yet: repeat fwi-i2sb convert to finish it")
     return manifest
 
-# %% ../nbs/03_store.ipynb #66d945d6
+# %% ../nbs/03_store.ipynb #37b03423
 def _check_shapes(pairs, survey):
     "Shape (1, depth, x) of the maps; `InputError` unless every file fits the survey."
     expected, size = (len(survey.sources), survey.nt, len(survey.receivers)), pairs[0].cells
@@ -78,7 +79,7 @@ def _check_shapes(pairs, survey):
             raise InputError(f"{pairs[0].velocity}: the survey's positions exceed the {what} of {limit} cells of {survey.dx:g} m")
     return [1, *size]
 
-# %% ../nbs/03_store.ipynb #9c0744f4
+# %% ../nbs/03_store.ipynb #9b5c60cd
 def _family_entry(family): return dict(name=family.name, data_min=family.data_min, data_max=family.data_max)
 
 def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
@@ -93,7 +94,7 @@ def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
                       bytes=[p.seismic.stat().st_size, p.velocity.stat().st_size]) for p in pairs])
     return json.loads(json.dumps(settings))
 
-# %% ../nbs/03_store.ipynb #9f5fdc11
+# %% ../nbs/03_store.ipynb #51acc555
 def _difference(old, new):
     "A sentence part naming the first setting in which two manifests differ, or None."
     pairs = [("family", old["family"]["name"], new["family"]["name"]), ("time_samples", old["time_samples"], new["time_samples"]),
@@ -104,7 +105,7 @@ def _difference(old, new):
     pairs += [("source file", a, b) for a, b in zip(old["sources"], new["sources"])]
     return next((f"{what} {a}, not {b}" for what, a, b in pairs if a != b), None)
 
-# %% ../nbs/03_store.ipynb #fa7514ec
+# %% ../nbs/03_store.ipynb #5e605c3f
 class _Prepared(Dataset):
     "The values of all records of some pairs of files. A bad record is an `InputError` given back, for a worker's exceptions lose their text."
     def __init__(self, pairs, factor, dtype):
@@ -118,7 +119,7 @@ class _Prepared(Dataset):
         try: return _encode(*read_pair(pair, i, self.opened[1]), self.factor, self.dtype, f"{pair.seismic} or {pair.velocity.name}: record {i}")
         except InputError as error: return error
 
-# %% ../nbs/03_store.ipynb #c5b8e8dc
+# %% ../nbs/03_store.ipynb #b2044071
 def _leave_with_parent(worker):
     leave = lambda: (multiprocessing.parent_process().join(), os._exit(1))
     threading.Thread(target=leave, daemon=True).start()
@@ -132,7 +133,7 @@ def _batches(records, done, workers):
             if isinstance(value, InputError): raise value
         yield batch
 
-# %% ../nbs/03_store.ipynb #2a9293cf
+# %% ../nbs/03_store.ipynb #53805159
 def _space(settings): return store_bytes(settings["count"], settings["seismic"]["shape"], settings["velocity"]["shape"], settings["seismic"]["dtype"])
 
 def _fill(database, settings, pairs, workers, report):
@@ -142,7 +143,7 @@ def _fill(database, settings, pairs, workers, report):
     append(database, 2 * _space(settings) + 2**26, lambda done: _batches(records, done, workers), add, report)
     return sums
 
-# %% ../nbs/03_store.ipynb #3c8ceeeb
+# %% ../nbs/03_store.ipynb #8d164184
 def _build(folder, settings, pairs, workers, report):
     "Make or continue the store of one split."
     database, plan = folder / "database.lmdb", dict(settings, unfinished=[[f.stat().st_mtime_ns for f in (p.seismic, p.velocity)] for p in pairs])
@@ -154,7 +155,7 @@ def _discard(folder):
     for file in ("database.lmdb", "manifest.json"): (folder / file).unlink(missing_ok=True)
     with contextlib.suppress(OSError): folder.rmdir()
 
-# %% ../nbs/03_store.ipynb #b284ba31
+# %% ../nbs/03_store.ipynb #fd490ead
 def _finished(folder, settings):
     "Whether the store is there already. `InputError` if it is another one, or if something else is in its place."
     if not (folder / "manifest.json").exists():
@@ -167,7 +168,7 @@ def _finished(folder, settings):
     Values(folder / "database.lmdb", old["count"])  # raises an error unless it is whole
     return True
 
-# %% ../nbs/03_store.ipynb #b9956526
+# %% ../nbs/03_store.ipynb #89980619
 def _convert(root, wanted, pairs, workers, progress):
     "Build what is missing of both splits, as the only process that does."
     total = sum(w["count"] for w in wanted.values())
@@ -188,7 +189,7 @@ def _check_space(root, wanted):
     needed, free = sum(map(_space, wanted.values())) - sum(file.stat().st_size for file in files if file.exists()), shutil.disk_usage(root).free
     if needed > free: raise InputError(f"{root} needs {needed / 1e9:.3g} GB more disk, {free / 1e9:.3g} GB are free: free some and repeat the command, or name another folder with --store-dir")
 
-# %% ../nbs/03_store.ipynb #decd4f7c
+# %% ../nbs/03_store.ipynb #f1312e2c
 def _reuse(root, family, time_samples, dtype):
     "Whether a store without its source files is the one asked for; False if there is none."
     if not all((root / s / "manifest.json").exists() for s in ("train", "val")): return False
@@ -197,7 +198,7 @@ def _reuse(root, family, time_samples, dtype):
         _finished(root / split, dict(old, family=_family_entry(family), time_samples=time_samples, seismic=dict(old["seismic"], dtype=dtype)))
     return True
 
-# %% ../nbs/03_store.ipynb #87d4c596
+# %% ../nbs/03_store.ipynb #c7c68c87
 def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, without source files, one that holds a store
     family:str,            # the family of the records
     *, store_dir:str|Path|None=None, # where train/ and val/ are made; default: beside the source files
@@ -231,7 +232,7 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
         raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): free disk space and repeat the command, or name a writable folder with --store-dir") from None
     return root
 
-# %% ../nbs/03_store.ipynb #5ca0a165
+# %% ../nbs/03_store.ipynb #1360fd05
 class StoreDataset(Dataset):
     """One split of a store, for PyTorch's `DataLoader`.
 
@@ -249,11 +250,12 @@ class StoreDataset(Dataset):
         self.family, self.survey = replace(get_family(entry["name"]), **entry), Survey.from_dict(self.manifest["survey"])
         if family is not None and get_family(family).name != entry["name"]:
             raise InputError(f"{self.folder} is a store of {entry['name']}, not of {get_family(family).name}")
+        self._parts = _parts(self.manifest)
         self._values = Values(self.folder / "database.lmdb", len(self), in_memory=in_memory)
 
     def __len__(self): return self.manifest["count"]
 
-# %% ../nbs/03_store.ipynb #b5137808
+# %% ../nbs/03_store.ipynb #be5679b9
 def value(self, i:int, # record
 )->bytes: # velocity, then seismic
     "A record as it is stored."
@@ -262,7 +264,7 @@ def value(self, i:int, # record
 def physical(self, i:int, # record
 )->tuple[torch.Tensor, torch.Tensor]: # velocity (1, depth, x) in m/s and seismic (shots, time, receivers) as pressure, float32
     "A record in physical units."
-    return self._values.read(i, lambda buffer: _decode(buffer, self.manifest))
+    return self._values.read(i, lambda buffer: _decode(buffer, self._parts))
 
 def __getitem__(self, i):
     velocity, seismic = self.physical(i)
