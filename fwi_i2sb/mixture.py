@@ -6,7 +6,6 @@
 __all__ = ['GaussianMixtureBridge', 'posterior_mean', 'guesser', 'exact_answer', 'walk_error', 'calls_for_error']
 
 # %% ../nbs/14_mixture.ipynb #a039a823
-import math
 from collections.abc import Callable
 
 import numpy as np

@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 from .bridge import Bridge
 from .network import Network, build_network
 from .openfwi import InputError, load_families, open_npy, parse_families
-from .options import DataOptions, ModelOptions, RunOptions, TrainOptions, first_difference, options_from_dict, options_to_dict
+from .options import DataOptions, ModelOptions, TrainOptions, first_difference, options_from_dict, options_to_dict
 from .joint import JointStore
 from .start import fit_linear, parse_start
 from .store import StoreDataset, convert

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .openfwi import VELOCITY_MAX, VELOCITY_MIN, InputError, denormalize_velocity, normalize_velocity, unknown
+from .openfwi import VELOCITY_MAX, VELOCITY_MIN, InputError, normalize_velocity, unknown
 from .wave import OPENFWI
 
 # %% ../nbs/10_start.ipynb #6bf584fc

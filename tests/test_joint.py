@@ -1,10 +1,8 @@
 "Training over several families, and gradients that are not finite."
 import json
-import time
 
 import numpy as np
 import pytest
-import torch
 from processes import arguments, assert_equal, losses, weights
 
 from fwi_i2sb.generate import generate
