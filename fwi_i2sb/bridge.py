@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['symmetric_betas', 'gaussian_product', 'Bridge', 'at_step', 'network_time', 'q_sample', 'target', 'predict_x0',
-           'posterior']
+           'Preconditioned', 'posterior']
 
-# %% ../nbs/11_bridge.ipynb #4d106941
+# %% ../nbs/11_bridge.ipynb #38dc532f
 import torch
 from torch import Tensor
 
 from .openfwi import InputError
 
-# %% ../nbs/11_bridge.ipynb #e89749c8
+# %% ../nbs/11_bridge.ipynb #712bd385
 def symmetric_betas(
     n_steps: int = 1000,  # number of steps N, even
     beta_max: float = 0.3,  # the schedule grows towards beta_max / N
@@ -28,7 +28,7 @@ def symmetric_betas(
     half = rising[: n_steps // 2]
     return torch.cat([half, half.flip(0)])
 
-# %% ../nbs/11_bridge.ipynb #66ba77e4
+# %% ../nbs/11_bridge.ipynb #7cbe68ab
 def gaussian_product(
     var_a: Tensor,  # variance around a
     var_b: Tensor,  # variance around b
@@ -37,7 +37,7 @@ def gaussian_product(
     total = var_a + var_b
     return var_b / total, var_a / total, var_a * var_b / total
 
-# %% ../nbs/11_bridge.ipynb #f4bf1679
+# %% ../nbs/11_bridge.ipynb #a89c02b6
 class Bridge:
     """The discrete Schrödinger bridge of I²SB between clean maps x0 and starting models x1 (arXiv 2302.05872).
 
@@ -64,7 +64,7 @@ class Bridge:
 
     def __repr__(self): return f"Bridge(n_steps={self.n_steps}, t0={self.t0}, t_end={self.t_end}, beta_max={self.beta_max})"
 
-# %% ../nbs/11_bridge.ipynb #40d83bbd
+# %% ../nbs/11_bridge.ipynb #615df24a
 def at_step(
     table: Tensor,  # one value per step (n_steps,)
     step: int | Tensor,  # one step for the whole batch, or one per sample (batch,)
@@ -76,7 +76,7 @@ def at_step(
     values = table.to(like.device)[torch.as_tensor(step, device=like.device)]
     return values.reshape(-1, *[1] * (like.ndim - 1))
 
-# %% ../nbs/11_bridge.ipynb #25f1c0b0
+# %% ../nbs/11_bridge.ipynb #ee652b56
 def network_time(
     self,
     step: int | Tensor,  # one step for the whole batch, or one per sample (batch,)
@@ -87,7 +87,7 @@ def network_time(
 
 Bridge.network_time = network_time
 
-# %% ../nbs/11_bridge.ipynb #95fb5d15
+# %% ../nbs/11_bridge.ipynb #13316cf2
 def q_sample(
     self,
     step: int | Tensor,  # one step for the whole batch, or one per sample (batch,)
@@ -104,7 +104,7 @@ def q_sample(
 
 Bridge.q_sample = q_sample
 
-# %% ../nbs/11_bridge.ipynb #17a4a2db
+# %% ../nbs/11_bridge.ipynb #35b602ca
 def target(
     self,
     step: int | Tensor,  # one step for the whole batch, or one per sample (batch,)
@@ -116,7 +116,7 @@ def target(
 
 Bridge.target = target
 
-# %% ../nbs/11_bridge.ipynb #5edb48ac
+# %% ../nbs/11_bridge.ipynb #6048d7fe
 def predict_x0(
     self,
     step: int | Tensor,  # one step for the whole batch, or one per sample (batch,)
@@ -128,7 +128,35 @@ def predict_x0(
 
 Bridge.predict_x0 = predict_x0
 
-# %% ../nbs/11_bridge.ipynb #35d82489
+# %% ../nbs/11_bridge.ipynb #1c3820a9
+class Preconditioned(Bridge):
+    "A bridge whose target is what the best linear guess of x0 leaves over, at unit size (arXiv 2309.16948, section 4.3)."
+
+    def __init__(
+        self,
+        moments: tuple[float, float, float],  # variance of x0, variance of x1, their covariance, normalised
+        *args,  # as for Bridge
+        ot_ode: bool = False,  # the noiseless bridge
+        **kwargs,
+    ):
+        super().__init__(*args, **kwargs)
+        var0, var1, cov = moments
+        if not (var0 > 0 and var1 >= 0 and cov**2 <= var0 * var1): raise InputError(f"no two maps have variances {var0:g} and {var1:g} and covariance {cov:g}")
+        noise = 0 if ot_ode else self.std_sb**2
+        shared = self.mu_x0 * var0 + self.mu_x1 * cov
+        total = self.mu_x0**2 * var0 + self.mu_x1**2 * var1 + 2 * self.mu_x0 * self.mu_x1 * cov + noise
+        self.c_skip = shared / total
+        self.c_out = (var0 - shared**2 / total).clamp(min=1e-6 * var0).sqrt()  # at the clean end of a noiseless bridge nothing is left over
+
+    def target(self, step, x0, xt):
+        "What the best linear guess leaves over, at unit size; arguments and shape as `Bridge.target`."
+        return ((x0 - at_step(self.c_skip, step, xt) * xt) / at_step(self.c_out, step, xt)).to(xt.dtype)
+
+    def predict_x0(self, step, xt, net_out):
+        "The inverse of `target`."
+        return (at_step(self.c_skip, step, xt) * xt + at_step(self.c_out, step, xt) * net_out).to(xt.dtype)
+
+# %% ../nbs/11_bridge.ipynb #fe691073
 def posterior(
     self,
     step_prev: int,  # the step to go to

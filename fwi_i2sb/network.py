@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PRESETS', 'GAIN', 'Preset', 'count_parameters', 'Network', 'encode', 'build_network']
 
-# %% ../nbs/12_network.ipynb #537d4313
+# %% ../nbs/12_network.ipynb #2d78accc
 import math
 from dataclasses import dataclass
 
@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from .encoder import build_encoder, crop_map, grid_size, pad_map
 from .openfwi import InputError, unknown
 
-# %% ../nbs/12_network.ipynb #781f5b84
+# %% ../nbs/12_network.ipynb #3ff65c28
 def _time_features(t, width):
     "Time (batch,) -> (batch, width), cosines first (Vaswani et al. 2017, section 3.5)."
     rates = torch.arange(width // 2, device=t.device, dtype=torch.float32) / (width // 2)
     angle = t.float()[:, None] * torch.exp(-math.log(10000.0) * rates)
     return torch.cat([angle.cos(), angle.sin()], dim=1)
 
-# %% ../nbs/12_network.ipynb #0ccec1d6
+# %% ../nbs/12_network.ipynb #1a0d3610
 def _norm(channels): return nn.GroupNorm(8, channels)
 
 def _conv(c_in, c_out, kernel=3, stride=1): return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2)
@@ -32,7 +32,7 @@ def _zero(layer):
     for parameter in layer.parameters(): nn.init.zeros_(parameter)
     return layer
 
-# %% ../nbs/12_network.ipynb #83b3ad2e
+# %% ../nbs/12_network.ipynb #d00bbacb
 class _ResidualBlock(nn.Module):
     "(batch, c_in, h, w) -> (batch, c_out, h, w) around a shortcut, modulated by the time (batch, c_time)."
 
@@ -48,7 +48,7 @@ class _ResidualBlock(nn.Module):
         out = self.norm_out(self.conv_in(F.silu(self.norm_in(h))))
         return self.shortcut(h) + self.conv_out(F.silu(out * (1 + scale) + shift))
 
-# %% ../nbs/12_network.ipynb #dd7ff799
+# %% ../nbs/12_network.ipynb #394f4e93
 class _Attention(nn.Module):
     "(batch, channels, h, w) -> same, around a shortcut: every cell looks at every other."
 
@@ -64,7 +64,7 @@ class _Attention(nn.Module):
         mixed = F.scaled_dot_product_attention(q, k, v).transpose(-1, -2)
         return h + self.out(mixed.reshape(batch, channels, height, width))
 
-# %% ../nbs/12_network.ipynb #656ad03b
+# %% ../nbs/12_network.ipynb #f47a68f4
 class _Stage(nn.Module):
     "A residual block, followed by attention where `heads` is not zero."
 
@@ -84,7 +84,7 @@ class _Up(nn.Conv2d):
     def __init__(self, channels): super().__init__(channels, channels, 3, padding=1)
     def forward(self, h): return super().forward(F.interpolate(h, scale_factor=2.0, mode="nearest"))
 
-# %% ../nbs/12_network.ipynb #40a1f817
+# %% ../nbs/12_network.ipynb #252ca808
 @dataclass(frozen=True)
 class Preset:
     "The shape of a U-Net; level 0 is the finest grid."
@@ -106,7 +106,7 @@ PRESETS = {
     "unet_ch64": Preset((64, 128, 256, 512), 2, attention=(3,)),
 }
 
-# %% ../nbs/12_network.ipynb #8d36dd3f
+# %% ../nbs/12_network.ipynb #c198adac
 class _UNet(nn.Module):
     "Features (batch, c_in, h, w) and time (batch,) -> (batch, width, h, w); Ronneberger et al. 2015."
 
@@ -120,7 +120,7 @@ class _UNet(nn.Module):
         self.bottom = nn.ModuleList([_Stage(bottom, bottom, c_time, heads), _Stage(bottom, bottom, c_time, 0)])
         self.up = _way_up(preset, c_time, skips)
 
-# %% ../nbs/12_network.ipynb #e305a370
+# %% ../nbs/12_network.ipynb #da67d19e
 def _way_down(preset, c_time):
     width, layers = preset.widths[0], nn.ModuleList()
     skips = [width] if preset.all_skips else []
@@ -134,7 +134,7 @@ def _way_down(preset, c_time):
             skips += [width] * preset.all_skips
     return layers, skips
 
-# %% ../nbs/12_network.ipynb #c5cdc775
+# %% ../nbs/12_network.ipynb #7ede24d6
 def _way_up(preset, c_time, skips):
     width, layers = preset.widths[-1], nn.ModuleList()
     for level, c_out in reversed(list(enumerate(preset.widths))):
@@ -144,7 +144,7 @@ def _way_up(preset, c_time, skips):
         if level: layers.append(_Up(width))
     return layers
 
-# %% ../nbs/12_network.ipynb #5df98686
+# %% ../nbs/12_network.ipynb #0f317ccc
 def _unet_forward(self, features, t):
     time, h = self.time(_time_features(t, self.width)), self.stem(features)
     skips = [h] if self.all_skips else []
@@ -158,21 +158,21 @@ def _unet_forward(self, features, t):
 
 _UNet.forward = _unet_forward
 
-# %% ../nbs/12_network.ipynb #6ef0a132
+# %% ../nbs/12_network.ipynb #004f0e9b
 def count_parameters(
     net: nn.Module,  # any module
 ) -> int:
     "Number of trainable parameters."
     return sum(parameter.numel() for parameter in net.parameters() if parameter.requires_grad)
 
-# %% ../nbs/12_network.ipynb #f7d9deb2
+# %% ../nbs/12_network.ipynb #c9c6b595
 class _Head(nn.Module):
-    "Features -> map; patches are spread to cells and polished at full resolution beside the input map."
+    "Features -> map; patches are spread to cells and polished at full resolution beside the input maps."
 
-    def __init__(self, width, patch, channels=8):
+    def __init__(self, width, patch, maps=1, channels=8):
         super().__init__()
         self.patch, self.norm = patch, _norm(width)
-        if patch > 1: self.spread, self.polish = _conv(width, channels * patch**2), _conv(channels + 1, channels)
+        if patch > 1: self.spread, self.polish = _conv(width, channels * patch**2), _conv(channels + maps, channels)
         self.last = _zero(_conv(channels if patch > 1 else width, 1))
 
     def forward(self, h, x):
@@ -182,21 +182,22 @@ class _Head(nn.Module):
             h = F.silu(self.polish(torch.cat([h, x], dim=1)))
         with torch.autocast(h.device.type, enabled=False): return self.last(h.float())
 
-# %% ../nbs/12_network.ipynb #ad7f730f
+# %% ../nbs/12_network.ipynb #e9970c0d
 class Network(nn.Module):
     """A U-Net on velocity maps of any size, with or without seismic; `build_network` makes one.
 
-    `net(xt, t, cond)`: normalised maps (batch, 1, depth, x), times (batch,) in 0..1000, and what `encode` gave or
-    None for nothing -> float32 of `xt`'s shape."""
+    `net(xt, t, cond)`: normalised maps (batch, maps, depth, x), times (batch,) in 0..1000, and what `encode` gave or
+    None for nothing -> one map per record, float32 (batch, 1, depth, x)."""
 
-    def __init__(self, preset, encoder, shots, image_size):
+    def __init__(self, preset, encoder, shots, image_size, maps=1):
         super().__init__()
         self.preset, self.encoder, self.shots, self.image_size = preset, encoder, shots, image_size
         self.conditional = encoder is not None
         extra = encoder.channels * (preset.patch // encoder.cell) ** 2 if self.conditional else 0
-        self.unet, self.head = _UNet(preset, preset.patch**2 + extra), _Head(preset.widths[0], preset.patch)
+        self.unet = _UNet(preset, maps * preset.patch**2 + extra)
+        self.head = _Head(preset.widths[0], preset.patch, maps)
 
-# %% ../nbs/12_network.ipynb #bb2bf9df
+# %% ../nbs/12_network.ipynb #f348f6db
 GAIN = 4.0  # amplification of the normalised gathers inside the network
 
 def encode(
@@ -213,7 +214,7 @@ def encode(
 
 Network.encode = encode
 
-# %% ../nbs/12_network.ipynb #eeadf3a6
+# %% ../nbs/12_network.ipynb #e58da60e
 def _forward(self, xt, t, cond=None):
     x = xt.float() if self.image_size is None else _resize(xt.float(), (self.image_size,) * 2)
     inner = x.shape[-2:]
@@ -234,7 +235,7 @@ def _fit(self, cond, x):
 
 Network._fit, Network.forward = _fit, _forward
 
-# %% ../nbs/12_network.ipynb #d758c514
+# %% ../nbs/12_network.ipynb #a8263fd8
 def build_network(
     name: str,  # a key of PRESETS
     *,
@@ -245,10 +246,11 @@ def build_network(
     image_size: int | None = None,  # side of the square that the U works on; None: the map itself
     time_samples: int = 250,  # samples per trace, for the encoders that learn
     receivers: int = 70,  # receivers per gather, for the encoders that learn
+    maps: int = 1,  # maps handed in side by side: 2 where a starting model goes along with the noisy state
 ) -> Network:
     "A network with fresh weights: `net(xt, t, net.encode(seismic))`. InputError for an unknown name or encoder."
     if name not in PRESETS: raise unknown("model", name, PRESETS)
     preset = PRESETS[name]
     size = grid_size((image_size, image_size) if image_size else map_size, preset.stride)
     reader = build_encoder(encoder, size=size, patch=preset.patch, shots=shots, samples=(time_samples, receivers))
-    return Network(preset, reader if conditional else None, shots, image_size)
+    return Network(preset, reader if conditional else None, shots, image_size, maps)
