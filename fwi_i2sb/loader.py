@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['microbatches']
 
-# %% ../nbs/26_loader.ipynb #55d9eabc
+# %% ../nbs/26_loader.ipynb #03840503
 import signal
 from collections.abc import Iterator
 
@@ -19,23 +19,22 @@ from .options import TrainOptions
 from .processes import STOP_SIGNALS
 from .start import Start
 
-# %% ../nbs/26_loader.ipynb #2be2bf8e
+# %% ../nbs/26_loader.ipynb #f55374c6
 def microbatches(
     options: TrainOptions,
     store: JointStore,  # training pairs
     start: Start,
-    n_steps: int,  # steps of the bridge
     first: int,  # optimiser step to begin with
     accelerator: Accelerator,
 ) -> Iterator[dict[str, torch.Tensor]]:
     "This process's microbatches from a step on, read ahead and pinned where there is a GPU."
     cuda, seed, workers = accelerator.device.type == "cuda", options.run.seed, options.data.loader_workers
     if workers is None: workers = 4 if cuda else 0
-    samples = TrainingSamples(store, start, n_steps, options.model.drop_cond, seed)
+    samples = TrainingSamples(store, start, options.model, seed)
     keys = Microbatches(store.sizes, options.optim, seed, range(first, options.optim.num_itr), accelerator.process_index, accelerator.num_processes, options.data.balance)
     return iter(DataLoader(samples, batch_sampler=keys, collate_fn=already_collated, num_workers=workers, worker_init_fn=_leave_signals,
                       multiprocessing_context="spawn" if workers else None, pin_memory=cuda))
 
-# %% ../nbs/26_loader.ipynb #b5ec2ca0
+# %% ../nbs/26_loader.ipynb #d93f1b5e
 def _leave_signals(worker):
     for number in STOP_SIGNALS: signal.signal(number, signal.SIG_IGN)  # they reach reading processes too; the main one decides

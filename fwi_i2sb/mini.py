@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MINI_ROOMS', 'mini_options', 'mini_run']
 
-# %% ../nbs/34_mini.ipynb #7f62dc01
+# %% ../nbs/34_mini.ipynb #2b2c131c
 import fcntl, hashlib, os
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from .generate import generate
 from .options import DataOptions, DeviceOptions, LogOptions, ModelOptions, OptimOptions, RunOptions, TrainOptions
 from .train import train
 
-# %% ../nbs/34_mini.ipynb #eeaec8b2
-MINI_ROOMS = ("openfwi", "geology", "wave", "database", "store", "generate", "joint", "encoder", "start", "bridge", "network", "sampler", "options", "run", "objective", "loader", "state", "validate", "train")  # what it depends on
+# %% ../nbs/34_mini.ipynb #db4cbe06
+MINI_ROOMS = ("openfwi", "geology", "wave", "database", "store", "generate", "joint", "encoder", "start", "bridge", "network", "sampler", "options", "models", "run", "objective", "task", "loader", "state", "validate", "train")  # what it depends on
 
 
 def mini_options(root: Path, data: Path) -> TrainOptions:

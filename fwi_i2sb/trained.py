@@ -6,35 +6,45 @@
 __all__ = ['TrainedRun', 'load_run', 'device_name', 'validation_records', 'check_survey', 'prepare_seismic', 'prepare_start',
            'resimulate']
 
-# %% ../nbs/28_trained.ipynb #d05eb3d3
+# %% ../nbs/28_trained.ipynb #e0c9fb92
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
-# %% ../nbs/28_trained.ipynb #db43a2f6
+# %% ../nbs/28_trained.ipynb #74a0474d
 from .bridge import Bridge
 from .launch import resolve_device
-from .network import Network
+from .models import import_plugin
 from .objective import STREAMS
 from .openfwi import Family, InputError, denormalize_velocity, normalize_velocity, open_npy
 from .options import TrainOptions
-from .run import build_model, first_records, newest_checkpoint, open_store, read_checkpoint, read_config, read_start_maps
+from .run import first_records, newest_checkpoint, open_store, read_checkpoint, read_config, read_start_maps
 from .start import STARTS, Start, parse_start
+from .task import Task, build_task
 from .wave import Survey, decimate, simulate
 
-# %% ../nbs/28_trained.ipynb #d53f1327
+# %% ../nbs/28_trained.ipynb #e5b39b42
 @dataclass(frozen=True)
 class TrainedRun:
-    "A run read back: options, facts of its data, network with averaged weights, bridge."
+    "A run read back: options, facts of its data, and the task, whose network carries the averaged weights."
     path: Path
     options: TrainOptions
     facts: dict  # what it knows of its data
-    net: Network
-    bridge: Bridge
+    task: Task
     step: int  # optimiser steps behind the weights
     device: torch.device
+
+    @property
+    def net(self) -> nn.Module: return self.task.net
+
+    @property
+    def bridge(self) -> Bridge:
+        "The bridge. Raises `InputError` for a run of another method."
+        if self.task.name != "bridge": raise InputError(f"run {self.path} learnt the method {self.task.name} and has no bridge")
+        return self.task.bridge
 
     @property
     def survey(self) -> Survey: return Survey.from_dict(self.facts["survey"])
@@ -44,10 +54,11 @@ class TrainedRun:
         "The family, or several as one (names joined by commas): what pressure is normalised with."
         return Family(self.facts["family"], self.facts["data_min"], self.facts["data_max"], range(0), range(0))
 
-# %% ../nbs/28_trained.ipynb #60166226
+# %% ../nbs/28_trained.ipynb #7b552e1a
 def load_run(
     path: Path,  # a run directory, or one of its folders checkpoints/step-N
     *, device: str = "auto",  # auto, cpu or cuda
+    plugin: Path | None = None,  # Python file that registers the run's model, if it is not one of ours
 ) -> TrainedRun:
     "Load a trained run: the newest sound checkpoint, or the one given. Raises `InputError` if it is no run, or damaged."
     path = Path(path)
@@ -56,17 +67,19 @@ def load_run(
     options, facts = read_config(folder)
     found = read_checkpoint(path) if given else newest_checkpoint(folder)
     if found is None: raise InputError(f"run {folder} has no sound checkpoint yet")
-    net, bridge = build_model(options.model, facts)
-    net.load_state_dict(found.tensors["ema"])
-    device = torch.device(resolve_device(device))
-    return TrainedRun(folder, options, facts, net.requires_grad_(False).eval().to(device), bridge, found.step, device)
+    import_plugin(plugin)
+    task, device = build_task(options.model, facts), torch.device(resolve_device(device))
+    try: task.net.load_state_dict(found.tensors["ema"])
+    except RuntimeError: raise InputError(f"checkpoint {found.path} holds another network than the model {options.model.model} of its config.json") from None
+    task.net.requires_grad_(False).eval().to(device)
+    return TrainedRun(folder, options, facts, task, found.step, device)
 
-# %% ../nbs/28_trained.ipynb #43d72b8b
+# %% ../nbs/28_trained.ipynb #3a327832
 def device_name(device: torch.device) -> str:
     "The device's own name, for provenance."
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads)"
 
-# %% ../nbs/28_trained.ipynb #73238666
+# %% ../nbs/28_trained.ipynb #0f86b3b9
 def validation_records(
     run: TrainedRun,
     count: int,  # how many; of several families, from each in turn
@@ -82,11 +95,11 @@ def validation_records(
     truth, seismic = (torch.stack(part) for part in zip(*(store.physical(i) for i in numbers)))
     return seismic, truth, numbers
 
-# %% ../nbs/28_trained.ipynb #97ea62ca
+# %% ../nbs/28_trained.ipynb #4a57c81b
 def _tensor(values):
     return values.detach().float().cpu() if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values, dtype=np.float32))
 
-# %% ../nbs/28_trained.ipynb #f3752698
+# %% ../nbs/28_trained.ipynb #d82bf3a0
 def check_survey(
     run: TrainedRun,
     survey: Survey,  # acquisition of the record
@@ -98,7 +111,7 @@ def check_survey(
     if (survey.sources, survey.receivers) != (run.survey.sources, run.survey.receivers):
         raise InputError("the record's source and receiver positions differ from those the run was trained on")
 
-# %% ../nbs/28_trained.ipynb #29f5376d
+# %% ../nbs/28_trained.ipynb #8217e098
 def prepare_seismic(
     run: TrainedRun,
     seismic,  # (shots, time, receivers) or (batch, shots, time, receivers): pressure, raw or decimated as in the store
@@ -114,7 +127,7 @@ def prepare_seismic(
     if not torch.isfinite(d).all(): raise InputError("the record holds values that are not finite (NaN or infinite)")
     return d if tuple(d.shape[1:]) == kept else decimate(d, facts["factor"])
 
-# %% ../nbs/28_trained.ipynb #ac0afe55
+# %% ../nbs/28_trained.ipynb #0247e759
 def prepare_start(
     run: TrainedRun,
     start,  # "linear", "linear:TOP:BOTTOM", a .npy path, an array of maps in m/s, or a --corrupt text if truth is given
@@ -132,7 +145,7 @@ def prepare_start(
     maps = Start(specs, linear=run.facts["linear"], maps=read_start_maps(start))
     return denormalize_velocity(maps(x0, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
 
-# %% ../nbs/28_trained.ipynb #ce17a36b
+# %% ../nbs/28_trained.ipynb #7a3bef35
 def _given_start(run, v, batch):
     "Maps that were handed over, checked: one for all records, or one each."
     size = tuple(run.facts["map_size"])
@@ -143,7 +156,7 @@ def _given_start(run, v, batch):
     if len(v) not in (1, batch): raise InputError(f"{len(v)} starting models were given for {batch} record(s): give one for all, or one each")
     return v.expand(batch, -1, -1, -1)
 
-# %% ../nbs/28_trained.ipynb #eaeed0c8
+# %% ../nbs/28_trained.ipynb #0d9c042e
 def resimulate(
     run: TrainedRun,
     velocity: torch.Tensor,  # (batch, 1, depth, x), m/s

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['invert_batch', 'validate']
 
-# %% ../nbs/27_validate.ipynb #92a6d2f1
+# %% ../nbs/27_validate.ipynb #50af800b
 import math
 
 import torch
@@ -13,61 +13,59 @@ from accelerate import Accelerator
 from torch import nn
 
 from . import metrics
-from .bridge import Bridge
 from .joint import JointStore
 from .objective import STREAMS
 from .openfwi import denormalize_velocity
-from .options import ModelOptions, TrainOptions
+from .options import TrainOptions
 from .run import first_records
-from .sampler import predictor, run_sampler
 from .start import Start
+from .task import Task
 
-# %% ../nbs/27_validate.ipynb #1b1058f3
+# %% ../nbs/27_validate.ipynb #f6fec731
 def invert_batch(
-    net: nn.Module,
-    bridge: Bridge,
+    task: Task,
+    net: nn.Module,  # its network, or the average
     store: JointStore,
     records: list[int],  # which of the store's records
     start: Start,
-    model: ModelOptions,
-    nfe: int,  # network calls
+    how: dict,  # settings of the walk, from `task.how`
     accelerator: Accelerator,
 ) -> dict[str, torch.Tensor]:  # (batch, 1, depth, x) in m/s
-    "Maps of one validation batch: truth, start and the bridge's answer."
+    "Maps of one validation batch: truth, start and the method's answer."
     pairs = [store[i] for i in records]
     x0, seismic = (torch.stack([pair[k] for pair in pairs]).to(accelerator.device) for k in ("velocity", "seismic"))
     keys = [(i, 0, 0, STREAMS["validation"]) for i in records]
     x1 = start(x0, keys)
     with accelerator.autocast():
-        predict = predictor(bridge, net, net.encode(seismic), pred_x0=model.pred_x0, clip_denoise=model.clip_denoise)
-        maps = run_sampler(bridge, predict, x1, nfe=nfe, ot_ode=model.ot_ode, seeds=[(*key[:3], STREAMS["sample"]) for key in keys])
-    return {k: denormalize_velocity(v.cpu()) for k, v in dict(truth=x0, start=x1, bridge=maps).items()}
+        for state in task.walk(net, net.encode(seismic), x1, seeds=[(*key[:3], STREAMS["sample"]) for key in keys], **how): pass
+    maps = {"truth": x0, "start": x1, task.name: state.xt}
+    return {name: denormalize_velocity(v.float().cpu()) for name, v in maps.items()}
 
-# %% ../nbs/27_validate.ipynb #1fe5cf37
+# %% ../nbs/27_validate.ipynb #535e2788
 @torch.no_grad()
 def validate(
+    task: Task,
     net: nn.Module,  # network with averaged weights
-    bridge: Bridge,
     store: JointStore,  # validation pairs
     start: Start,
     options: TrainOptions,
     accelerator: Accelerator,
 ) -> tuple[dict, dict]:  # metrics of the set; maps in m/s of this rank's first batch
-    "Invert up to `val_batches` batches with `val_nfe` network calls. MAE and RMSE in m/s, and normalised; of several families also the MAE of each."
+    "Invert up to `val_batches` batches with `val_nfe` network calls, with the method's own sampler. MAE and RMSE in m/s, and normalised; of several families also the MAE of each."
     size, rank, world = options.optim.microbatch, accelerator.process_index, accelerator.num_processes
-    chosen, shown = first_records(store, size * options.log.val_batches), {}
+    chosen, how, shown = first_records(store, size * options.log.val_batches), task.how(nfe=options.log.val_nfe), {}
     totals = torch.zeros(len(store.sizes), 4, dtype=torch.float64)
     for first in range(rank * size, len(chosen), size * world):
         records = chosen[first:first + size]
-        maps = invert_batch(net, bridge, store, records, start, options.model, options.log.val_nfe, accelerator)
-        pred, true = maps["bridge"], maps["truth"]
+        maps = invert_batch(task, net, store, records, start, how, accelerator)
+        pred, true = maps[task.name], maps["truth"]
         values = torch.stack([torch.ones(len(records)).double(), metrics.mae(pred, true), metrics.rmse(pred, true).square(), metrics.ssim(pred, true)], dim=1)
         totals.index_add_(0, torch.tensor([store.which(i) for i in records]), values)
         shown = shown or maps
     totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
-    return _means(totals, store.names) | dict(nfe=options.log.val_nfe), shown
+    return _means(totals, store.names) | dict(nfe=how["nfe"]), shown
 
-# %% ../nbs/27_validate.ipynb #cd8115a9
+# %% ../nbs/27_validate.ipynb #1afa641f
 def _means(totals: torch.Tensor, names: tuple[str, ...]) -> dict:
     "Metrics from the sums of every family."
     n, mae, mse, ssim = totals.sum(0).tolist()
