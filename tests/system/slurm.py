@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from processes import arguments, losses
+from test_grid import table, write_grid, write_notebook
 
 from fwi_i2sb.run import checkpoints
 
@@ -97,3 +98,31 @@ def test_a_job_that_must_leave_saves_queues_again_and_goes_on(slurm, data, alone
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
     assert "Restarts=1" in until(slurm, job, "COMPLETED")
     np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=1e-5)
+
+
+def grid(slurm, path, meanwhile=":", *options) -> str:
+    "Run a grid on Slurm, something else while its second cell runs, and return the last word: the exit code."
+    wait = f"until [ -e '{path.parent}/results/size=2/began' ]; do sleep 0.2; done"
+    return slurm("bash", "-c", f"fwi-i2sb experiment {path} --slurm --minutes 5 {' '.join(options)} & grid=$!; {wait}; {meanwhile}; wait $grid; echo $?").split()[-1]
+
+
+def test_a_grid_runs_as_jobs_and_goes_on_after_cells_that_fail_or_are_killed(slurm, tmp_path):
+    write_notebook(tmp_path / "tiny.ipynb")
+    path = write_grid(tmp_path, cross=dict(size=[1, 2, 3]), fixed=dict(pause=8.0))
+    kill = "scancel $(squeue --noheader --array --format=%i --states=RUNNING | grep _1)"
+    assert grid(slurm, path, kill, "--cpus", "1", "--jobs", "2") == "1"
+    rows = table(tmp_path)
+    assert [row["state"] for row in rows.values()] == ["finished", "failed", "failed"]
+    assert "killed by signal" in rows["size=2"]["error"] and "three is too many" in rows["size=3"]["error"]
+
+    before = (tmp_path / "results" / "size=1" / "metrics.json").stat().st_mtime_ns
+    assert grid(slurm, write_grid(tmp_path, cross=dict(size=[1, 2]), fixed=dict(pause=8.0))) == "0"
+    assert [row["metrics"]["total"] for row in table(tmp_path).values()] == [0.5, 1.0]
+    assert (tmp_path / "results" / "size=1" / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_an_interrupted_grid_ends_its_jobs_and_a_second_one_is_refused(slurm, tmp_path):
+    write_notebook(tmp_path / "tiny.ipynb")
+    path = write_grid(tmp_path, cross=dict(size=[2]), fixed=dict(pause=200.0))
+    assert grid(slurm, path, f"fwi-i2sb experiment {path} --slurm; [ $? = 2 ] && kill $grid") == "143"
+    while slurm("squeue", "--noheader"): time.sleep(1)

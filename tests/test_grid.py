@@ -1,0 +1,206 @@
+"Grids of runs: crossing, skipping, failures, changes, kills, and what is refused."
+import contextlib
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import psutil
+import pytest
+import yaml
+
+from fwi_i2sb.experiment import ExperimentOptions, _await, experiment_command, prepare_cell
+from fwi_i2sb.grid import read_grid
+from fwi_i2sb.options import run_command
+
+PARAMETERS = 'size: int = 1\nname: str = "a"\nrate: float = 0.5\npause: float = 0.0\nout_dir: str = ""'
+WORK = """import json, pathlib, time
+pathlib.Path(out_dir, "began").write_text("")
+time.sleep(pause)
+assert size != 3, "three is too many"
+if size != 4: pathlib.Path(out_dir, "metrics.json").write_text(json.dumps(dict(total=size * rate, word="good", rows=[1, 2])))"""
+PYTHON = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
+
+
+def write_notebook(path: Path, work: str = WORK, parameters: str = PARAMETERS):
+    cells = [nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}), nbformat.v4.new_code_cell(work)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=PYTHON), path)
+
+
+def write_grid(folder: Path, **entries) -> Path:
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(dict(notebook="tiny.ipynb", out="results") | entries))
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_notebook(tmp_path / "tiny.ipynb")
+    return tmp_path
+
+
+@pytest.fixture
+def experiment(capsys):
+    "Run the command here; returns its exit code and what it printed on stderr."
+    def run(*words):
+        capsys.readouterr()
+        try: run_command(experiment_command, ExperimentOptions, [str(w) for w in words])
+        except SystemExit as stop: return stop.code or 0, capsys.readouterr().err
+        return 0, capsys.readouterr().err
+    return run
+
+
+def table(folder: Path) -> dict:
+    return {row["cell"]: row for row in json.loads((folder / "results" / "table.json").read_text())}
+
+
+def times(folder: Path) -> dict:
+    return {p.parent.name: p.stat().st_mtime_ns for p in (folder / "results").glob("*/metrics.json")}
+
+
+def test_lists_are_crossed_and_failed_cells_do_not_stop_the_others(folder, experiment):
+    path = write_grid(folder, fixed=dict(rate=2.0), cross=dict(size=[1, 3]), cells=[dict(name="a"), dict(name="b", pause=0.1)])
+    code, said = experiment(path, "--jobs", 2)
+    rows = table(folder)
+    assert code == 1 and list(rows) == ["name=a,size=1", "name=a,size=3", "name=b,pause=0.1,size=1", "name=b,pause=0.1,size=3"]
+    assert [row["state"] for row in rows.values()] == ["finished", "failed"] * 2
+    assert rows["name=a,size=1"]["metrics"] == dict(total=2.0, word="good")
+    assert "three is too many" in said and str(folder / "results" / "name=a,size=3" / "log.txt") in said and said.splitlines()[-1].startswith("error: 2 of 4 cells failed")
+    lines = list(csv.DictReader((folder / "results" / "table.csv").open()))
+    assert lines[0] | dict(seconds="") == dict(cell="name=a,size=1", state="finished", rate="2.0", name="a", size="1", pause="", total="2.0", word="good", seconds="")
+    assert (folder / "results" / "table.md").read_text().count("\n") == 6
+
+
+def add_texts_and_outputs(path: Path):
+    notebook = nbformat.read(path, 4)
+    notebook.cells.insert(0, nbformat.v4.new_markdown_cell("# A title"))
+    notebook.cells[1].outputs = [nbformat.v4.new_output("stream", text="shown")]
+    nbformat.write(notebook, path)
+
+
+def test_only_what_is_new_changed_or_failed_runs(folder, experiment):
+    assert experiment(write_grid(folder, cross=dict(size=[1, 4])), "--jobs", 2)[0] == 1
+    first = times(folder)
+    assert "no metrics.json" in table(folder)["size=4"]["error"]
+
+    add_texts_and_outputs(folder / "tiny.ipynb")
+    assert experiment(write_grid(folder, cross=dict(size=[2, 1])))[0] == 0
+    second = times(folder)
+    assert set(second) == {"size=1", "size=2"} and second["size=1"] == first["size=1"]
+
+    code, said = experiment(write_grid(folder, fixed=dict(rate=1.0), cross=dict(size=[1])))
+    assert code == 0 and "size=1: its parameters changed" in said and times(folder)["size=1"] > first["size=1"]
+
+    write_notebook(folder / "tiny.ipynb", WORK + "\n# a remark")
+    code, said = experiment(write_grid(folder, fixed=dict(rate=1.0), cross=dict(size=[1])))
+    assert code == 0 and "size=1: the notebook's code changed" in said
+
+
+def start(path: Path, *words) -> subprocess.Popen:
+    code = "import sys; from fwi_i2sb.experiment import *; from fwi_i2sb.options import run_command; run_command(experiment_command, ExperimentOptions)"
+    return subprocess.Popen([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+
+
+def until(condition, seconds: float = 30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "timed out"
+        time.sleep(0.05)
+
+
+def at_work(folder: Path) -> list[str]:
+    "Command lines of papermill and of kernels in this folder."
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            words = " ".join(process.cmdline())
+            if ("papermill" in words and str(folder) in words) or ("ipykernel" in words and process.cwd() == str(folder)): found.append(words)
+    return found
+
+
+def test_ctrl_c_ends_the_cells_and_the_repeated_command_continues(folder, experiment):
+    path = write_grid(folder, cells=[dict(size=1), dict(size=2, pause=60.0)])
+    grid = start(path)
+    until((folder / "results" / "pause=60.0,size=2" / "began").exists)
+    grid.send_signal(signal.SIGINT)
+    assert grid.wait(15) == 130, grid.stderr.read()
+    until(lambda: not at_work(folder))
+    assert times(folder).keys() == {"size=1"} and table(folder)["pause=60.0,size=2"]["state"] == "running"
+    before = times(folder)
+    assert experiment(write_grid(folder, cells=[dict(size=1), dict(size=2)]))[0] == 0
+    assert times(folder)["size=1"] == before["size=1"]
+
+
+def test_two_runs_of_a_grid_do_not_meet_even_if_the_first_is_killed(folder, experiment):
+    path = write_grid(folder, cross=dict(size=[1]), fixed=dict(pause=3.0))
+    grid = start(path)
+    until((folder / "results" / "size=1" / "began").exists)
+    code, said = experiment(path)
+    assert code == 2 and "is in use" in said
+    grid.kill()
+    grid.wait()
+    assert experiment(path)[0] == 2, "its cell still runs"
+    until(lambda: not at_work(folder))
+    assert experiment(write_grid(folder, cross=dict(size=[1])))[0] == 0
+
+
+def test_a_job_that_leaves_the_queue_without_a_result_is_a_failed_cell(folder, monkeypatch):
+    cell = read_grid(write_grid(folder)).cells[0]
+    prepare_cell(cell)
+    answers = [None, {"7"}, *[set()] * 9]
+    monkeypatch.setattr("fwi_i2sb.experiment._queue", lambda name: answers.pop(0))
+    ended = []
+    _await({"7": cell}, "name", folder, ended.append, every=0.05, patience=0.1)
+    assert ended == [cell] and cell.state()["state"] == "failed" and "ended without a result" in cell.state()["error"]
+
+
+WRONG = {
+    "no YAML": ("notebook: [", "no YAML"),
+    "no mapping": ("- 1", "entries notebook, out and cross"),
+    "unknown entry": (dict(crossed={}), "did you mean 'cross'"),
+    "unknown parameter": (dict(cross=dict(sizes=[1])), "did you mean 'size'"),
+    "no output folder": ("notebook: tiny.ipynb", "no entry 'out'"),
+    "missing notebook": (dict(notebook="none.ipynb"), "there is no notebook"),
+    "no notebook": (dict(notebook="grid.yaml"), "is no notebook"),
+    "empty list": (dict(cross=dict(size=[])), "at least one value"),
+    "no list": (dict(cross=dict(size=1)), "at least one value"),
+    "value twice": (dict(cross=dict(size=[1, 1])), "holds 1 twice"),
+    "key twice": ("notebook: tiny.ipynb\nout: results\nfixed: {size: 1, size: 2}", "'size' stands there twice"),
+    "cell twice": (dict(cells=[dict(size=1), dict(size=1)]), "twice"),
+    "cell that is no mapping": (dict(cells=[1]), "must be a mapping"),
+    "parameter twice": (dict(fixed=dict(size=1), cross=dict(size=[1])), "given twice"),
+    "type": (dict(fixed=dict(size="one")), "must be of type int"),
+    "exponent": ("notebook: tiny.ipynb\nout: results\nfixed: {rate: 1e-3}", "write 1.0e-3"),
+    "out_dir": (dict(fixed=dict(out_dir="x")), "every cell gets its own folder"),
+    "date": ("notebook: tiny.ipynb\nout: results\ncross: {name: [2020-01-01]}", "cannot be a parameter"),
+}
+
+
+@pytest.mark.parametrize("wrong, saying", WRONG.values(), ids=WRONG)
+def test_bad_grids_are_refused_before_anything_is_written(folder, experiment, wrong, saying):
+    path = write_grid(folder, **wrong) if isinstance(wrong, dict) else folder / "grid.yaml"
+    if isinstance(wrong, str): path.write_text(wrong)
+    code, said = experiment(path)
+    assert code == 2 and said.startswith("error: ") and saying in said and said.count("\n") == 1, said
+    assert not (folder / "results").exists()
+
+
+def test_notebooks_that_cannot_report_and_folders_of_others_are_refused(folder, experiment):
+    write_notebook(folder / "tiny.ipynb", parameters="size: int = 1")
+    assert "no parameter out_dir" in experiment(write_grid(folder))[1]
+    write_notebook(folder / "tiny.ipynb")
+    (folder / "results" / "size=1").mkdir(parents=True)
+    (folder / "results" / "size=1" / "thesis.txt").write_text("")
+    code, said = experiment(write_grid(folder, cross=dict(size=[1])))
+    assert code == 2 and "not made by a grid" in said and (folder / "results" / "size=1" / "thesis.txt").exists()
+
+
+def test_options_that_would_change_nothing_are_refused(folder, experiment):
+    path = write_grid(folder)
+    assert experiment(path, "--jobs", 0)[0] == 2 and "add --slurm" in experiment(path, "--gpus", 1)[1]
+    if not any(Path(p, "sbatch").exists() for p in os.environ["PATH"].split(":")): assert "no command sbatch" in experiment(path, "--slurm")[1]
