@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Descent', 'descend']
 
-# %% ../nbs/17_classical.ipynb #4b61522a
+# %% ../nbs/17_classical.ipynb #5345cb1f
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -15,19 +15,19 @@ from torch import Tensor
 from .openfwi import VELOCITY_MAX, VELOCITY_MIN, InputError
 from .wave import Survey, decimate, simulate
 
-# %% ../nbs/17_classical.ipynb #6adc1f4d
+# %% ../nbs/17_classical.ipynb #37c5263b
 def _residual(velocity, observed, survey, factor):
     "Simulated minus observed gathers, decimated."
     return decimate(simulate(velocity, survey), factor) - observed
 
-# %% ../nbs/17_classical.ipynb #16469136
+# %% ../nbs/17_classical.ipynb #bdd1b2f7
 class Descent(NamedTuple):
     "What a descent found, and what it cost."
     velocity: Tensor  # the last maps (batch, 1, depth, x) in m/s
     misfit: Tensor  # |F(v) - d| / |d| of the start, after every iteration, and so of the result: (batch, iterations + 1)
     wave_solves: int  # simulations of one record, all its shots, forwards or adjoint
 
-# %% ../nbs/17_classical.ipynb #9912bac3
+# %% ../nbs/17_classical.ipynb #a12ade5b
 def _check(seismic, start, survey, factor, iterations, lr, low, high):
     "Refuse what cannot be inverted."
     if iterations < 1 or not lr > 0: raise InputError(f"a descent needs at least one iteration and a positive learning rate, not {iterations} and {lr}")
@@ -39,7 +39,7 @@ def _check(seismic, start, survey, factor, iterations, lr, low, high):
                          f"receivers need gathers of shape {shape}, not {tuple(seismic.shape)}")
     if not bool(seismic.isfinite().all()): raise InputError("the gathers hold values that are not finite")
 
-# %% ../nbs/17_classical.ipynb #45024d0a
+# %% ../nbs/17_classical.ipynb #0accba18
 def descend(
     seismic: Tensor,  # observed gathers (batch, shots, time, receivers), pressure, decimated as in the store
     start: Tensor,  # starting models (batch, 1, depth, x) in m/s
@@ -65,7 +65,7 @@ def descend(
     velocity, misfit = map(torch.cat, zip(*results))
     return Descent(velocity, misfit, 2 * iterations + 1)
 
-# %% ../nbs/17_classical.ipynb #11430aeb
+# %% ../nbs/17_classical.ipynb #24e536af
 def _descend_one(observed, start, survey, factor, iterations, lr, limits, tell):
     "The last map of one record, and its misfit before every step and after the last (1, iterations + 1)."
     velocity, size = start.clamp(*limits).requires_grad_(), observed.norm()
