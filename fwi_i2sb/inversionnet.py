@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['InversionNet', 'encode', 'Critic', 'gradient_penalty', 'critic_loss', 'generator_loss']
 
-# %% ../nbs/16_inversionnet.ipynb #862bb0ea
+# %% ../nbs/16_inversionnet.ipynb #ae1652be
 import math
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from .encoder import crop_map
 from .openfwi import InputError
 
-# %% ../nbs/16_inversionnet.ipynb #19e4bee7
+# %% ../nbs/16_inversionnet.ipynb #efc269c3
 _TIME = ((32, 7, 2), (64, 3, 2), (64, 3, 1), (64, 3, 2), (64, 3, 1), (128, 3, 2), (128, 3, 1))  # channels, samples of the kernel, stride
 _SQUARE = ((128, 2), (128, 1), (256, 2), (256, 1), (256, 2), (256, 1))  # channels, stride
 _LATENT = 512
@@ -22,7 +22,7 @@ _LATENT = 512
 def _block(conv, activation=None):
     return nn.Sequential(conv, nn.BatchNorm2d(conv.out_channels), activation or nn.LeakyReLU(0.2))
 
-# %% ../nbs/16_inversionnet.ipynb #f70e608c
+# %% ../nbs/16_inversionnet.ipynb #222c63dc
 def _time_part(shots, samples):
     "Blocks along time, and the number of samples that they leave."
     blocks, c_in, spare = [], shots, 4 - min(4, max(0, round(math.log2(samples / 63))))
@@ -32,7 +32,7 @@ def _time_part(shots, samples):
         c_in, samples = c_out, -(-samples // stride)
     return blocks, samples
 
-# %% ../nbs/16_inversionnet.ipynb #b6623b0f
+# %% ../nbs/16_inversionnet.ipynb #383c0b74
 def _encoder(shots, samples, receivers):
     "Gathers (batch, shots, samples, receivers) -> (batch, 512, 1, 1)."
     blocks, samples = _time_part(shots, samples)
@@ -42,7 +42,7 @@ def _encoder(shots, samples, receivers):
         c_in, samples, receivers = c_out, -(-samples // stride), -(-receivers // stride)
     return nn.Sequential(*blocks, _block(nn.Conv2d(c_in, _LATENT, (samples, receivers))))
 
-# %% ../nbs/16_inversionnet.ipynb #0c8825b6
+# %% ../nbs/16_inversionnet.ipynb #79d6377e
 _WIDTHS = (512, 256, 128, 64, 32)
 
 def _decoder(map_size):
@@ -54,13 +54,13 @@ def _decoder(map_size):
         c_in = c_out
     return nn.Sequential(*blocks)
 
-# %% ../nbs/16_inversionnet.ipynb #a2d3802d
+# %% ../nbs/16_inversionnet.ipynb #2f673932
 class InversionNet(nn.Module):
     """InversionNet (Wu & Lin 2020) in the sizes of OpenFWI (arXiv 2111.02926): seismic in, map out; `net(xt, t, net.encode(seismic))`.
 
-    It never reads the map that it is given (`reads_map` is False). Raises `InputError` for sizes below 1.
+    Of the map that it is given it uses the size alone. Raises `InputError` for sizes below 1.
     """
-    conditional, reads_map = True, False
+    conditional = True  # it cannot do without seismic
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class InversionNet(nn.Module):
         self.encoder, self.decoder = _encoder(*self.gathers), _decoder(self.map_size)
         self.last = _block(nn.Conv2d(_WIDTHS[-1], 1, 3, padding=1), nn.Tanh())
 
-# %% ../nbs/16_inversionnet.ipynb #fc0075ae
+# %% ../nbs/16_inversionnet.ipynb #26a941b7
 def encode(
     self: InversionNet,
     seismic: Tensor,  # normalised gathers (batch, shots, time, receivers)
@@ -91,7 +91,7 @@ def encode(
 
 InversionNet.encode = encode
 
-# %% ../nbs/16_inversionnet.ipynb #819d29db
+# %% ../nbs/16_inversionnet.ipynb #cb18506e
 def _forward(self, xt, t, cond=None):
     if tuple(xt.shape[-2:]) != self.map_size:
         raise InputError(f"this InversionNet writes maps of {' x '.join(map(str, self.map_size))} cells, not {' x '.join(map(str, xt.shape[-2:]))}")
@@ -102,7 +102,7 @@ def _forward(self, xt, t, cond=None):
 
 InversionNet.forward = _forward
 
-# %% ../nbs/16_inversionnet.ipynb #a6f1294e
+# %% ../nbs/16_inversionnet.ipynb #31023fe2
 _CRITIC = (32, 64, 128, 256)
 
 class Critic(nn.Module):
@@ -124,7 +124,7 @@ class Critic(nn.Module):
         rest = tuple(-(-side // 2 ** len(_CRITIC)) for side in map_size)
         self.layers = nn.Sequential(*layers, nn.Conv2d(c_in, 1, rest), _scale(), nn.LeakyReLU(0.2))
 
-# %% ../nbs/16_inversionnet.ipynb #2091da1f
+# %% ../nbs/16_inversionnet.ipynb #e2848580
 def _scale():
     "Scale and shift of one channel, 1 and 0 at first."
     layer = nn.Conv2d(1, 1, 1)
@@ -138,7 +138,7 @@ def _score(self, maps):
 
 Critic.forward = _score
 
-# %% ../nbs/16_inversionnet.ipynb #e2cc7d2d
+# %% ../nbs/16_inversionnet.ipynb #5562773a
 def gradient_penalty(
     critic: nn.Module,  # (batch, 1, depth, x) -> (batch,), each score of one map alone
     real: Tensor,  # true maps (batch, 1, depth, x)
@@ -151,7 +151,7 @@ def gradient_penalty(
     slope, = torch.autograd.grad(critic(between).sum(), between, create_graph=True)
     return (slope.flatten(1).norm(dim=1) - 1) ** 2
 
-# %% ../nbs/16_inversionnet.ipynb #6d1494d7
+# %% ../nbs/16_inversionnet.ipynb #911e410a
 def critic_loss(
     critic: nn.Module,  # as in `gradient_penalty`
     real: Tensor,  # true maps (batch, 1, depth, x)
@@ -162,7 +162,7 @@ def critic_loss(
     "What a step of the critic makes small: it scores predicted maps low, true ones high, and is not too steep (arXiv 1704.00028, algorithm 1)."
     return critic(fake.detach()) - critic(real) + weight * gradient_penalty(critic, real, fake, mix)
 
-# %% ../nbs/16_inversionnet.ipynb #06bb50ba
+# %% ../nbs/16_inversionnet.ipynb #a2f16f81
 def generator_loss(
     critic: nn.Module,  # as in `gradient_penalty`
     fake: Tensor,  # predicted maps (batch, 1, depth, x)

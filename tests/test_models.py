@@ -1,0 +1,114 @@
+"""Networks, methods, samplers and wave physics together: what has to hold for every baseline when the rooms meet."""
+
+import pytest
+import torch
+
+from fwi_i2sb import load_run
+from fwi_i2sb.classical import descend
+from fwi_i2sb.inversionnet import InversionNet
+from fwi_i2sb.metrics import misfit
+from fwi_i2sb.models import MODELS
+from fwi_i2sb.openfwi import InputError, normalize_seismic
+from fwi_i2sb.options import ModelOptions
+from fwi_i2sb.start import linear_velocity
+from fwi_i2sb.task import build_task
+from fwi_i2sb.trained import validation_records
+from fwi_i2sb.wave import decimate, simulate
+
+FACTS = dict(shots=3, time_samples=70, receivers=24, map_size=(24, 26))
+PAIRS = [(model, method) for model in ("tiny", "inversionnet", "velocitygan") for method in MODELS[model].methods]
+SEEDS = [3, (3, 1), (3, 2)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    "Small tensors are faster on one thread."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def tasks():
+    "Every model with every method that it can learn, its weights random everywhere so that no answer is zero by initialisation."
+    tasks = {(model, method): build_task(ModelOptions(model, method=method), FACTS) for model, method in PAIRS}
+    torch.manual_seed(0)
+    for task in tasks.values():
+        for p in task.nets["net"].parameters(): p.data += 0.02 * torch.randn_like(p)
+    return tasks
+
+
+@pytest.fixture(scope="module")
+def batch():
+    "Three samples of nothing in particular."
+    g = torch.Generator().manual_seed(1)
+    maps = [torch.randn(3, 1, 24, 26, generator=g) for _ in range(3)]
+    return dict(zip(("x0", "x1", "noise"), maps)) | dict(
+        seismic=torch.randn(3, 3, 70, 24, generator=g), step=torch.tensor([3, 500, 990]), keep=torch.tensor([1.0, 1.0, 0.0]), mix=torch.tensor([0.2, 0.5, 0.8]))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_losses_of_every_method_are_one_per_sample_and_reach_every_weight(pair, tasks, batch):
+    task = tasks[pair]
+    for name, learner in task.learners.items():
+        loss = learner(batch)
+        assert loss.shape == (3,) and loss.dtype == torch.float32 and loss.isfinite().all()
+        gradients = torch.autograd.grad(loss.sum(), list(task.nets[name].parameters()), allow_unused=True)
+        assert all(g is not None and g.isfinite().all() for g in gradients)
+        order = [2, 0, 1]
+        torch.testing.assert_close(learner({key: value[order] for key, value in batch.items()}), loss[order], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_every_walk_is_its_own_whatever_the_batch(pair, tasks, batch):
+    task = tasks[pair]
+    net = task.net.eval()
+    for sampler in task.samplers:
+        settings = task.how(sampler=sampler, nfe=3 if pair[1] in ("bridge", "ddpm") else None)
+        before = torch.random.get_rng_state()
+        walk = lambda rows: list(task.walk(net, net.encode(batch["seismic"][rows]), batch["x1"][rows], seeds=SEEDS[rows], **settings))
+        states, alone = walk(slice(0, 3)), walk(slice(1, 2))
+        assert len(states) == settings["nfe"] and states[-1].step == 0 and states[-1].xt.shape == batch["x1"].shape
+        for one, of_three in zip(alone, states):
+            assert one.step == of_three.step
+            torch.testing.assert_close(one.xt, of_three.xt[1:2], rtol=1e-3, atol=1e-3)
+        assert torch.equal(before, torch.random.get_rng_state())
+    net.train()
+
+
+@pytest.mark.parametrize("pair", [pair for pair in PAIRS if not MODELS[pair[0]].reads_map], ids="-".join)
+def test_a_network_that_reads_the_seismic_alone_does_not_see_the_start(pair, tasks, batch):
+    task = tasks[pair]
+    net = task.net.eval()
+    with torch.inference_mode():
+        cond = net.encode(batch["seismic"])
+        maps = [list(task.walk(net, cond, x1, seeds=SEEDS, **task.how()))[-1].xt for x1 in (batch["x1"], batch["noise"])]
+    assert torch.equal(*maps)
+    with pytest.raises(InputError, match="guidance"): task.how(w=0.5)
+    net.train()
+
+
+@pytest.fixture(scope="module")
+def stored(mini):
+    "A run, and two records of its store: pressure and maps in m/s."
+    run = load_run(mini)
+    return run, *validation_records(run, 2)[:2]
+
+
+def test_inversionnet_reads_records_as_the_store_keeps_them(stored):
+    run, seismic, truth = stored
+    facts = run.facts
+    net = InversionNet(facts["shots"], facts["time_samples"], facts["receivers"], facts["map_size"]).eval()
+    with torch.inference_mode(): answer = net(truth, None, net.encode(normalize_seismic(seismic, run.family)))
+    assert answer.shape == truth.shape and answer.isfinite().all()
+
+
+def test_the_misfit_of_a_descent_is_that_of_the_metrics(stored):
+    run, seismic, truth = (part[:1] if torch.is_tensor(part) else part for part in stored)
+    start, factor = linear_velocity(truth.shape[-2:], 1800.0, 3800.0).expand_as(truth), run.facts["factor"]
+    result = descend(seismic, start, run.survey, factor=factor, iterations=2)
+    for maps, found in ((start, result.misfit[:, 0]), (result.velocity, result.misfit[:, -1])):
+        again = decimate(simulate(maps, run.survey), factor)
+        torch.testing.assert_close(found.double(), misfit(again, seismic), rtol=1e-5, atol=0)
+    assert result.misfit[0, -1] < result.misfit[0, 0] and result.wave_solves == 5
