@@ -84,8 +84,8 @@ def test_several_records_in_one_file_each_with_its_start(fwi, mini, data, tmp_pa
 def test_evaluate_writes_the_table_with_its_controls(fwi, mini, tmp_path):
     done = fwi("evaluate", mini, "--records", "3", "--samples", "2", "--nfe", "2", "--misfit-records", "1", "--out", tmp_path)
     rows = json.loads((tmp_path / "card.json").read_text())["rows"]
-    assert done.code == 0 and len(rows) == 8
-    assert {r["method"] for r in rows} == {"starting model", "bridge", "seismic switched off", "wrong record"}
+    assert done.code == 0 and len(rows) == 12
+    assert {r["method"] for r in rows} == {"starting model", "bridge", "bridge, single sample", "bridge, best of 2 (oracle)", "seismic switched off", "wrong record"}
     assert all(np.isfinite([r[k] for k in ("mae", "mae_norm", "rmse", "ssim", "misfit")]).all() for r in rows)
 
 
