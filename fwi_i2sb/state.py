@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['TrainState', 'new_state', 'parts', 'save_state', 'restore_state', 'given_checkpoint', 'load_weights']
 
-# %% ../nbs/26_state.ipynb #f94e9b3a
+# %% ../nbs/26_state.ipynb #561f9e72
 import copy
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from .openfwi import InputError
 from .options import TrainOptions
 from .run import Checkpoint, checkpoints, load_optimizer, newest_checkpoint, optimizer_tensors, prune_checkpoints, read_checkpoint, save_checkpoint
 
-# %% ../nbs/26_state.ipynb #142c5445
+# %% ../nbs/26_state.ipynb #5e98ab83
 @dataclass
 class TrainState:
     "What a training changes."
@@ -27,15 +27,15 @@ class TrainState:
     step: int = 0  # optimiser steps done, skipped ones counted
     skipped: int = 0  # steps skipped because the gradient was not finite
 
-# %% ../nbs/26_state.ipynb #c4bc0a9a
-def new_state(nets: dict[str, nn.Module], options: TrainOptions, device: torch.device) -> TrainState:
-    "The state before the first step, on a device."
+# %% ../nbs/26_state.ipynb #63421580
+def new_state(nets: dict[str, nn.Module], options: TrainOptions, device: torch.device, betas: tuple[float, float] = (0.9, 0.999)) -> TrainState:
+    "The state before the first step, on a device, with the decay rates of AdamW's moments."
     for net in nets.values(): net.to(device)
     average = copy.deepcopy(nets["net"]).requires_grad_(False).eval()
-    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=options.optim.lr, weight_decay=options.optim.weight_decay, fused=True) for name, net in nets.items()}
+    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=options.optim.lr, weight_decay=options.optim.weight_decay, betas=betas, fused=True) for name, net in nets.items()}
     return TrainState(nets, average, optimizers)
 
-# %% ../nbs/26_state.ipynb #f4018e8e
+# %% ../nbs/26_state.ipynb #8ec36dd9
 def parts(name: str) -> tuple[str, str]:
     "The safetensors files of a network in a checkpoint: its weights and its optimiser. Averaged weights are in `ema`."
     return ("weights", "optimizer") if name == "net" else (name, f"{name}-optimizer")
@@ -49,7 +49,7 @@ def save_state(state: TrainState, options: TrainOptions):
     save_checkpoint(options.folder, state.step, about, tensors)
     prune_checkpoints(options.folder, options.log.keep)
 
-# %% ../nbs/26_state.ipynb #fef38e05
+# %% ../nbs/26_state.ipynb #4c1c4cd7
 def restore_state(state: TrainState, options: TrainOptions):
     "Go on from the run's newest sound checkpoint, else begin from --ckpt, else leave the state as it is. Raises `InputError` where no checkpoint is sound."
     if found := newest_checkpoint(options.folder, ("ema", *(part for name in state.nets for part in parts(name)))):
@@ -65,7 +65,7 @@ def restore_state(state: TrainState, options: TrainOptions):
         given = given_checkpoint(options.run.ckpt)
         for module in (state.nets["net"], state.average): load_weights(module, given)
 
-# %% ../nbs/26_state.ipynb #f352bbc5
+# %% ../nbs/26_state.ipynb #a3560ca4
 def given_checkpoint(
     path: Path,  # a run directory (its newest sound checkpoint is meant) or a folder checkpoints/step-N
 ) -> Checkpoint:

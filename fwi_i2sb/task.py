@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'USED_BY', 'Learner', 'Task', 'loss', 'network_time', 'how', 'check_nfe', 'share', 'walk', 'stochastic',
            'BridgeTask', 'DiffusionTask', 'GanTask', 'check_used', 'resolve', 'build_task']
 
-# %% ../nbs/25_task.ipynb #b6d7b1b8
+# %% ../nbs/25_task.ipynb #f6126eed
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from .openfwi import InputError, unknown
 from .options import ModelOptions
 from .sampler import SAMPLERS, State, predictor, sample, sampler_settings, step_sequence
 
-# %% ../nbs/25_task.ipynb #12051ad0
+# %% ../nbs/25_task.ipynb #374d8b9b
 class Learner(nn.Module):
     "A network with its loss: `learner(batch)` gives one loss per sample (batch,)."
 
@@ -32,11 +32,12 @@ class Learner(nn.Module):
 
     def forward(self, batch: dict) -> Tensor: return self.loss(self.net, batch)
 
-# %% ../nbs/25_task.ipynb #b9f0c351
+# %% ../nbs/25_task.ipynb #2f13437d
 class Task:
     "A training style: networks that learn, their losses, and the walk from a starting model to a map. `build_task` makes one."
 
     samplers, nfe, maps = ("direct",), 1, 1  # names, the first is the default; network calls unless told otherwise; maps shown side by side
+    betas = (0.9, 0.999)  # of AdamW
 
     def __init__(self, method: str, model: Model, options: ModelOptions, shapes: Shapes, moments=None):
         self.name, self.model, self.options = method, model, options
@@ -62,11 +63,16 @@ class Task:
         "The learners whose turn optimiser step `step` is, in order."
         return ("net",)
 
+    @property
+    def least_batch(self) -> int:
+        "The smallest microbatch it can learn from: statistics over a batch need two samples."
+        return 1 + any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.net.modules())
+
     def compile(self):
         "Compile the network that inverts."
         self.denoiser.compile()
 
-# %% ../nbs/25_task.ipynb #4901e57a
+# %% ../nbs/25_task.ipynb #1ac273a9
 def loss(self, denoise_: nn.Module, batch: dict) -> Tensor:
     "Error of the network's one answer, per sample."
     t = torch.zeros(len(batch["x0"]), device=batch["x0"].device)
@@ -78,7 +84,7 @@ def network_time(self, step, like): return torch.zeros(len(like), device=like.de
 
 Task.loss, Task.network_time = loss, network_time
 
-# %% ../nbs/25_task.ipynb #92352d8e
+# %% ../nbs/25_task.ipynb #7ea3349b
 def how(
     self,
     *, nfe: int | None = None,  # network calls; default: the method's
@@ -109,7 +115,7 @@ def share(self, sampler: str, eta: float | None) -> float | None:
 Task.how, Task.check_nfe, Task.share = how, check_nfe, share
 Task.clips = property(lambda self: self.options.clip_denoise)
 
-# %% ../nbs/25_task.ipynb #794c1c9c
+# %% ../nbs/25_task.ipynb #84040d70
 @torch.no_grad()
 def walk(
     self,
@@ -131,7 +137,7 @@ def stochastic(self, sampler: str) -> bool:
 
 Task.walk, Task.stochastic = walk, stochastic
 
-# %% ../nbs/25_task.ipynb #8be63aa4
+# %% ../nbs/25_task.ipynb #c67b0af0
 class BridgeTask(Task):
     "Image-to-image Schrödinger bridge (arXiv 2302.05872, 2506.15346)."
 
@@ -151,7 +157,7 @@ class BridgeTask(Task):
         answer = denoise_(xt, self.bridge.network_time(step, xt), batch["seismic"], keep)
         return sample_loss(answer, x0 if self.names_x0 else self.bridge.target(step, x0, xt), keep, self.options)
 
-# %% ../nbs/25_task.ipynb #1f8b42ea
+# %% ../nbs/25_task.ipynb #c4c2a602
 def _check_steps(self, nfe):
     step_sequence(self.options.interval, nfe)
     return nfe
@@ -168,7 +174,7 @@ def _bridge_stochastic(self, sampler): return not SAMPLERS[sampler].get("ot_ode"
 
 BridgeTask.check_nfe, BridgeTask.share, BridgeTask.walk, BridgeTask.stochastic = _check_steps, _bridge_share, _bridge_walk, _bridge_stochastic
 
-# %% ../nbs/25_task.ipynb #f1e3c30c
+# %% ../nbs/25_task.ipynb #c650f4cc
 class DiffusionTask(Task):
     "Conditional denoising diffusion (arXiv 2006.11239, 2010.02502) with start and seismic as condition."
 
@@ -187,7 +193,7 @@ class DiffusionTask(Task):
         answer = denoise_(torch.cat([xt, batch["x1"]], 1), self.diffusion.network_time(step, xt), batch["seismic"], keep)
         return sample_loss(answer, x0 if self.options.pred_x0 else batch["noise"], keep, self.options)
 
-# %% ../nbs/25_task.ipynb #9789b5c4
+# %% ../nbs/25_task.ipynb #3e68b8ea
 def _diffusion_share(self, sampler, eta):
     if eta is not None and sampler != "ddim": raise InputError(f"sampler {sampler} has no eta to set: leave it out, or take the sampler ddim")
     return DDPM_SAMPLERS[sampler] if eta is None else eta
@@ -201,9 +207,11 @@ def _diffusion_walk(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
 DiffusionTask.check_nfe, DiffusionTask.share, DiffusionTask.walk = _check_steps, _diffusion_share, _diffusion_walk
 DiffusionTask.stochastic = lambda self, sampler: True
 
-# %% ../nbs/25_task.ipynb #a3070be3
+# %% ../nbs/25_task.ipynb #058a4e6c
 class GanTask(Task):
     "Regression against a Wasserstein critic with gradient penalty (VelocityGAN)."
+
+    betas = (0.0, 0.9)  # a critic that moves leaves no use for momentum (arXiv 1704.00028, algorithm 1)
 
     def __init__(self, method, model, options, shapes, moments=None):
         super().__init__(method, model, options, shapes)
@@ -221,7 +229,7 @@ class GanTask(Task):
         "The generator's maps."
         return denoise_(batch["x1"], self.network_time(0, batch["x1"]), batch["seismic"], batch["keep"]).float()
 
-# %% ../nbs/25_task.ipynb #9856b2f7
+# %% ../nbs/25_task.ipynb #e714660e
 def _generator_loss(self, denoise_, batch):
     fake = self.fake(denoise_, batch)
     self.critic.requires_grad_(False)
@@ -237,7 +245,7 @@ def _critic_loss(self, critic, batch):
 
 GanTask.loss, GanTask.critic_loss = _generator_loss, _critic_loss
 
-# %% ../nbs/25_task.ipynb #5f9c61e1
+# %% ../nbs/25_task.ipynb #caf2ff22
 TASKS = {"bridge": BridgeTask, "ddpm": DiffusionTask, "regression": Task, "gan": GanTask}
 USED_BY = {
     **dict.fromkeys(("t0", "T", "beta_max", "ot_ode", "precondition", "base_noise"), ("bridge",)),
@@ -257,7 +265,7 @@ def check_used(options: ModelOptions, method: str, model: Model):
             raise InputError(f"--{name.replace('_', '-')} says nothing to {who}: leave it out")
     if options.precondition and not options.pred_x0: raise InputError("--precondition is a way to predict x0: leave --no-pred-x0 out")
 
-# %% ../nbs/25_task.ipynb #a8448453
+# %% ../nbs/25_task.ipynb #33be7d71
 def resolve(options: ModelOptions) -> tuple[ModelOptions, str, Model]:
     "The options with what the model and the method decide, and both. Raises `InputError` for names that do not exist or do not go together."
     model = find_model(options.model)

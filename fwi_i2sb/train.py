@@ -6,7 +6,7 @@
 __all__ = ['train_step', 'Journal', 'pace', 'show', 'close', 'stop_signal', 'check_options', 'train', 'make_start',
            'progress_bar', 'main']
 
-# %% ../nbs/30_train.ipynb #22afd531
+# %% ../nbs/30_train.ipynb #c368ef50
 import contextlib, signal, sys, time, warnings
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-# %% ../nbs/30_train.ipynb #8558f1e2
+# %% ../nbs/30_train.ipynb #f6c18664
 from . import plot
 from .loader import microbatches
 from .launch import check_compiler, find_ranks
@@ -33,7 +33,7 @@ from .task import Learner, Task, build_task, resolve
 from .tracker import SHOW_FIGURE, open_tracker
 from .validate import validate
 
-# %% ../nbs/30_train.ipynb #065173aa
+# %% ../nbs/30_train.ipynb #956fb5e1
 def train_step(
     learners: dict[str, nn.Module],  # the task's learners, prepared
     state: TrainState,
@@ -53,7 +53,7 @@ def train_step(
     state.step, state.skipped = state.step + 1, state.skipped + (len(losses) < len(turns))
     return losses
 
-# %% ../nbs/30_train.ipynb #3fa54720
+# %% ../nbs/30_train.ipynb #b7751553
 def _add_gradients(learner: Learner, share, parts: int, optim, accelerator: Accelerator) -> torch.Tensor:
     "Forward and backward over this process's share of the global batch; its part of the loss."
     total = torch.zeros((), device=accelerator.device)
@@ -64,7 +64,7 @@ def _add_gradients(learner: Learner, share, parts: int, optim, accelerator: Acce
         total += loss.detach()
     return total
 
-# %% ../nbs/30_train.ipynb #8237488d
+# %% ../nbs/30_train.ipynb #ec2357d6
 def _update(name: str, state: TrainState, options: TrainOptions) -> bool:
     "Clip, step, average; whether the gradient was finite."
     net, optimizer, optim = state.nets[name], state.optimizers[name], options.optim
@@ -78,7 +78,7 @@ def _update(name: str, state: TrainState, options: TrainOptions) -> bool:
     optimizer.zero_grad(set_to_none=True)
     return bool(norm.isfinite())
 
-# %% ../nbs/30_train.ipynb #3acb2ba7
+# %% ../nbs/30_train.ipynb #2940435e
 class Journal:
     "What is written down during training: metrics.jsonl, the tracker, and the terminal (main process only)."
 
@@ -100,7 +100,7 @@ class Journal:
         if self.lines: print(f"train {step}/{self.options.optim.num_itr}: {text}", file=sys.stderr, flush=True)
         else: self.bar.set_postfix_str(text)
 
-# %% ../nbs/30_train.ipynb #08d0f91a
+# %% ../nbs/30_train.ipynb #658cd5df
 def pace(self, step: int) -> dict:
     "Samples per second since the last call, minutes left, and the GPU's peak memory."
     (before, first), self.last = self.last, (time.monotonic(), step)
@@ -125,7 +125,7 @@ def close(self):
 
 Journal.pace, Journal.show, Journal.close = pace, show, close
 
-# %% ../nbs/30_train.ipynb #9308d920
+# %% ../nbs/30_train.ipynb #55e9da2c
 @contextlib.contextmanager
 def stop_signal():
     "A function that returns the first SIGINT, SIGTERM or SIGUSR1 received inside the block, or 0."
@@ -137,22 +137,24 @@ def stop_signal():
 
     with handled(note): yield lambda: received[0] if received else 0
 
-# %% ../nbs/30_train.ipynb #645ec97c
+# %% ../nbs/30_train.ipynb #76f14d88
 def check_options(options: TrainOptions):
     "Refuse what can be refused before any data is read."
     check_limits(options)
-    check_batch(options.optim, find_ranks(options.hardware).world)
+    micro = check_batch(options.optim, find_ranks(options.hardware).world).microbatch
     if options.folder.name != (options.run.name or str(options.run.seed)): raise InputError(f"--name {options.run.name} must be the name of one folder inside --result-dir")
     parse_families(options.data.dataset_name)
     read_start_maps(options.model.corrupt)
     import_plugin(options.run.plugin)
-    build_task(options.model, dict(shots=5, time_samples=options.data.time_samples, receivers=70, map_size=(70, 70), moments=(1.0, 1.0, 0.5))).how(nfe=options.log.val_nfe)
+    task = build_task(options.model, dict(shots=5, time_samples=options.data.time_samples, receivers=70, map_size=(70, 70), moments=(1.0, 1.0, 0.5)))
+    task.how(nfe=options.log.val_nfe)
+    if micro < task.least_batch: raise InputError(f"{options.model.model} normalises over the samples of a microbatch, and here it has {micro}: give every process a --microbatch of {task.least_batch} or more")
     check_same_options(options)
     if options.run.ckpt and not checkpoints(options.folder): given_checkpoint(options.run.ckpt)
     if options.log.log_writer != "none": need(options.log.log_writer, f"--log-writer {options.log.log_writer}")
     if options.hardware.compile: check_compiler()
 
-# %% ../nbs/30_train.ipynb #aa116dfc
+# %% ../nbs/30_train.ipynb #8552cdaa
 def train(
     options: TrainOptions,
     *, progress: bool = True,  # progress bar on a terminal, else one line per logging interval
@@ -167,20 +169,20 @@ def train(
     if number: raise SystemExit(128 + number)
     return options.folder
 
-# %% ../nbs/30_train.ipynb #0ea82dec
+# %% ../nbs/30_train.ipynb #2bc9fa59
 def _train_on_node(options: TrainOptions, ranks, progress: bool) -> int:
     code = start_processes(partial(train, options, progress=progress), ranks)
     if code < 0: raise ChildProcessError(f"a process of this node was killed by signal {-code}: repeat the command to continue from the last checkpoint")
     if 0 < code <= 128: raise SystemExit(code)  # the process has said why
     return max(0, code - 128)
 
-# %% ../nbs/30_train.ipynb #72864b66
+# %% ../nbs/30_train.ipynb #1d6ef05e
 def _train(options: TrainOptions, progress: bool) -> int:
     with open_accelerator(options.hardware, options.folder / "logs", options.log.log_writer) as (accelerator, peers):
         with progress_bar("convert", "records") if progress else contextlib.nullcontext() as report:
             stores, facts, lock = peers.rank_zero_first(partial(_prepare, options, report, accelerator.is_main_process))
         start, task = make_start(options, facts), build_task(options.model, facts, options.run.seed)
-        state = new_state(task.nets, options, accelerator.device)
+        state = new_state(task.nets, options, accelerator.device, task.betas)
         restore_state(state, options)
         about = {f"data {k}": v for k, v in facts.items() if k not in FITTED}
         peers.agree(run_identity(options) | about | dict(step=state.step, precision=accelerator.mixed_precision))  # all have looked before one writes
@@ -191,7 +193,7 @@ def _train(options: TrainOptions, progress: bool) -> int:
         if state.step >= options.optim.num_itr: return 0
         return _loop(options, accelerator, state, task, stores, start, Journal(options, accelerator, state.step, progress))
 
-# %% ../nbs/30_train.ipynb #73680836
+# %% ../nbs/30_train.ipynb #ba9ca415
 def make_start(options: TrainOptions, facts: dict) -> Start:
     "The starting models of a run."
     return Start(parse_start(options.model.corrupt), linear=facts["linear"], maps=read_start_maps(options.model.corrupt))
@@ -204,7 +206,7 @@ def _prepare(options: TrainOptions, report, main: bool):
     facts = same_facts(options, facts)
     return stores, facts, claim(options.folder) if main else None
 
-# %% ../nbs/30_train.ipynb #502c402f
+# %% ../nbs/30_train.ipynb #4c89ff7d
 def _loop(options, accelerator, state, task, stores, start, journal) -> int:
     optim, log, losses = options.optim, options.log, []
     fitted = replace(options, optim=check_batch(optim, accelerator.num_processes), model=resolve(options.model)[0])  # validation keeps the batches asked for: its records do not depend on the ranks
@@ -230,7 +232,7 @@ def _loop(options, accelerator, state, task, stores, start, journal) -> int:
             if number: break
     return number
 
-# %% ../nbs/30_train.ipynb #0fe4e791
+# %% ../nbs/30_train.ipynb #62fe61c5
 def _agree(number: int, accelerator: Accelerator) -> int:
     "The signal that any process received, so that all stop after the same step."
     if accelerator.num_processes == 1: return number
@@ -245,7 +247,7 @@ def _check_skipped(state: TrainState, options: TrainOptions):
     if state.skipped > options.optim.max_skipped:
         raise InputError(f"the gradient was not finite in {state.skipped} of {state.step} steps: lower --lr, set --clip-grad-norm or raise --max-skipped, and repeat the command to continue from the last checkpoint")
 
-# %% ../nbs/30_train.ipynb #2af562c7
+# %% ../nbs/30_train.ipynb #dc1e6294
 @contextlib.contextmanager
 def progress_bar(name: str, unit: str = "it", every: float = 20.0):
     "A callback `progress(done, total)`: a bar with rate and time left on a terminal, else a line every `every` seconds."
@@ -262,12 +264,12 @@ def progress_bar(name: str, unit: str = "it", every: float = 20.0):
 
     with bar: yield progress
 
-# %% ../nbs/30_train.ipynb #bfbdd51a
+# %% ../nbs/30_train.ipynb #79665868
 def main(argv: list[str] | None = None):
     "The command line of training."
     run_command(train, TrainOptions, argv, prog="python -m fwi_i2sb.train")
 
-# %% ../nbs/30_train.ipynb #2ceec36f
+# %% ../nbs/30_train.ipynb #7c76271e
 #| eval: false
 if __name__ == "__main__" and "get_ipython" not in globals():  # run as a module, not as a notebook
     main()

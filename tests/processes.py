@@ -40,7 +40,7 @@ def losses(run: Path) -> list[float]: return [row["loss"] for row in read_metric
 
 
 def weights(run: Path) -> dict:
-    return {part: load_file(checkpoints(run)[0] / f"{part}.safetensors") for part in ("weights", "ema", "optimizer")}
+    return {path.stem: load_file(path) for path in checkpoints(run)[0].glob("*.safetensors")}
 
 
 def assert_equal(a: dict, b: dict):

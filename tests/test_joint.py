@@ -61,12 +61,12 @@ def test_all_needs_all_ten_and_says_which_is_missing(refused, families, tmp_path
 @pytest.fixture
 def poisoned(monkeypatch):
     "Make the loss of some optimiser steps not finite."
-    from fwi_i2sb import train as training
+    from fwi_i2sb.task import BridgeTask
 
     def poison(bad):
         count = iter(range(10**6))
-        real = training.bridge_loss
-        monkeypatch.setattr(training, "bridge_loss", lambda *args: real(*args) * (float("nan") if next(count) // 2 in bad else 1.0))  # two microbatches per step
+        real = BridgeTask.loss
+        monkeypatch.setattr(BridgeTask, "loss", lambda *args: real(*args) * (float("nan") if next(count) // 2 in bad else 1.0))  # two microbatches per step
     return poison
 
 

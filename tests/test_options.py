@@ -127,8 +127,8 @@ def validation_is_bounded_and_accumulation_changes_nothing(g):
     row = next(r for r in read_metrics(g.trained("three", "--microbatch", 3, "--batch-size", 3, "--val-batches", 2)) if "val_mae" in r)
     assert row["val_records"] == 6
     calls = []
-    from fwi_i2sb import train as training
-    g.monkeypatch.setattr(training, "bridge_loss", lambda *args, real=training.bridge_loss: calls.append(len(args[2]["x0"])) or real(*args))
+    from fwi_i2sb.task import BridgeTask
+    g.monkeypatch.setattr(BridgeTask, "loss", lambda *args, real=BridgeTask.loss: calls.append(len(args[2]["x0"])) or real(*args))
     quiet = []
     g.monkeypatch.setattr(Accelerator, "no_sync", lambda self, model, real=Accelerator.no_sync: quiet.append(1) or real(self, model))
     run = g.trained("two", "--microbatch", 2)
@@ -149,9 +149,9 @@ def the_bridge_is_another(g):
 
 @effect("drop_cond")
 def that_share_is_trained_without_seismic(g):
-    from fwi_i2sb import train as training
+    from fwi_i2sb.task import BridgeTask
     keeps = []
-    g.monkeypatch.setattr(training, "bridge_loss", lambda *args, real=training.bridge_loss: keeps.append(args[2]["keep"]) or real(*args))
+    g.monkeypatch.setattr(BridgeTask, "loss", lambda *args, real=BridgeTask.loss: keeps.append(args[2]["keep"]) or real(*args))
     for drop, low, high in ((0, 1, 1), (0.5, 0.25, 0.75), (1, 0, 0)):
         keeps.clear()
         g.trained(f"drop{drop}", "--drop_cond", drop)

@@ -1,0 +1,168 @@
+"Every method trains, continues, inverts and is refused in the same way; models of one's own; starts without truth."
+import re
+
+import numpy as np
+import pytest
+import torch
+from processes import arguments, assert_equal, finish, losses, python_train, weights
+
+from fwi_i2sb.invert import load_run
+from fwi_i2sb.metrics import mae
+from fwi_i2sb.openfwi import InputError
+from fwi_i2sb.run import read_metrics
+from fwi_i2sb.trained import validation_records
+
+LARGE = ("--batch-size", 2, "--microbatch", 2, "--val-batches", 1)
+METHODS = {
+    "precondition": ("--precondition",),
+    "base-noise": ("--base-noise", 0.1),
+    "ddpm": ("--method", "ddpm"),
+    "ddpm-noise": ("--method", "ddpm", "--no-pred-x0"),
+    "regression": ("--method", "regression", "--corrupt", "linear", "--loss", "l1"),
+    "gan": ("--method", "gan", "--n-critic", 2),
+    "inversionnet": ("--model", "inversionnet", *LARGE),
+    "velocitygan": ("--model", "velocitygan", "--n-critic", 2, *LARGE),
+}
+PLUGIN = """
+from torch import nn
+from fwi_i2sb.models import register
+
+class Loudness(nn.Module):
+    conditional = True
+    def __init__(self, size):
+        super().__init__()
+        self.size, self.line = size, nn.Linear(1, 1)
+    def encode(self, seismic): return seismic.abs().mean((1, 2, 3), keepdim=True)
+    def forward(self, xt, t, cond): return self.line(cond).expand(-1, 1, *self.size)
+
+@register("loudness{tag}", methods=("regression",), about="mean loudness, one line", reads_map=False)
+def build(shapes, options): return Loudness(shapes.map_size)
+"""
+
+
+@pytest.fixture
+def trained(fwi, data, tmp_path):
+    def train(name, *words):
+        outcome = fwi("train", *arguments(data, tmp_path, name, *words))
+        assert outcome.code == 0, outcome.err
+        return tmp_path / name
+    return train
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_continues_as_if_nothing_had_happened_and_inverts(trained, name):
+    whole, halves = trained("whole", "--num-itr", 4, *METHODS[name]), trained("halves", "--num-itr", 2, *METHODS[name])
+    trained("halves", "--num-itr", 4, *METHODS[name])
+    one, two = weights(whole), weights(halves)
+    assert one.keys() == two.keys() and ("critic" in one) == ("gan" in name)
+    assert_equal(one, two)
+    run = load_run(whole, device="cpu")
+    seismic, truth, numbers = validation_records(run, 2)
+    result = run.invert(seismic, "linear", records=numbers)
+    assert result.mean.shape == truth.shape and result.mean.isfinite().all()
+    assert result.samples.shape[1] == (8 if run.task.stochastic(run.task.samplers[0]) else 1)
+    assert result.provenance["method"] == run.task.name and result.provenance["network_calls"] == result.samples.shape[1] * run.task.nfe
+    assert torch.allclose(run.states(seismic, "linear", records=numbers)[-1].xt, result.samples[:, 0], atol=0.5)
+
+
+@pytest.mark.parametrize("words", [("--method", "ddpm"), ("--method", "regression"), ("--method", "gan", "--n-critic", 1)], ids=lambda words: words[1])
+def test_two_processes_learn_what_one_does(data, tmp_path, words):
+    common = ("--num-itr", 3, "--microbatch", 2, "--batch-size", 4, "--precision", "fp32", "--log-every", 1, *words)
+    finish(python_train(*arguments(data, tmp_path, "one", *common)))
+    finish(python_train(*arguments(data, tmp_path, "two", *common, "--num-proc-node", 1, "--node-rank", 0, "--proc-per-node", 2, "--master-port", 6131)))
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
+    critic = [[row["loss_critic"] for row in read_metrics(tmp_path / name) if "loss_critic" in row] for name in ("one", "two")]
+    assert bool(critic[0]) == ("gan" in words)
+    np.testing.assert_allclose(*critic, rtol=1e-4)
+
+
+def test_options_of_a_method_change_its_training(trained):
+    base = {"bridge": losses(trained("bridge", "--num-itr", 2)), "gan": read_metrics(trained("gan", "--method", "gan", "--n-critic", 1, "--num-itr", 2))}
+    for flag in (("--loss", "l1"), ("--step-power", 2), ("--precondition",), ("--base-noise", 0.2)):
+        assert losses(trained("bridge" + flag[0], "--num-itr", 2, *flag)) != base["bridge"], flag
+    for flag, key in ((("--gp-weight", 1), "loss_critic"), (("--pixel-weight", 10), "loss")):
+        rows = read_metrics(trained("gan" + flag[0], "--method", "gan", "--n-critic", 1, "--num-itr", 2, *flag))
+        assert rows[0][key] != base["gan"][0][key], flag
+    late = [row["loss"] for row in read_metrics(trained("late", "--method", "gan", "--n-critic", 2, "--num-itr", 2)) if "loss" in row]
+    assert late[0] is None and late[1] is not None  # the critic plays alone in the first step
+
+
+def test_what_a_method_would_ignore_is_refused(refused, data, tmp_path):
+    for words, saying in ((("--method", "regression", "--beta-max", 0.2), "--beta-max says nothing to the method regression"),
+                          (("--method", "ddpm", "--ot-ode"), "--ot-ode says nothing"), (("--n-critic", 3), "--n-critic says nothing to the method bridge"),
+                          (("--model", "inversionnet", "--corrupt", "linear"), "--corrupt says nothing to inversionnet"),
+                          (("--model", "inversionnet", "--encoder", "patch"), "leave --encoder out"), (("--model", "inversionnet", "--drop-cond", 0.5), "--drop-cond"),
+                          (("--model", "inversionnet", "--method", "bridge"), "cannot learn the method bridge"), (("--method", "brigde"), "did you mean 'bridge'"),
+                          (("--model", "inversionet"), "did you mean 'inversionnet'"), (("--precondition", "--no-pred-x0"), "--precondition"),
+                          (("--method", "regression", "--val-nfe", 5), "one network call"), (("--step-power", -1), "--step-power"),
+                          (("--model", "inversionnet", "--batch-size", 1, "--microbatch", 1), "normalises over the samples")):
+        refused("train", *arguments(data, tmp_path, "no", *words), saying=(saying,))
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_a_run_cannot_do_is_refused(trained, refused):
+    run = trained("regression", "--num-itr", 1, "--method", "regression")
+    refused("invert", run, "--nfe", 5, saying=("answers in one network call",))
+    refused("invert", run, "--sampler", "sde", saying=("sampler of the method regression",))
+    refused("invert", run, "--eta", 0.5, saying=("draws no noise",))
+    refused("invert", run, "--classical", 2, "--nfe", 3, saying=("--nfe", "--classical"))
+    alone = trained("alone", "--num-itr", 1, "--model", "inversionnet", *LARGE)
+    refused("invert", alone, "--w", 0, saying=("without seismic",))
+    with pytest.raises(InputError, match="has no bridge"): load_run(run).bridge
+
+
+def test_every_encoder_serves_every_method(trained):
+    for encoder in ("patch", "conv"):
+        for method in ("ddpm", "regression", "gan"):
+            run = load_run(trained(f"{encoder}-{method}", "--num-itr", 1, "--encoder", encoder, "--method", method), device="cpu")
+            assert run.net.encoder.channels > 5
+
+
+def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
+    file = tmp_path / "my_model.py"
+    file.write_text(PLUGIN.replace("{tag}", ""))
+    refused("train", *arguments(data, tmp_path, "mine", "--model", "loudness"), saying=("unknown model 'loudness'", "--import"))
+    assert re.search(r"^loudness +regression +2 ", fwi("models", "--import", file).out, re.M)
+    run = trained("mine", "--model", "loudness", "--import", file, "--num-itr", 1)
+    finish(python_train(*arguments(data, tmp_path, "again", "--model", "loudness", "--num-itr", 1, "--import", file)))
+    assert fwi("invert", run, "--records", 2, "--import", file).code == 0
+    broken, silent, same = (tmp_path / f"{name}.py" for name in ("broken", "silent", "same"))
+    broken.write_text("raise RuntimeError('no')"), silent.write_text("x = 1"), same.write_text(PLUGIN.replace("loudness{tag}", "tiny"))
+    for path, saying in ((broken, "RuntimeError: no"), (silent, "registers no model"), (same, "there is a model 'tiny' already"), (tmp_path / "none.py", "is not a Python file")):
+        refused("models", "--import", path, saying=(saying,))
+
+
+def test_opening_a_run_executes_nothing_that_belongs_to_it(data, tmp_path):
+    import subprocess, sys
+
+    file = tmp_path / "my_model.py"
+    file.write_text(PLUGIN.replace("{tag}", "2"))
+    finish(python_train(*arguments(data, tmp_path, "mine", "--model", "loudness2", "--num-itr", 1, "--import", file)))
+    code = f"from fwi_i2sb import load_run\ntry: load_run({str(tmp_path / 'mine')!r})\nexcept ValueError as error: print(error)\nload_run({str(tmp_path / 'mine')!r}, plugin={str(file)!r})"
+    assert "--import" in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+
+
+def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refused, mini, tmp_path):
+    bridge = trained("bridge", "--num-itr", 1)
+    refused("invert", bridge, "--start", "first-guess", saying=("first-guess:RUN",))
+    refused("invert", bridge, "--start", f"first-guess:{mini}", saying=("has seen the truth",))
+    trained("first-guess", "--method", "regression", "--corrupt", "linear", "--num-itr", 2)
+    assert fwi("invert", bridge, "--start", "first-guess", "--records", 2, "--samples", 1).code == 0
+    run = load_run(bridge, device="cpu")
+    seismic, truth, numbers = validation_records(run, 3)
+    result = run.invert(seismic, "first-guess", samples=1, records=numbers)
+    alone = run.invert(seismic[1:2], f"first-guess:{tmp_path / 'first-guess'}", samples=1, records=numbers[1:2])
+    torch.testing.assert_close(alone.start[0], result.start[1], atol=0.5, rtol=0)
+    rough = load_run(tmp_path / "first-guess", device="cpu").invert(seismic, "linear", records=numbers).mean
+    assert result.start.diff(dim=-1).abs().mean() < 0.7 * rough.clamp(1500, 4500).diff(dim=-1).abs().mean() + 1 and (mae(result.start, truth) < 1500).all()
+
+
+def test_classical_inversion_from_the_same_start(fwi, mini, tmp_path):
+    outcome = fwi("invert", mini, "--records", 1, "--classical", 3, "--out", tmp_path)
+    assert outcome.code == 0 and "classical" in outcome.out, outcome.err
+    with np.load(tmp_path / "validation-1-classical.npz", allow_pickle=False) as back: assert back["std"].max() == 0 and back["samples"].shape[1] == 1
+
+
+def test_the_published_sizes_are_listed(fwi, tmp_path):
+    shown = fwi("models", "--json", tmp_path / "models.json").out
+    assert re.search(r"^inversionnet .* 24409123 ", shown, re.M) and re.search(r"^velocitygan .* 24409123 .*critic 1180003", shown, re.M)
