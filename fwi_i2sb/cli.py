@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'GenerateOptions', 'generate_command', 'CheckOptions', 'c
            'convert_command', 'DemoOptions', 'demo_training', 'demo', 'Clock', 'demo_figure', 'ModelsOptions',
            'models_command', 'usage', 'main']
 
-# %% ../nbs/90_cli.ipynb #7f199d1d
+# %% ../nbs/90_cli.ipynb #b987e64c
 import contextlib, json, sys, time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,9 @@ from typing import Literal
 
 import tyro
 
-# %% ../nbs/90_cli.ipynb #a52aa4d2
+# %% ../nbs/90_cli.ipynb #361e979d
 from .evaluate import EvaluateOptions, evaluate_command
+from .experiment import ExperimentOptions, experiment_command
 from .generate import generate
 from .invert import InvertOptions, invert_command
 from .check import check_folder, check_record
@@ -27,7 +28,7 @@ from .run import write_atomic
 from .store import convert
 from .train import progress_bar, train
 
-# %% ../nbs/90_cli.ipynb #b74c7dab
+# %% ../nbs/90_cli.ipynb #be5ba1f3
 @dataclass(frozen=True)
 class GenerateOptions:
     "Make OpenFWI-like velocity maps and simulate their records, in OpenFWI's own file format."
@@ -41,7 +42,7 @@ class GenerateOptions:
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator; openfwi is exact and much slower
     workers: int | None = None  # processes; default: one per core
 
-# %% ../nbs/90_cli.ipynb #5544b61d
+# %% ../nbs/90_cli.ipynb #9eb25be6
 def generate_command(options: GenerateOptions) -> Path:
     "Generate a data set, or continue one."
     with progress_bar("generate", "records") as progress:
@@ -50,7 +51,7 @@ def generate_command(options: GenerateOptions) -> Path:
     print(f"{options.train} + {options.val} records in {folder}")
     return folder
 
-# %% ../nbs/90_cli.ipynb #75926857
+# %% ../nbs/90_cli.ipynb #69e2c473
 @dataclass(frozen=True)
 class CheckOptions:
     "Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, broken or missing files, damaged values, disk needed."
@@ -59,7 +60,7 @@ class CheckOptions:
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
     json: Path | None = None  # also write the report here
 
-# %% ../nbs/90_cli.ipynb #8a9df273
+# %% ../nbs/90_cli.ipynb #e76d1834
 def check_command(options: CheckOptions):
     "Print the report; a folder or record with problems ends with exit code 2."
     with progress_bar("check", "records") as progress:
@@ -68,7 +69,7 @@ def check_command(options: CheckOptions):
     if options.json: write_atomic(options.json, json.dumps(report.to_dict(), indent=1))
     if report.problems: raise InputError(f"{options.path} has {len(report.problems)} problem(s), first: {report.problems[0]}")
 
-# %% ../nbs/90_cli.ipynb #dc2aed8e
+# %% ../nbs/90_cli.ipynb #d877af6c
 @dataclass(frozen=True)
 class ConvertOptions:
     "Convert OpenFWI files to the LMDB store that training reads; repeat after an interruption to continue."
@@ -81,7 +82,7 @@ class ConvertOptions:
     json_data_config: Path | None = None  # JSON with data_min and data_max per family; default: OpenFWI's values
     workers: int | None = None  # processes; default: one per core
 
-# %% ../nbs/90_cli.ipynb #f6b3d268
+# %% ../nbs/90_cli.ipynb #0e7f3047
 def convert_command(options: ConvertOptions) -> Path:
     "Convert, or continue a conversion."
     families = load_families(options.json_data_config) if options.json_data_config else None
@@ -91,7 +92,7 @@ def convert_command(options: ConvertOptions) -> Path:
     print(f"store in {root}")
     return root
 
-# %% ../nbs/90_cli.ipynb #29441168
+# %% ../nbs/90_cli.ipynb #e2e93eff
 @dataclass(frozen=True)
 class DemoOptions:
     "Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to continue."
@@ -105,7 +106,7 @@ class DemoOptions:
     nfe: int = 5  # network calls per sample
     seed: int = 0  # seed of everything
 
-# %% ../nbs/90_cli.ipynb #5287651a
+# %% ../nbs/90_cli.ipynb #46556aed
 def demo_training(options: DemoOptions, data: Path) -> TrainOptions:
     "The training options of the demo: a 1.5 M network, cosine schedule, one data set."
     return TrainOptions(
@@ -113,7 +114,7 @@ def demo_training(options: DemoOptions, data: Path) -> TrainOptions:
         OptimOptions(options.batch_size, options.batch_size, options.steps, lr=2e-3, lr_schedule="cosine", warmup=min(100, options.steps // 10), clip_grad_norm=1.0, ema=0.99),
         LogOptions(log_every=50, val_every=500, val_batches=1, save_every=250))
 
-# %% ../nbs/90_cli.ipynb #8262adc2
+# %% ../nbs/90_cli.ipynb #d3f78a9f
 def demo(options: DemoOptions) -> dict:
     "Run the chain; print the time of each stage, the table, and write `demo.png` and `demo.json`."
     clock = Clock()
@@ -128,7 +129,7 @@ def demo(options: DemoOptions) -> dict:
     print(f"figure {picture}, run {folder}")
     return clock.seconds
 
-# %% ../nbs/90_cli.ipynb #821464fc
+# %% ../nbs/90_cli.ipynb #f560af45
 class Clock:
     "Seconds of named stages: `with clock(\"train\"): ...`."
 
@@ -141,13 +142,13 @@ class Clock:
         yield
         self.seconds[name] = round(time.perf_counter() - began, 1)
 
-# %% ../nbs/90_cli.ipynb #eec0f6df
+# %% ../nbs/90_cli.ipynb #90d94812
 def demo_figure(options: DemoOptions, folder: Path) -> Path:
     "Invert the first unseen record and draw it: truth, start, mean, standard deviation, error, record and its re-simulation."
     invert_command(InvertOptions(folder, records=1, samples=options.samples, nfe=options.nfe, seed=options.seed, out=options.out))
     return (options.out / "validation-1.png").rename(options.out / "demo.png")
 
-# %% ../nbs/90_cli.ipynb #56e1cda2
+# %% ../nbs/90_cli.ipynb #112b1959
 @dataclass(frozen=True)
 class ModelsOptions:
     "List the networks that can be trained: what they learn (the first method is the default), and their size."
@@ -170,7 +171,7 @@ def models_command(options: ModelsOptions) -> list[dict]:
         print(f"{row['name']:<16}{', '.join(row['methods']):<32}{row['weights']:>10}  {row['about']}{more}")
     return rows
 
-# %% ../nbs/90_cli.ipynb #3362711e
+# %% ../nbs/90_cli.ipynb #18453d45
 COMMANDS = {
     "generate": (generate_command, GenerateOptions),
     "check": (check_command, CheckOptions),
@@ -179,6 +180,7 @@ COMMANDS = {
     "train": (train, TrainOptions),
     "invert": (invert_command, InvertOptions),
     "evaluate": (evaluate_command, EvaluateOptions),
+    "experiment": (experiment_command, ExperimentOptions),
     "demo": (demo, DemoOptions),
 }
 
@@ -188,7 +190,7 @@ def usage() -> str:
     lines = [f"  {name:<12}{options.__doc__}" for name, (_, options) in COMMANDS.items()]
     return "\n".join(["usage: fwi-i2sb COMMAND [options]    (fwi-i2sb COMMAND --help lists them)", "", *lines])
 
-# %% ../nbs/90_cli.ipynb #2dcb6c7f
+# %% ../nbs/90_cli.ipynb #a4420a10
 def main(argv: list[str] | None = None):
     "The `fwi-i2sb` command."
     argv = sys.argv[1:] if argv is None else argv
