@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARTS', 'evaluate', 'EvaluateOptions', 'write_card', 'evaluate_command']
 
-# %% ../nbs/32_evaluate.ipynb #00ad4077
+# %% ../nbs/32_evaluate.ipynb #33797174
 import json, os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 import tyro
 
-# %% ../nbs/32_evaluate.ipynb #a9ac42ec
+# %% ../nbs/32_evaluate.ipynb #02d04acb
 import fwi_i2sb
 from .card import Tally, assemble, markdown, table
 from .card_figure import card_figure
@@ -30,7 +30,7 @@ from .run import first_records, write_atomic
 from .train import progress_bar
 from .trained import TrainedRun, device_name, resimulate
 
-# %% ../nbs/32_evaluate.ipynb #45e8f98f
+# %% ../nbs/32_evaluate.ipynb #6174f6f3
 @dataclass(frozen=True)
 class _Job:
     run: TrainedRun
@@ -46,7 +46,7 @@ class _Job:
     def read(self, first: int, size: int) -> Batch:
         return read_batch(self.run, self.data, self.numbers, first, size, degradation=self.degradation, seed=self.how["seed"], engine=self.engine)
 
-# %% ../nbs/32_evaluate.ipynb #7692c838
+# %% ../nbs/32_evaluate.ipynb #29673cbc
 _COST = ("samples", "nfe", "sampler", "eta", "network_calls", "wave_solves", "seconds_per_record")
 
 
@@ -69,7 +69,7 @@ def _answers(job: _Job, batch: Batch, start: str):
     yield from _controls(job, batch, result.start)
     if job.classical > batch.first: yield _classical(job, batch, result.start)
 
-# %% ../nbs/32_evaluate.ipynb #869e52a6
+# %% ../nbs/32_evaluate.ipynb #d96fd6a8
 def _controls(job: _Job, batch: Batch, start: torch.Tensor):
     given = {}
     if job.run.task.guidable and job.run.options.model.drop_cond: given["seismic switched off"] = batch.seismic, dict(w=0.0)
@@ -78,13 +78,13 @@ def _controls(job: _Job, batch: Batch, start: torch.Tensor):
         result, cost = _invert(job, batch, start, seismic, **other)
         yield name, "control", result.mean, result.samples, cost
 
-# %% ../nbs/32_evaluate.ipynb #d75df5da
+# %% ../nbs/32_evaluate.ipynb #358cf080
 def _classical(job: _Job, batch: Batch, start: torch.Tensor):
     n = job.classical - batch.first
     result = job.shot.classical(batch.seismic[:n], start[:n], records=batch.numbers[:n])
     return f"classical FWI, first {job.classical}", "classical", result.mean, None, {k: result.provenance[k] for k in _COST}
 
-# %% ../nbs/32_evaluate.ipynb #67267286
+# %% ../nbs/32_evaluate.ipynb #c9873f18
 def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
     "Relative data misfit, and that below 5 Hz, of the maps of a batch as far as they are simulated."
     n = min(len(maps), job.misfit_records - batch.first)
@@ -93,7 +93,7 @@ def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
     low = (low_band(d, job.run.survey.dt * job.run.facts["factor"]) for d in pair)
     return dict(misfit=misfit(*pair).tolist(), misfit_low=misfit(*low).tolist())
 
-# %% ../nbs/32_evaluate.ipynb #088463f2
+# %% ../nbs/32_evaluate.ipynb #14910fc4
 STARTS = ("blur-openfwi_custom", "linear")  # a start that has seen the truth, and one that has not
 
 
@@ -106,13 +106,13 @@ def _check(job: _Job):
     if job.classical and (what.missing_shots or what.missing_traces): raise InputError("classical inversion would fit lost traces as silence: leave --classical out, or lose none")
     if what != Degradation() and not job.run.net.conditional: raise InputError(f"{what}: this run does not read the seismic, so nothing would change")
 
-# %% ../nbs/32_evaluate.ipynb #380ad910
+# %% ../nbs/32_evaluate.ipynb #bbcf1d2a
 def _done(job: _Job, first: int, last: int, share: float) -> int:
     "Records done, for equal times: a simulation takes about as long as an inversion, a classical inversion some 150 times that."
     work = lambda i: 3 * i + 6 * min(i, job.misfit_records) + 150 * min(i, job.classical)
     return int(len(job.numbers) * (work(first) + share * (work(last) - work(first))) / work(len(job.numbers)))
 
-# %% ../nbs/32_evaluate.ipynb #4f4816da
+# %% ../nbs/32_evaluate.ipynb #1c0a63a0
 def _example(job: _Job, start: str) -> dict:
     "Maps of the first record, for a figure; whole m/s, because a card is text."
     batch = job.read(0, 1)
@@ -120,14 +120,14 @@ def _example(job: _Job, start: str) -> dict:
     maps = dict(truth=batch.truth, start=result.start, mean=result.mean, std=result.std)
     return dict(number=batch.numbers[0], start_name=start) | {name: v[0, 0].round().int().tolist() for name, v in maps.items()}
 
-# %% ../nbs/32_evaluate.ipynb #bd84064f
+# %% ../nbs/32_evaluate.ipynb #ad7af6a7
 def _score(job: _Job, batch: Batch, start: str, tallies: dict):
     "Add a batch to the tallies, which are kept by start and row."
     for name, kind, maps, ensemble, cost in _answers(job, batch, start):
         tally = tallies.setdefault((start, name), Tally(start, name, kind))
         tally.add(maps, batch.truth[:len(maps)], ensemble=ensemble, misfits=_misfits(job, batch, maps), **cost)
 
-# %% ../nbs/32_evaluate.ipynb #5df55df2
+# %% ../nbs/32_evaluate.ipynb #6706f131
 def _about(job: _Job) -> dict:
     "What the card says of run, records and machine."
     run, data = job.run, job.data
@@ -136,7 +136,7 @@ def _about(job: _Job) -> dict:
         data=dict(families=list(data.names), records=len(job.numbers), misfit_records=min(job.misfit_records, len(job.numbers)), engine=job.engine, fingerprint=data.fingerprint),
         degradation=asdict(job.degradation) | dict(text=str(job.degradation)), version=fwi_i2sb.__version__, torch=torch.__version__)
 
-# %% ../nbs/32_evaluate.ipynb #1d65e8ea
+# %% ../nbs/32_evaluate.ipynb #90f82d8d
 def evaluate(
     run: TrainedRun,
     data: JointStore | None = None,  # where records come from; default: the run's validation records
@@ -156,6 +156,7 @@ def evaluate(
     progress=None,  # called with (done, total) records
 ) -> dict:  # see `23_card`
     "The evaluation card of a run. Raises `InputError` for fewer than two records, and for what run, record or method do not allow."
+    if batch_size < 1: raise InputError("batch_size must be at least 1")
     data = validation_data(run) if data is None else data
     settings = run.task.how(nfe=nfe, sampler=sampler, eta=eta, w=w) | dict(seed=seed)
     shot = run if degradation.freq is None else replace(run, facts=run.facts | dict(survey=at_frequency(run.survey, degradation.freq).to_dict()))
@@ -170,7 +171,7 @@ def evaluate(
     settings["samples"] = tallies[starts[0], run.task.name].cost["samples"]
     return assemble(list(tallies.values()), job.numbers, [data.names[data.which(i)] for i in job.numbers], settings, example=_example(job, starts[0]), **_about(job))
 
-# %% ../nbs/32_evaluate.ipynb #9a410265
+# %% ../nbs/32_evaluate.ipynb #32856406
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Judge a run on validation records, as they are or damaged: table on screen; card.json, card.md and card.png in a folder."
@@ -199,7 +200,7 @@ class EvaluateOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
 
-# %% ../nbs/32_evaluate.ipynb #782e7b8a
+# %% ../nbs/32_evaluate.ipynb #681731a7
 def write_card(
     folder: Path,  # made where it does not exist
     card: dict,  # from `evaluate`
@@ -212,7 +213,7 @@ def write_card(
     write_atomic(folder / "card.md", markdown(card))
     write_atomic(folder / "card.json", "{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in card.items()) + "}\n")
 
-# %% ../nbs/32_evaluate.ipynb #218ecb9e
+# %% ../nbs/32_evaluate.ipynb #82da4704
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, print the table and write the card."
     damage = Degradation(options.snr, options.missing_shots, options.missing_traces, options.freq)

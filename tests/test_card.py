@@ -1,0 +1,226 @@
+"The evaluation card: what it promises to whoever reads it, on screen or as a file."
+import gc
+import json
+import tracemalloc
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fwi_i2sb.card import compare, table
+from fwi_i2sb.degrade import Degradation
+from fwi_i2sb.evaluate import evaluate
+from fwi_i2sb.generate import generate
+from fwi_i2sb.metrics import mae
+from fwi_i2sb.openfwi import InputError
+from fwi_i2sb.records import validation_data
+from fwi_i2sb.store import convert
+from fwi_i2sb.trained import TrainedRun, load_run
+
+QUICK = ["--records", 3, "--samples", 2, "--nfe", 2, "--misfit-records", 1, "--starts", "linear"]
+QUICK_KEYWORDS = dict(records=3, samples=2, nfe=2, misfit_records=1, starts=("linear",))
+SCORES = ("mae", "rmse", "ssim", "misfit", "misfit_low", "crps", "spread_skill", "coverage_50", "correlation")
+
+
+@pytest.fixture(scope="module")
+def run(mini):
+    torch.set_num_threads(1)
+    return load_run(mini, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def plain(run): return evaluate(run, **QUICK_KEYWORDS)
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    "Two validation records of another family."
+    root = tmp_path_factory.mktemp("other")
+    generate(root, "FlatVel_B", n_train=1, n_val=2, workers=1)
+    return root
+
+
+class Made:
+    "A data set of any length whose records are made when they are read; two families in turn."
+    names, fingerprint = ("CurveVel_A", "FlatVel_B"), "made"
+
+    def __init__(self, count): self.sizes = (count // 2, count - count // 2)
+
+    def which(self, i): return int(i >= self.sizes[0])
+
+    def physical(self, i):
+        rng = np.random.default_rng(i)
+        velocity = np.sort(rng.uniform(1500, 4500, 70)).astype(np.float32)[None, :, None].repeat(70, 2)
+        return torch.from_numpy(velocity), torch.from_numpy(rng.standard_normal((5, 250, 70), dtype=np.float32))
+
+
+def scores(card): return {(r["start"], r["family"], r["method"]): [r.get(k) for k in SCORES] for r in card["rows"]}
+
+
+def assert_same(a, b, rtol=0.0):
+    assert a.keys() == b.keys()
+    for key in a:
+        assert [v is None for v in a[key]] == [v is None for v in b[key]]
+        np.testing.assert_allclose([v or 0 for v in a[key]], [v or 0 for v in b[key]], rtol=rtol, atol=rtol)
+
+
+# what is written
+
+def test_json_markdown_and_screen_say_the_same(fwi, mini, tmp_path):
+    done = fwi("evaluate", mini, *QUICK, "--starts", "linear", "blur-openfwi_custom", "--published", "--out", tmp_path)
+    assert done.code == 0 and {p.name for p in tmp_path.iterdir()} == {"card.json", "card.md", "card.png"}
+    card = json.loads((tmp_path / "card.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    page = (tmp_path / "card.md").read_text()
+    assert done.out.startswith(table(card)) and max(map(len, table(card).splitlines()[:17])) <= 140
+    for row in card["rows"]:
+        low, high = row["interval"]["mae"]
+        for text in (done.out, page): assert f"{row['mae']:.1f} ({low:.1f}-{high:.1f})" in text
+    for text in (done.out, page): assert "blur-openfwi_custom*" in text and "linear*" not in text and "it has seen the answer" in text and "(oracle)" in text and "nobody can have it" in text
+    for text in (done.out, page): assert text.lower().count("published by openfwi, other data: no comparison") == 1 and "0.0685" in text and "UPFWI" in text
+    assert (tmp_path / "card.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_schema(plain):
+    assert set(plain) == {"format", "run", "name", "step", "method", "model", "trained_on", "device", "data", "degradation", "version", "torch", "settings", "units", "interval", "expected", "rows", "records", "values", "example"}
+    assert plain["settings"].items() >= dict(samples=2, nfe=2, sampler="sde", seed=0, w=1.0).items()
+    assert plain["data"].items() >= dict(families=["CurveVel_A"], records=3, misfit_records=1, engine="deepwave").items()
+    assert [r["kind"] for r in plain["rows"]] == ["start", "method", "sample", "oracle", "control", "control"]
+    for row, values in zip(plain["rows"], plain["values"]):
+        assert row["records"] == len(values["mae"]) == 3 and row["misfit_records"] == 1 and values["misfit"][1:] == [None, None]
+        np.testing.assert_allclose([row["mae"], row["rmse"] ** 2], [np.mean(values["mae"]), np.mean(np.square(values["rmse"]))], rtol=1e-5)
+        assert row["mae_norm"] == row["mae"] / 1500 and row["interval"]["mae"][0] <= row["mae"] <= row["interval"]["mae"][1]
+        assert ("coverage_90" in row) == (row["kind"] in ("method", "control")) and ("crps" in row)
+        if "coverage_90" not in row: assert row["crps"] == row["mae"]
+    assert plain["expected"]["coverage"][-1] == pytest.approx(1 / 3) and np.shape(plain["example"]["mean"]) == (70, 70)
+
+
+def test_published_figures_of_two_families(fwi, run, mini, flat, tmp_path):
+    done = fwi("evaluate", mini, *QUICK, "--records", 2, "--dataset-dir", flat, "--dataset-name", "FlatVel_B", "--published", "--out", tmp_path)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert done.code == 0 and card["data"]["families"] == ["FlatVel_B"] and card["trained_on"] == "CurveVel_A"
+    found = {(r["method"], r["loss"]): (r["mae_norm"], r["rmse_norm"], r["ssim"]) for r in card["published"]}
+    assert found["InversionNet", "l1"] == (0.0351, 0.0876, 0.9461) and found["VelocityGAN", "l2"] == (0.0328, 0.0787, 0.9556) and found["UPFWI", None] == (0.0677, 0.1493, 0.8874)
+    assert "FlatVel_B: InversionNet (l1 loss)" in done.out
+
+
+def test_cards_side_by_side(run, plain):
+    other = evaluate(run, **QUICK_KEYWORDS | dict(samples=1))
+    lines = compare([plain, other]).splitlines()
+    assert len(lines) == 2 + 1 + 2 and "not comparable" not in compare([plain, other])
+    assert "not comparable" in compare([plain, evaluate(run, **QUICK_KEYWORDS | dict(records=2))])
+    assert len(compare([plain], kinds=("control",)).splitlines()) == 4
+
+
+# what is measured
+
+def test_the_wrong_record_is_the_next_one_and_keeps_the_start(run, plain):
+    data = validation_data(run)
+    truth, seismic = (torch.stack(part) for part in zip(*(data.physical(i) for i in range(3))))
+    wrong = run.invert(seismic.roll(-1, 0), "linear", samples=2, nfe=2, records=[0, 1, 2])
+    values = {v["method"]: v["mae"] for v in plain["values"]}
+    np.testing.assert_allclose(mae(wrong.mean, truth), values["wrong record"], rtol=1e-5)
+    off = run.invert(seismic, "linear", samples=2, nfe=2, records=[0, 1, 2], w=0.0)
+    np.testing.assert_allclose(mae(off.mean, truth), values["seismic switched off"], rtol=1e-5)
+    assert np.all(np.array(values["bridge, best of 2 (oracle)"]) <= values["bridge, single sample"])
+
+
+def test_a_repetition_gives_the_same_numbers_and_another_seed_others(run, plain):
+    assert_same(scores(plain), scores(evaluate(run, **QUICK_KEYWORDS)))
+    assert plain["rows"][1]["interval"] == evaluate(run, **QUICK_KEYWORDS)["rows"][1]["interval"]
+    assert scores(plain) != scores(evaluate(run, seed=1, **QUICK_KEYWORDS))
+
+
+def test_batches_change_nothing(run):
+    how = QUICK_KEYWORDS | dict(starts=("blur-openfwi_custom",), degradation=Degradation(snr=10.0, missing_traces=0.2), misfit_records=2)
+    whole, parts = (scores(evaluate(run, batch_size=size, **how)) for size in (3, 1))
+    assert_same(whole, parts, rtol=1e-3)
+
+
+def test_families_have_rows_of_their_own(run):
+    card = evaluate(run, Made(6), records=5, samples=2, nfe=1, misfit_records=1, starts=("linear",))
+    assert card["records"] == dict(number=[0, 3, 1, 4, 2], family=["CurveVel_A", "FlatVel_B", "CurveVel_A", "FlatVel_B", "CurveVel_A"])
+    rows = {r["family"]: r for r in card["rows"] if r["kind"] == "method"}
+    assert [(f, r["records"], r["misfit_records"]) for f, r in rows.items()] == [("all", 5, 1), ("CurveVel_A", 3, 1), ("FlatVel_B", 2, 0)]
+    np.testing.assert_allclose(rows["all"]["mae"], (3 * rows["CurveVel_A"]["mae"] + 2 * rows["FlatVel_B"]["mae"]) / 5)
+    assert "FlatVel_B: from linear" in table(card) and rows["FlatVel_B"]["misfit"] is None
+
+
+def test_memory_does_not_grow_with_the_records(run):
+    def held():
+        gc.collect()
+        tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if isinstance(t, torch.Tensor)}
+        return np.array([sum(tensors.values()), tracemalloc.get_traced_memory()[0]])
+
+    def peak(count):
+        seen = []
+        evaluate(run, Made(count), records=count, samples=2, nfe=1, misfit_records=1, starts=("linear",), batch_size=2, progress=lambda done, total: seen.append(held()))
+        assert len(seen) == count // 2
+        return np.max(seen, 0)
+
+    tracemalloc.start()
+    try: few, many = peak(4), peak(16)
+    finally: tracemalloc.stop()
+    assert (many - few < 1e6).all(), (few, many)  # 12 records more are 4 MB of gathers
+
+
+def test_progress_counts_records(run):
+    told = []
+    evaluate(run, Made(6), **QUICK_KEYWORDS | dict(records=6, nfe=1, starts=("linear", "linear:2000:3000")), batch_size=2, progress=lambda *pair: told.append(pair))
+    assert told == sorted(told) and told[-1] == (6, 6) and len(told) == 6
+
+
+def test_classical_inversion_stands_beside_the_same_records(run, monkeypatch):
+    whole = TrainedRun.classical
+    monkeypatch.setattr(TrainedRun, "classical", lambda *given, **named: whole(*given, iterations=1, **named))
+    card = evaluate(run, classical=2, batch_size=1, **QUICK_KEYWORDS)
+    assert [(r["method"], r["records"]) for r in card["rows"][6:]] == [(f"{name}, first 2", 2) for name in ("classical FWI", "starting model", "bridge")]
+    np.testing.assert_allclose(card["rows"][8]["mae"], np.mean(card["values"][1]["mae"][:2]), rtol=1e-5)
+    assert card["rows"][6]["wave_solves"] == 3 and card["rows"][6]["network_calls"] == 0 and "waves" in table(card)
+
+
+def test_a_network_without_seismic_has_no_controls(run):
+    alone = replace(run, options=replace(run.options, model=replace(run.options.model, drop_cond=0.0)))
+    assert [r["method"] for r in evaluate(alone, **QUICK_KEYWORDS)["rows"] if r["kind"] == "control"] == ["wrong record"]
+
+
+# damaged records
+
+@pytest.mark.parametrize("damage", [dict(snr=0.0), dict(missing_shots=3), dict(missing_traces=0.5), dict(freq=8.0)], ids=lambda d: next(iter(d)))
+def test_damage_is_written_down_and_felt(run, plain, damage):
+    card = evaluate(run, degradation=Degradation(**damage), **QUICK_KEYWORDS)
+    assert card["degradation"]["text"] == str(Degradation(**damage)) in table(card)
+    before, after = scores(plain), scores(card)
+    changed = {key[2] for key in after if after[key][0] != before[key][0]}
+    assert changed == {"bridge", "bridge, single sample", "bridge, best of 2 (oracle)", "wrong record"}  # not the start, and not what does not look
+
+
+def test_other_smoothing_and_switches_on_the_command_line(fwi, mini, tmp_path):
+    done = fwi("evaluate", mini, *QUICK, "--starts", "blur-openfwi_custom:20:24", "--snr", 10, "--missing-shots", 1, "--missing-traces", 0.1, "--freq", 12, "--out", tmp_path)
+    card = json.loads((tmp_path / "card.json").read_text())
+    assert done.code == 0 and card["degradation"] == dict(snr=10.0, missing_shots=1, missing_traces=0.1, freq=12.0, text="peak frequency 12 Hz, noise at 10 dB, 1 missing shot(s), 10% of the traces missing")
+    assert card["rows"][0]["start"] == "blur-openfwi_custom:20:24" and card["rows"][0]["sees_truth"] and card["degradation"]["text"] in (tmp_path / "card.md").read_text()
+
+
+@pytest.mark.parametrize("words, saying", [
+    (["--snr", "nan"], "--snr nan"), (["--missing-shots", 5], "nothing of a record"), (["--missing-shots", -1], "--missing-shots -1"), (["--missing-traces", 1], "--missing-traces 1"),
+    (["--freq", 100], "--freq 100"), (["--freq", -5], "--freq -5"), (["--records", 1], "two records"), (["--misfit-records", 0], "--misfit-records"), (["--classical", 4], "--classical 4"),
+    (["--classical", 1, "--missing-shots", 1], "classical"), (["--starts", "lineal"], "linear"), (["--samples", 0], "sample"), (["--batch-size", 0], "--batch-size"),
+    (["--dataset-name", "CurvVel_A"], "CurveVel_A"), (["--dataset-name", "FlatVel_B"], "FlatVel_B")], ids=lambda w: " ".join(map(str, w)) if isinstance(w, list) else "")
+def test_what_cannot_be_is_refused_and_nothing_is_written(refused, mini, tmp_path, words, saying):
+    refused("evaluate", mini, *QUICK, *words, "--out", tmp_path / "out", saying=(saying,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_noise_of_a_silent_record(run):
+    data = Made(4)
+    data.physical = lambda i: (torch.full((1, 70, 70), 2000.0), torch.zeros(5, 250, 70))
+    with pytest.raises(InputError, match="all zeros"): evaluate(run, data, degradation=Degradation(snr=10.0), **QUICK_KEYWORDS)
+
+
+def test_records_shot_otherwise_are_refused(refused, run, mini, flat, tmp_path):
+    convert(flat / "FlatVel_B", "FlatVel_B", store_dir=tmp_path / "store", time_samples=500)
+    refused("evaluate", mini, *QUICK, "--dataset-name", "FlatVel_B", "--dataset-dir", tmp_path / "store", "--out", tmp_path / "out", saying=("time_samples 500, not 250",))
+    other = replace(run, facts=run.facts | dict(survey=replace(run.survey, dt=0.002).to_dict()))
+    with pytest.raises(InputError, match="dt = 0.001 s"): validation_data(other, flat, dataset_name="FlatVel_B")
+    assert not (tmp_path / "out").exists()
