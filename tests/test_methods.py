@@ -65,7 +65,7 @@ def test_a_method_continues_as_if_nothing_had_happened_and_inverts(trained, name
     assert torch.allclose(run.states(seismic, "linear", records=numbers)[-1].xt, result.samples[:, 0], atol=0.5)
 
 
-@pytest.mark.parametrize("words", [("--method", "ddpm"), ("--method", "regression"), ("--method", "gan", "--n-critic", 1)], ids=lambda words: words[1])
+@pytest.mark.parametrize("words", [("--method", "ddpm"), ("--method", "gan", "--n-critic", 1)], ids=lambda words: words[1])
 def test_two_processes_learn_what_one_does(data, tmp_path, words):
     common = ("--num-itr", 3, "--microbatch", 2, "--batch-size", 4, "--precision", "fp32", "--log-every", 1, *words)
     finish(python_train(*arguments(data, tmp_path, "one", *common)))
