@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'Tally', 'add', 'row', 'rows', 'assemble', 'notes', 'title', 'table', 'markdown', 'compare']
 
-# %% ../nbs/23_card.ipynb #38f988c4
+# %% ../nbs/23_card.ipynb #cbc29e7c
 import numpy as np
 from torch import Tensor
 
@@ -13,10 +13,10 @@ from .calibration import LEVELS, bootstrap, coverage, crps, expected_coverage, s
 from .metrics import NORMALIZED, mae, rmse, ssim
 from .published import LABEL
 
-# %% ../nbs/23_card.ipynb #8d9343d3
+# %% ../nbs/23_card.ipynb #4a4e91cb
 FORMAT = "fwi_i2sb card 1"
 
-# %% ../nbs/23_card.ipynb #0c345bdc
+# %% ../nbs/23_card.ipynb #30c5a328
 class Tally:
     "The scores of one row of a card, record by record; `values` has an array per score, `cost` what a record costs."
 
@@ -31,7 +31,7 @@ class Tally:
 
     def __len__(self): return len(self.values.get("mae", ()))
 
-# %% ../nbs/23_card.ipynb #09314b67
+# %% ../nbs/23_card.ipynb #105340ef
 def add(
     self,
     maps: Tensor,  # (batch, 1, depth, x) in m/s
@@ -54,7 +54,7 @@ def add(
 
 Tally.add = add
 
-# %% ../nbs/23_card.ipynb #e84535ef
+# %% ../nbs/23_card.ipynb #99a5692a
 def _columns(values, k):
     "For every score of a row: columns with a line per record, and the function of their means that it is."
     same = lambda mean: mean
@@ -66,12 +66,12 @@ def _columns(values, k):
         for level in (50, 90): columns[f"coverage_{level}"] = values["coverage"][:, LEVELS.index(level / 100)], same
     return columns
 
-# %% ../nbs/23_card.ipynb #f3331a1b
+# %% ../nbs/23_card.ipynb #90310527
 def _number(value):
     "A number for JSON: None where there is none."
     return float(value) if value is not None and np.isfinite(value) else None
 
-# %% ../nbs/23_card.ipynb #5ca99c26
+# %% ../nbs/23_card.ipynb #a0bd5ded
 def row(
     tally: Tally,
     keep: np.ndarray,  # which of its records, as booleans or numbers
@@ -92,7 +92,7 @@ def row(
     simulated = int(np.isfinite(values["misfit"]).sum()) if "misfit" in values else 0
     return dict(tally.about, family=family, records=len(values["mae"]), misfit_records=simulated, **found, interval=interval, **tally.cost)
 
-# %% ../nbs/23_card.ipynb #c9517c45
+# %% ../nbs/23_card.ipynb #35c3d4ba
 def _beside_classical(tallies):
     "The tallies in order; after a classical one, which has few records, its start and the answer on the same few."
     for tally in tallies:
@@ -103,7 +103,7 @@ def _beside_classical(tallies):
             few.values, few.cost = {name: v[:len(tally)] for name, v in other.values.items()}, other.cost
             yield few
 
-# %% ../nbs/23_card.ipynb #3e661d94
+# %% ../nbs/23_card.ipynb #6bd993af
 def rows(
     tallies: list[Tally],  # one per start and method
     families: list[str],  # the family of every record
@@ -113,9 +113,11 @@ def rows(
     names = list(dict.fromkeys(families))
     groups = {"all": np.ones(len(families), bool)} if len(names) > 1 else {}
     groups |= {name: np.array(families) == name for name in names}
-    return [row(tally, keep[:len(tally)], family, seed) for family, keep in groups.items() for tally in _beside_classical(tallies) if keep[:len(tally)].any()]
+    starts = list(dict.fromkeys(tally.about["start"] for tally in tallies))
+    ordered = sorted(_beside_classical(tallies), key=lambda tally: starts.index(tally.about["start"]))
+    return [row(tally, keep[:len(tally)], family, seed) for family, keep in groups.items() for tally in ordered if keep[:len(tally)].any()]
 
-# %% ../nbs/23_card.ipynb #739ffcf1
+# %% ../nbs/23_card.ipynb #400ae135
 def assemble(
     tallies: list[Tally],  # one per start and method
     numbers: list[int],  # the records' numbers in their data set, in order
@@ -132,7 +134,7 @@ def assemble(
         rows=rows(tallies, families, settings["seed"]), records=dict(number=list(numbers), family=list(families)),
         values=[tally.about | {name: digits(v) for name, v in tally.values.items()} for tally in tallies])
 
-# %% ../nbs/23_card.ipynb #d44e30ef
+# %% ../nbs/23_card.ipynb #6cb80c33
 _SCREEN = {"MAE m/s": ("mae", ".1f"), "RMSE": ("rmse", ".1f"), "SSIM": ("ssim", ".3f"), "misfit": ("misfit", ".3f"), "< 5 Hz": ("misfit_low", ".3f"), "CRPS": ("crps", ".1f"),
            "spr/sk": ("spread_skill", ".2f"), "50 %": ("coverage_50", ".2f"), "90 %": ("coverage_90", ".2f"), "calls": ("network_calls", "g"), "s/rec": ("seconds_per_record", ".2f")}
 _PAPER = {"MAE m/s": ("mae", ".1f"), "RMSE m/s": ("rmse", ".1f"), "MAE [-1,1]": ("mae_norm", ".4f"), "RMSE [-1,1]": ("rmse_norm", ".4f"), "SSIM": ("ssim", ".3f"), "misfit": ("misfit", ".3f"),
@@ -146,14 +148,15 @@ def _cell(row, key, form, interval):
     ends = row["interval"].get(key) if interval else None
     return f"{row[key]:{form}}" + (f" ({ends[0]:{form}}-{ends[1]:{form}})" if ends else "")
 
-# %% ../nbs/23_card.ipynb #7ddac40c
+# %% ../nbs/23_card.ipynb #f2b4f992
 def _star(row): return row["start"] + ("*" if row["sees_truth"] else "")
 
-# %% ../nbs/23_card.ipynb #856c5c8d
+# %% ../nbs/23_card.ipynb #62527cda
 def notes(card: dict) -> list[str]:
     "The sentences that belong under a card's table."
     rows, data, said = card["rows"], card["data"], []
     if any(row["sees_truth"] for row in rows): said.append("* the start is the true map, blurred: it has seen the answer, so read its rows against their controls")
+    if not card["reads_start"]: said.append(f"{card['model']} reads the seismic alone: its rows are the same from every starting model")
     if any(row["kind"] == "oracle" for row in rows): said.append("oracle: the best of the samples of every record, chosen with the truth in hand; nobody can have it")
     if any("spread_skill" in row for row in rows):
         expected = dict(zip(card["expected"]["levels"], card["expected"]["coverage"]))
@@ -162,14 +165,14 @@ def notes(card: dict) -> list[str]:
     if data["misfit_records"] < data["records"]: said.append(f"data misfits are means over the first {data['misfit_records']} record(s)")
     return said
 
-# %% ../nbs/23_card.ipynb #5754f58e
+# %% ../nbs/23_card.ipynb #815b2265
 def title(card: dict) -> list[str]:
     "Two lines: what was judged, and on what."
     how, data = card["settings"], card["data"]
     return [f"{card['name']}, step {card['step']}: {card['method']} ({card['model']}), {how['samples']} sample(s) at NFE {how['nfe']} ({how['sampler']}), {card['device']}",
             f"{data['records']} validation records of {', '.join(data['families'])}, {card['degradation']['text']}"]
 
-# %% ../nbs/23_card.ipynb #5404678f
+# %% ../nbs/23_card.ipynb #21566c98
 def _sections(card):
     "(heading, rows) for every family and starting model, in order."
     keys = dict.fromkeys((row["family"], row["start"]) for row in card["rows"])
@@ -190,12 +193,12 @@ def table(card: dict) -> str:
             lines.append(f"  {row['method']:<28}{first:>20}" + "".join(f"{cell:>7}" for cell in others))
     return "\n".join([*lines, *notes(card), *(["", *_beside(card)] if "published" in card else [])])
 
-# %% ../nbs/23_card.ipynb #3301842e
+# %% ../nbs/23_card.ipynb #609e1926
 def _ours(card):
     "The card's own answers, family by family."
     return [row for row in card["rows"] if row["kind"] in ("start", "method") and row["family"] != "all"]
 
-# %% ../nbs/23_card.ipynb #574b681a
+# %% ../nbs/23_card.ipynb #403f11e1
 def _beside(card):
     "Lines with the card's rows and the published ones, errors on [-1, 1]."
     lines = [f"{'errors on [-1, 1]':<56}{'MAE':>8}{'RMSE':>8}{'SSIM':>8}"]
@@ -205,20 +208,20 @@ def _beside(card):
     for row in card["published"]: line(f"{row['family']}: {_paper(row)}", row)
     return lines
 
-# %% ../nbs/23_card.ipynb #dac1e8bc
+# %% ../nbs/23_card.ipynb #3f894e2d
 def _paper(row): return row["method"] + (f" ({row['loss']} loss)" if row["loss"] else "")
 
-# %% ../nbs/23_card.ipynb #9c52e6d2
+# %% ../nbs/23_card.ipynb #9a55f441
 def _grid(head, lines):
     "A Markdown table."
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
-# %% ../nbs/23_card.ipynb #c88507c6
+# %% ../nbs/23_card.ipynb #b8833ee6
 def markdown(card: dict) -> str:
     "A card as a Markdown page: what was judged, the table with all intervals, the notes."
     head = ["family", "start", "method", "records", *_PAPER]
     lines = [[row["family"], _star(row), row["method"], str(row["records"]), *(_cell(row, key, form, True) for key, form in _PAPER.values())] for row in card["rows"]]
-    page = ["# Evaluation card", *title(card), _grid(head, lines), "\n".join(f"- {note}" for note in notes(card))]
+    page = ["# Evaluation card", *title(card), _grid(head, lines), "\n".join(f"- {note}" for note in notes(card)).replace("- *", "- \\*")]
     if "published" in card:
         line = lambda name, row: [row["family"], name, *(f"{row[key]:.4f}" for key in ("mae_norm", "rmse_norm", "ssim"))]
         head = ["family", "method", "MAE [-1,1]", "RMSE [-1,1]", "SSIM"]
@@ -226,7 +229,7 @@ def markdown(card: dict) -> str:
                  f"## {LABEL.capitalize()}", _grid(head, [line(_paper(row), row) for row in card["published"]])]
     return "\n\n".join(page) + "\n"
 
-# %% ../nbs/23_card.ipynb #ed2e72f7
+# %% ../nbs/23_card.ipynb #07dfead6
 def compare(
     cards: list[dict],  # evaluation cards, in the order wanted
     kinds: tuple[str, ...] = ("start", "method"),  # which rows
@@ -241,5 +244,5 @@ def compare(
             name = "-" if row["kind"] == "start" else card["name"]
             lines.append([name, row["method"], _star(row), card["degradation"]["text"], str(row["records"]), *(_cell(row, key, form, key == "mae") for key, form in _PAPER.values())])
     same = len({(card["data"]["fingerprint"], str(card["records"]["number"])) for card in cards}) == 1
-    star = ["* the start is the true map, blurred: it has seen the answer"] if any(row["sees_truth"] for card in cards for row in card["rows"]) else []
+    star = ["\\* the start is the true map, blurred: it has seen the answer"] if any(row["sees_truth"] for card in cards for row in card["rows"]) else []
     return "\n\n".join([_grid(head, lines), *star, *([] if same else ["These cards were made from different records: their rows are not comparable."])])

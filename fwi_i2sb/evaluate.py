@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARTS', 'evaluate', 'EvaluateOptions', 'write_card', 'evaluate_command']
 
-# %% ../nbs/32_evaluate.ipynb #33797174
+# %% ../nbs/32_evaluate.ipynb #54b0a8b2
 import json, os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 import tyro
 
-# %% ../nbs/32_evaluate.ipynb #02d04acb
+# %% ../nbs/32_evaluate.ipynb #02b7fe9b
 import fwi_i2sb
 from .card import Tally, assemble, markdown, table
 from .card_figure import card_figure
@@ -30,7 +30,7 @@ from .run import first_records, write_atomic
 from .train import progress_bar
 from .trained import TrainedRun, device_name, resimulate
 
-# %% ../nbs/32_evaluate.ipynb #6174f6f3
+# %% ../nbs/32_evaluate.ipynb #05666fb3
 @dataclass(frozen=True)
 class _Job:
     run: TrainedRun
@@ -46,7 +46,7 @@ class _Job:
     def read(self, first: int, size: int) -> Batch:
         return read_batch(self.run, self.data, self.numbers, first, size, degradation=self.degradation, seed=self.how["seed"], engine=self.engine)
 
-# %% ../nbs/32_evaluate.ipynb #29673cbc
+# %% ../nbs/32_evaluate.ipynb #c10be202
 _COST = ("samples", "nfe", "sampler", "eta", "network_calls", "wave_solves", "seconds_per_record")
 
 
@@ -67,9 +67,8 @@ def _answers(job: _Job, batch: Batch, start: str):
         errors = torch.stack([mae(sample, batch.truth) for sample in result.samples.unbind(1)], 1)
         yield f"{name}, best of {k} (oracle)", "oracle", result.samples[range(len(errors)), errors.argmin(1)], None, cost
     yield from _controls(job, batch, result.start)
-    if job.classical > batch.first: yield _classical(job, batch, result.start)
 
-# %% ../nbs/32_evaluate.ipynb #d96fd6a8
+# %% ../nbs/32_evaluate.ipynb #88d6cc4c
 def _controls(job: _Job, batch: Batch, start: torch.Tensor):
     given = {}
     if job.run.task.guidable and job.run.options.model.drop_cond: given["seismic switched off"] = batch.seismic, dict(w=0.0)
@@ -78,22 +77,22 @@ def _controls(job: _Job, batch: Batch, start: torch.Tensor):
         result, cost = _invert(job, batch, start, seismic, **other)
         yield name, "control", result.mean, result.samples, cost
 
-# %% ../nbs/32_evaluate.ipynb #358cf080
-def _classical(job: _Job, batch: Batch, start: torch.Tensor):
-    n = job.classical - batch.first
-    result = job.shot.classical(batch.seismic[:n], start[:n], records=batch.numbers[:n])
-    return f"classical FWI, first {job.classical}", "classical", result.mean, None, {k: result.provenance[k] for k in _COST}
+# %% ../nbs/32_evaluate.ipynb #9da4f8ae
+def _classical(job: _Job, batch: Batch, start: str):
+    "The row of classical inversion from the same starting model."
+    result = job.shot.classical(batch.seismic, start, truth=batch.truth, records=batch.numbers, seed=job.how["seed"])
+    yield f"classical FWI, first {job.classical}", "classical", result.mean, None, {k: result.provenance[k] for k in _COST}
 
-# %% ../nbs/32_evaluate.ipynb #c9873f18
+# %% ../nbs/32_evaluate.ipynb #2ffd41d0
 def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
     "Relative data misfit, and that below 5 Hz, of the maps of a batch as far as they are simulated."
-    n = min(len(maps), job.misfit_records - batch.first)
+    n = job.misfit_records - batch.first
     if n <= 0: return dict(misfit=[], misfit_low=[])
     pair = resimulate(job.shot, maps[:n], job.engine) * batch.live[:n], batch.seismic[:n]
     low = (low_band(d, job.run.survey.dt * job.run.facts["factor"]) for d in pair)
     return dict(misfit=misfit(*pair).tolist(), misfit_low=misfit(*low).tolist())
 
-# %% ../nbs/32_evaluate.ipynb #14910fc4
+# %% ../nbs/32_evaluate.ipynb #c976a79e
 STARTS = ("blur-openfwi_custom", "linear")  # a start that has seen the truth, and one that has not
 
 
@@ -106,13 +105,13 @@ def _check(job: _Job):
     if job.classical and (what.missing_shots or what.missing_traces): raise InputError("classical inversion would fit lost traces as silence: leave --classical out, or lose none")
     if what != Degradation() and not job.run.net.conditional: raise InputError(f"{what}: this run does not read the seismic, so nothing would change")
 
-# %% ../nbs/32_evaluate.ipynb #bbcf1d2a
-def _done(job: _Job, first: int, last: int, share: float) -> int:
+# %% ../nbs/32_evaluate.ipynb #3c4f9bdc
+def _done(job: _Job, networks: float, classical: float) -> int:
     "Records done, for equal times: a simulation takes about as long as an inversion, a classical inversion some 150 times that."
-    work = lambda i: 3 * i + 6 * min(i, job.misfit_records) + 150 * min(i, job.classical)
-    return int(len(job.numbers) * (work(first) + share * (work(last) - work(first))) / work(len(job.numbers)))
+    work = lambda i, c: 3 * i + 6 * min(i, job.misfit_records) + 150 * c
+    return int(len(job.numbers) * work(networks, classical) / work(len(job.numbers), job.classical))
 
-# %% ../nbs/32_evaluate.ipynb #1c0a63a0
+# %% ../nbs/32_evaluate.ipynb #ed20aacd
 def _example(job: _Job, start: str) -> dict:
     "Maps of the first record, for a figure; whole m/s, because a card is text."
     batch = job.read(0, 1)
@@ -120,23 +119,26 @@ def _example(job: _Job, start: str) -> dict:
     maps = dict(truth=batch.truth, start=result.start, mean=result.mean, std=result.std)
     return dict(number=batch.numbers[0], start_name=start) | {name: v[0, 0].round().int().tolist() for name, v in maps.items()}
 
-# %% ../nbs/32_evaluate.ipynb #ad7af6a7
-def _score(job: _Job, batch: Batch, start: str, tallies: dict):
+# %% ../nbs/32_evaluate.ipynb #5dc279ed
+def _score(job: _Job, answers, first: int, size: int, starts: tuple, tallies: dict, tell):
     "Add a batch to the tallies, which are kept by start and row."
-    for name, kind, maps, ensemble, cost in _answers(job, batch, start):
-        tally = tallies.setdefault((start, name), Tally(start, name, kind))
-        tally.add(maps, batch.truth[:len(maps)], ensemble=ensemble, misfits=_misfits(job, batch, maps), **cost)
+    batch = job.read(first, size)
+    for place, start in enumerate(starts):
+        for name, kind, maps, ensemble, cost in answers(job, batch, start):
+            tally = tallies.setdefault((start, name), Tally(start, name, kind))
+            tally.add(maps, batch.truth, ensemble=ensemble, misfits=_misfits(job, batch, maps), **cost)
+        tell(first + len(batch.numbers) * (place + 1) / len(starts))
 
-# %% ../nbs/32_evaluate.ipynb #6706f131
+# %% ../nbs/32_evaluate.ipynb #adb80413
 def _about(job: _Job) -> dict:
     "What the card says of run, records and machine."
     run, data = job.run, job.data
     return dict(
-        run=str(run.path), name=run.path.name, step=run.step, method=run.task.name, model=run.options.model.model, trained_on=run.family.name, device=device_name(run.device),
+        run=str(run.path), name=run.path.name, step=run.step, method=run.task.name, model=run.options.model.model, reads_start=run.task.model.reads_map, trained_on=run.family.name, device=device_name(run.device),
         data=dict(families=list(data.names), records=len(job.numbers), misfit_records=min(job.misfit_records, len(job.numbers)), engine=job.engine, fingerprint=data.fingerprint),
         degradation=asdict(job.degradation) | dict(text=str(job.degradation)), version=fwi_i2sb.__version__, torch=torch.__version__)
 
-# %% ../nbs/32_evaluate.ipynb #90f82d8d
+# %% ../nbs/32_evaluate.ipynb #abb2dd71
 def evaluate(
     run: TrainedRun,
     data: JointStore | None = None,  # where records come from; default: the run's validation records
@@ -162,16 +164,13 @@ def evaluate(
     shot = run if degradation.freq is None else replace(run, facts=run.facts | dict(survey=at_frequency(run.survey, degradation.freq).to_dict()))
     job = _Job(run, shot, data, first_records(data, records), dict(samples=samples, nfe=nfe, sampler=sampler, eta=eta, w=w, seed=seed), degradation, engine, misfit_records, classical)
     _check(job)
-    starts, tallies = tuple(starts or (STARTS if run.task.model.reads_map else STARTS[1:])), {}
-    for first in range(0, len(job.numbers), batch_size):
-        batch = job.read(first, batch_size)
-        for place, start in enumerate(starts):
-            _score(job, batch, start, tallies)
-            if progress: progress(_done(job, first, first + len(batch.numbers), (place + 1) / len(starts)), len(job.numbers))
+    starts, tallies, tell = tuple(starts or (STARTS if run.task.model.reads_map else STARTS[1:])), {}, progress or (lambda done, total: None)
+    for first in range(0, len(job.numbers), batch_size): _score(job, _answers, first, batch_size, starts, tallies, lambda i: tell(_done(job, i, 0), len(job.numbers)))
+    for first in range(classical): _score(job, _classical, first, 1, starts, tallies, lambda i: tell(_done(job, len(job.numbers), i), len(job.numbers)))
     settings["samples"] = tallies[starts[0], run.task.name].cost["samples"]
     return assemble(list(tallies.values()), job.numbers, [data.names[data.which(i)] for i in job.numbers], settings, example=_example(job, starts[0]), **_about(job))
 
-# %% ../nbs/32_evaluate.ipynb #32856406
+# %% ../nbs/32_evaluate.ipynb #e9b58573
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Judge a run on validation records, as they are or damaged: table on screen; card.json, card.md and card.png in a folder."
@@ -200,7 +199,7 @@ class EvaluateOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
 
-# %% ../nbs/32_evaluate.ipynb #681731a7
+# %% ../nbs/32_evaluate.ipynb #174055a2
 def write_card(
     folder: Path,  # made where it does not exist
     card: dict,  # from `evaluate`
@@ -213,7 +212,7 @@ def write_card(
     write_atomic(folder / "card.md", markdown(card))
     write_atomic(folder / "card.json", "{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in card.items()) + "}\n")
 
-# %% ../nbs/32_evaluate.ipynb #82da4704
+# %% ../nbs/32_evaluate.ipynb #aafb492e
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, print the table and write the card."
     damage = Degradation(options.snr, options.missing_shots, options.missing_traces, options.freq)
