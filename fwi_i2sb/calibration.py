@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVELS', 'crps', 'coverage', 'expected_coverage', 'variance', 'spread_skill', 'spread_correlation', 'bootstrap']
 
-# %% ../nbs/22_calibration.ipynb #28a7e1da
+# %% ../nbs/22_calibration.ipynb #9b8d4912
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -17,14 +17,14 @@ from torch import Tensor
 from .metrics import mae
 from .openfwi import InputError
 
-# %% ../nbs/22_calibration.ipynb #2cbd3d39
+# %% ../nbs/22_calibration.ipynb #3580b716
 def _checked(samples, truth):
     "Both in float64, refused unless they are `(batch, k, ...)` and `(batch, ...)`."
     if samples.ndim != truth.ndim + 1 or samples.shape[:1] + samples.shape[2:] != truth.shape:
         raise InputError(f"samples {tuple(samples.shape)} do not belong to a truth {tuple(truth.shape)}: (batch, k, ...) and (batch, ...) are needed")
     return samples.double(), truth.double()
 
-# %% ../nbs/22_calibration.ipynb #9a4fffd9
+# %% ../nbs/22_calibration.ipynb #097536ee
 def crps(
     samples: Tensor,  # maps (batch, k, 1, depth, x)
     truth: Tensor,  # true maps (batch, 1, depth, x), same unit
@@ -40,7 +40,7 @@ def crps(
     cells = scoringrules.crps_ensemble(truth.numpy(), samples.numpy(), m_axis=1, estimator="pwm", backend="numpy")
     return torch.from_numpy(cells).flatten(1).mean(1)
 
-# %% ../nbs/22_calibration.ipynb #15fec2b1
+# %% ../nbs/22_calibration.ipynb #9dded49a
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # central intervals of the reliability curve
 
 
@@ -60,7 +60,7 @@ def coverage(
     inside = [(quantile((1 - level) / 2) <= truth) & (truth <= quantile((1 + level) / 2)) for level in levels]
     return torch.stack([hit.double().flatten(1).mean(1) for hit in inside], 1)
 
-# %% ../nbs/22_calibration.ipynb #1d2f5f0f
+# %% ../nbs/22_calibration.ipynb #f7ef6960
 def expected_coverage(
     level: float,  # nominal probability of the central interval
     k: int,  # number of samples
@@ -71,7 +71,7 @@ def expected_coverage(
     Gaussians between samples at most 0.04 too low."""
     return min(level, (k - 1) / (k + 1))
 
-# %% ../nbs/22_calibration.ipynb #a5b792b0
+# %% ../nbs/22_calibration.ipynb #dbae69d4
 def variance(
     samples: Tensor,  # maps (batch, k, 1, depth, x), at least two per record
 ) -> Tensor:  # float64 (batch,), unit squared
@@ -87,7 +87,7 @@ def spread_skill(
     "Ratio of the samples' spread to the error of their mean, with the factor of a finite ensemble (Fortin et al. 2014)."
     return ((k + 1) / k * variance / square_error) ** 0.5
 
-# %% ../nbs/22_calibration.ipynb #0aaba34c
+# %% ../nbs/22_calibration.ipynb #3470a8d6
 def spread_correlation(
     samples: Tensor,  # maps (batch, k, 1, depth, x), at least two per record
     truth: Tensor,  # true maps (batch, 1, depth, x)
@@ -98,8 +98,8 @@ def spread_correlation(
     spread, error = pairs - pairs.mean(-1, keepdim=True)
     return (spread * error).sum(1) / (spread.square().sum(1) * error.square().sum(1)).sqrt()
 
-# %% ../nbs/22_calibration.ipynb #414c5dd4
-@lru_cache(maxsize=4)
+# %% ../nbs/22_calibration.ipynb #530ec61d
+@lru_cache(maxsize=8)
 def _draws(records, draws, seed):
     "Weights (draws, records) of a bootstrap: how often each record was drawn, as a share."
     return np.random.default_rng((seed, records)).multinomial(records, np.full(records, 1 / records), size=draws) / records

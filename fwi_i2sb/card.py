@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FORMAT', 'Tally', 'add', 'row', 'rows', 'assemble', 'notes', 'title', 'table', 'markdown', 'compare']
 
-# %% ../nbs/23_card.ipynb #cbc29e7c
+# %% ../nbs/23_card.ipynb #4a1517cd
 import numpy as np
 from torch import Tensor
 
@@ -13,10 +13,10 @@ from .calibration import LEVELS, bootstrap, coverage, crps, expected_coverage, s
 from .metrics import NORMALIZED, mae, rmse, ssim
 from .published import LABEL
 
-# %% ../nbs/23_card.ipynb #4a4e91cb
+# %% ../nbs/23_card.ipynb #c39ab2a1
 FORMAT = "fwi_i2sb card 1"
 
-# %% ../nbs/23_card.ipynb #30c5a328
+# %% ../nbs/23_card.ipynb #cce59378
 class Tally:
     "The scores of one row of a card, record by record; `values` has an array per score, `cost` what a record costs."
 
@@ -31,7 +31,7 @@ class Tally:
 
     def __len__(self): return len(self.values.get("mae", ()))
 
-# %% ../nbs/23_card.ipynb #105340ef
+# %% ../nbs/23_card.ipynb #9a871eaf
 def add(
     self,
     maps: Tensor,  # (batch, 1, depth, x) in m/s
@@ -54,7 +54,7 @@ def add(
 
 Tally.add = add
 
-# %% ../nbs/23_card.ipynb #99a5692a
+# %% ../nbs/23_card.ipynb #3b5f7c18
 def _columns(values, k):
     "For every score of a row: columns with a line per record, and the function of their means that it is."
     same = lambda mean: mean
@@ -66,12 +66,12 @@ def _columns(values, k):
         for level in (50, 90): columns[f"coverage_{level}"] = values["coverage"][:, LEVELS.index(level / 100)], same
     return columns
 
-# %% ../nbs/23_card.ipynb #90310527
+# %% ../nbs/23_card.ipynb #86813e85
 def _number(value):
     "A number for JSON: None where there is none."
     return float(value) if value is not None and np.isfinite(value) else None
 
-# %% ../nbs/23_card.ipynb #a0bd5ded
+# %% ../nbs/23_card.ipynb #c10f2cd5
 def row(
     tally: Tally,
     keep: np.ndarray,  # which of its records, as booleans or numbers
@@ -92,7 +92,7 @@ def row(
     simulated = int(np.isfinite(values["misfit"]).sum()) if "misfit" in values else 0
     return dict(tally.about, family=family, records=len(values["mae"]), misfit_records=simulated, **found, interval=interval, **tally.cost)
 
-# %% ../nbs/23_card.ipynb #35c3d4ba
+# %% ../nbs/23_card.ipynb #0dc9171d
 def _beside_classical(tallies):
     "The tallies in order; after a classical one, which has few records, its start and the answer on the same few."
     for tally in tallies:
@@ -103,7 +103,7 @@ def _beside_classical(tallies):
             few.values, few.cost = {name: v[:len(tally)] for name, v in other.values.items()}, other.cost
             yield few
 
-# %% ../nbs/23_card.ipynb #6bd993af
+# %% ../nbs/23_card.ipynb #bdbb3c1e
 def rows(
     tallies: list[Tally],  # one per start and method
     families: list[str],  # the family of every record
@@ -117,7 +117,7 @@ def rows(
     ordered = sorted(_beside_classical(tallies), key=lambda tally: starts.index(tally.about["start"]))
     return [row(tally, keep[:len(tally)], family, seed) for family, keep in groups.items() for tally in ordered if keep[:len(tally)].any()]
 
-# %% ../nbs/23_card.ipynb #400ae135
+# %% ../nbs/23_card.ipynb #8690c886
 def assemble(
     tallies: list[Tally],  # one per start and method
     numbers: list[int],  # the records' numbers in their data set, in order
@@ -134,7 +134,7 @@ def assemble(
         rows=rows(tallies, families, settings["seed"]), records=dict(number=list(numbers), family=list(families)),
         values=[tally.about | {name: digits(v) for name, v in tally.values.items()} for tally in tallies])
 
-# %% ../nbs/23_card.ipynb #6cb80c33
+# %% ../nbs/23_card.ipynb #55cb3b86
 _SCREEN = {"MAE m/s": ("mae", ".1f"), "RMSE": ("rmse", ".1f"), "SSIM": ("ssim", ".3f"), "misfit": ("misfit", ".3f"), "< 5 Hz": ("misfit_low", ".3f"), "CRPS": ("crps", ".1f"),
            "spr/sk": ("spread_skill", ".2f"), "50 %": ("coverage_50", ".2f"), "90 %": ("coverage_90", ".2f"), "calls": ("network_calls", "g"), "s/rec": ("seconds_per_record", ".2f")}
 _PAPER = {"MAE m/s": ("mae", ".1f"), "RMSE m/s": ("rmse", ".1f"), "MAE [-1,1]": ("mae_norm", ".4f"), "RMSE [-1,1]": ("rmse_norm", ".4f"), "SSIM": ("ssim", ".3f"), "misfit": ("misfit", ".3f"),
@@ -148,10 +148,10 @@ def _cell(row, key, form, interval):
     ends = row["interval"].get(key) if interval else None
     return f"{row[key]:{form}}" + (f" ({ends[0]:{form}}-{ends[1]:{form}})" if ends else "")
 
-# %% ../nbs/23_card.ipynb #f2b4f992
+# %% ../nbs/23_card.ipynb #c737e5a4
 def _star(row): return row["start"] + ("*" if row["sees_truth"] else "")
 
-# %% ../nbs/23_card.ipynb #62527cda
+# %% ../nbs/23_card.ipynb #9a0b642f
 def notes(card: dict) -> list[str]:
     "The sentences that belong under a card's table."
     rows, data, said = card["rows"], card["data"], []
@@ -165,14 +165,16 @@ def notes(card: dict) -> list[str]:
     if data["misfit_records"] < data["records"]: said.append(f"data misfits are means over the first {data['misfit_records']} record(s)")
     return said
 
-# %% ../nbs/23_card.ipynb #815b2265
+# %% ../nbs/23_card.ipynb #62db6f72
 def title(card: dict) -> list[str]:
     "Two lines: what was judged, and on what."
-    how, data = card["settings"], card["data"]
-    return [f"{card['name']}, step {card['step']}: {card['method']} ({card['model']}), {how['samples']} sample(s) at NFE {how['nfe']} ({how['sampler']}), {card['device']}",
-            f"{data['records']} validation records of {', '.join(data['families'])}, {card['degradation']['text']}"]
+    how, families = card["settings"], ",".join(card["data"]["families"])
+    walk = ", ".join([how["sampler"], *(f"{name} = {how[name]:g}" for name in ("eta", "w") if how[name] is not None)])
+    trained = f" (trained on {card['trained_on']})" if families != card["trained_on"] else ""
+    return [f"{card['name']}, step {card['step']}: {card['method']} ({card['model']}), {how['samples']} sample(s) at NFE {how['nfe']} ({walk}), seed {how['seed']}, {card['device']}",
+            f"{card['data']['records']} validation records of {families}{trained}, {card['degradation']['text']}"]
 
-# %% ../nbs/23_card.ipynb #21566c98
+# %% ../nbs/23_card.ipynb #02b75983
 def _sections(card):
     "(heading, rows) for every family and starting model, in order."
     keys = dict.fromkeys((row["family"], row["start"]) for row in card["rows"])
@@ -193,12 +195,12 @@ def table(card: dict) -> str:
             lines.append(f"  {row['method']:<28}{first:>20}" + "".join(f"{cell:>7}" for cell in others))
     return "\n".join([*lines, *notes(card), *(["", *_beside(card)] if "published" in card else [])])
 
-# %% ../nbs/23_card.ipynb #609e1926
+# %% ../nbs/23_card.ipynb #7fbddc03
 def _ours(card):
     "The card's own answers, family by family."
     return [row for row in card["rows"] if row["kind"] in ("start", "method") and row["family"] != "all"]
 
-# %% ../nbs/23_card.ipynb #403f11e1
+# %% ../nbs/23_card.ipynb #45fd1245
 def _beside(card):
     "Lines with the card's rows and the published ones, errors on [-1, 1]."
     lines = [f"{'errors on [-1, 1]':<56}{'MAE':>8}{'RMSE':>8}{'SSIM':>8}"]
@@ -208,15 +210,15 @@ def _beside(card):
     for row in card["published"]: line(f"{row['family']}: {_paper(row)}", row)
     return lines
 
-# %% ../nbs/23_card.ipynb #3f894e2d
+# %% ../nbs/23_card.ipynb #76d8aee2
 def _paper(row): return row["method"] + (f" ({row['loss']} loss)" if row["loss"] else "")
 
-# %% ../nbs/23_card.ipynb #9a55f441
+# %% ../nbs/23_card.ipynb #0438b18b
 def _grid(head, lines):
     "A Markdown table."
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
 
-# %% ../nbs/23_card.ipynb #b8833ee6
+# %% ../nbs/23_card.ipynb #3dc062f3
 def markdown(card: dict) -> str:
     "A card as a Markdown page: what was judged, the table with all intervals, the notes."
     head = ["family", "start", "method", "records", *_PAPER]
@@ -229,20 +231,20 @@ def markdown(card: dict) -> str:
                  f"## {LABEL.capitalize()}", _grid(head, [line(_paper(row), row) for row in card["published"]])]
     return "\n\n".join(page) + "\n"
 
-# %% ../nbs/23_card.ipynb #07dfead6
+# %% ../nbs/23_card.ipynb #676eed79
 def compare(
     cards: list[dict],  # evaluation cards, in the order wanted
     kinds: tuple[str, ...] = ("start", "method"),  # which rows
 ) -> str:
     "Several cards as one Markdown table; a starting model that several share stands there once. Says so where their records differ."
-    head, lines, starts = ["run", "method", "start", "record", "records", *_PAPER], [], set()
+    head, lines, starts = ["run", "method", "start", "data", "records", *_PAPER], [], set()
     for card in cards:
         for row in card["rows"]:
             known = row["kind"] == "start" and (row["start"], row["mae"]) in starts
             if row["kind"] not in kinds or known or row["family"] != card["rows"][0]["family"]: continue
             if row["kind"] == "start": starts.add((row["start"], row["mae"]))
             name = "-" if row["kind"] == "start" else card["name"]
-            lines.append([name, row["method"], _star(row), card["degradation"]["text"], str(row["records"]), *(_cell(row, key, form, key == "mae") for key, form in _PAPER.values())])
+            lines.append([name, row["method"], _star(row), f"{row['family']}, {card['degradation']['text']}", str(row["records"]), *(_cell(row, key, form, key == "mae") for key, form in _PAPER.values())])
     same = len({(card["data"]["fingerprint"], str(card["records"]["number"])) for card in cards}) == 1
     star = ["\\* the start is the true map, blurred: it has seen the answer"] if any(row["sees_truth"] for card in cards for row in card["rows"]) else []
     return "\n\n".join([_grid(head, lines), *star, *([] if same else ["These cards were made from different records: their rows are not comparable."])])

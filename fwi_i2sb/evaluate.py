@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARTS', 'evaluate', 'EvaluateOptions', 'write_card', 'evaluate_command']
 
-# %% ../nbs/32_evaluate.ipynb #54b0a8b2
+# %% ../nbs/32_evaluate.ipynb #6d702f77
 import json, os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from typing import Literal
 import torch
 import tyro
 
-# %% ../nbs/32_evaluate.ipynb #02b7fe9b
+# %% ../nbs/32_evaluate.ipynb #5fb76f80
 import fwi_i2sb
 from .card import Tally, assemble, markdown, table
 from .card_figure import card_figure
@@ -30,7 +30,7 @@ from .run import first_records, write_atomic
 from .train import progress_bar
 from .trained import TrainedRun, device_name, resimulate
 
-# %% ../nbs/32_evaluate.ipynb #05666fb3
+# %% ../nbs/32_evaluate.ipynb #8e956a8a
 @dataclass(frozen=True)
 class _Job:
     run: TrainedRun
@@ -46,7 +46,7 @@ class _Job:
     def read(self, first: int, size: int) -> Batch:
         return read_batch(self.run, self.data, self.numbers, first, size, degradation=self.degradation, seed=self.how["seed"], engine=self.engine)
 
-# %% ../nbs/32_evaluate.ipynb #c10be202
+# %% ../nbs/32_evaluate.ipynb #b40c48fd
 _COST = ("samples", "nfe", "sampler", "eta", "network_calls", "wave_solves", "seconds_per_record")
 
 
@@ -68,7 +68,7 @@ def _answers(job: _Job, batch: Batch, start: str):
         yield f"{name}, best of {k} (oracle)", "oracle", result.samples[range(len(errors)), errors.argmin(1)], None, cost
     yield from _controls(job, batch, result.start)
 
-# %% ../nbs/32_evaluate.ipynb #88d6cc4c
+# %% ../nbs/32_evaluate.ipynb #cb5839fd
 def _controls(job: _Job, batch: Batch, start: torch.Tensor):
     given = {}
     if job.run.task.guidable and job.run.options.model.drop_cond: given["seismic switched off"] = batch.seismic, dict(w=0.0)
@@ -77,13 +77,13 @@ def _controls(job: _Job, batch: Batch, start: torch.Tensor):
         result, cost = _invert(job, batch, start, seismic, **other)
         yield name, "control", result.mean, result.samples, cost
 
-# %% ../nbs/32_evaluate.ipynb #9da4f8ae
+# %% ../nbs/32_evaluate.ipynb #a8b3b242
 def _classical(job: _Job, batch: Batch, start: str):
     "The row of classical inversion from the same starting model."
     result = job.shot.classical(batch.seismic, start, truth=batch.truth, records=batch.numbers, seed=job.how["seed"])
     yield f"classical FWI, first {job.classical}", "classical", result.mean, None, {k: result.provenance[k] for k in _COST}
 
-# %% ../nbs/32_evaluate.ipynb #2ffd41d0
+# %% ../nbs/32_evaluate.ipynb #14364da1
 def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
     "Relative data misfit, and that below 5 Hz, of the maps of a batch as far as they are simulated."
     n = job.misfit_records - batch.first
@@ -92,7 +92,7 @@ def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
     low = (low_band(d, job.run.survey.dt * job.run.facts["factor"]) for d in pair)
     return dict(misfit=misfit(*pair).tolist(), misfit_low=misfit(*low).tolist())
 
-# %% ../nbs/32_evaluate.ipynb #c976a79e
+# %% ../nbs/32_evaluate.ipynb #b63ccb38
 STARTS = ("blur-openfwi_custom", "linear")  # a start that has seen the truth, and one that has not
 
 
@@ -105,13 +105,13 @@ def _check(job: _Job):
     if job.classical and (what.missing_shots or what.missing_traces): raise InputError("classical inversion would fit lost traces as silence: leave --classical out, or lose none")
     if what != Degradation() and not job.run.net.conditional: raise InputError(f"{what}: this run does not read the seismic, so nothing would change")
 
-# %% ../nbs/32_evaluate.ipynb #3c4f9bdc
+# %% ../nbs/32_evaluate.ipynb #b443c522
 def _done(job: _Job, networks: float, classical: float) -> int:
     "Records done, for equal times: a simulation takes about as long as an inversion, a classical inversion some 150 times that."
     work = lambda i, c: 3 * i + 6 * min(i, job.misfit_records) + 150 * c
     return int(len(job.numbers) * work(networks, classical) / work(len(job.numbers), job.classical))
 
-# %% ../nbs/32_evaluate.ipynb #ed20aacd
+# %% ../nbs/32_evaluate.ipynb #2d263c71
 def _example(job: _Job, start: str) -> dict:
     "Maps of the first record, for a figure; whole m/s, because a card is text."
     batch = job.read(0, 1)
@@ -119,7 +119,7 @@ def _example(job: _Job, start: str) -> dict:
     maps = dict(truth=batch.truth, start=result.start, mean=result.mean, std=result.std)
     return dict(number=batch.numbers[0], start_name=start) | {name: v[0, 0].round().int().tolist() for name, v in maps.items()}
 
-# %% ../nbs/32_evaluate.ipynb #5dc279ed
+# %% ../nbs/32_evaluate.ipynb #ee3a873f
 def _score(job: _Job, answers, first: int, size: int, starts: tuple, tallies: dict, tell):
     "Add a batch to the tallies, which are kept by start and row."
     batch = job.read(first, size)
@@ -129,7 +129,7 @@ def _score(job: _Job, answers, first: int, size: int, starts: tuple, tallies: di
             tally.add(maps, batch.truth, ensemble=ensemble, misfits=_misfits(job, batch, maps), **cost)
         tell(first + len(batch.numbers) * (place + 1) / len(starts))
 
-# %% ../nbs/32_evaluate.ipynb #adb80413
+# %% ../nbs/32_evaluate.ipynb #d5702c17
 def _about(job: _Job) -> dict:
     "What the card says of run, records and machine."
     run, data = job.run, job.data
@@ -138,7 +138,7 @@ def _about(job: _Job) -> dict:
         data=dict(families=list(data.names), records=len(job.numbers), misfit_records=min(job.misfit_records, len(job.numbers)), engine=job.engine, fingerprint=data.fingerprint),
         degradation=asdict(job.degradation) | dict(text=str(job.degradation)), version=fwi_i2sb.__version__, torch=torch.__version__)
 
-# %% ../nbs/32_evaluate.ipynb #abb2dd71
+# %% ../nbs/32_evaluate.ipynb #d62fab2b
 def evaluate(
     run: TrainedRun,
     data: JointStore | None = None,  # where records come from; default: the run's validation records
@@ -170,7 +170,7 @@ def evaluate(
     settings["samples"] = tallies[starts[0], run.task.name].cost["samples"]
     return assemble(list(tallies.values()), job.numbers, [data.names[data.which(i)] for i in job.numbers], settings, example=_example(job, starts[0]), **_about(job))
 
-# %% ../nbs/32_evaluate.ipynb #e9b58573
+# %% ../nbs/32_evaluate.ipynb #60f361ee
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Judge a run on validation records, as they are or damaged: table on screen; card.json, card.md and card.png in a folder."
@@ -185,7 +185,7 @@ class EvaluateOptions:
     seed: int = 0  # seed of starts, samples and damage
     misfit_records: int = 8  # records that are simulated for the data misfit
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the misfit; openfwi is exact and slower
-    classical: int = 0  # also invert the first records classically, from the same starting models: half a minute a record
+    classical: int = 0  # also invert the first records classically, from the same starting models; slow, 61 wave solves a record
     snr: float | None = None  # damage: noise at this signal-to-noise ratio in dB
     missing_shots: int = 0  # damage: so many shots of every record are zero
     missing_traces: float = 0.0  # damage: this share of the traces is zero
@@ -199,7 +199,7 @@ class EvaluateOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
 
-# %% ../nbs/32_evaluate.ipynb #174055a2
+# %% ../nbs/32_evaluate.ipynb #04d241ba
 def write_card(
     folder: Path,  # made where it does not exist
     card: dict,  # from `evaluate`
@@ -212,7 +212,7 @@ def write_card(
     write_atomic(folder / "card.md", markdown(card))
     write_atomic(folder / "card.json", "{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in card.items()) + "}\n")
 
-# %% ../nbs/32_evaluate.ipynb #aafb492e
+# %% ../nbs/32_evaluate.ipynb #0c7af150
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, print the table and write the card."
     damage = Degradation(options.snr, options.missing_shots, options.missing_traces, options.freq)

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['validation_data', 'Batch', 'read_batch']
 
-# %% ../nbs/29_records.ipynb #07d7fe0e
+# %% ../nbs/29_records.ipynb #8885907b
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-# %% ../nbs/29_records.ipynb #a776d950
+# %% ../nbs/29_records.ipynb #9f4fbf94
 from .degrade import Degradation, degrade
 from .joint import JointStore
 from .openfwi import InputError
 from .run import open_store
 from .trained import TrainedRun, check_survey
 
-# %% ../nbs/29_records.ipynb #f22cfcd3
+# %% ../nbs/29_records.ipynb #29cd321d
 def validation_data(
     run: TrainedRun,
     dataset_dir: Path | None = None,  # where a data set lies; default: where the run's was at training
@@ -37,7 +37,7 @@ def validation_data(
         if list(theirs) != list(ours): raise InputError(f"{store.stores[0].folder} holds {what} of shape {list(theirs)}, the run was trained on {list(ours)}")
     return store
 
-# %% ../nbs/29_records.ipynb #e1fd3adb
+# %% ../nbs/29_records.ipynb #597df360
 @dataclass(frozen=True)
 class Batch:
     "Some records of an evaluation; maps (batch, 1, depth, x) in m/s, gathers (batch, shots, time, receivers) as pressure."
@@ -48,7 +48,7 @@ class Batch:
     live: torch.Tensor  # which traces were recorded, (batch, shots, 1, receivers)
     other: torch.Tensor  # gathers of the next records, damaged too
 
-# %% ../nbs/29_records.ipynb #0e8d9c7a
+# %% ../nbs/29_records.ipynb #e8f52e55
 def read_batch(
     run: TrainedRun,
     data: JointStore,  # from `validation_data`
