@@ -6,7 +6,7 @@
 __all__ = ['DATA_ROOMS', 'NUMBERS', 'SHOWN', 'small_data', 'recipe', 'seconds_per_step', 'steps_for', 'Entrant', 'train_equally',
            'card_row', 'rows_table', 'bars', 'card_about', 'save_experiment']
 
-# %% ../nbs/41_compare.ipynb #3289c42a
+# %% ../nbs/41_compare.ipynb #2ddffbf1
 import fcntl, hashlib, json, os, time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# %% ../nbs/41_compare.ipynb #01da4af6
+# %% ../nbs/41_compare.ipynb #ad60ba55
 import fwi_i2sb
 from .generate import generate
 from .invert import load_run
@@ -31,7 +31,7 @@ from .task import build_task, resolve
 from .train import make_start, train, train_step
 from .trained import TrainedRun
 
-# %% ../nbs/41_compare.ipynb #06376745
+# %% ../nbs/41_compare.ipynb #9428e513
 DATA_ROOMS = ("openfwi", "geology", "wave", "generate")  # what generated data depend on
 
 
@@ -52,7 +52,7 @@ def small_data(
         for family in parse_families(families): generate(root, family, n_train=n_train, n_val=n_val, layers=layers, seed=seed)
     return root
 
-# %% ../nbs/41_compare.ipynb #9b23a244
+# %% ../nbs/41_compare.ipynb #3a86f04f
 def recipe(
     folder: Path,  # runs are written here
     name: str,  # of the run
@@ -68,17 +68,17 @@ def recipe(
     "Training options of an experiment; nothing in them depends on the method."
     optim = OptimOptions(batch_size, batch_size, steps, lr=lr, lr_schedule="cosine", warmup=min(100, steps // 10), clip_grad_norm=1.0, ema=0.99)
     every = max(1, -(-steps // points))
-    log = LogOptions("none", log_every=every, val_every=every, val_batches=max(1, curve_records // batch_size), save_every=every)
+    log = LogOptions("none", log_every=every, val_every=every, val_batches=max(1, curve_records // batch_size), save_every=4 * every, keep=1)
     return TrainOptions(RunOptions(Path(folder), name, seed), data, model, optim, log)
 
-# %% ../nbs/41_compare.ipynb #fb515d8c
+# %% ../nbs/41_compare.ipynb #82633450
 def _clock(device: torch.device) -> float:
     "Seconds: processor time of this process, or of a GPU the wall's."
     if device.type == "cpu": return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
-# %% ../nbs/41_compare.ipynb #f22b0122
+# %% ../nbs/41_compare.ipynb #96277f2c
 def seconds_per_step(
     options: TrainOptions,
     trial: int = 4,  # steps that are timed, at least
@@ -103,7 +103,7 @@ def _time(step, steps: int, device: torch.device) -> float:
     for _ in range(steps): step()
     return (_clock(device) - began) / steps
 
-# %% ../nbs/41_compare.ipynb #7e9269e1
+# %% ../nbs/41_compare.ipynb #0768efaf
 def steps_for(
     options: TrainOptions,  # their own number of steps is not looked at
     budget: float,  # seconds, as `seconds_per_step` counts them
@@ -114,7 +114,7 @@ def steps_for(
     if budget < cost: raise InputError(f"{options.run.name}: a step takes {cost:.2g} s, more than the budget of {budget:.2g} s")
     return int(budget / cost)
 
-# %% ../nbs/41_compare.ipynb #a03ff140
+# %% ../nbs/41_compare.ipynb #f12c0346
 class Entrant(NamedTuple):
     "A method that was trained for a comparison."
     run: TrainedRun
@@ -126,7 +126,7 @@ class Entrant(NamedTuple):
         "Steps, seconds and MAE (m/s) of every validation on the way."
         return [dict(step=row["step"], seconds=row["step"] * self.cost, mae=row["val_mae"]) for row in read_metrics(self.run.path) if "val_mae" in row]
 
-# %% ../nbs/41_compare.ipynb #00607858
+# %% ../nbs/41_compare.ipynb #d7f9756e
 def train_equally(
     folder: Path,  # of the runs; those that are there already go on, or are taken as they are
     models: dict[str, ModelOptions],  # by name of the run
@@ -149,7 +149,7 @@ def _entrant(plan: TrainOptions, seconds: float, steps: int | None, settings: di
     plan = recipe(plan.run.result_dir, plan.run.name, plan.model, plan.data, steps=steps, **settings | dict(lr=plan.optim.lr))
     return Entrant(load_run(train(plan, progress=False)), steps, cost)
 
-# %% ../nbs/41_compare.ipynb #27779196
+# %% ../nbs/41_compare.ipynb #5c0f6e2a
 NUMBERS = ("mae", "rmse", "ssim", "crps", "misfit", "spread_skill", "coverage_50", "coverage_90", "samples", "nfe", "network_calls", "wave_solves", "seconds_per_record")  # what experiments keep of a card's row
 
 
@@ -164,7 +164,7 @@ def card_row(
     if row is None: raise InputError(f"the card of {card['name']} has no row {which!r} from the start {start!r}")
     return dict(**about, start=start, sees_truth=row["sees_truth"], method=row["method"], records=row["records"], **{k: row.get(k) for k in NUMBERS}, mae_interval=row["interval"]["mae"])
 
-# %% ../nbs/41_compare.ipynb #7378069b
+# %% ../nbs/41_compare.ipynb #c35c002a
 SHOWN = {"mae": ("MAE m/s", ".1f"), "ssim": ("SSIM", ".3f"), "crps": ("CRPS", ".1f"), "misfit": ("misfit", ".3f"), "spread_skill": ("spr/sk", ".2f"), "coverage_90": ("90 %", ".2f"), "network_calls": ("calls", "g")}
 
 
@@ -184,7 +184,7 @@ def rows_table(
 
 def _word(row: dict, name: str) -> str: return f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) + "*" * (name == "start" and row.get("sees_truth", False))
 
-# %% ../nbs/41_compare.ipynb #13a6ee46
+# %% ../nbs/41_compare.ipynb #4d51ee6f
 def bars(
     ax: Axes,
     rows: list[dict],  # from `card_row`
@@ -198,12 +198,12 @@ def bars(
     ax.set(yticks=range(len(rows)), yticklabels=[_word(row, name) for row in rows], xlabel="MAE (m/s)")
     ax.invert_yaxis()
 
-# %% ../nbs/41_compare.ipynb #67c31759
+# %% ../nbs/41_compare.ipynb #036d672e
 def card_about(card: dict) -> dict:
     "What a card says of run, records and machine: the provenance of rows taken from it."
     return {key: card[key] for key in ("run", "step", "method", "model", "trained_on", "device", "data", "degradation", "settings", "version", "torch")}
 
-# %% ../nbs/41_compare.ipynb #55bd38ac
+# %% ../nbs/41_compare.ipynb #ea169cce
 def save_experiment(
     out_dir: str | Path,  # empty: nothing is written
     about: dict,  # runs, data, settings, device
