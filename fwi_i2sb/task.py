@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'Learner', 'Task', 'loss', 'network_time', 'how', 'check_nfe', 'share', 'walk', 'stochastic', 'BridgeTask',
            'DiffusionTask', 'GanTask', 'resolve', 'build_task']
 
-# %% ../nbs/25_task.ipynb #382617c6
+# %% ../nbs/25_task.ipynb #204f6202
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,7 +22,7 @@ from .openfwi import InputError, unknown
 from .options import ModelOptions
 from .sampler import SAMPLERS, State, predictor, sample, sampler_settings, step_sequence
 
-# %% ../nbs/25_task.ipynb #77433178
+# %% ../nbs/25_task.ipynb #2fdae688
 class Learner(nn.Module):
     "A network with its loss: `learner(batch)` gives one loss per sample (batch,)."
 
@@ -32,7 +32,7 @@ class Learner(nn.Module):
 
     def forward(self, batch: dict) -> Tensor: return self.loss(self.net, batch)
 
-# %% ../nbs/25_task.ipynb #f25d9655
+# %% ../nbs/25_task.ipynb #1b022387
 class Task:
     "A training style: networks that learn, their losses, and the walk from a starting model to a map. `build_task` makes one."
 
@@ -72,7 +72,7 @@ class Task:
         "Compile the network that inverts."
         self.denoiser.compile()
 
-# %% ../nbs/25_task.ipynb #a5bfd3a4
+# %% ../nbs/25_task.ipynb #c607366c
 def loss(self, denoise_: nn.Module, batch: dict) -> Tensor:
     "Error of the network's one answer, per sample."
     t = torch.zeros(len(batch["x0"]), device=batch["x0"].device)
@@ -84,7 +84,7 @@ def network_time(self, step, like): return torch.zeros(len(like), device=like.de
 
 Task.loss, Task.network_time = loss, network_time
 
-# %% ../nbs/25_task.ipynb #87d3d2cc
+# %% ../nbs/25_task.ipynb #19221fa8
 def how(
     self,
     *, nfe: int | None = None,  # network calls; default: the method's
@@ -95,7 +95,7 @@ def how(
 ) -> dict:  # nfe, sampler, eta, w, clip: what `walk` takes
     "Settings of a walk, complete. Raises `InputError` for what this method does not have."
     nfe, sampler = nfe or self.nfe, sampler or self.samplers[0]
-    if sampler not in self.samplers: raise unknown(f"sampler of the method {self.name}:", sampler, self.samplers)
+    if sampler not in self.samplers: raise unknown("sampler", sampler, self.samplers)
     if w != 1 and not self.guidable: raise InputError(f"guidance w = {w} needs an answer without seismic, and {self.model.name} has none here: use w = 1")
     return dict(nfe=self.check_nfe(nfe), sampler=sampler, eta=self.share(sampler, eta), w=w, clip=self.clips if clip is None else clip)
 
@@ -115,7 +115,7 @@ def share(self, sampler: str, eta: float | None) -> float | None:
 Task.how, Task.check_nfe, Task.share = how, check_nfe, share
 Task.clips = property(lambda self: self.options.clip_denoise)
 
-# %% ../nbs/25_task.ipynb #348327c4
+# %% ../nbs/25_task.ipynb #9a374632
 @torch.no_grad()
 def walk(
     self,
@@ -137,7 +137,7 @@ def stochastic(self, sampler: str) -> bool:
 
 Task.walk, Task.stochastic = walk, stochastic
 
-# %% ../nbs/25_task.ipynb #b497e33a
+# %% ../nbs/25_task.ipynb #be361d25
 class BridgeTask(Task):
     "Image-to-image Schrödinger bridge (arXiv 2302.05872, 2506.15346)."
 
@@ -157,7 +157,7 @@ class BridgeTask(Task):
         answer = denoise_(xt, self.bridge.network_time(step, xt), batch["seismic"], keep)
         return sample_loss(answer, x0 if self.names_x0 else self.bridge.target(step, x0, xt), keep, self.options)
 
-# %% ../nbs/25_task.ipynb #5d6887df
+# %% ../nbs/25_task.ipynb #d2f7fd10
 def _check_steps(self, nfe):
     step_sequence(self.options.interval, nfe)
     return nfe
@@ -174,7 +174,7 @@ def _bridge_stochastic(self, sampler): return not SAMPLERS[sampler].get("ot_ode"
 
 BridgeTask.check_nfe, BridgeTask.share, BridgeTask.walk, BridgeTask.stochastic = _check_steps, _bridge_share, _bridge_walk, _bridge_stochastic
 
-# %% ../nbs/25_task.ipynb #0ef6eb3c
+# %% ../nbs/25_task.ipynb #9b62a5df
 class DiffusionTask(Task):
     "Conditional denoising diffusion (arXiv 2006.11239, 2010.02502) with start and seismic as condition."
 
@@ -193,7 +193,7 @@ class DiffusionTask(Task):
         answer = denoise_(torch.cat([xt, batch["x1"]], 1), self.diffusion.network_time(step, xt), batch["seismic"], keep)
         return sample_loss(answer, x0 if self.options.pred_x0 else batch["noise"], keep, self.options)
 
-# %% ../nbs/25_task.ipynb #362a0092
+# %% ../nbs/25_task.ipynb #f4234f62
 def _diffusion_share(self, sampler, eta):
     if eta is not None and sampler != "ddim": raise InputError(f"sampler {sampler} has no eta to set: leave it out, or take the sampler ddim")
     return DDPM_SAMPLERS[sampler] if eta is None else eta
@@ -207,7 +207,7 @@ def _diffusion_walk(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
 DiffusionTask.check_nfe, DiffusionTask.share, DiffusionTask.walk = _check_steps, _diffusion_share, _diffusion_walk
 DiffusionTask.stochastic = lambda self, sampler: True
 
-# %% ../nbs/25_task.ipynb #072a74b3
+# %% ../nbs/25_task.ipynb #38327876
 class GanTask(Task):
     "Regression against a Wasserstein critic with gradient penalty (VelocityGAN)."
 
@@ -229,7 +229,7 @@ class GanTask(Task):
         "The generator's maps."
         return denoise_(batch["x1"], self.network_time(0, batch["x1"]), batch["seismic"], batch["keep"]).float()
 
-# %% ../nbs/25_task.ipynb #fd7a92ff
+# %% ../nbs/25_task.ipynb #52c83bf8
 def _generator_loss(self, denoise_, batch):
     fake = self.fake(denoise_, batch)
     self.critic.requires_grad_(False)
@@ -245,10 +245,10 @@ def _critic_loss(self, critic, batch):
 
 GanTask.loss, GanTask.critic_loss = _generator_loss, _critic_loss
 
-# %% ../nbs/25_task.ipynb #84e8774e
+# %% ../nbs/25_task.ipynb #9d8f7683
 TASKS = {"bridge": BridgeTask, "ddpm": DiffusionTask, "regression": Task, "gan": GanTask}
 
-# %% ../nbs/25_task.ipynb #869788d3
+# %% ../nbs/25_task.ipynb #db51e5e2
 def resolve(options: ModelOptions) -> tuple[ModelOptions, str, Model]:
     "The options with what the model and the method decide, and both. Raises `InputError` for names that do not exist or do not go together."
     model = find_model(options.model)
