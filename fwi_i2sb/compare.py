@@ -6,7 +6,7 @@
 __all__ = ['DATA_ROOMS', 'NUMBERS', 'SHOWN', 'small_data', 'recipe', 'seconds_per_step', 'steps_for', 'Entrant', 'train_equally',
            'card_row', 'rows_table', 'bars', 'card_about', 'save_experiment']
 
-# %% ../nbs/41_compare.ipynb #2ddffbf1
+# %% ../nbs/41_compare.ipynb #a8b7bf5b
 import fcntl, hashlib, json, os, time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# %% ../nbs/41_compare.ipynb #ad60ba55
+# %% ../nbs/41_compare.ipynb #62441a4d
 import fwi_i2sb
 from .generate import generate
 from .invert import load_run
@@ -31,7 +31,7 @@ from .task import build_task, resolve
 from .train import make_start, train, train_step
 from .trained import TrainedRun
 
-# %% ../nbs/41_compare.ipynb #9428e513
+# %% ../nbs/41_compare.ipynb #0e55353d
 DATA_ROOMS = ("openfwi", "geology", "wave", "generate")  # what generated data depend on
 
 
@@ -52,7 +52,7 @@ def small_data(
         for family in parse_families(families): generate(root, family, n_train=n_train, n_val=n_val, layers=layers, seed=seed)
     return root
 
-# %% ../nbs/41_compare.ipynb #3a86f04f
+# %% ../nbs/41_compare.ipynb #5a7c5e4e
 def recipe(
     folder: Path,  # runs are written here
     name: str,  # of the run
@@ -71,14 +71,14 @@ def recipe(
     log = LogOptions("none", log_every=every, val_every=every, val_batches=max(1, curve_records // batch_size), save_every=4 * every, keep=1)
     return TrainOptions(RunOptions(Path(folder), name, seed), data, model, optim, log)
 
-# %% ../nbs/41_compare.ipynb #82633450
+# %% ../nbs/41_compare.ipynb #f14e900b
 def _clock(device: torch.device) -> float:
     "Seconds: processor time of this process, or of a GPU the wall's."
     if device.type == "cpu": return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
-# %% ../nbs/41_compare.ipynb #96277f2c
+# %% ../nbs/41_compare.ipynb #5c487225
 def seconds_per_step(
     options: TrainOptions,
     trial: int = 4,  # steps that are timed, at least
@@ -103,7 +103,7 @@ def _time(step, steps: int, device: torch.device) -> float:
     for _ in range(steps): step()
     return (_clock(device) - began) / steps
 
-# %% ../nbs/41_compare.ipynb #0768efaf
+# %% ../nbs/41_compare.ipynb #bd11e040
 def steps_for(
     options: TrainOptions,  # their own number of steps is not looked at
     budget: float,  # seconds, as `seconds_per_step` counts them
@@ -114,7 +114,7 @@ def steps_for(
     if budget < cost: raise InputError(f"{options.run.name}: a step takes {cost:.2g} s, more than the budget of {budget:.2g} s")
     return int(budget / cost)
 
-# %% ../nbs/41_compare.ipynb #f12c0346
+# %% ../nbs/41_compare.ipynb #c16f3a5c
 class Entrant(NamedTuple):
     "A method that was trained for a comparison."
     run: TrainedRun
@@ -126,7 +126,7 @@ class Entrant(NamedTuple):
         "Steps, seconds and MAE (m/s) of every validation on the way."
         return [dict(step=row["step"], seconds=row["step"] * self.cost, mae=row["val_mae"]) for row in read_metrics(self.run.path) if "val_mae" in row]
 
-# %% ../nbs/41_compare.ipynb #d7f9756e
+# %% ../nbs/41_compare.ipynb #1c54649e
 def train_equally(
     folder: Path,  # of the runs; those that are there already go on, or are taken as they are
     models: dict[str, ModelOptions],  # by name of the run
@@ -149,7 +149,7 @@ def _entrant(plan: TrainOptions, seconds: float, steps: int | None, settings: di
     plan = recipe(plan.run.result_dir, plan.run.name, plan.model, plan.data, steps=steps, **settings | dict(lr=plan.optim.lr))
     return Entrant(load_run(train(plan, progress=False)), steps, cost)
 
-# %% ../nbs/41_compare.ipynb #5c0f6e2a
+# %% ../nbs/41_compare.ipynb #5f248464
 NUMBERS = ("mae", "rmse", "ssim", "crps", "misfit", "spread_skill", "coverage_50", "coverage_90", "samples", "nfe", "network_calls", "wave_solves", "seconds_per_record")  # what experiments keep of a card's row
 
 
@@ -164,7 +164,7 @@ def card_row(
     if row is None: raise InputError(f"the card of {card['name']} has no row {which!r} from the start {start!r}")
     return dict(**about, start=start, sees_truth=row["sees_truth"], method=row["method"], records=row["records"], **{k: row.get(k) for k in NUMBERS}, mae_interval=row["interval"]["mae"])
 
-# %% ../nbs/41_compare.ipynb #c35c002a
+# %% ../nbs/41_compare.ipynb #6657cb2e
 SHOWN = {"mae": ("MAE m/s", ".1f"), "ssim": ("SSIM", ".3f"), "crps": ("CRPS", ".1f"), "misfit": ("misfit", ".3f"), "spread_skill": ("spr/sk", ".2f"), "coverage_90": ("90 %", ".2f"), "network_calls": ("calls", "g")}
 
 
@@ -176,15 +176,15 @@ def rows_table(
     width = [max(len(_word(row, name)) for row in [dict.fromkeys(names, None) | {name: name}, *rows]) + 2 for name in names]
     lines = ["".join(f"{name:<{w}}" for name, w in zip(names, width)) + f"{'MAE m/s':>8}{'':<16}" + "".join(f"{name:>8}" for name, _ in list(SHOWN.values())[1:])]
     for row in rows:
-        low, high = row["mae_interval"] or (row["mae"], row["mae"])
+        interval = "" if row["mae_interval"] is None else " ({:.1f}-{:.1f})".format(*row["mae_interval"])
         scores = "".join(f"{'-' if row[k] is None else format(row[k], form):>8}" for k, (_, form) in list(SHOWN.items())[1:])
-        lines.append("".join(f"{_word(row, name):<{w}}" for name, w in zip(names, width)) + f"{row['mae']:>8.1f}{f' ({low:.1f}-{high:.1f})':<16}" + scores)
+        lines.append("".join(f"{_word(row, name):<{w}}" for name, w in zip(names, width)) + f"{row['mae']:>8.1f}{interval:<16}" + scores)
     return "\n".join(lines + ["* the start is the true map, blurred: it has seen the answer"] * any(row["sees_truth"] for row in rows))
 
 
 def _word(row: dict, name: str) -> str: return f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) + "*" * (name == "start" and row.get("sees_truth", False))
 
-# %% ../nbs/41_compare.ipynb #4d51ee6f
+# %% ../nbs/41_compare.ipynb #b44e8ab5
 def bars(
     ax: Axes,
     rows: list[dict],  # from `card_row`
@@ -198,12 +198,12 @@ def bars(
     ax.set(yticks=range(len(rows)), yticklabels=[_word(row, name) for row in rows], xlabel="MAE (m/s)")
     ax.invert_yaxis()
 
-# %% ../nbs/41_compare.ipynb #036d672e
+# %% ../nbs/41_compare.ipynb #b30a2728
 def card_about(card: dict) -> dict:
     "What a card says of run, records and machine: the provenance of rows taken from it."
     return {key: card[key] for key in ("run", "step", "method", "model", "trained_on", "device", "data", "degradation", "settings", "version", "torch")}
 
-# %% ../nbs/41_compare.ipynb #ea169cce
+# %% ../nbs/41_compare.ipynb #7de3de83
 def save_experiment(
     out_dir: str | Path,  # empty: nothing is written
     about: dict,  # runs, data, settings, device

@@ -1,0 +1,32 @@
+"Experiment notebooks: the example grids fit them, and the same seed gives the same numbers."
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from fwi_i2sb.experiment import ExperimentOptions, experiment_command
+from fwi_i2sb.grid import read_grid
+
+EXPERIMENTS = Path(__file__).parents[1] / "nbs" / "experiments"
+
+
+@pytest.mark.parametrize("grid", sorted((EXPERIMENTS / "grids").glob("*.yaml")), ids=lambda p: p.stem)
+def test_example_grids_fit_their_notebooks(grid):
+    assert len(read_grid(grid).cells) > 1
+
+
+@pytest.mark.parametrize("notebook", sorted(EXPERIMENTS.glob("*.ipynb")), ids=lambda p: p.stem)
+def test_every_experiment_can_be_a_cell_of_a_grid(notebook, tmp_path):
+    (tmp_path / "grid.yaml").write_text(yaml.safe_dump(dict(notebook=str(notebook), out="results")))
+    assert len(read_grid(tmp_path / "grid.yaml").cells) == 1
+
+
+def test_the_same_steps_and_seed_give_the_same_numbers(tmp_path):
+    small = dict(methods=["bridge", "regression"], steps=dict(bridge=2, regression=2), records=2, points=1)
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(dict(notebook=str(EXPERIMENTS / "30_methods.ipynb"), out=name, fixed=small)))
+        experiment_command(ExperimentOptions(tmp_path / f"{name}.yaml"))
+    first, second = (json.loads((tmp_path / name / "single" / "metrics.json").read_text())["rows"] for name in ("a", "b"))
+    for row in first + second: row.pop("seconds_per_record")
+    assert first == second and {row["name"] for row in first} == {"start", "bridge", "regression"}
