@@ -6,7 +6,7 @@
 __all__ = ['DATA_ROOMS', 'NUMBERS', 'SHOWN', 'small_data', 'recipe', 'seconds_per_step', 'steps_for', 'Entrant', 'train_equally',
            'card_row', 'rows_table', 'bars', 'card_about', 'save_experiment']
 
-# %% ../nbs/41_compare.ipynb #a8b7bf5b
+# %% ../nbs/41_compare.ipynb #f7d723c7
 import fcntl, hashlib, json, os, time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# %% ../nbs/41_compare.ipynb #62441a4d
+# %% ../nbs/41_compare.ipynb #1437e9e3
 import fwi_i2sb
 from .generate import generate
 from .invert import load_run
@@ -31,10 +31,16 @@ from .task import build_task, resolve
 from .train import make_start, train, train_step
 from .trained import TrainedRun
 
-# %% ../nbs/41_compare.ipynb #0e55353d
+# %% ../nbs/41_compare.ipynb #2dc2f7ca
 DATA_ROOMS = ("openfwi", "geology", "wave", "generate")  # what generated data depend on
 
 
+def _digest(*what) -> str:
+    "Names a set of generated data: by what was asked for, and by the code that makes it."
+    code = b"".join(Path(fwi_i2sb.__file__).with_name(f"{room}.py").read_bytes() for room in DATA_ROOMS)
+    return hashlib.sha256(code + json.dumps(what).encode()).hexdigest()[:12]
+
+# %% ../nbs/41_compare.ipynb #c9c00ea0
 def small_data(
     families: str = "CurveVel_A",  # names joined by commas
     n_train: int = 48,  # training records of each
@@ -43,16 +49,14 @@ def small_data(
     seed: int = 0,
 ) -> Path:  # the folder that holds a folder per family
     "Generated data in the cache, made once per version of the code, by one process at a time. Raises `InputError` as `generate` does."
-    code = b"".join(Path(fwi_i2sb.__file__).with_name(f"{room}.py").read_bytes() for room in DATA_ROOMS)
-    key = json.dumps([families, n_train, n_val, layers and list(layers), seed]).encode()
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fwi_i2sb" / f"data-{hashlib.sha256(code + key).hexdigest()[:12]}"
+    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fwi_i2sb" / f"data-{_digest(families, n_train, n_val, layers, seed)}"
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for family in parse_families(families): generate(root, family, n_train=n_train, n_val=n_val, layers=layers, seed=seed)
     return root
 
-# %% ../nbs/41_compare.ipynb #5a7c5e4e
+# %% ../nbs/41_compare.ipynb #b4d66770
 def recipe(
     folder: Path,  # runs are written here
     name: str,  # of the run
@@ -71,30 +75,35 @@ def recipe(
     log = LogOptions("none", log_every=every, val_every=every, val_batches=max(1, curve_records // batch_size), save_every=4 * every, keep=1)
     return TrainOptions(RunOptions(Path(folder), name, seed), data, model, optim, log)
 
-# %% ../nbs/41_compare.ipynb #f14e900b
+# %% ../nbs/41_compare.ipynb #6742fad2
 def _clock(device: torch.device) -> float:
     "Seconds: processor time of this process, or of a GPU the wall's."
     if device.type == "cpu": return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
-# %% ../nbs/41_compare.ipynb #5c487225
+# %% ../nbs/41_compare.ipynb #51ac159b
 def seconds_per_step(
     options: TrainOptions,
     trial: int = 4,  # steps that are timed, at least
 ) -> float:
     "What an optimiser step of a training costs: processor time on a CPU, wall time on a GPU. Builds the stores where they are missing."
-    stores = open_store(options)
-    facts = data_facts(stores[0])
+    store = open_store(options)[0]
+    facts = data_facts(store)
     start = make_start(options, facts)
-    if options.model.precondition: facts["moments"] = start_moments(stores[0], start, options.run.seed)
+    if options.model.precondition: facts["moments"] = start_moments(store, start, options.run.seed)
     task = build_task(options.model, facts, options.run.seed)
     with open_accelerator(options.hardware, options.folder) as (accelerator, _):
         steps = max(trial, options.model.n_critic if "critic" in task.nets else 1)
-        fitted = replace(options, optim=replace(check_batch(options.optim, accelerator.num_processes), num_itr=steps + 1), model=resolve(options.model)[0])
-        state, batches = new_state(task.nets, fitted, accelerator.device), microbatches(fitted, stores[0], start, 0, accelerator)
-        learners = {name: accelerator.prepare_model(learner) for name, learner in task.learners.items()}
-        return _time(lambda: train_step(learners, state, batches, task, fitted, accelerator), steps, accelerator.device)
+        return _time(_stepper(options, store, start, task, steps + 1, accelerator), steps, accelerator.device)
+
+# %% ../nbs/41_compare.ipynb #98b2de10
+def _stepper(options, store, start, task, steps: int, accelerator):
+    "A function that makes the next of `steps` optimiser steps."
+    fitted = replace(options, optim=replace(check_batch(options.optim, accelerator.num_processes), num_itr=steps), model=resolve(options.model)[0])
+    state, batches = new_state(task.nets, fitted, accelerator.device), microbatches(fitted, store, start, 0, accelerator)
+    learners = {name: accelerator.prepare_model(learner) for name, learner in task.learners.items()}
+    return lambda: train_step(learners, state, batches, task, fitted, accelerator)
 
 
 def _time(step, steps: int, device: torch.device) -> float:
@@ -103,7 +112,7 @@ def _time(step, steps: int, device: torch.device) -> float:
     for _ in range(steps): step()
     return (_clock(device) - began) / steps
 
-# %% ../nbs/41_compare.ipynb #bd11e040
+# %% ../nbs/41_compare.ipynb #62a83be6
 def steps_for(
     options: TrainOptions,  # their own number of steps is not looked at
     budget: float,  # seconds, as `seconds_per_step` counts them
@@ -114,7 +123,7 @@ def steps_for(
     if budget < cost: raise InputError(f"{options.run.name}: a step takes {cost:.2g} s, more than the budget of {budget:.2g} s")
     return int(budget / cost)
 
-# %% ../nbs/41_compare.ipynb #c16f3a5c
+# %% ../nbs/41_compare.ipynb #efc31ae5
 class Entrant(NamedTuple):
     "A method that was trained for a comparison."
     run: TrainedRun
@@ -126,7 +135,7 @@ class Entrant(NamedTuple):
         "Steps, seconds and MAE (m/s) of every validation on the way."
         return [dict(step=row["step"], seconds=row["step"] * self.cost, mae=row["val_mae"]) for row in read_metrics(self.run.path) if "val_mae" in row]
 
-# %% ../nbs/41_compare.ipynb #1c54649e
+# %% ../nbs/41_compare.ipynb #ea29b812
 def train_equally(
     folder: Path,  # of the runs; those that are there already go on, or are taken as they are
     models: dict[str, ModelOptions],  # by name of the run
@@ -142,17 +151,18 @@ def train_equally(
     plans = {name: recipe(folder, name, model, data, steps=1, **settings | ({"lr": lr[name]} if name in lr else {})) for name, model in models.items()}
     return {name: _entrant(plan, seconds, steps.get(name), settings) for name, plan in plans.items()}
 
-
+# %% ../nbs/41_compare.ipynb #1cfadbc4
 def _entrant(plan: TrainOptions, seconds: float, steps: int | None, settings: dict) -> Entrant:
     cost = seconds_per_step(plan)
     steps = steps or steps_for(plan, seconds, cost)
     plan = recipe(plan.run.result_dir, plan.run.name, plan.model, plan.data, steps=steps, **settings | dict(lr=plan.optim.lr))
     return Entrant(load_run(train(plan, progress=False)), steps, cost)
 
-# %% ../nbs/41_compare.ipynb #5f248464
-NUMBERS = ("mae", "rmse", "ssim", "crps", "misfit", "spread_skill", "coverage_50", "coverage_90", "samples", "nfe", "network_calls", "wave_solves", "seconds_per_record")  # what experiments keep of a card's row
+# %% ../nbs/41_compare.ipynb #d1aa40d7
+NUMBERS = ("mae", "rmse", "ssim", "crps", "misfit", "spread_skill", "coverage_50", "coverage_90",
+           "samples", "nfe", "network_calls", "wave_solves", "seconds_per_record")  # what experiments keep of a card's row
 
-
+# %% ../nbs/41_compare.ipynb #cecd268c
 def card_row(
     card: dict,  # from `evaluate`
     start: str,  # starting model, as it was asked for
@@ -164,27 +174,32 @@ def card_row(
     if row is None: raise InputError(f"the card of {card['name']} has no row {which!r} from the start {start!r}")
     return dict(**about, start=start, sees_truth=row["sees_truth"], method=row["method"], records=row["records"], **{k: row.get(k) for k in NUMBERS}, mae_interval=row["interval"]["mae"])
 
-# %% ../nbs/41_compare.ipynb #6657cb2e
-SHOWN = {"mae": ("MAE m/s", ".1f"), "ssim": ("SSIM", ".3f"), "crps": ("CRPS", ".1f"), "misfit": ("misfit", ".3f"), "spread_skill": ("spr/sk", ".2f"), "coverage_90": ("90 %", ".2f"), "network_calls": ("calls", "g")}
+# %% ../nbs/41_compare.ipynb #61ea0214
+SHOWN = {"SSIM": ("ssim", ".3f"), "CRPS": ("crps", ".1f"), "misfit": ("misfit", ".3f"), "spr/sk": ("spread_skill", ".2f"), "90 %": ("coverage_90", ".2f"), "calls": ("network_calls", "g")}
 
 
+def _word(row: dict, name: str) -> str:
+    if isinstance(row[name], float): return f"{row[name]:g}"
+    return str(row[name]) + "*" * (name == "start" and row["sees_truth"])
+
+
+def _scores(row: dict) -> str:
+    interval = "({:.1f}-{:.1f})".format(*row["mae_interval"]) if row["mae_interval"] else ""
+    return f"{row['mae']:>8.1f} {interval:<15}" + "".join(f"{'-' if row[key] is None else format(row[key], form):>8}" for key, form in SHOWN.values())
+
+# %% ../nbs/41_compare.ipynb #48f53619
 def rows_table(
     rows: list[dict],  # from `card_row`
     *names: str,  # what stands in front of the scores
 ) -> str:
     "Rows as text, the MAE with its interval; a start that has seen the truth is marked."
-    width = [max(len(_word(row, name)) for row in [dict.fromkeys(names, None) | {name: name}, *rows]) + 2 for name in names]
-    lines = ["".join(f"{name:<{w}}" for name, w in zip(names, width)) + f"{'MAE m/s':>8}{'':<16}" + "".join(f"{name:>8}" for name, _ in list(SHOWN.values())[1:])]
-    for row in rows:
-        interval = "" if row["mae_interval"] is None else " ({:.1f}-{:.1f})".format(*row["mae_interval"])
-        scores = "".join(f"{'-' if row[k] is None else format(row[k], form):>8}" for k, (_, form) in list(SHOWN.items())[1:])
-        lines.append("".join(f"{_word(row, name):<{w}}" for name, w in zip(names, width)) + f"{row['mae']:>8.1f}{interval:<16}" + scores)
-    return "\n".join(lines + ["* the start is the true map, blurred: it has seen the answer"] * any(row["sees_truth"] for row in rows))
+    words = [list(names), *([_word(row, name) for name in names] for row in rows)]
+    width = [max(map(len, column)) + 2 for column in zip(*words)]
+    scores = [f"{'MAE m/s':>8}{'':<16}" + "".join(f"{name:>8}" for name in SHOWN), *map(_scores, rows)]
+    lines = ["".join(f"{word:<{w}}" for word, w in zip(line, width)) + score for line, score in zip(words, scores)]
+    return "\n".join(lines + ["* the start is the true map, blurred: it has seen the answer"] * any("*" in word for line in words for word in line))
 
-
-def _word(row: dict, name: str) -> str: return f"{row[name]:g}" if isinstance(row[name], float) else str(row[name]) + "*" * (name == "start" and row.get("sees_truth", False))
-
-# %% ../nbs/41_compare.ipynb #b44e8ab5
+# %% ../nbs/41_compare.ipynb #cb80933e
 def bars(
     ax: Axes,
     rows: list[dict],  # from `card_row`
@@ -198,12 +213,12 @@ def bars(
     ax.set(yticks=range(len(rows)), yticklabels=[_word(row, name) for row in rows], xlabel="MAE (m/s)")
     ax.invert_yaxis()
 
-# %% ../nbs/41_compare.ipynb #b30a2728
+# %% ../nbs/41_compare.ipynb #a28dd88d
 def card_about(card: dict) -> dict:
     "What a card says of run, records and machine: the provenance of rows taken from it."
     return {key: card[key] for key in ("run", "step", "method", "model", "trained_on", "device", "data", "degradation", "settings", "version", "torch")}
 
-# %% ../nbs/41_compare.ipynb #7de3de83
+# %% ../nbs/41_compare.ipynb #20e2937d
 def save_experiment(
     out_dir: str | Path,  # empty: nothing is written
     about: dict,  # runs, data, settings, device

@@ -6,7 +6,7 @@
 __all__ = ['prepare_cell', 'threads_each', 'Children', 'stop', 'run_cell', 'run_here', 'SlurmOptions', 'run_slurm', 'Report',
            'run_grid', 'ExperimentOptions', 'experiment_command']
 
-# %% ../nbs/40_experiment.ipynb #4fb17edb
+# %% ../nbs/40_experiment.ipynb #fd9d20c3
 import contextlib, hashlib, json, os, re, shutil, signal, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from pathlib import Path
 import tyro
 from tqdm.auto import tqdm
 
-# %% ../nbs/40_experiment.ipynb #4ac677b2
+# %% ../nbs/40_experiment.ipynb #218755ea
 from .grid import Cell, Grid, read_grid, write_tables
 from .openfwi import InputError
 from .options import need
@@ -23,7 +23,7 @@ from .processes import handled
 from .run import claim, write_atomic
 from .train import progress_bar
 
-# %% ../nbs/40_experiment.ipynb #fc26a4eb
+# %% ../nbs/40_experiment.ipynb #8be2d759
 def prepare_cell(cell: Cell):
     "Make a cell's folder and mark it as running. Removes what belongs to another run."
     if cell.stale(): shutil.rmtree(cell.folder)
@@ -36,12 +36,12 @@ def _note(cell: Cell, **values):
     "Write `cell.json`."
     write_atomic(cell.folder / "cell.json", json.dumps(cell.identity() | values, indent=1))
 
-# %% ../nbs/40_experiment.ipynb #0c83b2ef
+# %% ../nbs/40_experiment.ipynb #4532ded3
 def threads_each(jobs: int) -> int:
     "Threads of one of `jobs` cells that run at once: a share of the cores this process may use, or `OMP_NUM_THREADS` where it is set."
     return int(os.environ.get("OMP_NUM_THREADS", max(1, len(os.sched_getaffinity(0)) // jobs)))
 
-# %% ../nbs/40_experiment.ipynb #abc77423
+# %% ../nbs/40_experiment.ipynb #9fc476e6
 def _start(cell: Cell, threads: int, lock=None) -> subprocess.Popen:
     "Start papermill on a cell."
     write_atomic(cell.folder / "parameters.json", json.dumps(cell.parameters | dict(out_dir=str(cell.folder)), indent=1))
@@ -51,7 +51,7 @@ def _start(cell: Cell, threads: int, lock=None) -> subprocess.Popen:
         about = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
         return subprocess.Popen(list(map(str, words)), start_new_session=True, pass_fds=[lock.fileno()] if lock else [], **about)
 
-# %% ../nbs/40_experiment.ipynb #c4134e3a
+# %% ../nbs/40_experiment.ipynb #d92c79cc
 def _fault(cell: Cell, code: int) -> str | None:
     "What went wrong: the last lines of the log, a signal, or metrics that are missing."
     if code < 0: return f"killed by signal {-code}"
@@ -62,7 +62,7 @@ def _fault(cell: Cell, code: int) -> str | None:
     except (OSError, ValueError): known = False
     return None if known else "the notebook wrote no metrics.json to out_dir"
 
-# %% ../nbs/40_experiment.ipynb #f212d818
+# %% ../nbs/40_experiment.ipynb #40993502
 class Children:
     "The processes of the cells that run here, so that all can be ended at once."
 
@@ -77,7 +77,7 @@ class Children:
             self.running.add(child)
             return child
 
-# %% ../nbs/40_experiment.ipynb #6b3b9b66
+# %% ../nbs/40_experiment.ipynb #7d90eac0
 def stop(self, grace: float = 10.0):
     "End all, first politely."
     with self.guard: self.stopped = True
@@ -89,7 +89,7 @@ def stop(self, grace: float = 10.0):
 
 Children.stop = stop
 
-# %% ../nbs/40_experiment.ipynb #6a03fc79
+# %% ../nbs/40_experiment.ipynb #f797db44
 def run_cell(
     cell: Cell,
     threads: int,  # threads of its numerical libraries
@@ -104,7 +104,7 @@ def run_cell(
     if not children.stopped: _note(cell, seconds=round(time.monotonic() - began, 1), **result)
     return cell.state()
 
-# %% ../nbs/40_experiment.ipynb #6e5cb204
+# %% ../nbs/40_experiment.ipynb #f84b4281
 def run_here(cells: list[Cell], jobs: int, lock, report):
     "Run cells in `jobs` threads; `report(cell)` as each ends."
     children = Children(lock)
@@ -119,7 +119,7 @@ def run_here(cells: list[Cell], jobs: int, lock, report):
             children.stop()
             raise
 
-# %% ../nbs/40_experiment.ipynb #8aff873d
+# %% ../nbs/40_experiment.ipynb #84c0b3ac
 @dataclass(frozen=True)
 class SlurmOptions:
     "What each cell asks of Slurm; only with --slurm."
@@ -130,7 +130,7 @@ class SlurmOptions:
     gpus: int = 0  # GPUs
     mem_gb: float | None = None  # memory in GB; default: the cluster's
 
-# %% ../nbs/40_experiment.ipynb #d168a30b
+# %% ../nbs/40_experiment.ipynb #da283708
 def _executor(folder: Path, name: str, options: SlurmOptions, jobs: int | None):
     "submitit's executor with what each job asks for."
     from submitit import AutoExecutor
@@ -140,7 +140,7 @@ def _executor(folder: Path, name: str, options: SlurmOptions, jobs: int | None):
     executor.update_parameters(name=name, timeout_min=options.minutes, cpus_per_task=options.cpus, **{k: v for k, v in given.items() if v is not None})
     return executor
 
-# %% ../nbs/40_experiment.ipynb #e868102b
+# %% ../nbs/40_experiment.ipynb #f419ffd1
 def _submit(executor, cells: list[Cell], cpus: int) -> dict[str, Cell]:
     "Submit cells as one array; the jobs' numbers."
     from submitit.core.utils import FailedJobError
@@ -151,14 +151,14 @@ def _submit(executor, cells: list[Cell], cpus: int) -> dict[str, Cell]:
     except FailedJobError as error: raise InputError(f"Slurm refused the jobs: {str(error).strip().splitlines()[-1]}") from None
     return {job.job_id: cell for job, cell in zip(submitted, cells)}
 
-# %% ../nbs/40_experiment.ipynb #82f690c5
+# %% ../nbs/40_experiment.ipynb #74133c29
 def _queue(name: str) -> set[str] | None:
     "Numbers of the jobs of this name that wait or run; None where the queue does not answer."
     words = ["squeue", "--noheader", "--array", "--format=%i", f"--name={name}"]
     found = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return None if found.returncode else set(found.stdout.split())
 
-# %% ../nbs/40_experiment.ipynb #ce854f3a
+# %% ../nbs/40_experiment.ipynb #61b77554
 def _await(waiting: dict[str, Cell], name: str, logs: Path, report, every: float, patience: float):
     gone = {}
     while waiting:
@@ -170,7 +170,7 @@ def _await(waiting: dict[str, Cell], name: str, logs: Path, report, every: float
             if not over: _note(waiting[number], state="failed", error=f"job {number} ended without a result, see {logs}")
             report(waiting.pop(number))
 
-# %% ../nbs/40_experiment.ipynb #dd508442
+# %% ../nbs/40_experiment.ipynb #7470ae6a
 def run_slurm(cells: list[Cell], out: Path, options: SlurmOptions, jobs: int | None, report, every: float = 5.0, patience: float = 60.0):
     "Run cells as jobs; `report(cell)` as each ends. Ends the jobs if it is interrupted."
     name, logs = f"fwi-{hashlib.sha256(str(out).encode()).hexdigest()[:10]}", out / ".slurm"
@@ -181,7 +181,7 @@ def run_slurm(cells: list[Cell], out: Path, options: SlurmOptions, jobs: int | N
         subprocess.run(["scancel", f"--name={name}"])
         raise
 
-# %% ../nbs/40_experiment.ipynb #b73ebd5c
+# %% ../nbs/40_experiment.ipynb #f9b77243
 @contextlib.contextmanager
 def _signals():
     "The first signal to stop raises: Ctrl-C as ever, others end with 128 + their number."
@@ -190,7 +190,7 @@ def _signals():
 
     with handled(stop): yield
 
-# %% ../nbs/40_experiment.ipynb #5942486b
+# %% ../nbs/40_experiment.ipynb #abaa31ad
 class Report:
     "A line per cell as it ends, and the progress of all."
 
@@ -199,15 +199,18 @@ class Report:
         progress(done, total)
 
     def __call__(self, cell: Cell):
-        state = cell.state()
         self.done += 1
         self.progress(self.done, self.total)
-        if state["state"] == "finished": return tqdm.write(f"{cell.name}: {state['seconds']:.0f} s", file=sys.stderr)
-        self.failed.append(cell)
-        lines = "\n  ".join(state["error"].splitlines())
-        tqdm.write(f"{cell.name}: FAILED\n  {lines}\n  see {cell.folder / 'log.txt'}", file=sys.stderr)
+        if cell.state()["state"] == "failed": self.failed.append(cell)
+        tqdm.write(_outcome(cell), file=sys.stderr)
 
-# %% ../nbs/40_experiment.ipynb #5400b554
+# %% ../nbs/40_experiment.ipynb #300b7294
+def _outcome(cell: Cell) -> str:
+    state = cell.state()
+    if state["state"] == "finished": return f"{cell.name}: {state['seconds']:.0f} s"
+    return "\n  ".join([f"{cell.name}: FAILED", *state["error"].splitlines(), f"see {cell.folder / 'log.txt'}"])
+
+# %% ../nbs/40_experiment.ipynb #7aad4aa6
 def run_grid(
     grid: Grid,
     *, jobs: int | None = None,  # cells at once; default: 1 here, all on Slurm
@@ -226,13 +229,13 @@ def run_grid(
     if report.failed: raise ChildProcessError(f"{len(report.failed)} of {len(grid.cells)} cells failed, the first is {report.failed[0].name}: repeat the command to run them again")
     return rows
 
-# %% ../nbs/40_experiment.ipynb #1b84ea75
+# %% ../nbs/40_experiment.ipynb #b508e082
 def _look(cell: Cell):
     "Refuse a folder that no grid made; say why a cell runs again."
     if cell.folder.exists() and any(cell.folder.iterdir()) and not cell.state(): raise InputError(f"{cell.folder} holds files, but no cell.json: it was not made by a grid, and is left alone")
     if cell.stale(): tqdm.write(f"{cell.name}: {cell.stale()} changed, it runs again", file=sys.stderr)
 
-
+# %% ../nbs/40_experiment.ipynb #11f35393
 @contextlib.contextmanager
 def _alone(folder: Path):
     "Hold the folder's lock. The cells inherit it: they keep it as long as they run, even if this process is killed."
@@ -240,7 +243,7 @@ def _alone(folder: Path):
     except InputError: raise InputError(f"{folder} is in use: another process runs this grid, or the last cells of a killed one are still ending") from None
     with lock: yield lock
 
-# %% ../nbs/40_experiment.ipynb #6cb87b2e
+# %% ../nbs/40_experiment.ipynb #b5325a81
 @dataclass(frozen=True)
 class ExperimentOptions:
     "Run a notebook once per cell of a grid file; skip what is finished, collect one table."
@@ -249,7 +252,7 @@ class ExperimentOptions:
     slurm: bool = False  # run the cells as jobs of Slurm
     job: SlurmOptions = SlurmOptions()
 
-
+# %% ../nbs/40_experiment.ipynb #63440e12
 def experiment_command(options: ExperimentOptions) -> list[dict]:
     "Run a grid and print its table."
     if options.jobs is not None and options.jobs < 1: raise InputError("--jobs must be at least 1")

@@ -6,26 +6,28 @@
 __all__ = ['ENTRIES', 'KINDS', 'code_digest', 'Cell', 'identity', 'state', 'stale', 'finished', 'cell_name', 'Grid', 'read_grid',
            'collect', 'write_tables']
 
-# %% ../nbs/39_grid.ipynb #5d99555e
+# %% ../nbs/39_grid.ipynb #9799009c
 import csv, hashlib, io, itertools, json, re
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
 
-# %% ../nbs/39_grid.ipynb #faa0e48d
+# %% ../nbs/39_grid.ipynb #8a820003
 from .openfwi import InputError, unknown
 from .run import write_atomic
 
-# %% ../nbs/39_grid.ipynb #6b4824d3
-def code_digest(notebook: Path) -> str:
-    "Hexadecimal digest of a notebook's code: of the sources of its code cells, without texts and outputs. Raises `InputError` for a file that is no notebook."
+# %% ../nbs/39_grid.ipynb #180810d2
+def code_digest(
+    notebook: Path,  # .ipynb
+) -> str:  # hexadecimal
+    "Digest of the sources of a notebook's code cells, without texts and outputs. Raises `InputError` for a file that is no notebook."
     try: cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
     except (ValueError, KeyError, TypeError): raise InputError(f"{notebook} is no notebook") from None
     code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return hashlib.sha256(json.dumps(code).encode()).hexdigest()[:16]
 
-# %% ../nbs/39_grid.ipynb #cdd07a1c
+# %% ../nbs/39_grid.ipynb #9b402b46
 @dataclass(frozen=True)
 class Cell:
     "One run of the grid's notebook. In its folder: the executed `notebook.ipynb`, `log.txt`, `cell.json`, and what the notebook writes."
@@ -36,21 +38,24 @@ class Cell:
     folder: Path
     home: Path  # the grid file's folder: where the notebook runs
 
-# %% ../nbs/39_grid.ipynb #997f630f
+# %% ../nbs/39_grid.ipynb #1481334d
 def identity(self) -> dict:
     "What makes this run another run."
     return dict(notebook=self.digest, parameters=self.parameters)
 
 
+Cell.identity = identity
+
+# %% ../nbs/39_grid.ipynb #e1afc861
 def state(self) -> dict:
     "What `cell.json` says: identity, state (running, finished or failed), seconds, error; empty if there is none."
     path = self.folder / "cell.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-Cell.identity, Cell.state = identity, state
+Cell.state = state
 
-# %% ../nbs/39_grid.ipynb #8accf25e
+# %% ../nbs/39_grid.ipynb #79d8148e
 def stale(self) -> str | None:
     "What changed since the folder was made: parameters, code, or None."
     before, now = self.state(), self.identity()
@@ -59,7 +64,7 @@ def stale(self) -> str | None:
 
 Cell.stale = stale
 
-# %% ../nbs/39_grid.ipynb #a5621e7f
+# %% ../nbs/39_grid.ipynb #cc70a095
 def finished(self) -> bool:
     "Whether this very run has ended well."
     return self.state().get("state") == "finished" and not self.stale() and (self.folder / "metrics.json").exists()
@@ -67,11 +72,11 @@ def finished(self) -> bool:
 
 Cell.finished = finished
 
-# %% ../nbs/39_grid.ipynb #b9aacd6b
+# %% ../nbs/39_grid.ipynb #bd2b94df
 class _Loader(yaml.SafeLoader):
     "YAML in which a key may stand only once."
 
-
+# %% ../nbs/39_grid.ipynb #3674c394
 def _mapping(loader, node):
     pairs = loader.construct_pairs(node, deep=True)
     keys = [key for key, _ in pairs]
@@ -79,13 +84,13 @@ def _mapping(loader, node):
         if keys.count(key) > 1: raise InputError(f"{key!r} stands there twice")
     return dict(pairs)
 
-# %% ../nbs/39_grid.ipynb #c97e5e1b
+
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
-# %% ../nbs/39_grid.ipynb #cae757ee
+# %% ../nbs/39_grid.ipynb #0208bf04
 ENTRIES = {"notebook": str, "out": str, "fixed": dict, "cross": dict, "cells": list}  # of a grid file, with their types
 
-# %% ../nbs/39_grid.ipynb #bc4b2e2e
+# %% ../nbs/39_grid.ipynb #1cc9dbff
 def _read(path: Path) -> dict:
     "The file's entries, with the optional ones filled in."
     try: grid = yaml.load(path.read_text(encoding="utf-8"), _Loader)
@@ -98,7 +103,7 @@ def _read(path: Path) -> dict:
         if key not in grid: raise InputError(f"it has no entry {key!r}")
     return {"fixed": {}, "cross": {}, "cells": [{}]} | grid
 
-# %% ../nbs/39_grid.ipynb #90df28c3
+# %% ../nbs/39_grid.ipynb #afed3e01
 def _check_lists(grid: dict):
     lists = {f"the list {name!r}": values for name, values in grid["cross"].items()} | {"'cells'": grid["cells"]}
     for name, values in lists.items():
@@ -111,15 +116,15 @@ def _check_lists(grid: dict):
         for name in given.keys() & grid["cross"].keys() | given.keys() & grid["fixed"].keys() | grid["cross"].keys() & grid["fixed"].keys():
             raise InputError(f"the parameter {name!r} is given twice: in one of fixed, cross and cells only")
 
-# %% ../nbs/39_grid.ipynb #3f3a82e3
+# %% ../nbs/39_grid.ipynb #02808645
 def _text(value) -> str:
     try: return json.dumps(value, sort_keys=True)
     except TypeError: raise InputError(f"{value!r} cannot be a parameter: give numbers, texts, true, false, null, lists and mappings") from None
 
-# %% ../nbs/39_grid.ipynb #29ba3444
+# %% ../nbs/39_grid.ipynb #c053e7d3
 KINDS = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}  # types that can be checked
 
-# %% ../nbs/39_grid.ipynb #2d16f23b
+# %% ../nbs/39_grid.ipynb #2e0c3fe5
 def _check_parameters(notebook: Path, grid: dict):
     from papermill import inspect_notebook  # seconds to import
 
@@ -131,19 +136,19 @@ def _check_parameters(notebook: Path, grid: dict):
         if name not in known: raise unknown(f"parameter of {notebook.name}", str(name), known)
         _check_type(name, value, known[name]["inferred_type_name"].strip())
 
-# %% ../nbs/39_grid.ipynb #989da26e
+# %% ../nbs/39_grid.ipynb #5a1ad57e
 def _check_type(name: str, value, kind: str):
     if kind not in KINDS or (isinstance(value, KINDS[kind]) and (kind == "bool" or not isinstance(value, bool))): return
     hint = ": YAML reads 1e-3 as text, write 1.0e-3" if isinstance(value, str) and kind in ("int", "float") else ""
     raise InputError(f"the parameter {name!r} must be of type {kind}, and {value!r} is not{hint}")
 
-
+# %% ../nbs/39_grid.ipynb #1f513e12
 def _pairs(grid: dict):
     "Every parameter with each of its values."
     for given in (grid["fixed"], *grid["cells"]): yield from given.items()
     for name, values in grid["cross"].items(): yield from ((name, value) for value in values)
 
-# %% ../nbs/39_grid.ipynb #33adb765
+# %% ../nbs/39_grid.ipynb #156257ec
 def cell_name(
     varied: dict,  # the parameters that vary in the grid, with this cell's values
 ) -> str:
@@ -153,7 +158,7 @@ def cell_name(
     safe = re.sub(r"[^\w.,=+-]+", "-", plain, flags=re.ASCII)[:80].strip("-")
     return safe if safe == plain else f"{safe}-{hashlib.sha256(_text(varied).encode()).hexdigest()[:6]}"
 
-# %% ../nbs/39_grid.ipynb #81350275
+# %% ../nbs/39_grid.ipynb #fbbf8aef
 @dataclass(frozen=True)
 class Grid:
     "A grid file that was read and checked."
@@ -161,14 +166,16 @@ class Grid:
     out: Path  # folder of all cells
     cells: tuple[Cell, ...]
 
-# %% ../nbs/39_grid.ipynb #6eed9c52
-def read_grid(path: Path) -> Grid:
+# %% ../nbs/39_grid.ipynb #4cf9787f
+def read_grid(
+    path: Path,  # YAML
+) -> Grid:
     "Read a grid file. Raises `InputError` for whatever would stop a cell: unknown entries or parameters, wrong types, empty lists, values that stand twice, a missing notebook."
     path = Path(path).resolve()
     try: return _grid(path, _read(path))
     except InputError as error: raise InputError(f"grid {path.name}: {error}") from None
 
-# %% ../nbs/39_grid.ipynb #99be6115
+# %% ../nbs/39_grid.ipynb #ea54e73f
 def _grid(path: Path, grid: dict) -> Grid:
     notebook, out = (Path(path.parent, grid[key]).resolve() for key in ("notebook", "out"))
     if not notebook.is_file(): raise InputError(f"there is no notebook {notebook}")
@@ -182,9 +189,11 @@ def _grid(path: Path, grid: dict) -> Grid:
         if names.count(name) > 1: raise InputError(f"two cells would have the name {name}")
     return Grid(path, out, tuple(Cell(name, notebook, digest, grid["fixed"] | values, out / name, path.parent) for name, values in zip(names, varied)))
 
-# %% ../nbs/39_grid.ipynb #3c9c6b84
-def collect(grid: Grid) -> list[dict]:
-    "What became of each cell: name, state, seconds, error if it failed, parameters, and the single values of its metrics."
+# %% ../nbs/39_grid.ipynb #e8919a7b
+def collect(
+    grid: Grid,
+) -> list[dict]:  # one per cell: cell, state, seconds, error if it failed, parameters, metrics
+    "What became of each cell, with the single values of its metrics."
     rows = []
     for cell in grid.cells:
         state = {"state": "changed"} if cell.stale() else cell.state()
@@ -193,17 +202,17 @@ def collect(grid: Grid) -> list[dict]:
                          metrics={key: value for key, value in metrics.items() if not isinstance(value, (list, dict))}))
     return rows
 
-# %% ../nbs/39_grid.ipynb #f32efff1
+# %% ../nbs/39_grid.ipynb #daea4fe5
 def _columns(rows: list[dict]) -> list[str]:
     names = [name for part in ("parameters", "metrics") for row in rows for name in row[part]]
     return ["cell", "state", *dict.fromkeys(names), "seconds"]
 
-
+# %% ../nbs/39_grid.ipynb #5d2c398b
 def _flat(row: dict) -> dict:
     parameters = {name: json.dumps(value) if isinstance(value, (list, dict)) else value for name, value in row["parameters"].items()}
     return row["metrics"] | parameters | {key: row.get(key, "") for key in ("cell", "state", "seconds")}
 
-# %% ../nbs/39_grid.ipynb #64212684
+# %% ../nbs/39_grid.ipynb #76e4421c
 def _markdown(rows: list[dict]) -> str:
     common = {name: value for name, value in rows[0]["parameters"].items() if all(row["parameters"].get(name) == value for row in rows)}
     names = [name for name in _columns(rows) if name not in common]
@@ -211,11 +220,11 @@ def _markdown(rows: list[dict]) -> str:
     below = f"\nAll cells: {json.dumps(common)[1:-1]}\n" if common else ""
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + below
 
-
+# %% ../nbs/39_grid.ipynb #2b8b946e
 def _shown(value) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
 
-# %% ../nbs/39_grid.ipynb #c69bf768
+# %% ../nbs/39_grid.ipynb #246477fe
 def write_tables(grid: Grid) -> list[dict]:
     "Write `table.json`, `table.csv` and `table.md` of all cells to the grid's folder."
     rows, text = collect(grid), io.StringIO()

@@ -73,7 +73,7 @@ def test_lists_are_crossed_and_failed_cells_do_not_stop_the_others(folder, exper
     assert "three is too many" in said and str(folder / "results" / "name=a,size=3" / "log.txt") in said and said.splitlines()[-1].startswith("error: 2 of 4 cells failed")
     lines = list(csv.DictReader((folder / "results" / "table.csv").open()))
     assert lines[0] | dict(seconds="") == dict(cell="name=a,size=1", state="finished", rate="2.0", name="a", size="1", pause="", total="2.0", word="good", seconds="")
-    assert (folder / "results" / "table.md").read_text().count("\n") == 6
+    assert (folder / "results" / "table.md").read_text().endswith('|\n\nAll cells: "rate": 2.0\n')
 
 
 def add_texts_and_outputs(path: Path):
@@ -106,7 +106,7 @@ def start(path: Path, *words) -> subprocess.Popen:
     return subprocess.Popen([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
 
 
-def until(condition, seconds: float = 30.0):
+def until(condition, seconds: float = 60.0):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "timed out"
@@ -128,7 +128,7 @@ def test_ctrl_c_ends_the_cells_and_the_repeated_command_continues(folder, experi
     grid = start(path)
     until((folder / "results" / "pause=60.0,size=2" / "began").exists)
     grid.send_signal(signal.SIGINT)
-    assert grid.wait(15) == 130, grid.stderr.read()
+    assert grid.wait(30) == 130, grid.stderr.read()
     until(lambda: not at_work(folder))
     assert times(folder).keys() == {"size=1"} and table(folder)["pause=60.0,size=2"]["state"] == "running"
     before = times(folder)
