@@ -3,10 +3,11 @@ PYTHON ?= python3.11
 VENV   ?= .venv
 BIN     = $(VENV)/bin
 DEMO   ?= demo
+LAB    ?= nbs
 
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help setup demo test test-system notebooks readme lab clean
+.PHONY: help setup demo test test-system notebooks readme pictures lab clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -23,7 +24,7 @@ demo: setup  ## the whole chain on a small data set made here: minutes on two co
 test: setup  ## everything that needs no root
 	BIN="$(abspath $(BIN))" bash tests/run.sh
 
-test-system: setup  ## two hosts, Slurm and the container image: needs root and what tests/system/setup.sh installs
+test-system: setup  ## the explorer in a browser, two hosts, Slurm and the container image: needs root and what tests/system/setup.sh installs
 	BIN="$(abspath $(BIN))" bash tests/system/run.sh
 
 notebooks: setup  ## run every notebook again and store its outputs
@@ -32,8 +33,11 @@ notebooks: setup  ## run every notebook again and store its outputs
 readme: setup  ## render README.md from nbs/index.ipynb
 	$(BIN)/python tests/readme.py README.md
 
-lab: setup  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab nbs
+pictures: setup  ## the screenshots of the documentation, from a real run: needs what tests/system/setup.sh installs
+	$(BIN)/python tests/system/pictures.py
+
+lab: setup  ## JupyterLab on the notebooks, or on the folder LAB; more options of JupyterLab in LAB_ARGS
+	$(BIN)/jupyter lab $(LAB) $(LAB_ARGS)
 
 clean:  ## remove the environment and the demo
 	rm -rf $(VENV) $(DEMO) *.egg-info

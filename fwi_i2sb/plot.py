@@ -6,7 +6,7 @@
 __all__ = ['png', 'colour_map', 'plot_maps', 'plot_velocity', 'plot_gather', 'plot_result', 'plot_records', 'plot_profile',
            'mark_column', 'plot_trajectory', 'plot_curves']
 
-# %% ../nbs/22_plot.ipynb #e4f9e4e7
+# %% ../nbs/22_plot.ipynb #bec0a9ed
 import io
 
 import cmcrameri  # registers its colour maps under "cmc."
@@ -19,7 +19,7 @@ from matplotlib.patheffects import withStroke
 from .openfwi import VELOCITY_MAX, VELOCITY_MIN, InputError, unknown
 from .wave import OPENFWI, Survey
 
-# %% ../nbs/22_plot.ipynb #5fd01857
+# %% ../nbs/22_plot.ipynb #85ab2349
 def png(
     figure: Figure,  # drawn at its own dots per inch
 ) -> bytes:  # a PNG file
@@ -34,7 +34,7 @@ class _Figure(Figure):
 
 def _figure(width, height): return _Figure(figsize=(width, height), dpi=100, layout="constrained")
 
-# %% ../nbs/22_plot.ipynb #c5793eb1
+# %% ../nbs/22_plot.ipynb #af3a1b03
 _COLOURS = {"batlow": "cmc.batlow", "vik": "cmc.vik", "gray": "gray", "openfwi": "jet"}
 
 
@@ -45,7 +45,7 @@ def colour_map(
     if name not in _COLOURS: raise unknown("colour map", name, _COLOURS)
     return matplotlib.colormaps[_COLOURS[name]]
 
-# %% ../nbs/22_plot.ipynb #e87cf510
+# %% ../nbs/22_plot.ipynb #dc31a201
 def _array(values, axes):
     "The last `axes` axes as numpy; leading axes must be of length 1."
     if hasattr(values, "detach"): values = values.detach().cpu().float().numpy()
@@ -58,7 +58,7 @@ def _draw_map(ax, values, survey, title, cmap, limits):
     ax.set(title=title, xlabel="x (m)", ylabel="depth (m)", gid="map")
     return ax.imshow(values, extent=(-half, width, depth, -half), cmap=colour_map(cmap), vmin=limits[0], vmax=limits[1], interpolation="nearest")
 
-# %% ../nbs/22_plot.ipynb #c3109174
+# %% ../nbs/22_plot.ipynb #1caa6c7f
 def plot_maps(
     maps: dict,  # title -> maps in m/s, (batch, 1, depth, x) or one map; equal batches
     *,
@@ -79,7 +79,7 @@ def plot_maps(
     figure.colorbar(image, ax=axes, label="velocity (m/s)")
     return figure
 
-# %% ../nbs/22_plot.ipynb #2f337f09
+# %% ../nbs/22_plot.ipynb #de819e99
 def plot_velocity(
     velocity,  # one map in m/s, (depth, x), with any leading axes of length 1
     *,
@@ -93,7 +93,7 @@ def plot_velocity(
     figure.axes[0].plot(*zip(*survey.sources), "*", color="white", markeredgecolor="black", markersize=10, clip_on=False)
     return figure
 
-# %% ../nbs/22_plot.ipynb #18a3271a
+# %% ../nbs/22_plot.ipynb #fffff4c6
 def _draw_gather(ax, values, survey, title, cmap, limit):
     step = survey.dt * max(1, round(survey.nt / len(values)))
     first, last = survey.receivers[0][0], survey.receivers[-1][0]
@@ -102,7 +102,7 @@ def _draw_gather(ax, values, survey, title, cmap, limit):
 
 def _limit(values, clip): return max(float(np.percentile(np.abs(values), clip)), 1e-12)
 
-# %% ../nbs/22_plot.ipynb #db6a9105
+# %% ../nbs/22_plot.ipynb #aa0c498e
 def plot_gather(
     seismic,  # one record's pressure, (shots, time, receivers), with any leading axes of length 1
     *,
@@ -122,7 +122,7 @@ def plot_gather(
     figure.colorbar(image, ax=axes, label="pressure")
     return figure
 
-# %% ../nbs/22_plot.ipynb #c0ac85e8
+# %% ../nbs/22_plot.ipynb #5f114067
 def _draw_row(figure, panels, draw, label):
     "A row of panels with one colour bar."
     axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
@@ -130,7 +130,7 @@ def _draw_row(figure, panels, draw, label):
     for ax in axes: ax.label_outer()
     figure.colorbar(image, ax=axes, label=label)
 
-# %% ../nbs/22_plot.ipynb #1ef4658f
+# %% ../nbs/22_plot.ipynb #b82dfd8d
 def _draw_models(figure, truth, start, mean, std, survey, cmap):
     "The upper row of `plot_result`."
     maps, spreads = {"start": start, "mean": mean}, {"standard\ndeviation": std}
@@ -143,7 +143,7 @@ def _draw_models(figure, truth, start, mean, std, survey, cmap):
     _draw_row(left, maps, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (VELOCITY_MIN, VELOCITY_MAX)), "velocity (m/s)")
     _draw_row(right, spreads, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (0, top)), "m/s")
 
-# %% ../nbs/22_plot.ipynb #03425a32
+# %% ../nbs/22_plot.ipynb #8c96a8e4
 def _draw_records(figure, observed, again, survey, shot):
     "A gather, and what a re-simulation adds to it: the lower row of `plot_result`."
     panels = {f"observed\nshot at {survey.sources[shot][0]:g} m": observed[shot]}
@@ -152,20 +152,21 @@ def _draw_records(figure, observed, again, survey, shot):
         misfit = np.linalg.norm(again - observed) / np.linalg.norm(observed)
         panels |= {"simulated in\nthe mean": again[shot], f"difference\nmisfit {misfit:.2f}": observed[shot] - again[shot]}
         left, right = figure.subfigures(1, 2, wspace=0, width_ratios=(3.4, 1))
-        _draw_trace(right.subplots(), observed[shot], again[shot], survey)
+        _draw_trace(right.subplots(), observed[shot], again[shot], survey, survey.sources[shot][0])
     limit = _limit(observed[shot], 98)
     _draw_row(left, panels, lambda ax, v, title: _draw_gather(ax, v, survey, title, "gray", limit), "pressure")
 
-# %% ../nbs/22_plot.ipynb #a7fa8bec
-def _draw_trace(ax, observed, again, survey):
-    "One trace of a gather and of its re-simulation, three quarters along the receivers."
-    number, step = 3 * observed.shape[-1] // 4, survey.dt * max(1, round(survey.nt / len(observed)))
+# %% ../nbs/22_plot.ipynb #1c1fff0d
+def _draw_trace(ax, observed, again, survey, source):
+    "One trace of a gather and of its re-simulation: a quarter or three quarters along the receivers, away from the source."
+    step, places = survey.dt * max(1, round(survey.nt / len(observed))), [quarter * observed.shape[-1] // 4 for quarter in (3, 1)]
+    number = max(places, key=lambda place: abs(survey.receivers[place][0] - source))
     for values, label, style in (observed, "observed", "k-"), (again, "simulated", "C1--"):
         ax.plot(values[:, number], np.arange(len(values)) * step, style, label=label, linewidth=1)
     ax.set(title=f"trace\nat {survey.receivers[number][0]:g} m", xlabel="pressure", ylabel="time (s)", ylim=(len(observed) * step, 0))
     ax.legend(fontsize="small", loc="lower right")
 
-# %% ../nbs/22_plot.ipynb #19e5d48e
+# %% ../nbs/22_plot.ipynb #e10bb527
 def plot_result(
     *,
     start,  # starting model in m/s, one map
@@ -188,7 +189,7 @@ def plot_result(
         _draw_records(rows[1], observed, again, survey, len(observed) // 2 if shot is None else shot)
     return figure
 
-# %% ../nbs/22_plot.ipynb #8248ca6c
+# %% ../nbs/22_plot.ipynb #c7db3d83
 def plot_records(
     seismic,  # the record inverted, (shots, time, receivers)
     resimulated,  # the same simulated in a map, with the same time samples
@@ -201,7 +202,7 @@ def plot_records(
     _draw_records(figure, _array(seismic, 3), _array(resimulated, 3), survey, shot)
     return figure
 
-# %% ../nbs/22_plot.ipynb #8a2e9a98
+# %% ../nbs/22_plot.ipynb #ba5dd8b2
 def plot_profile(
     x: float,  # metres; the nearest column is drawn
     *,
@@ -216,17 +217,17 @@ def plot_profile(
     mean, std = _array(mean, 2), _array(std, 2)
     depth, column = np.arange(len(mean)) * survey.dx, round(x / survey.dx)
     if not 0 <= column < mean.shape[1]: raise InputError(f"x = {x:g} m lies outside the map, which ends at {(mean.shape[1] - 1) * survey.dx:g} m")
-    figure = _figure(3.7, 3.5)
+    figure = _figure(3.7, 3.8)
     ax = figure.subplots()
     for values in samples: ax.plot(_array(values, 2)[:, column], depth, color="C0", alpha=0.4, linewidth=0.6)
     ax.fill_betweenx(depth, *((mean + sign * std)[:, column] for sign in (-1, 1)), color="C0", alpha=0.25, linewidth=0, label="± 1 standard deviation")
     for values, label, style in (start, "start", "C1--"), (mean, "mean", "C0-"), (truth, "truth", "k-"):
         if values is not None: ax.plot(_array(values, 2)[:, column], depth, style, linewidth=1.4, label=label)
     ax.set(title=f"x = {column * survey.dx:g} m", xlabel="velocity (m/s)", ylabel="depth (m)", xlim=(VELOCITY_MIN - 100, VELOCITY_MAX + 100), ylim=(depth[-1], 0))
-    ax.legend(fontsize="small", loc="upper right")
+    figure.legend(fontsize="small", loc="outside lower center", ncols=2)
     return figure
 
-# %% ../nbs/22_plot.ipynb #d3400b6b
+# %% ../nbs/22_plot.ipynb #21869441
 def mark_column(
     figure: Figure,  # of maps, as `plot_maps` and `plot_result` draw them
     x: float,  # metres
@@ -237,7 +238,7 @@ def mark_column(
         marks = [line for line in ax.lines if line.get_gid() == "column"] or [ax.axvline(x, color="black", linestyle="--", linewidth=1, gid="column", path_effects=[withStroke(linewidth=2.5, foreground="white")])]
         marks[0].set_xdata([x, x])
 
-# %% ../nbs/22_plot.ipynb #7bf0c8b7
+# %% ../nbs/22_plot.ipynb #8c691c84
 def plot_trajectory(
     states,  # items with `step`, `xt` and `x0`: maps in m/s, (batch, 1, depth, x)
     *,
@@ -254,7 +255,7 @@ def plot_trajectory(
     for ax, name in zip(figure.axes[:: len(picked)], ("state", "clean map")): ax.set_ylabel(f"{name}\ndepth (m)")
     return figure
 
-# %% ../nbs/22_plot.ipynb #5009e340
+# %% ../nbs/22_plot.ipynb #18d6ed26
 def plot_curves(
     records: list[dict],  # e.g. `{"step": 100, "loss": 0.02}`; keys may differ from record to record
     *,

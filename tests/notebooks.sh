@@ -7,7 +7,7 @@ nbdev_export
 for notebook in nbs/[0-9]*.ipynb nbs/experiments/*.ipynb nbs/tutorials/*.ipynb nbs/index.ipynb; do
     [ -e "$notebook" ] || continue
     echo "$notebook"
-    timeout 1800 jupyter nbconvert --log-level WARN --to notebook --execute --inplace "$notebook"
+    timeout 1800 jupyter nbconvert --log-level WARN --to notebook --execute --ExecutePreprocessor.store_widget_state=False --inplace "$notebook"
 done
 nbdev_clean
 python tests/readme.py README.md

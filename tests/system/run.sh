@@ -4,11 +4,14 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH="$BIN:$PATH" OMP_WAIT_POLICY=PASSIVE MPLBACKEND=agg
 [ "$(id -u)" = 0 ] || { echo "make test-system needs root: it makes network namespaces and builds an image"; exit 2; }
-for tool in buildah debootstrap ip munged slurmctld slurmd sbatch; do
+for tool in buildah debootstrap ip munged slurmctld slurmd sbatch chromium; do
     command -v $tool >/dev/null || { echo "make test-system needs $tool: bash tests/system/setup.sh installs it"; exit 2; }
 done
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
+
+printf '\n== %s\n' "the explorer in JupyterLab, in a browser"
+timeout --signal INT 900 python -m pytest -q --basetemp "$folder/browser" --durations 3 tests/system/browser.py
 
 printf '\n== %s\n' "one training on two hosts: launched on each, by mpirun, by Slurm"
 chmod 755 "$folder"

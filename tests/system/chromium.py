@@ -1,0 +1,77 @@
+"A headless Chromium, and JupyterLab as `make lab` starts it, for the tests and the pictures of the documentation."
+import contextlib
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Page, sync_playwright
+
+ROOT = Path(__file__).parents[2]
+PATIENCE = 300  # seconds, for what a loaded machine may take
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def server(words: list, address: str, **env: str):
+    "Run a command until the end of the block; the block begins when the address answers."
+    process = subprocess.Popen([str(word) for word in words], cwd=ROOT, env=os.environ | env, start_new_session=True)
+    try:
+        deadline = time.monotonic() + PATIENCE
+        while True:
+            assert process.poll() is None, f"{words[0]} ended with exit code {process.returncode}"
+            assert time.monotonic() < deadline, f"{address} does not answer"
+            try: urllib.request.urlopen(address, timeout=10).close()
+            except OSError: time.sleep(0.2)
+            else: break
+        yield
+    finally:
+        with contextlib.suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGTERM)
+        process.wait(60)
+
+
+@contextlib.contextmanager
+def browser(width: int, height: int):
+    "A page of that many pixels in a headless Chromium."
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])  # no sandbox: root
+        try:
+            page = chromium.new_page(viewport=dict(width=width, height=height))
+            page.set_default_timeout(1000 * PATIENCE)
+            yield page
+        finally: chromium.close()
+
+
+@contextlib.contextmanager
+def lab(folder: Path, code: str):
+    "Make a notebook of one cell in a folder, and show it in JupyterLab; yields its address."
+    kernel = dict(name="python3", display_name="Python 3", language="python")
+    cell = dict(id="one", cell_type="code", source=code, metadata={}, outputs=[], execution_count=None)
+    (folder / "notebook.ipynb").write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=kernel), cells=[cell])))
+    home, port = folder / ".home", free_port()
+    news = home / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    news.parent.mkdir(parents=True)
+    news.write_text('{"fetchNews": "false"}')  # no question over a corner of the page
+    options = f"--no-browser --allow-root --port {port} --ServerApp.port_retries=0 --IdentityProvider.token=test"
+    words = ["make", "--assume-old", f"{sys.prefix}/installed", "lab", f"VENV={sys.prefix}", f"LAB={folder}", f"LAB_ARGS={options}"]
+    with server(words, f"http://127.0.0.1:{port}/api", JUPYTER_CONFIG_DIR=str(home), JUPYTER_RUNTIME_DIR=str(home / "runtime"), IPYTHONDIR=str(home / "ipython")):
+        yield f"http://127.0.0.1:{port}/lab/tree/notebook.ipynb?token=test"
+
+
+def run_cells(page: Page, address: str):
+    "Open a notebook and run it, by the menu."
+    page.goto(address)
+    page.get_by_text("Python 3 (ipykernel) | Idle").wait_for()
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.locator('[data-command="runmenu:run-all"]').click()

@@ -1,0 +1,61 @@
+"""Make the screenshots of the documentation from a real run: `make pictures` writes nbs/images/tensorboard.png and nbs/images/explorer.png.
+
+Trains for a few hundred steps on a small data set made here, then shows the run in TensorBoard and in the explorer."""
+import sys
+import tempfile
+from dataclasses import replace
+from io import BytesIO
+from pathlib import Path
+
+from chromium import ROOT, browser, free_port, lab, run_cells, server
+from PIL import Image
+from playwright.sync_api import Page
+
+from fwi_i2sb.generate import generate
+from fwi_i2sb.mini import mini_options
+from fwi_i2sb.train import train
+
+IMAGES = ROOT / "nbs" / "images"
+
+
+def trained(folder: Path) -> Path:
+    "The mini run, for longer and on more records."
+    options = mini_options(folder, generate(folder / "data", "CurveVel_A", n_train=400, n_val=16, layers=(4, 8), shard_size=100))
+    longer = replace(options, run=replace(options.run, name="small"), optim=replace(options.optim, num_itr=500, warmup=50, ema=0.99), log=replace(options.log, log_every=10, val_every=50))
+    return train(longer)
+
+
+def keep(page: Page, name: str):
+    "Store what a page shows."
+    Image.open(BytesIO(page.screenshot())).convert("RGB").save(IMAGES / f"{name}.png", optimize=True)
+
+
+def tensorboard(run: Path):
+    "Losses, learning rate, metrics and validation maps, as TensorBoard shows them."
+    port = free_port()
+    words = [Path(sys.executable).parent / "tensorboard", "--logdir", run.parent, "--port", port]
+    with server(words, f"http://127.0.0.1:{port}/data/environment"), browser(1400, 860) as page:
+        page.goto(f"http://127.0.0.1:{port}/#timeseries")
+        page.get_by_role("combobox", name="Filter tags (regex)").fill("(loss|lr|mae|rmse|ssim)$|valid")
+        page.get_by_text("Enable step selection and data table").click()
+        page.get_by_label("Toggle settings side pane").click()
+        page.wait_for_function("document.querySelectorAll('card-view').length >= 6 && [...document.querySelectorAll('card-view img')].some(image => image.naturalWidth)")
+        page.wait_for_load_state("networkidle")
+        keep(page, "tensorboard")
+
+
+def explorer(run: Path, folder: Path):
+    "The explorer in JupyterLab."
+    with lab(folder, f"from fwi_i2sb.explore import explore\nexplore('runs/{run.name}', dpi=80)") as address, browser(1250, 1140) as page:
+        run_cells(page, address)
+        page.wait_for_function("document.querySelectorAll('.fwi-explorer img').length == 4")
+        page.keyboard.press("Control+b")  # the file browser closes
+        page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").first.wait_for()
+        keep(page, "explorer")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        run = trained(Path(name))
+        tensorboard(run)
+        explorer(run, Path(name))
