@@ -5,48 +5,50 @@
 # %% auto #0
 __all__ = ['card_figure']
 
-# %% ../nbs/24_card_figure.ipynb #d57f6956
+# %% ../nbs/24_card_figure.ipynb #d00928ec
 import numpy as np
 from matplotlib.figure import Figure
 
 from .plot import _draw_models, _figure
 from .wave import OPENFWI, Survey
 
-# %% ../nbs/24_card_figure.ipynb #e36708f0
+# %% ../nbs/24_card_figure.ipynb #8e2d1e4f
 _MARKS = {"start": "s", "method": "o", "sample": "d", "oracle": "*", "control": "x", "classical": "^", "subset": "."}
 
 
 def _draw_errors(ax, rows):
     "MAE of every row with its interval, the first on top; a colour for every starting model."
     starts = list(dict.fromkeys(row["start"] for row in rows))
+    seen = {row["start"] for row in rows if row["sees_truth"]}
     for place, row in enumerate(rows):
-        colour, ends = f"C{starts.index(row['start'])}", row["interval"]["mae"] or [row["mae"]] * 2
-        ax.plot(ends, [place] * 2, color=colour, linewidth=1)
-        ax.plot(row["mae"], place, _MARKS[row["kind"]], color=colour, markersize=5, markerfacecolor=colour if row["kind"] == "method" else "white")
+        colour, mae = f"C{starts.index(row['start'])}", np.array(row["mae"], dtype=float)  # NaN where it is None
+        ax.plot(row["interval"]["mae"] or [mae] * 2, [place] * 2, color=colour, linewidth=1)
+        ax.plot(mae, place, _MARKS[row["kind"]], color=colour, markersize=5, markerfacecolor=colour if row["kind"] == "method" else "white")
     ax.set(xlabel="MAE (m/s), 95 % interval over records", yticks=range(len(rows)), yticklabels=[row["method"] for row in rows], xlim=(0, None))
     ax.tick_params(axis="y", labelsize="small")
     ax.invert_yaxis()
-    for start in starts: ax.plot([], [], color=f"C{starts.index(start)}", label=start + ("*" if start.startswith("blur") else ""))
+    for start in starts: ax.plot([], [], color=f"C{starts.index(start)}", label=start + "*" * (start in seen))
     ax.legend(fontsize="x-small", loc="best")
 
-# %% ../nbs/24_card_figure.ipynb #37741804
+# %% ../nbs/24_card_figure.ipynb #804fa717
 def _draw_reliability(ax, answers, expected):
     "Covered against nominal share of the central intervals, one line per starting model."
     ax.plot((0, 1), (0, 1), color="0.85")
     ax.plot(expected["levels"], expected["coverage"], "k--", linewidth=1, label="calibrated")
-    for i, row in enumerate(answers): ax.plot(expected["levels"], row["reliability"], "o-", color=f"C{i}", markersize=3)
+    for i, row in enumerate(answers): ax.plot(expected["levels"], np.array(row["reliability"], dtype=float), "o-", color=f"C{i}", markersize=3)
     ax.set(xlabel="interval of the samples", ylabel="cells inside", xlim=(0, 1), ylim=(0, 1))
     ax.legend(fontsize="x-small")
 
-# %% ../nbs/24_card_figure.ipynb #2888c3b4
+# %% ../nbs/24_card_figure.ipynb #d56dce6a
 def _draw_spread(ax, values, k):
     "Error against spread, a dot per record."
-    for i, entry in enumerate(values): ax.plot(np.sqrt(entry["variance"]), entry["rmse"], ".", color=f"C{i}", markersize=4)
-    top = 1.05 * max(max(np.sqrt(entry["variance"]).max(), max(entry["rmse"])) for entry in values)
+    points = [(np.sqrt(np.array(entry["variance"], dtype=float)), np.array(entry["rmse"], dtype=float)) for entry in values]
+    for i, (spread, error) in enumerate(points): ax.plot(spread, error, ".", color=f"C{i}", markersize=4)
+    top = 1.05 * max((v for v in np.ravel(points) if np.isfinite(v)), default=1.0)
     ax.plot((0, top), (0, top * np.sqrt((k + 1) / k)), "k--", linewidth=1)
     ax.set(xlabel="spread of the samples (m/s)", ylabel="RMSE (m/s)", xlim=(0, top), ylim=(0, top))
 
-# %% ../nbs/24_card_figure.ipynb #a0d9da08
+# %% ../nbs/24_card_figure.ipynb #09aab540
 def card_figure(
     card: dict,  # from `evaluate`, or read from card.json
     *, survey: Survey = OPENFWI,  # supplies the grid spacing of the maps

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Degradation', 'add_noise', 'live_traces', 'at_frequency', 'degrade']
 
-# %% ../nbs/07_degrade.ipynb #4db1de49
+# %% ../nbs/07_degrade.ipynb #4c8079e8
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,15 +17,15 @@ from torch import Tensor
 from .openfwi import VELOCITY_MIN, InputError
 from .wave import OPENFWI, Survey, decimate, simulate
 
-# %% ../nbs/07_degrade.ipynb #b6240fb6
+# %% ../nbs/07_degrade.ipynb #98312921
 def _check(self):
     if self.snr is not None and not math.isfinite(self.snr): raise InputError(f"--snr {self.snr:g} is no signal-to-noise ratio: give dB, for instance 10")
     if self.missing_shots < 0: raise InputError(f"--missing-shots {self.missing_shots} is no number of shots")
     if not 0 <= self.missing_traces < 1: raise InputError(f"--missing-traces {self.missing_traces:g} is no share of the traces: give a number from 0 to below 1")
     if self.freq is not None and not 0 < self.freq < math.inf: raise InputError(f"--freq {self.freq:g} is no frequency: give Hz, for instance 10")
 
-# %% ../nbs/07_degrade.ipynb #b8e504c1
-_WORDS = dict(freq="peak frequency {:g} Hz", snr="noise at {:g} dB", missing_shots="{} missing shot(s)", missing_traces="{:.0%} of the traces missing")
+# %% ../nbs/07_degrade.ipynb #1fe2a3d1
+_WORDS = dict(freq="peak frequency {:g} Hz".format, snr="noise at {:g} dB".format, missing_shots="{} missing shot(s)".format, missing_traces=lambda share: f"{100 * share:g}% of the traces missing")
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ class Degradation:
     freq: float | None = None  # peak frequency of the wavelet in Hz, if it is not the survey's
     __post_init__ = _check
 
-    def __str__(self): return ", ".join(text.format(getattr(self, k)) for k, text in _WORDS.items() if getattr(self, k) != getattr(Degradation, k)) or "as stored"
+    def __str__(self): return ", ".join(text(getattr(self, k)) for k, text in _WORDS.items() if getattr(self, k) != getattr(Degradation, k)) or "as stored"
 
-# %% ../nbs/07_degrade.ipynb #ae679f0b
+# %% ../nbs/07_degrade.ipynb #db7cab14
 def _generator(seed, stream):
     "A generator of its own for every record and every kind of damage."
     return np.random.default_rng((*np.atleast_1d(seed).tolist(), stream))
@@ -56,7 +56,7 @@ def add_noise(
     noise = np.stack([_generator(seed, 1).standard_normal(seismic.shape[1:], dtype=np.float32) for seed in seeds])
     return seismic + torch.from_numpy(noise).to(seismic) * (power / 10 ** (snr / 10)).sqrt().to(seismic).reshape(-1, 1, 1, 1)
 
-# %% ../nbs/07_degrade.ipynb #d8992182
+# %% ../nbs/07_degrade.ipynb #7bb0bbaf
 def _first(generator, size, number):
     "A mask of `size` ones with `number` zeros at random places; more zeros keep the places of fewer."
     mask = np.ones(size, dtype=np.float32)
@@ -69,15 +69,16 @@ def live_traces(
     what: Degradation,  # how many shots and traces are missing
     seeds: Sequence,  # one key (int or tuple of ints) per record
 ) -> Tensor:  # (batch, shots, 1, receivers): 1 where a trace was recorded, 0 where not
-    "Which traces of every record were recorded. Raises `InputError` where nothing would be left of a record."
+    "Which traces of every record were recorded. Raises `InputError` where nothing would be left of a record, and for a share too small to lose a trace."
     shots, receivers = shape
     if what.missing_shots >= shots: raise InputError(f"--missing-shots {what.missing_shots} leaves nothing of a record of {shots} shots")
     lost = round(what.missing_traces * shots * receivers)
+    if what.missing_traces and not lost: raise InputError(f"--missing-traces {what.missing_traces:g} loses none of the {shots * receivers} traces of a record: give {1 / (shots * receivers):.2g} or more")
     live = np.stack([_first(_generator(seed, 2), shots, what.missing_shots)[:, None] * _first(_generator(seed, 3), shots * receivers, lost).reshape(shape) for seed in seeds])
     if not live.any((1, 2)).all(): raise InputError(f"{what} leaves nothing of some record: lose fewer traces")
     return torch.from_numpy(live)[:, :, None]
 
-# %% ../nbs/07_degrade.ipynb #c42b84c6
+# %% ../nbs/07_degrade.ipynb #bd3a7629
 def at_frequency(
     survey: Survey,  # how records are shot
     freq: float,  # peak frequency of the wavelet in Hz
@@ -87,7 +88,7 @@ def at_frequency(
     if not low <= freq <= high: raise InputError(f"--freq {freq:g} is out of range: a record of {survey.nt * survey.dt:g} s on a grid of {survey.dx:g} m holds {low:.2g} to {high:.3g} Hz")
     return replace(survey, freq=freq)
 
-# %% ../nbs/07_degrade.ipynb #2832afb2
+# %% ../nbs/07_degrade.ipynb #4c47cadf
 def degrade(
     seismic: Tensor,  # records (batch, shots, time, receivers), pressure
     what: Degradation,  # what is done to them

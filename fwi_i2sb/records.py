@@ -5,21 +5,35 @@
 # %% auto #0
 __all__ = ['validation_data', 'Batch', 'read_batch']
 
-# %% ../nbs/29_records.ipynb #8885907b
+# %% ../nbs/29_records.ipynb #9a07da29
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
-# %% ../nbs/29_records.ipynb #9f4fbf94
+# %% ../nbs/29_records.ipynb #8aa26285
 from .degrade import Degradation, degrade
 from .joint import JointStore
-from .openfwi import InputError
+from .openfwi import InputError, parse_families
+from .options import DataOptions
 from .run import open_store
 from .trained import TrainedRun, check_survey
 
-# %% ../nbs/29_records.ipynb #29cd321d
+# %% ../nbs/29_records.ipynb #4fe6c827
+def _located(
+    data: DataOptions,  # of the run
+    dataset_dir: Path | None, store_dir: Path | None, dataset_name: str | None,  # as of `validation_data`
+) -> DataOptions:
+    "Where the records asked for lie, and their store."
+    old, new = parse_families(data.dataset_name), parse_families(dataset_name or data.dataset_name)
+    source, store = Path(dataset_dir or data.dataset_dir), store_dir or (None if dataset_dir else data.store_dir)
+    if len(new) == 1 and new != old:
+        if (source / new[0]).is_dir(): source = source / new[0]
+        if store and not store_dir: store = store / new[0]
+    return replace(data, dataset_dir=source, store_dir=store, dataset_name=",".join(new), val_files=data.val_files if set(new) <= set(old) else None, in_memory=False)
+
+# %% ../nbs/29_records.ipynb #3de85dbe
 def validation_data(
     run: TrainedRun,
     dataset_dir: Path | None = None,  # where a data set lies; default: where the run's was at training
@@ -27,17 +41,14 @@ def validation_data(
     dataset_name: str | None = None,  # its families; default: the run's
 ) -> JointStore:
     "The validation records of a run, or of another data set. Raises `InputError` where survey, time samples or maps are not the run's."
-    data = replace(run.options.data, in_memory=False)
-    if dataset_dir or store_dir or dataset_name: data = replace(data, store_dir=store_dir, dataset_dir=dataset_dir or data.dataset_dir)
-    if dataset_name: data = replace(data, dataset_name=dataset_name, val_files=None)
-    store = open_store(replace(run.options, data=data))[1]
+    store = open_store(replace(run.options, data=_located(run.options.data, dataset_dir, store_dir, dataset_name)))[1]
     check_survey(run, store.survey)
     velocity, seismic = store.physical(0)
     for what, theirs, ours in (("maps", velocity.shape[1:], run.facts["map_size"]), ("records", seismic.shape, [run.facts[k] for k in ("shots", "time_samples", "receivers")])):
         if list(theirs) != list(ours): raise InputError(f"{store.stores[0].folder} holds {what} of shape {list(theirs)}, the run was trained on {list(ours)}")
     return store
 
-# %% ../nbs/29_records.ipynb #597df360
+# %% ../nbs/29_records.ipynb #03c2048f
 @dataclass(frozen=True)
 class Batch:
     "Some records of an evaluation; maps (batch, 1, depth, x) in m/s, gathers (batch, shots, time, receivers) as pressure."
@@ -46,22 +57,30 @@ class Batch:
     truth: torch.Tensor
     seismic: torch.Tensor  # damaged, if so asked
     live: torch.Tensor  # which traces were recorded, (batch, shots, 1, receivers)
-    other: torch.Tensor  # gathers of the next records, damaged too
+    other: torch.Tensor  # gathers of the next records of the same family, damaged too
 
-# %% ../nbs/29_records.ipynb #e8f52e55
+# %% ../nbs/29_records.ipynb #f40ee323
+def _next(data, numbers, place):
+    "The number of the record after a place, of the same family where there is one."
+    after = [*numbers[place + 1:], *numbers[:place]]
+    return next((i for i in after if data.which(i) == data.which(numbers[place])), after[0])
+
+# %% ../nbs/29_records.ipynb #8b7e53e7
 def read_batch(
     run: TrainedRun,
     data: JointStore,  # from `validation_data`
-    numbers: Sequence[int],  # all records of the evaluation, by number
+    numbers: Sequence[int],  # all records of the evaluation, by number; at least two
     first: int,  # place of the first one wanted
     size: int,  # how many, fewer at the end
     *, degradation: Degradation = Degradation(),  # what is done to them
     seed: int = 0,  # first part of the keys of noise and losses
     engine: str = "deepwave",  # forward operator where records are shot again
 ) -> Batch:
-    "A batch of records and the gathers of the records after each. Raises `InputError` where a record cannot be damaged like that."
-    chosen = [numbers[i % len(numbers)] for i in range(first, min(first + size, len(numbers)) + 1)]
-    truth, seismic = (torch.stack(part) for part in zip(*(data.physical(i) for i in chosen)))
-    keys = [(seed, i, 0, 0) for i in chosen]
+    "A batch of records, and for each the gather of the next. Raises `InputError` where a record cannot be damaged like that."
+    chosen = list(numbers[first:first + size])
+    others = [_next(data, numbers, place) for place in range(first, first + len(chosen))]
+    needed = list(dict.fromkeys([*chosen, *others]))
+    truth, seismic = (torch.stack(part) for part in zip(*(data.physical(i) for i in needed)))
+    keys, n = [(seed, i, 0, 0) for i in needed], len(chosen)
     seismic, live = degrade(seismic, degradation, keys, velocity=truth, survey=run.survey, factor=run.facts["factor"], engine=engine)
-    return Batch(first, chosen[:-1], truth[:-1], seismic[:-1], live[:-1], seismic[1:])
+    return Batch(first, chosen, truth[:n], seismic[:n], live[:n], seismic[[needed.index(i) for i in others]])
