@@ -6,7 +6,7 @@
 __all__ = ['DATA_ROOMS', 'NUMBERS', 'SHOWN', 'small_data', 'recipe', 'seconds_per_step', 'steps_for', 'Entrant', 'train_equally',
            'card_row', 'rows_table', 'bars', 'card_about', 'save_experiment']
 
-# %% ../nbs/41_compare.ipynb #f7d723c7
+# %% ../nbs/41_compare.ipynb #0467cf4c
 import fcntl, hashlib, json, os, time
 from dataclasses import replace
 from pathlib import Path
@@ -16,14 +16,14 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# %% ../nbs/41_compare.ipynb #1437e9e3
+# %% ../nbs/41_compare.ipynb #a342195e
 import fwi_i2sb
 from .generate import generate
 from .invert import load_run
 from .loader import microbatches
 from .objective import check_batch, start_moments
 from .openfwi import InputError, parse_families, unknown
-from .options import DataOptions, LogOptions, ModelOptions, OptimOptions, RunOptions, TrainOptions
+from .options import DataOptions, DeviceOptions, LogOptions, ModelOptions, OptimOptions, RunOptions, TrainOptions
 from .processes import open_accelerator
 from .run import data_facts, open_store, read_config, read_metrics, write_atomic
 from .state import new_state
@@ -31,7 +31,7 @@ from .task import build_task, resolve
 from .train import make_start, train, train_step
 from .trained import TrainedRun
 
-# %% ../nbs/41_compare.ipynb #2dc2f7ca
+# %% ../nbs/41_compare.ipynb #75e76904
 DATA_ROOMS = ("openfwi", "geology", "wave", "generate")  # what generated data depend on
 
 
@@ -40,7 +40,7 @@ def _digest(*what) -> str:
     code = b"".join(Path(fwi_i2sb.__file__).with_name(f"{room}.py").read_bytes() for room in DATA_ROOMS)
     return hashlib.sha256(code + json.dumps(what).encode()).hexdigest()[:12]
 
-# %% ../nbs/41_compare.ipynb #c9c00ea0
+# %% ../nbs/41_compare.ipynb #5cbf735e
 def small_data(
     families: str = "CurveVel_A",  # names joined by commas
     n_train: int = 48,  # training records of each
@@ -56,7 +56,7 @@ def small_data(
         for family in parse_families(families): generate(root, family, n_train=n_train, n_val=n_val, layers=layers, seed=seed)
     return root
 
-# %% ../nbs/41_compare.ipynb #b4d66770
+# %% ../nbs/41_compare.ipynb #0c025063
 def recipe(
     folder: Path,  # runs are written here
     name: str,  # of the run
@@ -73,16 +73,17 @@ def recipe(
     optim = OptimOptions(batch_size, batch_size, steps, lr=lr, lr_schedule="cosine", warmup=min(100, steps // 10), clip_grad_norm=1.0, ema=0.99)
     every = max(1, -(-steps // points))
     log = LogOptions("none", log_every=every, val_every=every, val_batches=max(1, curve_records // batch_size), save_every=4 * every, keep=1)
-    return TrainOptions(RunOptions(Path(folder), name, seed), data, model, optim, log)
+    hardware = DeviceOptions(gpu=0 if torch.cuda.is_available() else None)
+    return TrainOptions(RunOptions(Path(folder), name, seed), data, model, optim, log, hardware)
 
-# %% ../nbs/41_compare.ipynb #6742fad2
+# %% ../nbs/41_compare.ipynb #0b94c006
 def _clock(device: torch.device) -> float:
     "Seconds: processor time of this process, or of a GPU the wall's."
     if device.type == "cpu": return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
-# %% ../nbs/41_compare.ipynb #51ac159b
+# %% ../nbs/41_compare.ipynb #6b652572
 def seconds_per_step(
     options: TrainOptions,
     trial: int = 4,  # steps that are timed, at least
@@ -94,10 +95,11 @@ def seconds_per_step(
     if options.model.precondition: facts["moments"] = start_moments(store, start, options.run.seed)
     task = build_task(options.model, facts, options.run.seed)
     with open_accelerator(options.hardware, options.folder) as (accelerator, _):
-        steps = max(trial, options.model.n_critic if "critic" in task.nets else 1)
+        turn = options.model.n_critic if "critic" in task.nets else 1
+        steps = -(-trial // turn) * turn
         return _time(_stepper(options, store, start, task, steps + 1, accelerator), steps, accelerator.device)
 
-# %% ../nbs/41_compare.ipynb #98b2de10
+# %% ../nbs/41_compare.ipynb #e0eae8b1
 def _stepper(options, store, start, task, steps: int, accelerator):
     "A function that makes the next of `steps` optimiser steps."
     fitted = replace(options, optim=replace(check_batch(options.optim, accelerator.num_processes), num_itr=steps), model=resolve(options.model)[0])
@@ -112,7 +114,7 @@ def _time(step, steps: int, device: torch.device) -> float:
     for _ in range(steps): step()
     return (_clock(device) - began) / steps
 
-# %% ../nbs/41_compare.ipynb #62a83be6
+# %% ../nbs/41_compare.ipynb #0136f8aa
 def steps_for(
     options: TrainOptions,  # their own number of steps is not looked at
     budget: float,  # seconds, as `seconds_per_step` counts them
@@ -123,7 +125,7 @@ def steps_for(
     if budget < cost: raise InputError(f"{options.run.name}: a step takes {cost:.2g} s, more than the budget of {budget:.2g} s")
     return int(budget / cost)
 
-# %% ../nbs/41_compare.ipynb #efc31ae5
+# %% ../nbs/41_compare.ipynb #75e1b5a6
 class Entrant(NamedTuple):
     "A method that was trained for a comparison."
     run: TrainedRun
@@ -135,34 +137,36 @@ class Entrant(NamedTuple):
         "Steps, seconds and MAE (m/s) of every validation on the way."
         return [dict(step=row["step"], seconds=row["step"] * self.cost, mae=row["val_mae"]) for row in read_metrics(self.run.path) if "val_mae" in row]
 
-# %% ../nbs/41_compare.ipynb #ea29b812
+# %% ../nbs/41_compare.ipynb #dd392f21
 def train_equally(
     folder: Path,  # of the runs; those that are there already go on, or are taken as they are
     models: dict[str, ModelOptions],  # by name of the run
     data: DataOptions,
     *, seconds: float,  # budget of each
+    times: dict[str, float] = {},  # factors of the budget by name, where one is to have more or less
     steps: dict[str, int] = {},  # in place of the budget: optimiser steps by name, to repeat a comparison exactly
     lr: dict[str, float] = {},  # learning rates by name; default: that of `recipe`
     **settings,  # of `recipe`
 ) -> dict[str, Entrant]:
-    "Train every model for the same time. Raises `InputError` for names that are no model's, and as `train` does."
-    for name in (*steps, *lr):
+    "Train every model for the same time. Raises `InputError` for names that are no model's, for less than one step, and as `train` does."
+    for name in (*times, *steps, *lr):
         if name not in models: raise unknown("entrant", name, models)
+        if steps.get(name, 1) < 1: raise InputError(f"{name}: {steps[name]} steps are no training: give 1 or more")
     plans = {name: recipe(folder, name, model, data, steps=1, **settings | ({"lr": lr[name]} if name in lr else {})) for name, model in models.items()}
-    return {name: _entrant(plan, seconds, steps.get(name), settings) for name, plan in plans.items()}
+    return {name: _entrant(plan, seconds * times.get(name, 1), steps.get(name), settings) for name, plan in plans.items()}
 
-# %% ../nbs/41_compare.ipynb #1cfadbc4
+# %% ../nbs/41_compare.ipynb #07249bcf
 def _entrant(plan: TrainOptions, seconds: float, steps: int | None, settings: dict) -> Entrant:
     cost = seconds_per_step(plan)
-    steps = steps or steps_for(plan, seconds, cost)
+    if steps is None: steps = steps_for(plan, seconds, cost)
     plan = recipe(plan.run.result_dir, plan.run.name, plan.model, plan.data, steps=steps, **settings | dict(lr=plan.optim.lr))
     return Entrant(load_run(train(plan, progress=False)), steps, cost)
 
-# %% ../nbs/41_compare.ipynb #d1aa40d7
+# %% ../nbs/41_compare.ipynb #e6e66ec9
 NUMBERS = ("mae", "rmse", "ssim", "crps", "misfit", "spread_skill", "coverage_50", "coverage_90",
            "samples", "nfe", "network_calls", "wave_solves", "seconds_per_record")  # what experiments keep of a card's row
 
-# %% ../nbs/41_compare.ipynb #cecd268c
+# %% ../nbs/41_compare.ipynb #f0d6f731
 def card_row(
     card: dict,  # from `evaluate`
     start: str,  # starting model, as it was asked for
@@ -174,7 +178,7 @@ def card_row(
     if row is None: raise InputError(f"the card of {card['name']} has no row {which!r} from the start {start!r}")
     return dict(**about, start=start, sees_truth=row["sees_truth"], method=row["method"], records=row["records"], **{k: row.get(k) for k in NUMBERS}, mae_interval=row["interval"]["mae"])
 
-# %% ../nbs/41_compare.ipynb #61ea0214
+# %% ../nbs/41_compare.ipynb #372a0490
 SHOWN = {"SSIM": ("ssim", ".3f"), "CRPS": ("crps", ".1f"), "misfit": ("misfit", ".3f"), "spr/sk": ("spread_skill", ".2f"), "90 %": ("coverage_90", ".2f"), "calls": ("network_calls", "g")}
 
 
@@ -187,7 +191,7 @@ def _scores(row: dict) -> str:
     interval = "({:.1f}-{:.1f})".format(*row["mae_interval"]) if row["mae_interval"] else ""
     return f"{row['mae']:>8.1f} {interval:<15}" + "".join(f"{'-' if row[key] is None else format(row[key], form):>8}" for key, form in SHOWN.values())
 
-# %% ../nbs/41_compare.ipynb #48f53619
+# %% ../nbs/41_compare.ipynb #dae1e64d
 def rows_table(
     rows: list[dict],  # from `card_row`
     *names: str,  # what stands in front of the scores
@@ -197,9 +201,9 @@ def rows_table(
     width = [max(map(len, column)) + 2 for column in zip(*words)]
     scores = [f"{'MAE m/s':>8}{'':<16}" + "".join(f"{name:>8}" for name in SHOWN), *map(_scores, rows)]
     lines = ["".join(f"{word:<{w}}" for word, w in zip(line, width)) + score for line, score in zip(words, scores)]
-    return "\n".join(lines + ["* the start is the true map, blurred: it has seen the answer"] * any("*" in word for line in words for word in line))
+    return "\n".join(lines + ["* the start is the true map, blurred: it has seen the answer"] * any(row["sees_truth"] for row in rows))
 
-# %% ../nbs/41_compare.ipynb #cb80933e
+# %% ../nbs/41_compare.ipynb #dae5c637
 def bars(
     ax: Axes,
     rows: list[dict],  # from `card_row`
@@ -213,12 +217,12 @@ def bars(
     ax.set(yticks=range(len(rows)), yticklabels=[_word(row, name) for row in rows], xlabel="MAE (m/s)")
     ax.invert_yaxis()
 
-# %% ../nbs/41_compare.ipynb #a28dd88d
+# %% ../nbs/41_compare.ipynb #5b9198db
 def card_about(card: dict) -> dict:
     "What a card says of run, records and machine: the provenance of rows taken from it."
     return {key: card[key] for key in ("run", "step", "method", "model", "trained_on", "device", "data", "degradation", "settings", "version", "torch")}
 
-# %% ../nbs/41_compare.ipynb #20e2937d
+# %% ../nbs/41_compare.ipynb #6af7a0b4
 def save_experiment(
     out_dir: str | Path,  # empty: nothing is written
     about: dict,  # runs, data, settings, device
