@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'Explorer', 'update', 'ExplorerBox', 'refresh', 'explore']
 
-# %% ../nbs/33_explore.ipynb #c0b6ab9d
+# %% ../nbs/33_explore.ipynb #8446528f
 import functools, html, inspect
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .metrics import mae, misfit, ssim
 from .openfwi import InputError, unknown
 from .trained import TrainedRun, load_run, resimulate, validation_records
 
-# %% ../nbs/33_explore.ipynb #80cc5594
+# %% ../nbs/33_explore.ipynb #353ff023
 STAGES = {}  # name -> function(explorer, *what it reads)
 def _stage(function):
     "Make a function a stage, under its name without the leading underscore."
@@ -27,14 +27,14 @@ def _stage(function):
 
 def _reads(name: str) -> list[str]: return list(inspect.signature(STAGES[name]).parameters)[1:]
 
-# %% ../nbs/33_explore.ipynb #8bfdb872
+# %% ../nbs/33_explore.ipynb #293097d4
 @functools.cache
 def _choices_of(name: str) -> tuple[str, ...]:
     "The choices that a choice or a stage depends on, through however many stages."
     if name not in STAGES: return (name,)
     return tuple(dict.fromkeys(choice for read in _reads(name) for choice in _choices_of(read)))
 
-# %% ../nbs/33_explore.ipynb #0949bfff
+# %% ../nbs/33_explore.ipynb #2932517c
 class Explorer:
     """One record of a run inverted as chosen: maps, numbers and figures, each worked out again only where something it depends on has changed.
 
@@ -65,16 +65,16 @@ class Explorer:
             self.worked.append(name)
         return self._kept[name][1]
 
-# %% ../nbs/33_explore.ipynb #f3bcc4fe
+# %% ../nbs/33_explore.ipynb #718d52de
 def _first_choices(run: TrainedRun, numbers: list[int]) -> dict:
     survey, task = run.survey, run.task
     return dict(record=numbers[0], start=run.options.model.corrupt, sampler=task.samplers[0], nfe=task.nfe, w=1.0, samples=8 if task.stochastic(task.samplers[0]) else 1, seed=0,
                 sample=0, call=task.nfe // 2 + 1, x=run.facts["map_size"][1] // 2 * survey.dx, shot=len(survey.sources) // 2)
 
-# %% ../nbs/33_explore.ipynb #82ad4643
+# %% ../nbs/33_explore.ipynb #84281837
 def update(
     self,
-    **choices,  # record, start (text), sampler, nfe, w, samples, seed; sample and call (of the walk shown), x (profile, m), shot
+    **choices,  # record, start (text), sampler, nfe, w, samples, seed; of the walk shown sample (from 0) and call (from 1, the last one if there are fewer); x (profile, m); shot (from 0)
 ) -> list[str]:
     "Make choices, and bring every stage up to date; the stages worked out again. Raises `InputError` for an impossible choice, and all stays as it was."
     for name in choices:
@@ -90,43 +90,43 @@ def update(
 
 Explorer.update = update
 
-# %% ../nbs/33_explore.ipynb #74a8a16d
+# %% ../nbs/33_explore.ipynb #946a2286
 @_stage
 def _pair(explorer, record):
     if record not in explorer.records: raise InputError(f"record {record} is none of the {len(explorer.records)} validation records to choose from")
     return explorer.records[record]
 
-# %% ../nbs/33_explore.ipynb #8666082b
+# %% ../nbs/33_explore.ipynb #b439ce78
 @_stage
 def _start_map(explorer, pair, record, start, seed) -> torch.Tensor:
     if seed < 0: raise InputError(f"the seed is {seed}: give 0 or more")
     return starting_models(explorer.run, start, pair[0], [record], pair[1], seed)
 
-# %% ../nbs/33_explore.ipynb #b812fb47
+# %% ../nbs/33_explore.ipynb #224afc8a
 @_stage
 def _inversion(explorer, pair, record, start, sampler, nfe, w, samples, seed) -> Inversion:
     return explorer.run.invert(pair[0], start, samples=samples, nfe=nfe, w=w, sampler=sampler, seed=seed, records=[record], truth=pair[1])
 
-# %% ../nbs/33_explore.ipynb #fd7890ab
+# %% ../nbs/33_explore.ipynb #1de09e83
 @_stage
 def _walk(explorer, pair, record, start, sampler, nfe, w, seed, sample) -> list:
     return explorer.run.states(pair[0], start, sample=sample, nfe=nfe, w=w, sampler=sampler, seed=seed, records=[record], truth=pair[1])
 
-# %% ../nbs/33_explore.ipynb #1db14cb0
+# %% ../nbs/33_explore.ipynb #49c44129
 def _record(explorer, velocity) -> torch.Tensor:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try: return resimulate(explorer.run, velocity)
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/33_explore.ipynb #9317e709
+# %% ../nbs/33_explore.ipynb #5a5e971c
 @_stage
 def _start_record(explorer, start_map): return _record(explorer, start_map)
 
 @_stage
 def _mean_record(explorer, inversion): return _record(explorer, inversion.mean)
 
-# %% ../nbs/33_explore.ipynb #bb34b2bd
+# %% ../nbs/33_explore.ipynb #1003c69b
 @_stage
 def _numbers(explorer, pair, start_map, inversion, start_record, mean_record) -> dict:
     seismic, truth = pair
@@ -135,7 +135,7 @@ def _numbers(explorer, pair, start_map, inversion, start_record, mean_record) ->
             "mean": worth(inversion.mean) | dict(misfit=misfit(mean_record, seismic).item(), std=inversion.std.mean().item()),
             "single samples": worth(inversion.samples[0])}
 
-# %% ../nbs/33_explore.ipynb #34247188
+# %% ../nbs/33_explore.ipynb #ca0f199f
 def _kinds(start: str) -> set[str]: return {entry.strip().split(":")[0] for entry in start.split(",")}
 
 @_stage
@@ -151,7 +151,7 @@ def _notes(explorer, start, sampler, samples, w, numbers) -> list[str]:
         "The mean explains the record worse than the start does: do not trust it.": numbers["mean"]["misfit"] > numbers["start"]["misfit"]}
     return [note for note, true in notes.items() if true]
 
-# %% ../nbs/33_explore.ipynb #866efa08
+# %% ../nbs/33_explore.ipynb #e1ae2291
 def _settled(explorer, kind: str, figure: plot.Figure) -> plot.Figure:
     "The figure with the places of the first one of its kind."
     figure.set_dpi(explorer.dpi)
@@ -162,7 +162,7 @@ def _settled(explorer, kind: str, figure: plot.Figure) -> plot.Figure:
     figure.set_layout_engine(None)
     return figure
 
-# %% ../nbs/33_explore.ipynb #ec355b8e
+# %% ../nbs/33_explore.ipynb #5ba0e569
 def _maps_of(pair, inversion): return dict(start=inversion.start[0], mean=inversion.mean[0], std=inversion.std[0], truth=pair[1][0])
 
 @_stage
@@ -174,12 +174,12 @@ def _maps(explorer, figure, x) -> bytes:
     plot.mark_column(figure, x)
     return plot.png(figure)
 
-# %% ../nbs/33_explore.ipynb #430bb35d
+# %% ../nbs/33_explore.ipynb #f472f8c7
 @_stage
 def _profile(explorer, pair, inversion, x) -> bytes:
     return plot.png(_settled(explorer, "profile", plot.plot_profile(x, survey=explorer.run.survey, samples=inversion.samples[0], **_maps_of(pair, inversion))))
 
-# %% ../nbs/33_explore.ipynb #0b12b7a4
+# %% ../nbs/33_explore.ipynb #d758d515
 @_stage
 def _state(explorer, walk, call) -> bytes:
     if call < 1: raise InputError(f"network call {call} does not exist: they count from 1")
@@ -188,14 +188,14 @@ def _state(explorer, walk, call) -> bytes:
     maps = {f"guess in call {call} of {len(walk)}": state.x0, f"next state, step {state.step}": state.xt}
     return plot.png(_settled(explorer, "state", plot.plot_maps(maps, survey=explorer.run.survey, size=2.6)))
 
-# %% ../nbs/33_explore.ipynb #8f2607dd
+# %% ../nbs/33_explore.ipynb #2da7710e
 @_stage
 def _gather(explorer, pair, mean_record, shot) -> bytes:
     shots = len(explorer.run.survey.sources)
     if not 0 <= shot < shots: raise InputError(f"shot {shot} does not exist: there are {shots}, counted from 0")
     return plot.png(_settled(explorer, "gather", plot.plot_records(pair[0], mean_record, shot=shot, survey=explorer.run.survey)))
 
-# %% ../nbs/33_explore.ipynb #90eeb936
+# %% ../nbs/33_explore.ipynb #c03de353
 def _starts(run: TrainedRun, chosen: str) -> dict[str, str]:
     "The starting models to choose from, `chosen` among them: what the list says -> text with gaps for the controls."
     trained = run.options.model.corrupt
@@ -203,7 +203,7 @@ def _starts(run: TrainedRun, chosen: str) -> dict[str, str]:
     if (run.path.parent / "first-guess" / "config.json").exists(): known["first guess of a regressor"] = "first-guess"
     return known if chosen in known.values() else {chosen: chosen} | known
 
-# %% ../nbs/33_explore.ipynb #bb6c2375
+# %% ../nbs/33_explore.ipynb #bcd05127
 def _controls(explorer) -> dict[str, widgets.Widget]:
     "One control per choice, and those that fill the gaps of a start; the dear ones act when they are let go."
     run, chosen, dx = explorer.run, explorer.choices, explorer.run.survey.dx
@@ -213,7 +213,7 @@ def _controls(explorer) -> dict[str, widgets.Widget]:
         record=widgets.SelectionSlider(options=list(explorer.records), **slow), start=widgets.Dropdown(options=_starts(run, chosen["start"])),
         width=widgets.FloatSlider(12, min=1, max=32, step=1, description=f"{dx:g} m cells", **slow),
         top=widgets.IntSlider(1500, min=1500, max=4500, step=50, description="top (m/s)", **slow), bottom=widgets.IntSlider(4000, min=1500, max=4500, step=50, description="bottom (m/s)", **slow),
-        w=widgets.FloatSlider(min=0, max=3, step=0.1, description="guidance w", **slow), sampler=widgets.Dropdown(options=run.task.samplers, **narrow),
+        w=widgets.FloatSlider(min=min(0, chosen["w"]), max=max(3, chosen["w"]), step=0.1, description="guidance w", **slow), sampler=widgets.Dropdown(options=run.task.samplers, **narrow),
         nfe=widgets.IntText(description="NFE", **slow, **narrow), samples=widgets.IntText(**slow, **narrow), seed=widgets.IntText(**slow, **narrow),
         x=widgets.FloatSlider(max=(run.facts["map_size"][1] - 1) * dx, step=dx, readout_format=".0f", description="profile x (m)"),
         sample=widgets.IntSlider(min=0, max=chosen["samples"] - 1), call=widgets.IntSlider(min=1, max=chosen["nfe"], description="network call"), shot=widgets.SelectionSlider(options=shots))
@@ -223,7 +223,7 @@ def _controls(explorer) -> dict[str, widgets.Widget]:
         control.add_class(f"fwi-{name}")
     return made
 
-# %% ../nbs/33_explore.ipynb #2babf560
+# %% ../nbs/33_explore.ipynb #e5cb0bc2
 def _report(explorer) -> str:
     "Numbers and remarks as HTML."
     columns = dict(mae=("MAE (m/s)", ".0f"), ssim=("SSIM", ".3f"), misfit=("data misfit", ".3f"), std=("std (m/s)", ".0f"))
@@ -234,7 +234,7 @@ def _report(explorer) -> str:
     about = f"Start {how['start']}; {how['network_calls']} network calls ({how['sampler']}, NFE {how['nfe']}): {how['seconds_per_record']:.2f} s on {how['device'].split(' (')[0]}."
     return f"<table><tr>{'</tr><tr>'.join(cells)}</tr></table>" + "".join(f"<div style='line-height: 1.3; margin: 4px 8px'>{html.escape(note)}</div>" for note in [about, *explorer["notes"]])
 
-# %% ../nbs/33_explore.ipynb #cfc8c75e
+# %% ../nbs/33_explore.ipynb #e6f15d0d
 class ExplorerBox(widgets.VBox):
     "The widget: the `explorer` behind it, its `control` and its `picture` by name, the `report`, and the `status`, where a refusal is shown."
 
@@ -243,21 +243,21 @@ class ExplorerBox(widgets.VBox):
         self.picture = {name: widgets.Image(format="png", layout=dict(max_width="100%")) for name in ("maps", "profile", "state", "gather")}
         self.report, self.status = widgets.HTML(), widgets.HTML()
         for name, part in (self.picture | dict(status=self.status)).items(): part.add_class(f"fwi-{name}")
-        column = lambda *names: widgets.VBox([(self.control | self.picture)[name] for name in names], layout=dict(align_items="flex-start"))
-        above = widgets.HBox([column("record", "start", "width", "top", "bottom", "w"), column("sampler", "nfe", "samples", "seed"), self.report])
+        column = lambda *names, **layout: widgets.VBox([(self.control | self.picture)[name] for name in names], layout=dict(align_items="flex-start", **layout))
+        rigid = dict(flex="0 0 auto")  # where the page is narrow, the numbers give way
+        above = widgets.HBox([column("record", "start", "width", "top", "bottom", "w", **rigid), column("sampler", "nfe", "samples", "seed", **rigid), self.report])
         walk = widgets.VBox([widgets.HBox([self.control["sample"], self.control["call"]]), column("state")])
-        super().__init__([above, self.status, column("maps"), widgets.HBox([column("x", "profile"), walk]), column("shot", "gather")])
-        self.add_class("fwi-explorer")
+        super().__init__([above, self.status, column("maps"), widgets.HBox([column("x", "profile"), walk]), column("shot", "gather")], _dom_classes=["fwi-explorer"])
         for control in self.control.values(): control.observe(self.refresh, "value")
         self.refresh()
 
-# %% ../nbs/33_explore.ipynb #f643fa32
+# %% ../nbs/33_explore.ipynb #d8172d82
 def _choices(self) -> dict:
     values = {name: control.value for name, control in self.control.items()}
     for name in ("width", "top", "bottom"): values["start"] = values["start"].replace(f"{{{name}}}", f"{values.pop(name):g}")
     return values
 
-# %% ../nbs/33_explore.ipynb #ad040e6f
+# %% ../nbs/33_explore.ipynb #50a4cbb5
 def refresh(self, change=None):
     "Work out what the controls ask for and show it; an impossible choice is answered by one sentence, and the pictures stay."
     for name in ("width", "top", "bottom"): self.control[name].layout.display = None if f"{{{name}}}" in self.control["start"].value else "none"
@@ -273,7 +273,7 @@ def refresh(self, change=None):
 
 ExplorerBox.refresh = refresh
 
-# %% ../nbs/33_explore.ipynb #3bd4bfce
+# %% ../nbs/33_explore.ipynb #ef7eb14a
 def explore(
     run: TrainedRun | Path | str,  # a run, or its directory
     **settings,  # of `Explorer`: records, dataset_dir, store_dir, dpi, and the first choices, such as record=3, nfe=10
