@@ -6,7 +6,7 @@
 __all__ = ['Inversion', 'first_guess', 'is_guess', 'starting_models', 'invert', 'states', 'classical', 'InvertOptions',
            'invert_command', 'report']
 
-# %% ../nbs/31_invert.ipynb #b60ee982
+# %% ../nbs/31_invert.ipynb #2bb539db
 import json, os, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import tyro
 
-# %% ../nbs/31_invert.ipynb #ca3827b1
+# %% ../nbs/31_invert.ipynb #3d6e3386
 import fwi_i2sb
 from . import plot
 from .classical import descend
@@ -30,7 +30,7 @@ from .train import progress_bar
 from .trained import TrainedRun, device_name, load_run, prepare_seismic, prepare_start, resimulate, validation_records
 from .wave import Survey
 
-# %% ../nbs/31_invert.ipynb #b0d395ec
+# %% ../nbs/31_invert.ipynb #be08e866
 @dataclass(frozen=True)
 class Inversion:
     "Velocity maps in m/s: `mean`, `std`, `start` `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`; and where they come from."
@@ -50,7 +50,7 @@ class Inversion:
         os.replace(part, path)
         return path
 
-# %% ../nbs/31_invert.ipynb #450fd793
+# %% ../nbs/31_invert.ipynb #88e7e9c7
 def first_guess(
     run: TrainedRun,
     seismic: torch.Tensor,  # (batch, shots, time_samples, receivers), pressure
@@ -62,12 +62,13 @@ def first_guess(
     path = Path(path) if path else run.path.parent / "first-guess"
     if not (path / "config.json").exists(): raise InputError(f"the start first-guess needs a run that reads the seismic from a truth-free start, and {path} is none: name it, first-guess:RUN")
     guesser = load_run(path, device=str(run.device))
+    if guesser.task.nfe != 1: raise InputError(f"the run {path} learnt the method {guesser.task.name}: a first guess comes from a regression, which answers in one call")
     start = guesser.options.model.corrupt if guesser.task.model.reads_map else "linear"
     if any(spec.uses_truth for spec in parse_start(start)): raise InputError(f"the run {path} starts from {start}, which has seen the truth: train one with --corrupt linear")
-    guess = normalize_velocity(guesser.invert(seismic, start, samples=1, seed=seed, records=numbers).mean)
+    guess = normalize_velocity(guesser.invert(seismic, start, seed=seed, records=numbers, survey=run.survey).mean)
     return denormalize_velocity(Start(parse_start("blur-openfwi_custom"))(guess, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
 
-# %% ../nbs/31_invert.ipynb #fd13f0d7
+# %% ../nbs/31_invert.ipynb #3f2d2923
 def is_guess(start) -> bool: return isinstance(start, str) and start.split(":")[0] == "first-guess"  # which costs a network call
 
 
@@ -76,7 +77,7 @@ def starting_models(run: TrainedRun, start, seismic, numbers, truth=None, seed: 
     if is_guess(start): return first_guess(run, seismic, numbers, start.partition(":")[2] or None, seed)
     return prepare_start(run, start, numbers, truth=truth, seed=seed)
 
-# %% ../nbs/31_invert.ipynb #c83a3f0f
+# %% ../nbs/31_invert.ipynb #0a3c5c98
 @torch.inference_mode()
 def invert(
     run: TrainedRun,
@@ -102,16 +103,18 @@ def invert(
     d, numbers = _records(run, seismic, survey, records)
     began = time.perf_counter()
     x1 = starting_models(run, start, d, numbers, truth, seed)
+    start_seconds = (time.perf_counter() - began) / len(d)
     jobs = [(r, k) for r in range(len(d)) for k in range(samples)]
     states = _walk(run, normalize_seismic(d, run.family), normalize_velocity(x1), jobs, numbers, how, seed, batch_size, progress)
     maps = denormalize_velocity(torch.cat([last.xt for *_, last in states])).reshape(len(d), samples, *x1.shape[1:])
-    about = dict(samples=samples, nfe=how["nfe"], sampler=how["sampler"], eta=how["eta"], w=w, clip_denoise=how["clip"], network_calls=samples * how["nfe"] * (1 if w in (0, 1) else 2) + is_guess(start), wave_solves=0)
+    about = dict(samples=samples, nfe=how["nfe"], sampler=how["sampler"], eta=how["eta"], w=w, clip_denoise=how["clip"], network_calls=samples * how["nfe"] * (1 if w in (0, 1) else 2) + is_guess(start), start_calls=int(is_guess(start)),
+                 start_seconds=start_seconds, wave_solves=0)
     return Inversion(maps.mean(1), maps.std(1, correction=0), maps, x1, _provenance(run, start, seed, numbers, began) | about)
 
 
 TrainedRun.invert = invert
 
-# %% ../nbs/31_invert.ipynb #2e9c9669
+# %% ../nbs/31_invert.ipynb #74ab5fbb
 def _records(run, seismic, survey, records):
     d = prepare_seismic(run, seismic, survey)
     numbers = list(range(len(d))) if records is None else list(records)
@@ -123,7 +126,7 @@ def _provenance(run, start, seed, numbers, began):
                 seed=seed, records=numbers, linear=run.facts["linear"], seconds_per_record=(time.perf_counter() - began) / len(numbers), device=device_name(run.device),
                 version=fwi_i2sb.__version__, torch=torch.__version__)
 
-# %% ../nbs/31_invert.ipynb #b4e5f492
+# %% ../nbs/31_invert.ipynb #d9922a76
 def _walk(run, seismic, x1, jobs, numbers, how, seed, batch_size, progress=None):
     "The running states of every batch of jobs (record, sample), on the CPU."
     conds = torch.cat([run.net.encode(part.to(run.device)) for part in seismic.split(batch_size)]) if run.net.conditional else None
@@ -153,7 +156,7 @@ def states(
 
 TrainedRun.states = states
 
-# %% ../nbs/31_invert.ipynb #6e33e383
+# %% ../nbs/31_invert.ipynb #ab75ad79
 def classical(
     run: TrainedRun,  # supplies survey, decimation and the fitted line; its network is not asked, except for a first guess
     seismic,  # as for `invert`, as are the others
@@ -175,7 +178,7 @@ def classical(
 
 TrainedRun.classical = classical
 
-# %% ../nbs/31_invert.ipynb #57676f12
+# %% ../nbs/31_invert.ipynb #c874031b
 @dataclass(frozen=True)
 class InvertOptions:
     "Invert validation records of a run's data set, or one record given as .npy."
@@ -200,17 +203,17 @@ class InvertOptions:
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
     classical: int | None = None  # iterations of classical waveform inversion from the same start, instead of the network
 
-# %% ../nbs/31_invert.ipynb #4a8f8dc3
+# %% ../nbs/31_invert.ipynb #ee5bab25
 def _record(options: InvertOptions, run: TrainedRun):
     if options.record is None:
-        if options.dt or options.dx: raise InputError("--dt and --dx describe the record given with --record; validation records bring their own")
+        if options.dt is not None or options.dx is not None: raise InputError("--dt and --dx describe the record given with --record; validation records bring their own")
         seismic, truth, numbers = validation_records(run, options.records, options.dataset_dir, options.store_dir)
         return seismic, truth, numbers, options.start or run.options.model.corrupt, f"validation-{len(numbers)}"
     survey = replace(run.survey, **{k: getattr(options, k) for k in ("dt", "dx") if getattr(options, k) is not None})
     seismic = prepare_seismic(run, open_npy(options.record), survey)
     return seismic, None, list(range(len(seismic))), options.start or "linear", options.record.stem
 
-# %% ../nbs/31_invert.ipynb #7d63b85c
+# %% ../nbs/31_invert.ipynb #c04cb6da
 def _answer(options: InvertOptions, run: TrainedRun, seismic, given: dict) -> Inversion:
     settings = {name: getattr(options, name) for name in ("samples", "nfe", "w", "sampler", "eta")}
     if options.classical is None: return run.invert(seismic, **given, **settings, clip_denoise={"run": None, "on": True, "off": False}[options.clip_denoise])
@@ -218,7 +221,7 @@ def _answer(options: InvertOptions, run: TrainedRun, seismic, given: dict) -> In
         if value != getattr(InvertOptions, name): raise InputError(f"--{name.replace('_', '-')} is a setting of the network, and --classical does not ask it: leave one of them out")
     return run.classical(seismic, iterations=options.classical, **given)
 
-# %% ../nbs/31_invert.ipynb #849f4fb0
+# %% ../nbs/31_invert.ipynb #f8aadfd4
 def invert_command(options: InvertOptions) -> Path:
     "Invert, write `NAME.npz` and `NAME.png`, and print the data misfit before and after."
     run = load_run(options.run, device=options.device, plugin=options.plugin)
@@ -237,7 +240,7 @@ def invert_command(options: InvertOptions) -> Path:
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return path
 
-# %% ../nbs/31_invert.ipynb #82c7e17a
+# %% ../nbs/31_invert.ipynb #e4aca7cf
 def report(result: Inversion, misfits: dict, truth=None) -> str:
     "The outcome in words: misfit before and after, and the error where there is a truth."
     before, after = (float(np.mean(misfits[k])) for k in ("start", "mean"))

@@ -6,7 +6,7 @@
 __all__ = ['METHODS', 'MODELS', 'USED_BY', 'Shapes', 'Model', 'register', 'find_model', 'find_method', 'check_used',
            'import_plugin', 'model_sizes']
 
-# %% ../nbs/18_models.ipynb #a6ba769f
+# %% ../nbs/18_models.ipynb #eef2af65
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .inversionnet import Critic, InversionNet
 from .network import PRESETS, build_network, count_parameters
 from .openfwi import InputError, unknown
 
-# %% ../nbs/18_models.ipynb #d645ccc7
+# %% ../nbs/18_models.ipynb #15e34b0c
 METHODS = {
     "bridge": "Schrödinger bridge from the starting model",
     "ddpm": "conditional diffusion from noise",
@@ -50,7 +50,7 @@ class Model:
 
 MODELS: dict[str, Model] = {}
 
-# %% ../nbs/18_models.ipynb #7baa057e
+# %% ../nbs/18_models.ipynb #245034d2
 def register(
     name: str,  # as on the command line
     *, methods: tuple[str, ...],  # names of METHODS; the first is the default
@@ -61,6 +61,7 @@ def register(
 
     Raises `InputError` for a name that is taken or a method that does not exist."""
     if name in MODELS: raise InputError(f"there is a model {name!r} already: take another name")
+    if not methods: raise InputError(f"the model {name!r} names no method that it can learn: give some of {', '.join(METHODS)}")
     for method in methods:
         if method not in METHODS: raise unknown("method", method, METHODS)
 
@@ -70,7 +71,7 @@ def register(
 
     return add
 
-# %% ../nbs/18_models.ipynb #867ba50d
+# %% ../nbs/18_models.ipynb #1c1469d4
 def _unet(name):
     @register(name, methods=tuple(METHODS), about="U-Net on the starting model and the seismic")
     def build(shapes, options):
@@ -80,17 +81,15 @@ def _unet(name):
 
 for _name in PRESETS: _unet(_name)
 
-# %% ../nbs/18_models.ipynb #bff2e342
+# %% ../nbs/18_models.ipynb #32206348
 def _inversionnet(shapes, options):
-    for flag, value, usual in (("--encoder", options.encoder, "resize"), ("--no-conditional", options.conditional, True), ("--image-size", options.image_size, None)):
-        if value != usual: raise InputError(f"InversionNet has an encoder and a size of its own: leave {flag} out, or take a U-Net")
     return InversionNet(shots=shapes.shots, time_samples=shapes.time_samples, receivers=shapes.receivers, map_size=shapes.map_size)
 
 
 register("inversionnet", methods=("regression", "gan"), about="InversionNet (Wu and Lin 2020), seismic alone", reads_map=False)(_inversionnet)
 register("velocitygan", methods=("gan",), about="VelocityGAN (Zhang and Lin 2020), seismic alone", reads_map=False)(_inversionnet)
 
-# %% ../nbs/18_models.ipynb #8cd2016d
+# %% ../nbs/18_models.ipynb #269ae734
 def find_model(name: str) -> Model:
     "The model of a name. Raises `InputError` with the nearest name."
     if name not in MODELS: raise InputError(f"{unknown('model', name, MODELS)}; a model of your own comes with --import FILE.py")
@@ -107,7 +106,7 @@ def find_method(
     if name not in model.methods: raise InputError(f"{model.name} cannot learn the method {name}: it takes {' or '.join(model.methods)}")
     return name
 
-# %% ../nbs/18_models.ipynb #bdb73c8d
+# %% ../nbs/18_models.ipynb #a48193e9
 USED_BY = {
     **dict.fromkeys(("t0", "T", "beta_max", "ot_ode", "precondition", "base_noise"), ("bridge",)),
     **dict.fromkeys(("interval", "pred_x0", "clip_denoise", "step_power"), ("bridge", "ddpm")),
@@ -122,15 +121,17 @@ def check_used(
     model: Model,
 ) -> None:
     "Raise `InputError` for the first option that the method or the model would ignore."
-    foreign = [name for name, methods in USED_BY.items() if method not in methods] + (["corrupt"] if not model.reads_map else [])
-    if not model.reads_map and options.drop_cond: foreign.append("drop_cond")
-    for name in foreign:
-        if getattr(options, name) != getattr(type(options)(), name):
-            who = f"the method {method}" if name in USED_BY else f"{model.name}, which reads the seismic alone,"
-            raise InputError(f"--{name.replace('_', '-')} says nothing to {who}: leave it out")
+    foreign = {name: f"the method {method}" for name, methods in USED_BY.items() if method not in methods}
+    if not options.conditional: foreign |= dict.fromkeys(("encoder", "drop_cond", "cond_weight"), "a network that never sees seismic")
+    if not model.reads_map: foreign |= dict.fromkeys(("corrupt", "encoder", "conditional", "image_size", "drop_cond", "cond_weight"), f"{model.name}, which reads the seismic alone")
+    usual = type(options)()
+    for name, who in foreign.items():
+        value = getattr(options, name)
+        if value != getattr(usual, name) and (name, value) != ("drop_cond", 0.0):
+            raise InputError(f"--{'no-' if value is False else ''}{name.replace('_', '-')} says nothing to {who}: leave it out")
     if options.precondition and not options.pred_x0: raise InputError("--precondition is a way to predict x0: leave --no-pred-x0 out")
 
-# %% ../nbs/18_models.ipynb #3c8f6320
+# %% ../nbs/18_models.ipynb #b3d0363d
 _IMPORTED = set()
 
 
@@ -141,11 +142,11 @@ def import_plugin(path: Path | None):
     spec, before = importlib.util.spec_from_file_location(path.stem, path), set(MODELS)
     try: spec.loader.exec_module(importlib.util.module_from_spec(spec))
     except InputError: raise
-    except Exception as error: raise InputError(f"--import {path} failed: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error: raise InputError(f"--import {path} failed: {type(error).__name__}: {error}") from error
     if set(MODELS) == before: raise InputError(f"--import {path} registers no model: decorate a function with fwi_i2sb.models.register")
     _IMPORTED.add(path)
 
-# %% ../nbs/18_models.ipynb #f7dc33bb
+# %% ../nbs/18_models.ipynb #50be7a9b
 def model_sizes(
     options,  # encoder, conditional and image_size of the U-Nets
     shapes: Shapes = Shapes(),

@@ -7,7 +7,7 @@ __all__ = ['Plugin', 'LIMITS', 'FREE_OPTIONS', 'RunOptions', 'DataOptions', 'Mod
            'DeviceOptions', 'TrainOptions', 'parse', 'option_table', 'options_to_dict', 'options_from_dict',
            'check_limits', 'run_identity', 'first_difference', 'exit_codes', 'run_command', 'need']
 
-# %% ../nbs/19_options.ipynb #ed26d099
+# %% ../nbs/19_options.ipynb #613e10ed
 import contextlib, dataclasses, importlib.util, inspect, json, math, re, sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import tyro
 
 from .openfwi import InputError
 
-# %% ../nbs/19_options.ipynb #2940e16c
+# %% ../nbs/19_options.ipynb #dd7d7e0f
 Plugin = Annotated[Path | None, tyro.conf.arg(name="import")]  # `import` is a word of Python's own and cannot name a field
 
 
@@ -30,7 +30,7 @@ class RunOptions:
     ckpt: Path | None = None  # checkpoint folder or run to take the weights from: fine-tunes under this run's name
     plugin: Plugin = None  # Python file that registers a model of your own
 
-# %% ../nbs/19_options.ipynb #5abebf45
+# %% ../nbs/19_options.ipynb #b6f6d88e
 @dataclass(frozen=True)
 class DataOptions:
     "Which pairs of seismic records and velocity maps are used."
@@ -45,7 +45,7 @@ class DataOptions:
     loader_workers: int | None = None  # processes that read ahead of the training loop; default: 4 for a GPU, 0 for a CPU
     in_memory: bool = False  # read the whole store into memory at the start: for slow or remote disks
 
-# %% ../nbs/19_options.ipynb #44aea39f
+# %% ../nbs/19_options.ipynb #fe3b6de2
 @dataclass(frozen=True)
 class ModelOptions:
     "The network, and what it learns."
@@ -72,7 +72,7 @@ class ModelOptions:
     gp_weight: float = 10.0  # gan: weight of the critic's gradient penalty
     pixel_weight: float = 100.0  # gan: weight of the generator's absolute and squared error, against 1 for the critic's verdict
 
-# %% ../nbs/19_options.ipynb #e0b308e6
+# %% ../nbs/19_options.ipynb #489fbd5e
 @dataclass(frozen=True)
 class OptimOptions:
     "The optimiser."
@@ -89,7 +89,7 @@ class OptimOptions:
     max_skipped: int = 100  # steps with a gradient that is not finite are skipped; more than this many end the run
     ema: float = 0.999  # rate of the exponential moving average of the weights, warmed up (published: 0.99)
 
-# %% ../nbs/19_options.ipynb #65e156cf
+# %% ../nbs/19_options.ipynb #d0220850
 @dataclass(frozen=True)
 class LogOptions:
     "What is written down, and how often."
@@ -101,7 +101,7 @@ class LogOptions:
     save_every: int = 5000  # steps between two checkpoints; one more at the end
     keep: int = 2  # newest checkpoints that are kept
 
-# %% ../nbs/19_options.ipynb #ec752ade
+# %% ../nbs/19_options.ipynb #ce95df00
 @dataclass(frozen=True)
 class DeviceOptions:
     "Devices and processes. Ranks come from these flags, else from torchrun, MPI or Slurm."
@@ -115,7 +115,7 @@ class DeviceOptions:
     master_address: str | None = None  # address of the node that holds rank 0
     master_port: int | None = None  # port of rank 0; default: MASTER_PORT, else 6020
 
-# %% ../nbs/19_options.ipynb #51d83859
+# %% ../nbs/19_options.ipynb #1d291740
 @dataclass(frozen=True)
 class TrainOptions:
     "Train a bridge, or a baseline, on a data set, or continue the run of this name."
@@ -131,7 +131,7 @@ class TrainOptions:
         "The run directory, RESULT_DIR/NAME."
         return Path(self.run.result_dir) / (self.run.name or str(self.run.seed))
 
-# %% ../nbs/19_options.ipynb #0e85f4b3
+# %% ../nbs/19_options.ipynb #2eaf4314
 def parse(
     options_type: type,  # a dataclass of options
     argv: list[str] | None = None,  # command line without the program's name; default: sys.argv
@@ -140,7 +140,7 @@ def parse(
     "Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike."
     return tyro.cli(tyro.conf.OmitArgPrefixes[options_type], args=argv, prog=prog, description=options_type.__doc__)
 
-# %% ../nbs/19_options.ipynb #3eac6c4c
+# %% ../nbs/19_options.ipynb #bc4cc6e6
 def option_table(
     options_type: type,  # a dataclass of options, or one whose fields are such dataclasses
 ) -> str:  # Markdown
@@ -148,7 +148,7 @@ def option_table(
     groups = [f.type for f in dataclasses.fields(options_type) if dataclasses.is_dataclass(f.type)]
     return "\n\n".join(map(option_table, groups)) if groups else "\n".join(_rows(options_type))
 
-# %% ../nbs/19_options.ipynb #b4185ab7
+# %% ../nbs/19_options.ipynb #4558005a
 def _rows(group: type) -> list[str]:
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(group), re.M))
     rows = [f"**{group.__doc__}**", "", "| option | default | meaning |", "|---|---|---|"]
@@ -160,12 +160,12 @@ def _rows(group: type) -> list[str]:
 
 def _flag(name: str) -> str: return "--" + {"plugin": "import"}.get(name, name).replace("_", "-")
 
-# %% ../nbs/19_options.ipynb #9e816f82
+# %% ../nbs/19_options.ipynb #0ccb4369
 def options_to_dict(options) -> dict:
     "Nested plain dictionary of a dataclass of options; paths become strings."
     return json.loads(json.dumps(dataclasses.asdict(options), default=str))
 
-# %% ../nbs/19_options.ipynb #1a17894e
+# %% ../nbs/19_options.ipynb #efe75455
 def options_from_dict(options_type: type, values: dict):
     "The inverse of `options_to_dict`; unknown names raise `InputError`."
     known = {f.name: f for f in dataclasses.fields(options_type)}
@@ -173,20 +173,20 @@ def options_from_dict(options_type: type, values: dict):
         raise InputError(f"config has the unknown option {sorted(extra)[0]!r}: it was written by another version")
     return options_type(**{name: _typed(known[name].type, value) for name, value in values.items()})
 
-# %% ../nbs/19_options.ipynb #f23375cc
+# %% ../nbs/19_options.ipynb #393c006b
 def _typed(kind, value):
     if dataclasses.is_dataclass(kind): return options_from_dict(kind, value)
     if value is not None and kind in (Path, Path | None, Plugin): return Path(value)
     return tuple(value) if isinstance(value, list) else value
 
-# %% ../nbs/19_options.ipynb #2dde5120
+# %% ../nbs/19_options.ipynb #4091acac
 _MANY = float("inf")
 LIMITS = {name: (1, _MANY) for name in ("time_samples", "image_size", "batch_size", "microbatch", "num_itr", "lr_step", "log_every", "val_every", "val_batches",
                                         "val_nfe", "save_every", "keep", "n_critic", "num_proc_node", "proc_per_node", "records", "samples", "nfe", "misfit_records", "shard_size", "steps")}  # least and largest value
 LIMITS |= {name: (0, _MANY) for name in ("seed", "loader_workers", "max_skipped", "cond_weight", "step_power", "base_noise", "gp_weight", "pixel_weight", "lr", "warmup", "weight_decay", "clip_grad_norm", "gpu", "node_rank", "train", "val", "workers")}
 LIMITS |= {name: (0, 1) for name in ("drop_cond", "lr_gamma", "ema")} | {"master_port": (1, 65535)}
 
-# %% ../nbs/19_options.ipynb #266386e3
+# %% ../nbs/19_options.ipynb #5462fcb2
 def check_limits(options):
     "Raise `InputError` for the first number of a dataclass of options that is not finite or outside `LIMITS`."
     values = options_to_dict(options)
@@ -194,16 +194,16 @@ def check_limits(options):
         for name, value in group.items():
             low, high = LIMITS.get(name, (-_MANY, _MANY))
             if isinstance(value, (int, float)) and not (low <= value <= high and math.isfinite(value)):
-                raise InputError(f"{_flag(name)} {value} cannot be: give {f'{low} or more' if high == _MANY else f'a value from {low} to {high}'}")
+                raise InputError(f"{_flag(name)} {value} cannot be: give {'a finite number' if low == -_MANY else f'{low} or more' if high == _MANY else f'a value from {low} to {high}'}")
 
-# %% ../nbs/19_options.ipynb #b90e1ac8
+# %% ../nbs/19_options.ipynb #0a53fa4c
 FREE_OPTIONS = {
     "run.result_dir", "run.plugin", "data.dataset_dir", "data.store_dir", "data.loader_workers", "data.in_memory", "optim.microbatch", "optim.max_skipped",
     "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.val_nfe", "log.save_every", "log.keep", "hardware.device", "hardware.gpu", "hardware.compile",
     "hardware.num_proc_node", "hardware.node_rank", "hardware.proc_per_node", "hardware.master_address", "hardware.master_port",
 }
 
-# %% ../nbs/19_options.ipynb #b1697c6b
+# %% ../nbs/19_options.ipynb #65cffb69
 def run_identity(options: TrainOptions) -> dict:
     "The options that make a run what it is, by flag."
     free = FREE_OPTIONS | ({"optim.num_itr"} if options.optim.lr_schedule == "step" else set())
@@ -215,7 +215,7 @@ def first_difference(old: TrainOptions, new: TrainOptions) -> str | None:
     before, now = run_identity(old), run_identity(new)
     return next((f"{flag} ({before.get(flag)}, now {value})" for flag, value in now.items() if before.get(flag) != value), None)
 
-# %% ../nbs/19_options.ipynb #9239cbdc
+# %% ../nbs/19_options.ipynb #f7cc6dbb
 @contextlib.contextmanager
 def exit_codes():
     "One sentence on stderr and an exit code: 2 for an `InputError` or `OSError`, 1 for a process that died, 130 for Ctrl-C."
@@ -230,7 +230,7 @@ def exit_codes():
         print("interrupted: repeat the command to continue", file=sys.stderr)
         raise SystemExit(130) from None
 
-# %% ../nbs/19_options.ipynb #6371abf5
+# %% ../nbs/19_options.ipynb #5409895e
 def run_command(
     function: Callable,  # takes the parsed options
     options_type: type,  # dataclass of its options
@@ -243,7 +243,7 @@ def run_command(
         check_limits(options)
         return function(options)
 
-# %% ../nbs/19_options.ipynb #d5b3df9e
+# %% ../nbs/19_options.ipynb #9e7adde8
 def need(
     library: str,  # name to import
     option: str,  # what asked for it

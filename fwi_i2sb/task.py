@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['TASKS', 'Learner', 'Task', 'loss', 'network_time', 'how', 'check_nfe', 'share', 'walk', 'stochastic', 'BridgeTask',
-           'DiffusionTask', 'GanTask', 'resolve', 'build_task']
+           'DiffusionTask', 'GanTask', 'kept_buffers', 'resolve', 'build_task', 'try_network']
 
-# %% ../nbs/25_task.ipynb #204f6202
+# %% ../nbs/25_task.ipynb #49896041
+import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ from .openfwi import InputError, unknown
 from .options import ModelOptions
 from .sampler import SAMPLERS, State, predictor, sample, sampler_settings, step_sequence
 
-# %% ../nbs/25_task.ipynb #2fdae688
+# %% ../nbs/25_task.ipynb #7fa46531
 class Learner(nn.Module):
     "A network with its loss: `learner(batch)` gives one loss per sample (batch,)."
 
@@ -32,7 +33,7 @@ class Learner(nn.Module):
 
     def forward(self, batch: dict) -> Tensor: return self.loss(self.net, batch)
 
-# %% ../nbs/25_task.ipynb #1b022387
+# %% ../nbs/25_task.ipynb #e186f910
 class Task:
     "A training style: networks that learn, their losses, and the walk from a starting model to a map. `build_task` makes one."
 
@@ -56,8 +57,8 @@ class Task:
 
     @property
     def guidable(self) -> bool:
-        "Whether there is an answer without seismic, so that w may differ from 1."
-        return self.net.conditional and self.model.reads_map
+        "Whether an answer without seismic was trained, so that w may differ from 1."
+        return self.net.conditional and self.options.drop_cond > 0
 
     def due(self, step: int) -> tuple[str, ...]:
         "The learners whose turn optimiser step `step` is, in order."
@@ -72,7 +73,7 @@ class Task:
         "Compile the network that inverts."
         self.denoiser.compile()
 
-# %% ../nbs/25_task.ipynb #c607366c
+# %% ../nbs/25_task.ipynb #d784fd7f
 def loss(self, denoise_: nn.Module, batch: dict) -> Tensor:
     "Error of the network's one answer, per sample."
     t = torch.zeros(len(batch["x0"]), device=batch["x0"].device)
@@ -84,7 +85,7 @@ def network_time(self, step, like): return torch.zeros(len(like), device=like.de
 
 Task.loss, Task.network_time = loss, network_time
 
-# %% ../nbs/25_task.ipynb #19221fa8
+# %% ../nbs/25_task.ipynb #cb86bc5d
 def how(
     self,
     *, nfe: int | None = None,  # network calls; default: the method's
@@ -94,9 +95,9 @@ def how(
     clip: bool | None = None,  # clip every guess to [-1, 1]; default: as trained
 ) -> dict:  # nfe, sampler, eta, w, clip: what `walk` takes
     "Settings of a walk, complete. Raises `InputError` for what this method does not have."
-    nfe, sampler = nfe or self.nfe, sampler or self.samplers[0]
+    nfe, sampler = self.nfe if nfe is None else nfe, self.samplers[0] if sampler is None else sampler
     if sampler not in self.samplers: raise unknown("sampler", sampler, self.samplers)
-    if w != 1 and not self.guidable: raise InputError(f"guidance w = {w} needs an answer without seismic, and {self.model.name} has none here: use w = 1")
+    if w != 1 and not self.guidable: raise InputError(f"guidance w = {w} needs an answer without seismic, and this {self.model.name} has not learnt one: use w = 1, or train a U-Net with --drop-cond")
     return dict(nfe=self.check_nfe(nfe), sampler=sampler, eta=self.share(sampler, eta), w=w, clip=self.clips if clip is None else clip)
 
 
@@ -115,7 +116,7 @@ def share(self, sampler: str, eta: float | None) -> float | None:
 Task.how, Task.check_nfe, Task.share = how, check_nfe, share
 Task.clips = property(lambda self: self.options.clip_denoise)
 
-# %% ../nbs/25_task.ipynb #9a374632
+# %% ../nbs/25_task.ipynb #5c4f3887
 @torch.no_grad()
 def walk(
     self,
@@ -137,7 +138,7 @@ def stochastic(self, sampler: str) -> bool:
 
 Task.walk, Task.stochastic = walk, stochastic
 
-# %% ../nbs/25_task.ipynb #be361d25
+# %% ../nbs/25_task.ipynb #45164eb3
 class BridgeTask(Task):
     "Image-to-image Schrödinger bridge (arXiv 2302.05872, 2506.15346)."
 
@@ -146,6 +147,7 @@ class BridgeTask(Task):
     def __init__(self, method, model, options, shapes, moments=None):
         super().__init__(method, model, options, shapes)
         schedule = dict(n_steps=options.interval, t0=options.t0, t_end=options.T, beta_max=options.beta_max)
+        if options.precondition: moments = moments[0], moments[1] + options.base_noise**2, moments[2]
         self.bridge = Preconditioned(moments, **schedule, ot_ode=options.ot_ode) if options.precondition else Bridge(**schedule)
         self.names_x0 = options.pred_x0 and not options.precondition
         if options.ot_ode: self.samplers = ("ode", *(name for name in SAMPLERS if name != "ode"))
@@ -157,7 +159,7 @@ class BridgeTask(Task):
         answer = denoise_(xt, self.bridge.network_time(step, xt), batch["seismic"], keep)
         return sample_loss(answer, x0 if self.names_x0 else self.bridge.target(step, x0, xt), keep, self.options)
 
-# %% ../nbs/25_task.ipynb #d2f7fd10
+# %% ../nbs/25_task.ipynb #086ab90e
 def _check_steps(self, nfe):
     step_sequence(self.options.interval, nfe)
     return nfe
@@ -174,7 +176,7 @@ def _bridge_stochastic(self, sampler): return not SAMPLERS[sampler].get("ot_ode"
 
 BridgeTask.check_nfe, BridgeTask.share, BridgeTask.walk, BridgeTask.stochastic = _check_steps, _bridge_share, _bridge_walk, _bridge_stochastic
 
-# %% ../nbs/25_task.ipynb #9b62a5df
+# %% ../nbs/25_task.ipynb #523ab2cd
 class DiffusionTask(Task):
     "Conditional denoising diffusion (arXiv 2006.11239, 2010.02502) with start and seismic as condition."
 
@@ -193,7 +195,7 @@ class DiffusionTask(Task):
         answer = denoise_(torch.cat([xt, batch["x1"]], 1), self.diffusion.network_time(step, xt), batch["seismic"], keep)
         return sample_loss(answer, x0 if self.options.pred_x0 else batch["noise"], keep, self.options)
 
-# %% ../nbs/25_task.ipynb #f4234f62
+# %% ../nbs/25_task.ipynb #46b0bc85
 def _diffusion_share(self, sampler, eta):
     if eta is not None and sampler != "ddim": raise InputError(f"sampler {sampler} has no eta to set: leave it out, or take the sampler ddim")
     return DDPM_SAMPLERS[sampler] if eta is None else eta
@@ -207,7 +209,7 @@ def _diffusion_walk(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
 DiffusionTask.check_nfe, DiffusionTask.share, DiffusionTask.walk = _check_steps, _diffusion_share, _diffusion_walk
 DiffusionTask.stochastic = lambda self, sampler: True
 
-# %% ../nbs/25_task.ipynb #38327876
+# %% ../nbs/25_task.ipynb #d0e1bedc
 class GanTask(Task):
     "Regression against a Wasserstein critic with gradient penalty (VelocityGAN)."
 
@@ -229,7 +231,15 @@ class GanTask(Task):
         "The generator's maps."
         return denoise_(batch["x1"], self.network_time(0, batch["x1"]), batch["seismic"], batch["keep"]).float()
 
-# %% ../nbs/25_task.ipynb #52c83bf8
+# %% ../nbs/25_task.ipynb #5d175d78
+@contextlib.contextmanager
+def kept_buffers(net: nn.Module):
+    "Whatever runs inside, running statistics are as before."
+    before = [buffer.clone() for buffer in net.buffers()]
+    yield
+    for buffer, value in zip(net.buffers(), before): buffer.copy_(value)
+
+
 def _generator_loss(self, denoise_, batch):
     fake = self.fake(denoise_, batch)
     self.critic.requires_grad_(False)
@@ -239,16 +249,16 @@ def _generator_loss(self, denoise_, batch):
     return loss
 
 def _critic_loss(self, critic, batch):
-    with torch.no_grad(): fake = self.fake(self.denoiser, batch)
+    with torch.no_grad(), kept_buffers(self.net): fake = self.fake(self.denoiser, batch)
     with torch.autocast(fake.device.type, enabled=False):
         return critic_loss(critic, batch["x0"], fake, batch["mix"], weight=self.options.gp_weight)
 
 GanTask.loss, GanTask.critic_loss = _generator_loss, _critic_loss
 
-# %% ../nbs/25_task.ipynb #9d8f7683
+# %% ../nbs/25_task.ipynb #0591a2d1
 TASKS = {"bridge": BridgeTask, "ddpm": DiffusionTask, "regression": Task, "gan": GanTask}
 
-# %% ../nbs/25_task.ipynb #db51e5e2
+# %% ../nbs/25_task.ipynb #fe95086c
 def resolve(options: ModelOptions) -> tuple[ModelOptions, str, Model]:
     "The options with what the model and the method decide, and both. Raises `InputError` for names that do not exist or do not go together."
     model = find_model(options.model)
@@ -268,4 +278,17 @@ def build_task(
     shapes = Shapes(facts["shots"], facts["time_samples"], facts["receivers"], tuple(facts["map_size"]), kind.maps)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return kind(method, model, options, shapes, facts.get("moments"))
+        try: task = kind(method, model, options, shapes, facts.get("moments"))
+        except TypeError as error: raise InputError(f"the model {model.name} cannot be built: {error}") from error
+    for part in ("encode", "conditional"):
+        if not hasattr(task.net, part): raise InputError(f"the model {model.name} has no {part!r}: a network answers encode(seismic) and net(xt, t, cond), and says whether it is conditional")
+    return task
+
+# %% ../nbs/25_task.ipynb #d7f85879
+def try_network(task: Task, facts: dict):
+    "Loss and backward of every learner on a made-up batch of two. Raises `InputError` with the network's own complaint."
+    maps = torch.zeros(2, 1, *facts["map_size"])
+    batch = dict(x0=maps, x1=maps, noise=maps, seismic=torch.zeros(2, facts["shots"], facts["time_samples"], facts["receivers"]), step=torch.zeros(2, dtype=torch.long), keep=torch.ones(2), mix=torch.ones(2))
+    try:
+        for learner in task.learners.values(): learner(batch).sum().backward()
+    except Exception as error: raise InputError(f"the model {task.model.name} fails on a batch of two records: {type(error).__name__}: {error}") from error

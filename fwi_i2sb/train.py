@@ -6,7 +6,7 @@
 __all__ = ['train_step', 'Journal', 'pace', 'show', 'close', 'stop_signal', 'check_options', 'train', 'make_start',
            'progress_bar', 'main']
 
-# %% ../nbs/30_train.ipynb #c368ef50
+# %% ../nbs/30_train.ipynb #e209655f
 import contextlib, signal, sys, time, warnings
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-# %% ../nbs/30_train.ipynb #f6c18664
+# %% ../nbs/30_train.ipynb #4fde0df4
 from . import plot
 from .loader import microbatches
 from .launch import check_compiler, find_ranks
@@ -33,7 +33,7 @@ from .task import Learner, Task, build_task, resolve
 from .tracker import SHOW_FIGURE, open_tracker
 from .validate import validate
 
-# %% ../nbs/30_train.ipynb #956fb5e1
+# %% ../nbs/30_train.ipynb #22a596eb
 def train_step(
     learners: dict[str, nn.Module],  # the task's learners, prepared
     state: TrainState,
@@ -48,12 +48,14 @@ def train_step(
     share = ({k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()} for _ in range(parts))
     if len(turns) > 1: share = list(share)
     for name in turns:
+        before = [buffer.clone() for buffer in state.nets[name].buffers()]
         total = _add_gradients(learners[name], share, parts, options.optim, accelerator)
+        _share_buffers(state.nets[name], before, accelerator)
         if _update(name, state, options): losses[name] = total
     state.step, state.skipped = state.step + 1, state.skipped + (len(losses) < len(turns))
     return losses
 
-# %% ../nbs/30_train.ipynb #b7751553
+# %% ../nbs/30_train.ipynb #7c7c432b
 def _add_gradients(learner: Learner, share, parts: int, optim, accelerator: Accelerator) -> torch.Tensor:
     "Forward and backward over this process's share of the global batch; its part of the loss."
     total = torch.zeros((), device=accelerator.device)
@@ -64,7 +66,14 @@ def _add_gradients(learner: Learner, share, parts: int, optim, accelerator: Acce
         total += loss.detach()
     return total
 
-# %% ../nbs/30_train.ipynb #ec2357d6
+# %% ../nbs/30_train.ipynb #721f3243
+def _share_buffers(net: nn.Module, before: list[torch.Tensor], accelerator: Accelerator):
+    for buffer, old in zip(net.buffers(), before):
+        if buffer.is_floating_point():
+            mean = accelerator.reduce(buffer, "mean")
+            buffer.copy_(mean if mean.isfinite().all() else old)
+
+
 def _update(name: str, state: TrainState, options: TrainOptions) -> bool:
     "Clip, step, average; whether the gradient was finite."
     net, optimizer, optim = state.nets[name], state.optimizers[name], options.optim
@@ -78,7 +87,7 @@ def _update(name: str, state: TrainState, options: TrainOptions) -> bool:
     optimizer.zero_grad(set_to_none=True)
     return bool(norm.isfinite())
 
-# %% ../nbs/30_train.ipynb #2940435e
+# %% ../nbs/30_train.ipynb #e41b3250
 class Journal:
     "What is written down during training: metrics.jsonl, the tracker, and the terminal (main process only)."
 
@@ -100,7 +109,7 @@ class Journal:
         if self.lines: print(f"train {step}/{self.options.optim.num_itr}: {text}", file=sys.stderr, flush=True)
         else: self.bar.set_postfix_str(text)
 
-# %% ../nbs/30_train.ipynb #658cd5df
+# %% ../nbs/30_train.ipynb #36252595
 def pace(self, step: int) -> dict:
     "Samples per second since the last call, minutes left, and the GPU's peak memory."
     (before, first), self.last = self.last, (time.monotonic(), step)
@@ -125,7 +134,7 @@ def close(self):
 
 Journal.pace, Journal.show, Journal.close = pace, show, close
 
-# %% ../nbs/30_train.ipynb #55e9da2c
+# %% ../nbs/30_train.ipynb #703f6233
 @contextlib.contextmanager
 def stop_signal():
     "A function that returns the first SIGINT, SIGTERM or SIGUSR1 received inside the block, or 0."
@@ -137,7 +146,7 @@ def stop_signal():
 
     with handled(note): yield lambda: received[0] if received else 0
 
-# %% ../nbs/30_train.ipynb #76f14d88
+# %% ../nbs/30_train.ipynb #40cad881
 def check_options(options: TrainOptions):
     "Refuse what can be refused before any data is read."
     check_limits(options)
@@ -146,15 +155,19 @@ def check_options(options: TrainOptions):
     parse_families(options.data.dataset_name)
     read_start_maps(options.model.corrupt)
     import_plugin(options.run.plugin)
-    task = build_task(options.model, dict(shots=5, time_samples=options.data.time_samples, receivers=70, map_size=(70, 70), moments=(1.0, 1.0, 0.5)))
+    facts = dict(shots=5, time_samples=options.data.time_samples, receivers=70, map_size=(70, 70), moments=(1.0, 1.0, 0.5))
+    task = build_task(options.model, facts)
+    if options.run.plugin: try_network(task, facts)
     task.how(nfe=options.log.val_nfe)
+    if not any("net" in task.due(step) for step in range(options.optim.num_itr)):
+        raise InputError(f"--num-itr {options.optim.num_itr} counts steps of the critic, and the generator learns every {options.model.n_critic}th of them: it would never learn")
     if micro < task.least_batch: raise InputError(f"{options.model.model} normalises over the samples of a microbatch, and here it has {micro}: give every process a --microbatch of {task.least_batch} or more")
     check_same_options(options)
     if options.run.ckpt and not checkpoints(options.folder): given_checkpoint(options.run.ckpt)
     if options.log.log_writer != "none": need(options.log.log_writer, f"--log-writer {options.log.log_writer}")
     if options.hardware.compile: check_compiler()
 
-# %% ../nbs/30_train.ipynb #8552cdaa
+# %% ../nbs/30_train.ipynb #f9af3b04
 def train(
     options: TrainOptions,
     *, progress: bool = True,  # progress bar on a terminal, else one line per logging interval
@@ -169,14 +182,14 @@ def train(
     if number: raise SystemExit(128 + number)
     return options.folder
 
-# %% ../nbs/30_train.ipynb #2bc9fa59
+# %% ../nbs/30_train.ipynb #5cd96f23
 def _train_on_node(options: TrainOptions, ranks, progress: bool) -> int:
     code = start_processes(partial(train, options, progress=progress), ranks)
     if code < 0: raise ChildProcessError(f"a process of this node was killed by signal {-code}: repeat the command to continue from the last checkpoint")
     if 0 < code <= 128: raise SystemExit(code)  # the process has said why
     return max(0, code - 128)
 
-# %% ../nbs/30_train.ipynb #1d6ef05e
+# %% ../nbs/30_train.ipynb #7fdd06a5
 def _train(options: TrainOptions, progress: bool) -> int:
     with open_accelerator(options.hardware, options.folder / "logs", options.log.log_writer) as (accelerator, peers):
         with progress_bar("convert", "records") if progress else contextlib.nullcontext() as report:
@@ -193,7 +206,7 @@ def _train(options: TrainOptions, progress: bool) -> int:
         if state.step >= options.optim.num_itr: return 0
         return _loop(options, accelerator, state, task, stores, start, Journal(options, accelerator, state.step, progress))
 
-# %% ../nbs/30_train.ipynb #ba9ca415
+# %% ../nbs/30_train.ipynb #eee692ae
 def make_start(options: TrainOptions, facts: dict) -> Start:
     "The starting models of a run."
     return Start(parse_start(options.model.corrupt), linear=facts["linear"], maps=read_start_maps(options.model.corrupt))
@@ -206,7 +219,7 @@ def _prepare(options: TrainOptions, report, main: bool):
     facts = same_facts(options, facts)
     return stores, facts, claim(options.folder) if main else None
 
-# %% ../nbs/30_train.ipynb #4c89ff7d
+# %% ../nbs/30_train.ipynb #304c3894
 def _loop(options, accelerator, state, task, stores, start, journal) -> int:
     optim, log, losses = options.optim, options.log, []
     fitted = replace(options, optim=check_batch(optim, accelerator.num_processes), model=resolve(options.model)[0])  # validation keeps the batches asked for: its records do not depend on the ranks
@@ -232,7 +245,7 @@ def _loop(options, accelerator, state, task, stores, start, journal) -> int:
             if number: break
     return number
 
-# %% ../nbs/30_train.ipynb #62fe61c5
+# %% ../nbs/30_train.ipynb #0ef9182c
 def _agree(number: int, accelerator: Accelerator) -> int:
     "The signal that any process received, so that all stop after the same step."
     if accelerator.num_processes == 1: return number
@@ -247,7 +260,7 @@ def _check_skipped(state: TrainState, options: TrainOptions):
     if state.skipped > options.optim.max_skipped:
         raise InputError(f"the gradient was not finite in {state.skipped} of {state.step} steps: lower --lr, set --clip-grad-norm or raise --max-skipped, and repeat the command to continue from the last checkpoint")
 
-# %% ../nbs/30_train.ipynb #dc1e6294
+# %% ../nbs/30_train.ipynb #98d9631b
 @contextlib.contextmanager
 def progress_bar(name: str, unit: str = "it", every: float = 20.0):
     "A callback `progress(done, total)`: a bar with rate and time left on a terminal, else a line every `every` seconds."
@@ -264,12 +277,12 @@ def progress_bar(name: str, unit: str = "it", every: float = 20.0):
 
     with bar: yield progress
 
-# %% ../nbs/30_train.ipynb #79665868
+# %% ../nbs/30_train.ipynb #869cd1b0
 def main(argv: list[str] | None = None):
     "The command line of training."
     run_command(train, TrainOptions, argv, prog="python -m fwi_i2sb.train")
 
-# %% ../nbs/30_train.ipynb #7c76271e
+# %% ../nbs/30_train.ipynb #28e242d9
 #| eval: false
 if __name__ == "__main__" and "get_ipython" not in globals():  # run as a module, not as a notebook
     main()

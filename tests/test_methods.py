@@ -1,4 +1,5 @@
 "Every method trains, continues, inverts and is refused in the same way; models of one's own; starts without truth."
+import json
 import re
 
 import numpy as np
@@ -9,9 +10,12 @@ from processes import arguments, assert_equal, finish, losses, python_train, wei
 from fwi_i2sb.invert import load_run
 from fwi_i2sb.metrics import mae
 from fwi_i2sb.openfwi import InputError
+from fwi_i2sb.options import ModelOptions
 from fwi_i2sb.run import read_metrics
+from fwi_i2sb.task import build_task
 from fwi_i2sb.trained import validation_records
 
+FACTS = dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70))
 LARGE = ("--batch-size", 2, "--microbatch", 2, "--val-batches", 1)
 METHODS = {
     "precondition": ("--precondition",),
@@ -91,7 +95,8 @@ def test_what_a_method_would_ignore_is_refused(refused, data, tmp_path):
     for words, saying in ((("--method", "regression", "--beta-max", 0.2), "--beta-max says nothing to the method regression"),
                           (("--method", "ddpm", "--ot-ode"), "--ot-ode says nothing"), (("--n-critic", 3), "--n-critic says nothing to the method bridge"),
                           (("--model", "inversionnet", "--corrupt", "linear"), "--corrupt says nothing to inversionnet"),
-                          (("--model", "inversionnet", "--encoder", "patch"), "leave --encoder out"), (("--model", "inversionnet", "--drop-cond", 0.5), "--drop-cond"),
+                          (("--model", "inversionnet", "--encoder", "patch"), "--encoder says nothing to inversionnet"), (("--model", "inversionnet", "--drop-cond", 0.5), "--drop-cond"),
+                          (("--no-conditional", "--drop-cond", 0.5), "never sees seismic"), (("--method", "gan", "--num-itr", 2), "it would never learn"),
                           (("--model", "inversionnet", "--method", "bridge"), "cannot learn the method bridge"), (("--method", "brigde"), "did you mean 'bridge'"),
                           (("--model", "inversionet"), "did you mean 'inversionnet'"), (("--precondition", "--no-pred-x0"), "--precondition"),
                           (("--method", "regression", "--val-nfe", 5), "one network call"), (("--step-power", -1), "--step-power"),
@@ -111,6 +116,29 @@ def test_what_a_run_cannot_do_is_refused(trained, refused):
     with pytest.raises(InputError, match="has no bridge"): load_run(run).bridge
 
 
+def test_an_answer_without_seismic_must_have_been_trained(trained, refused):
+    refused("invert", trained("always", "--num-itr", 1, "--drop-cond", 0), "--w", 0, saying=("has not learnt one",))
+
+
+def test_the_preconditioned_target_has_unit_size_from_disturbed_starts_too():
+    task = build_task(ModelOptions("tiny", precondition=True, base_noise=0.3), FACTS | dict(moments=(0.2, 0.1, 0.1)))
+    rng = np.random.default_rng(0)
+    x0, x1 = torch.from_numpy(rng.multivariate_normal([0, 0], [[0.2, 0.1], [0.1, 0.1]], size=100_000).T)
+    x1 = x1 + 0.3 * torch.from_numpy(rng.standard_normal(len(x1)))
+    for step in (0, 500, 999): assert abs(task.bridge.target(step, x0, task.bridge.q_sample(step, x0, x1)).std() - 1) < 0.02
+
+
+def test_while_the_critic_learns_the_generator_holds_still():
+    task = build_task(ModelOptions("velocitygan"), FACTS)
+    maps = torch.zeros(2, 1, 70, 70)
+    batch = dict(x0=maps, x1=maps, seismic=torch.randn(2, 5, 250, 70), keep=torch.ones(2), mix=torch.rand(2))
+    before = {name: value.clone() for name, value in task.net.state_dict().items()}
+    task.learners["critic"](batch).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in task.net.state_dict().items()) and all(p.grad is None for p in task.net.parameters())
+    task.learners["net"](batch).sum().backward()
+    assert any(not torch.equal(value, before[name]) for name, value in task.net.state_dict().items() if "running" in name)
+
+
 def test_every_encoder_serves_every_method(trained):
     for encoder in ("patch", "conv"):
         for method in ("ddpm", "regression", "gan"):
@@ -126,10 +154,20 @@ def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
     run = trained("mine", "--model", "loudness", "--import", file, "--num-itr", 1)
     finish(python_train(*arguments(data, tmp_path, "again", "--model", "loudness", "--num-itr", 1, "--import", file)))
     assert fwi("invert", run, "--records", 2, "--import", file).code == 0
-    broken, silent, same = (tmp_path / f"{name}.py" for name in ("broken", "silent", "same"))
+    broken, silent, same, idle, leaving = (tmp_path / f"{name}.py" for name in ("broken", "silent", "same", "idle", "leaving"))
     broken.write_text("raise RuntimeError('no')"), silent.write_text("x = 1"), same.write_text(PLUGIN.replace("loudness{tag}", "tiny"))
-    for path, saying in ((broken, "RuntimeError: no"), (silent, "registers no model"), (same, "there is a model 'tiny' already"), (tmp_path / "none.py", "is not a Python file")):
+    idle.write_text(PLUGIN.replace("{tag}", "3").replace('("regression",)', "()")), leaving.write_text("import sys; sys.exit(3)")
+    for path, saying in ((broken, "RuntimeError: no"), (idle, "names no method"), (leaving, "SystemExit: 3"), (silent, "registers no model"), (same, "there is a model 'tiny' already"), (tmp_path / "none.py", "is not a Python file")):
         refused("models", "--import", path, saying=(saying,))
+
+
+def test_a_network_that_cannot_learn_is_refused_before_anything_is_written(refused, data, tmp_path):
+    for tag, old, new, saying in (("4", "nn.Linear(1, 1)", "nn.Linear(2, 1)", "fails on a batch of two records"), ("5", "def encode", "def read", "has no 'encode'"),
+                                  ("6", "def build(shapes, options)", "def build(shapes)", "cannot be built")):
+        file = tmp_path / f"faulty{tag}.py"
+        file.write_text(PLUGIN.replace("{tag}", tag).replace(old, new))
+        refused("train", *arguments(data, tmp_path, "no", "--model", f"loudness{tag}", "--import", file), saying=(saying,))
+    assert not (tmp_path / "no").exists()
 
 
 def test_opening_a_run_executes_nothing_that_belongs_to_it(data, tmp_path):
@@ -163,6 +201,12 @@ def test_classical_inversion_from_the_same_start(fwi, mini, tmp_path):
     with np.load(tmp_path / "validation-1-classical.npz", allow_pickle=False) as back: assert back["std"].max() == 0 and back["samples"].shape[1] == 1
 
 
+def _listed(fwi, tmp_path, *words):
+    assert fwi("models", "--json", tmp_path / "others.json", *words).code == 0
+    return (tmp_path / "others.json").read_text()
+
+
 def test_the_published_sizes_are_listed(fwi, tmp_path):
     shown = fwi("models", "--json", tmp_path / "models.json").out
+    assert json.loads((tmp_path / "models.json").read_text())[0]["weights"] != json.loads(_listed(fwi, tmp_path, "--encoder", "patch"))[0]["weights"]
     assert re.search(r"^inversionnet .* 24409123 ", shown, re.M) and re.search(r"^velocitygan .* 24409123 .*critic 1180003", shown, re.M)
