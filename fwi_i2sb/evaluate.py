@@ -5,21 +5,22 @@
 # %% auto #0
 __all__ = ['STARTS', 'evaluate', 'EvaluateOptions', 'write_card', 'evaluate_command']
 
-# %% ../nbs/32_evaluate.ipynb #6d702f77
+# %% ../nbs/32_evaluate.ipynb #be4f2316
 import json, os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 import tyro
 
-# %% ../nbs/32_evaluate.ipynb #5fb76f80
+# %% ../nbs/32_evaluate.ipynb #b323719b
 import fwi_i2sb
 from .card import Tally, assemble, markdown, table
 from .card_figure import card_figure
 from .degrade import Degradation, at_frequency
-from .invert import load_run
+from .invert import load_run, starting_models
 from .joint import JointStore
 from .metrics import low_band, mae, misfit
 from .openfwi import InputError
@@ -30,7 +31,7 @@ from .run import first_records, write_atomic
 from .train import progress_bar
 from .trained import TrainedRun, device_name, resimulate
 
-# %% ../nbs/32_evaluate.ipynb #8e956a8a
+# %% ../nbs/32_evaluate.ipynb #b7848bae
 @dataclass(frozen=True)
 class _Job:
     run: TrainedRun
@@ -46,7 +47,7 @@ class _Job:
     def read(self, first: int, size: int) -> Batch:
         return read_batch(self.run, self.data, self.numbers, first, size, degradation=self.degradation, seed=self.how["seed"], engine=self.engine)
 
-# %% ../nbs/32_evaluate.ipynb #b40c48fd
+# %% ../nbs/32_evaluate.ipynb #b2820c09
 _COST = ("samples", "nfe", "sampler", "eta", "network_calls", "wave_solves", "seconds_per_record")
 
 
@@ -62,41 +63,43 @@ def _answers(job: _Job, batch: Batch, start: str):
     yield "starting model", "start", result.start, None, {}
     yield name, "method", result.mean, result.samples, cost
     if (k := cost["samples"]) > 1:
-        single = cost | dict(samples=1, network_calls=cost["network_calls"] / k, seconds_per_record=cost["seconds_per_record"] / k)
-        yield f"{name}, single sample", "sample", result.samples[:, 0], None, single
+        share = {name: (cost[name] - result.provenance[start]) / k + result.provenance[start] for name, start in (("network_calls", "start_calls"), ("seconds_per_record", "start_seconds"))}
+        yield f"{name}, single sample", "sample", result.samples[:, 0], None, cost | dict(samples=1) | share
         errors = torch.stack([mae(sample, batch.truth) for sample in result.samples.unbind(1)], 1)
-        yield f"{name}, best of {k} (oracle)", "oracle", result.samples[range(len(errors)), errors.argmin(1)], None, cost
+        yield f"{name}, best of {k} (oracle)", "oracle", result.samples[range(len(errors)), errors.nan_to_num(torch.inf).argmin(1)], None, cost
     yield from _controls(job, batch, result.start)
 
-# %% ../nbs/32_evaluate.ipynb #cb5839fd
+# %% ../nbs/32_evaluate.ipynb #1b44e888
 def _controls(job: _Job, batch: Batch, start: torch.Tensor):
     given = {}
-    if job.run.task.guidable and job.run.options.model.drop_cond: given["seismic switched off"] = batch.seismic, dict(w=0.0)
+    if job.run.task.guidable: given["seismic switched off"] = batch.seismic, dict(w=0.0)
     if job.run.net.conditional: given["wrong record"] = batch.other, {}
     for name, (seismic, other) in given.items():
         result, cost = _invert(job, batch, start, seismic, **other)
         yield name, "control", result.mean, result.samples, cost
 
-# %% ../nbs/32_evaluate.ipynb #a8b3b242
+# %% ../nbs/32_evaluate.ipynb #1fb146a0
 def _classical(job: _Job, batch: Batch, start: str):
     "The row of classical inversion from the same starting model."
     result = job.shot.classical(batch.seismic, start, truth=batch.truth, records=batch.numbers, seed=job.how["seed"])
     yield f"classical FWI, first {job.classical}", "classical", result.mean, None, {k: result.provenance[k] for k in _COST}
 
-# %% ../nbs/32_evaluate.ipynb #14364da1
+# %% ../nbs/32_evaluate.ipynb #e72e220f
 def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
     "Relative data misfit, and that below 5 Hz, of the maps of a batch as far as they are simulated."
-    n = job.misfit_records - batch.first
-    if n <= 0: return dict(misfit=[], misfit_low=[])
-    pair = resimulate(job.shot, maps[:n], job.engine) * batch.live[:n], batch.seismic[:n]
-    low = (low_band(d, job.run.survey.dt * job.run.facts["factor"]) for d in pair)
-    return dict(misfit=misfit(*pair).tolist(), misfit_low=misfit(*low).tolist())
+    sound = [i for i in range(min(job.misfit_records - batch.first, len(maps))) if maps[i].isfinite().all()]
+    found = {name: np.full(len(maps), np.nan) for name in ("misfit", "misfit_low")}
+    if sound:
+        pair = resimulate(job.shot, maps[sound], job.engine) * batch.live[sound], batch.seismic[sound]
+        low = (low_band(d, job.run.survey.dt * job.run.facts["factor"]) for d in pair)
+        found["misfit"][sound], found["misfit_low"][sound] = misfit(*pair), misfit(*low)
+    return found
 
-# %% ../nbs/32_evaluate.ipynb #b63ccb38
+# %% ../nbs/32_evaluate.ipynb #76ff07b1
 STARTS = ("blur-openfwi_custom", "linear")  # a start that has seen the truth, and one that has not
 
 
-def _check(job: _Job):
+def _check(job: _Job, starts: tuple[str, ...]):
     "Refuse an evaluation that cannot be, before it starts."
     records, what = len(job.numbers), job.degradation
     if records < 2: raise InputError("an evaluation needs at least two records: the wrong record's gather is one of its controls")
@@ -104,22 +107,27 @@ def _check(job: _Job):
     if not 0 <= job.classical <= records: raise InputError(f"--classical {job.classical} is out of range: {records} records are evaluated")
     if job.classical and (what.missing_shots or what.missing_traces): raise InputError("classical inversion would fit lost traces as silence: leave --classical out, or lose none")
     if what != Degradation() and not job.run.net.conditional: raise InputError(f"{what}: this run does not read the seismic, so nothing would change")
+    for start in starts:
+        if starts.count(start) > 1: raise InputError(f"the start {start} is named twice in --starts: name each start once")
+    batch = job.read(0, 1)
+    for start in starts: starting_models(job.run, start, batch.seismic, batch.numbers, batch.truth, job.how["seed"])
 
-# %% ../nbs/32_evaluate.ipynb #b443c522
+# %% ../nbs/32_evaluate.ipynb #50d32a37
 def _done(job: _Job, networks: float, classical: float) -> int:
     "Records done, for equal times: a simulation takes about as long as an inversion, a classical inversion some 150 times that."
     work = lambda i, c: 3 * i + 6 * min(i, job.misfit_records) + 150 * c
     return int(len(job.numbers) * work(networks, classical) / work(len(job.numbers), job.classical))
 
-# %% ../nbs/32_evaluate.ipynb #2d263c71
+# %% ../nbs/32_evaluate.ipynb #388e30f9
 def _example(job: _Job, start: str) -> dict:
     "Maps of the first record, for a figure; whole m/s, because a card is text."
     batch = job.read(0, 1)
     result, _ = _invert(job, batch, start, batch.seismic)
     maps = dict(truth=batch.truth, start=result.start, mean=result.mean, std=result.std)
-    return dict(number=batch.numbers[0], start_name=start) | {name: v[0, 0].round().int().tolist() for name, v in maps.items()}
+    whole = lambda v: [[round(cell) if np.isfinite(cell) else None for cell in line] for line in v[0, 0].tolist()]
+    return dict(number=batch.numbers[0], start_name=start) | {name: whole(v) for name, v in maps.items()}
 
-# %% ../nbs/32_evaluate.ipynb #ee3a873f
+# %% ../nbs/32_evaluate.ipynb #8a63d554
 def _score(job: _Job, answers, first: int, size: int, starts: tuple, tallies: dict, tell):
     "Add a batch to the tallies, which are kept by start and row."
     batch = job.read(first, size)
@@ -129,7 +137,7 @@ def _score(job: _Job, answers, first: int, size: int, starts: tuple, tallies: di
             tally.add(maps, batch.truth, ensemble=ensemble, misfits=_misfits(job, batch, maps), **cost)
         tell(first + len(batch.numbers) * (place + 1) / len(starts))
 
-# %% ../nbs/32_evaluate.ipynb #d5702c17
+# %% ../nbs/32_evaluate.ipynb #e00582c8
 def _about(job: _Job) -> dict:
     "What the card says of run, records and machine."
     run, data = job.run, job.data
@@ -138,7 +146,7 @@ def _about(job: _Job) -> dict:
         data=dict(families=list(data.names), records=len(job.numbers), misfit_records=min(job.misfit_records, len(job.numbers)), engine=job.engine, fingerprint=data.fingerprint),
         degradation=asdict(job.degradation) | dict(text=str(job.degradation)), version=fwi_i2sb.__version__, torch=torch.__version__)
 
-# %% ../nbs/32_evaluate.ipynb #d62fab2b
+# %% ../nbs/32_evaluate.ipynb #f0354988
 def evaluate(
     run: TrainedRun,
     data: JointStore | None = None,  # where records come from; default: the run's validation records
@@ -163,19 +171,20 @@ def evaluate(
     settings = run.task.how(nfe=nfe, sampler=sampler, eta=eta, w=w) | dict(seed=seed)
     shot = run if degradation.freq is None else replace(run, facts=run.facts | dict(survey=at_frequency(run.survey, degradation.freq).to_dict()))
     job = _Job(run, shot, data, first_records(data, records), dict(samples=samples, nfe=nfe, sampler=sampler, eta=eta, w=w, seed=seed), degradation, engine, misfit_records, classical)
-    _check(job)
-    starts, tallies, tell = tuple(starts or (STARTS if run.task.model.reads_map else STARTS[1:])), {}, progress or (lambda done, total: None)
+    starts = tuple(start.strip() for start in starts or (STARTS if run.task.model.reads_map else STARTS[1:]))
+    _check(job, starts)
+    tallies, tell = {}, progress or (lambda done, total: None)
     for first in range(0, len(job.numbers), batch_size): _score(job, _answers, first, batch_size, starts, tallies, lambda i: tell(_done(job, i, 0), len(job.numbers)))
     for first in range(classical): _score(job, _classical, first, 1, starts, tallies, lambda i: tell(_done(job, len(job.numbers), i), len(job.numbers)))
     settings["samples"] = tallies[starts[0], run.task.name].cost["samples"]
     return assemble(list(tallies.values()), job.numbers, [data.names[data.which(i)] for i in job.numbers], settings, example=_example(job, starts[0]), **_about(job))
 
-# %% ../nbs/32_evaluate.ipynb #60f361ee
+# %% ../nbs/32_evaluate.ipynb #65977695
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Judge a run on validation records, as they are or damaged: table on screen; card.json, card.md and card.png in a folder."
     run: tyro.conf.Positional[Path]  # run directory, or one of its folders checkpoints/step-N
-    starts: tuple[str, ...] | None = None  # kinds of starting model; default: blur-openfwi_custom and linear, or linear for a network that reads no start
+    starts: tuple[str, ...] | None = None  # starting models: --corrupt texts, first-guess[:RUN], .npy maps; default: blur-openfwi_custom and linear, or linear for a network that reads no start
     records: int = 50  # number of validation records
     samples: int | None = None  # samples per record; default: 8, or 1 where they would be equal
     nfe: int | None = None  # network calls per sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
@@ -199,7 +208,7 @@ class EvaluateOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
 
-# %% ../nbs/32_evaluate.ipynb #04d241ba
+# %% ../nbs/32_evaluate.ipynb #00b6e118
 def write_card(
     folder: Path,  # made where it does not exist
     card: dict,  # from `evaluate`
@@ -207,22 +216,33 @@ def write_card(
     "Write `card.png`, `card.md` and, last, `card.json`, each completely or not at all."
     folder.mkdir(parents=True, exist_ok=True)
     part = folder / "card.png.part"
-    card_figure(card).savefig(part, format="png", dpi=120)
-    os.replace(part, folder / "card.png")
+    try:
+        card_figure(card).savefig(part, format="png", dpi=120)
+        os.replace(part, folder / "card.png")
+    finally: part.unlink(missing_ok=True)
     write_atomic(folder / "card.md", markdown(card))
     write_atomic(folder / "card.json", "{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in card.items()) + "}\n")
 
-# %% ../nbs/32_evaluate.ipynb #0c7af150
+# %% ../nbs/32_evaluate.ipynb #93a81bf0
+def _check_folder(folder: Path):
+    "Refuse a folder that cannot be made or written to, without making it."
+    there = next(path for path in (folder, *folder.parents) if path.exists())
+    if not there.is_dir(): raise InputError(f"the card cannot be written to {folder}: {there} is a file; name another folder with --out")
+    if not os.access(there, os.W_OK | os.X_OK): raise InputError(f"the card cannot be written to {folder}: {there} may not be written to; name another folder with --out")
+
+# %% ../nbs/32_evaluate.ipynb #1f175754
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, print the table and write the card."
     damage = Degradation(options.snr, options.missing_shots, options.missing_traces, options.freq)
     run = load_run(options.run, device=options.device, plugin=options.plugin)
+    folder = options.out or run.path / "evaluation"
+    _check_folder(folder)
     data = validation_data(run, options.dataset_dir, options.store_dir, options.dataset_name)
+    rows = dict(published=[row for family in dict.fromkeys(data.names) for row in published(family)]) if options.published else {}
     same = ("records", "starts", "samples", "nfe", "sampler", "eta", "w", "seed", "misfit_records", "engine", "classical", "batch_size")
     with progress_bar("evaluate", "records") as progress:
         card = evaluate(run, data, degradation=damage, progress=progress, **{name: getattr(options, name) for name in same})
-    if options.published: card["published"] = [row for family in dict.fromkeys(data.names) for row in published(family)]
-    folder = options.out or run.path / "evaluation"
+    card |= rows
     write_card(folder, card)
     print(f"{table(card)}\nwrote {folder / 'card.json'}, card.md and card.png")
     return card["rows"]

@@ -1,20 +1,24 @@
 "The evaluation card: what it promises to whoever reads it, on screen or as a file."
 import gc
 import json
+import shutil
 import tracemalloc
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
-from fwi_i2sb.card import compare, table
+from fwi_i2sb import evaluate as evaluation
+from fwi_i2sb.card import compare, markdown, sees_truth, table
+from fwi_i2sb.card_figure import card_figure
 from fwi_i2sb.degrade import Degradation
 from fwi_i2sb.evaluate import evaluate
 from fwi_i2sb.generate import generate
 from fwi_i2sb.metrics import mae
 from fwi_i2sb.openfwi import InputError
-from fwi_i2sb.records import validation_data
+from fwi_i2sb.records import read_batch, validation_data
 from fwi_i2sb.store import convert
 from fwi_i2sb.trained import TrainedRun, load_run
 
@@ -78,6 +82,7 @@ def test_json_markdown_and_screen_say_the_same(fwi, mini, tmp_path):
         for text in (done.out, page): assert f"{row['mae']:.1f} ({low:.1f}-{high:.1f})" in text
     for text in (done.out, page): assert "blur-openfwi_custom*" in text and "linear*" not in text and "it has seen the answer" in text and "(oracle)" in text and "nobody can have it" in text
     for text in (done.out, page): assert text.lower().count("published by openfwi, other data: no comparison") == 1 and "0.0685" in text and "UPFWI" in text
+    assert "\n## Published by OpenFWI, other data: no comparison\n" in page
     assert (tmp_path / "card.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -179,9 +184,68 @@ def test_classical_inversion_stands_beside_the_same_records(run, monkeypatch):
     assert card["rows"][6]["wave_solves"] == 3 and card["rows"][6]["network_calls"] == 0 and "waves" in table(card)
 
 
-def test_a_network_without_seismic_has_no_controls(run):
-    alone = replace(run, options=replace(run.options, model=replace(run.options.model, drop_cond=0.0)))
-    assert [r["method"] for r in evaluate(alone, **QUICK_KEYWORDS)["rows"] if r["kind"] == "control"] == ["wrong record"]
+def test_a_network_that_cannot_do_without_seismic_has_no_such_control(run, monkeypatch):
+    monkeypatch.setattr(type(run.task), "guidable", False)
+    assert [r["method"] for r in evaluate(run, **QUICK_KEYWORDS)["rows"] if r["kind"] == "control"] == ["wrong record"]
+
+
+def test_the_wrong_record_is_of_the_same_family(run):
+    data, numbers = Made(6), [0, 3, 1, 4, 2]
+    batch = read_batch(run, data, numbers, 0, 5)
+    for record, other in zip(numbers, [1, 4, 2, 3, 0]): assert torch.equal(batch.other[numbers.index(record)], data.physical(other)[1])
+    lone = read_batch(run, data, [0, 3, 1], 0, 3)  # record 3 is the only one of its family
+    assert torch.equal(lone.other[1], data.physical(1)[1])
+    parts = [read_batch(run, data, numbers, first, 2, degradation=Degradation(snr=0.0)) for first in (0, 2, 4)]
+    assert torch.equal(torch.cat([part.other for part in parts]), read_batch(run, data, numbers, 0, 5, degradation=Degradation(snr=0.0)).other)
+
+
+@pytest.mark.parametrize("start, seen", [
+    ("linear:0.5, blur-openfwi_custom:0.5", True), ("blur-openfwi_custom:0.5,linear:0.5", True), ("blur-openfwi_benchmark", True), ("linear:0.5,file:a.npy:0.5", False),
+    ("first-guess", False), ("first-guess:runs/blur-openfwi", False), ("blurred.npy", False)])
+def test_what_has_seen_the_truth(start, seen): assert sees_truth(start) is seen
+
+
+def test_a_mixture_that_has_seen_the_truth_keeps_its_star(run):
+    text = "linear:0.5, blur-openfwi_custom:0.5"
+    card = evaluate(run, **QUICK_KEYWORDS | dict(starts=(text, "linear")))
+    assert {row["start"]: row["sees_truth"] for row in card["rows"]} == {text: True, "linear": False}
+    legend = [entry.get_text() for entry in card_figure(card).axes[0].get_legend().get_texts()]
+    assert legend == [text + "*", "linear"] and f"from {text}*" in table(card) and f"{text}*" in markdown(card)
+
+
+def test_a_first_guess_is_paid_once_however_many_samples(run, monkeypatch):
+    whole = TrainedRun.invert
+
+    def invert(*given, **named):
+        result = whole(*given, **named)
+        if isinstance(given[2], str): result.provenance.update(start_calls=1, start_seconds=0.5, network_calls=2 * 2 + 1, seconds_per_record=0.9)
+        return result
+
+    monkeypatch.setattr(TrainedRun, "invert", invert)
+    rows = {row["method"]: row for row in evaluate(run, **QUICK_KEYWORDS)["rows"]}
+    assert (rows["bridge"]["network_calls"], rows["bridge, single sample"]["network_calls"]) == (5, 3)
+    assert rows["bridge, single sample"]["seconds_per_record"] == pytest.approx(0.7)
+
+
+def test_an_answer_that_is_not_finite_leaves_no_mean(run, monkeypatch, tmp_path):
+    whole = TrainedRun.invert
+
+    def invert(run, seismic, start, *, records, **named):
+        result = whole(run, seismic, start, records=records, **named)
+        samples = torch.where((torch.tensor(records) == 0).reshape(-1, 1, 1, 1, 1), torch.nan, result.samples)
+        return replace(result, samples=samples, mean=samples.mean(1), std=samples.std(1, correction=0))
+
+    monkeypatch.setattr(TrainedRun, "invert", invert)
+    card = evaluate(run, **QUICK_KEYWORDS | dict(misfit_records=2))
+    rows = {row["method"]: row for row in card["rows"]}
+    for name in ("mae", "rmse", "ssim", "crps", "mae_norm", "rmse_norm", "spread", "spread_skill", "coverage_50"): assert rows["bridge"][name] is None and rows["bridge"]["interval"].get(name) is None
+    assert (rows["bridge"]["not_finite"], rows["bridge"]["records"], rows["bridge"]["misfit_records"]) == (1, 3, 1) and rows["bridge"]["misfit"] is not None
+    assert rows["starting model"]["not_finite"] == 0 and rows["starting model"]["mae"] > 0 and rows["starting model"]["misfit_records"] == 2
+    assert set(rows["bridge"]["reliability"]) == {None} and card["example"]["mean"][0][0] is None
+    evaluation.write_card(tmp_path, card | dict(published=[]))
+    json.loads((tmp_path / "card.json").read_text(), parse_constant=lambda word: pytest.fail(word))
+    for text in (table(card | dict(published=[])), (tmp_path / "card.md").read_text()): assert "bridge from linear, 1 of 3" in text
+    assert compare([card]).count("| - |") > 3
 
 
 # damaged records
@@ -205,11 +269,56 @@ def test_other_smoothing_and_switches_on_the_command_line(fwi, mini, tmp_path):
 @pytest.mark.parametrize("words, saying", [
     (["--snr", "nan"], "--snr nan"), (["--missing-shots", 5], "nothing of a record"), (["--missing-shots", -1], "--missing-shots -1"), (["--missing-traces", 1], "--missing-traces 1"),
     (["--freq", 100], "--freq 100"), (["--freq", -5], "--freq -5"), (["--records", 1], "two records"), (["--misfit-records", 0], "--misfit-records"), (["--classical", 4], "--classical 4"),
-    (["--classical", 1, "--missing-shots", 1], "classical"), (["--starts", "lineal"], "linear"), (["--samples", 0], "sample"), (["--batch-size", 0], "--batch-size"),
+    (["--classical", 1, "--missing-shots", 1], "classical"), (["--missing-traces", 0.001], "none of the 350 traces"), (["--starts", "linear", "lineal"], "linear"),
+    (["--starts", "linear", "linear"], "named twice"), (["--starts", "linear", "first-guess:nowhere"], "nowhere"), (["--starts", "linear", "nowhere.npy"], "nowhere.npy"), (["--samples", 0], "sample"), (["--batch-size", 0], "--batch-size"),
     (["--dataset-name", "CurvVel_A"], "CurveVel_A"), (["--dataset-name", "FlatVel_B"], "FlatVel_B")], ids=lambda w: " ".join(map(str, w)) if isinstance(w, list) else "")
-def test_what_cannot_be_is_refused_and_nothing_is_written(refused, mini, tmp_path, words, saying):
+def test_what_cannot_be_is_refused_before_any_work_and_nothing_is_written(refused, mini, tmp_path, words, saying, monkeypatch):
+    monkeypatch.setattr(evaluation, "_misfits", lambda *given: pytest.fail("a map was scored already"))
     refused("evaluate", mini, *QUICK, *words, "--out", tmp_path / "out", saying=(saying,))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_a_folder_that_cannot_be_is_refused_before_any_work(refused, mini, tmp_path, monkeypatch, folder):
+    monkeypatch.setattr(evaluation, "evaluate", lambda *given, **named: pytest.fail("the work has begun"))
+    (tmp_path / "file").write_text("not a folder")
+    refused("evaluate", mini, *QUICK, "--out", tmp_path / folder, saying=(str(tmp_path / "file"), "is a file"))
+
+
+def test_a_figure_that_fails_leaves_nothing(plain, tmp_path, monkeypatch):
+    def savefig(figure, path, **named):
+        path.write_bytes(b"half")
+        raise OSError("no space left")
+
+    monkeypatch.setattr(Figure, "savefig", savefig)
+    with pytest.raises(OSError, match="no space"): evaluation.write_card(tmp_path, plain)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_share_of_lost_traces_is_said_as_it_is(): assert str(Degradation(missing_traces=0.003)) == "0.3% of the traces missing"
+
+
+@pytest.fixture
+def joint(run, flat, tmp_path):
+    "A run of two families whose stores were made in a folder of their own, as training makes them."
+    root, stores = tmp_path / "data", tmp_path / "stores"
+    generate(root, "CurveVel_A", n_train=1, n_val=2, workers=1)
+    shutil.copytree(flat / "FlatVel_B", root / "FlatVel_B", ignore=shutil.ignore_patterns("train", "val"))
+    for name in ("CurveVel_A", "FlatVel_B"): convert(root / name, name, store_dir=stores / name)
+    return replace(run, options=replace(run.options, data=replace(run.options.data, dataset_dir=root, dataset_name="CurveVel_A,FlatVel_B", store_dir=stores)))
+
+
+def test_the_store_is_found_where_training_made_it(joint, tmp_path):
+    before = sorted(tmp_path.rglob("*"))
+    both, one, first = (validation_data(joint, dataset_name=name) for name in (None, "FlatVel_B", "CurveVel_A"))
+    assert both.names == ("CurveVel_A", "FlatVel_B") and one.names == ("FlatVel_B",)
+    assert (one.fingerprint, first.fingerprint) == (both.stores[1].fingerprint, both.stores[0].fingerprint)
+    assert sorted(tmp_path.rglob("*")) == before, "nothing was converted again"
+    single = replace(joint, options=replace(joint.options, data=replace(joint.options.data, dataset_name="CurveVel_A", store_dir=tmp_path / "stores" / "CurveVel_A")))
+    assert validation_data(single, dataset_name="CurveVel_A").fingerprint == first.fingerprint and sorted(tmp_path.rglob("*")) == before
+    assert not list((tmp_path / "data").rglob("*.lmdb")) and not list((tmp_path / "data").rglob("*.mdb"))
+    other = validation_data(joint, tmp_path / "data", dataset_name="FlatVel_B")  # another folder, as far as anybody knows, brings its own store
+    assert len(other) == 2 and (tmp_path / "data" / "FlatVel_B" / "val").exists()
 
 
 def test_noise_of_a_silent_record(run):
