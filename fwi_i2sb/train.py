@@ -6,7 +6,7 @@
 __all__ = ['train_step', 'Journal', 'pace', 'show', 'close', 'stop_signal', 'check_options', 'train', 'make_start',
            'progress_bar', 'main']
 
-# %% ../nbs/30_train.ipynb #e209655f
+# %% ../nbs/30_train.ipynb #1da564a4
 import contextlib, signal, sys, time, warnings
 from dataclasses import replace
 from functools import partial
@@ -17,7 +17,7 @@ from accelerate import Accelerator
 from torch import nn
 from tqdm.auto import tqdm
 
-# %% ../nbs/30_train.ipynb #4fde0df4
+# %% ../nbs/30_train.ipynb #0bd3f28f
 from . import plot
 from .loader import microbatches
 from .launch import check_compiler, find_ranks
@@ -29,11 +29,11 @@ from .processes import handled, open_accelerator, start_processes
 from .run import FITTED, append_metrics, check_same_options, checkpoints, claim, data_facts, drop_checkpoints, open_store, read_start_maps, same_facts, truncate_metrics, write_config
 from .start import Start, parse_start
 from .state import TrainState, given_checkpoint, new_state, restore_state, save_state
-from .task import Learner, Task, build_task, resolve
+from .task import Learner, Task, build_task, resolve, try_network
 from .tracker import SHOW_FIGURE, open_tracker
 from .validate import validate
 
-# %% ../nbs/30_train.ipynb #22a596eb
+# %% ../nbs/30_train.ipynb #86ab5591
 def train_step(
     learners: dict[str, nn.Module],  # the task's learners, prepared
     state: TrainState,
@@ -55,7 +55,7 @@ def train_step(
     state.step, state.skipped = state.step + 1, state.skipped + (len(losses) < len(turns))
     return losses
 
-# %% ../nbs/30_train.ipynb #7c7c432b
+# %% ../nbs/30_train.ipynb #835f829a
 def _add_gradients(learner: Learner, share, parts: int, optim, accelerator: Accelerator) -> torch.Tensor:
     "Forward and backward over this process's share of the global batch; its part of the loss."
     total = torch.zeros((), device=accelerator.device)
@@ -66,7 +66,7 @@ def _add_gradients(learner: Learner, share, parts: int, optim, accelerator: Acce
         total += loss.detach()
     return total
 
-# %% ../nbs/30_train.ipynb #721f3243
+# %% ../nbs/30_train.ipynb #b9f8e17e
 def _share_buffers(net: nn.Module, before: list[torch.Tensor], accelerator: Accelerator):
     for buffer, old in zip(net.buffers(), before):
         if buffer.is_floating_point():
@@ -87,7 +87,7 @@ def _update(name: str, state: TrainState, options: TrainOptions) -> bool:
     optimizer.zero_grad(set_to_none=True)
     return bool(norm.isfinite())
 
-# %% ../nbs/30_train.ipynb #e41b3250
+# %% ../nbs/30_train.ipynb #31d1d4fe
 class Journal:
     "What is written down during training: metrics.jsonl, the tracker, and the terminal (main process only)."
 
@@ -109,7 +109,7 @@ class Journal:
         if self.lines: print(f"train {step}/{self.options.optim.num_itr}: {text}", file=sys.stderr, flush=True)
         else: self.bar.set_postfix_str(text)
 
-# %% ../nbs/30_train.ipynb #36252595
+# %% ../nbs/30_train.ipynb #f4d5106e
 def pace(self, step: int) -> dict:
     "Samples per second since the last call, minutes left, and the GPU's peak memory."
     (before, first), self.last = self.last, (time.monotonic(), step)
@@ -134,7 +134,7 @@ def close(self):
 
 Journal.pace, Journal.show, Journal.close = pace, show, close
 
-# %% ../nbs/30_train.ipynb #703f6233
+# %% ../nbs/30_train.ipynb #87aabd99
 @contextlib.contextmanager
 def stop_signal():
     "A function that returns the first SIGINT, SIGTERM or SIGUSR1 received inside the block, or 0."
@@ -146,7 +146,7 @@ def stop_signal():
 
     with handled(note): yield lambda: received[0] if received else 0
 
-# %% ../nbs/30_train.ipynb #40cad881
+# %% ../nbs/30_train.ipynb #057c2da9
 def check_options(options: TrainOptions):
     "Refuse what can be refused before any data is read."
     check_limits(options)
@@ -167,7 +167,7 @@ def check_options(options: TrainOptions):
     if options.log.log_writer != "none": need(options.log.log_writer, f"--log-writer {options.log.log_writer}")
     if options.hardware.compile: check_compiler()
 
-# %% ../nbs/30_train.ipynb #f9af3b04
+# %% ../nbs/30_train.ipynb #d6446976
 def train(
     options: TrainOptions,
     *, progress: bool = True,  # progress bar on a terminal, else one line per logging interval
@@ -182,14 +182,14 @@ def train(
     if number: raise SystemExit(128 + number)
     return options.folder
 
-# %% ../nbs/30_train.ipynb #5cd96f23
+# %% ../nbs/30_train.ipynb #0c5baefb
 def _train_on_node(options: TrainOptions, ranks, progress: bool) -> int:
     code = start_processes(partial(train, options, progress=progress), ranks)
     if code < 0: raise ChildProcessError(f"a process of this node was killed by signal {-code}: repeat the command to continue from the last checkpoint")
     if 0 < code <= 128: raise SystemExit(code)  # the process has said why
     return max(0, code - 128)
 
-# %% ../nbs/30_train.ipynb #7fdd06a5
+# %% ../nbs/30_train.ipynb #cef942e8
 def _train(options: TrainOptions, progress: bool) -> int:
     with open_accelerator(options.hardware, options.folder / "logs", options.log.log_writer) as (accelerator, peers):
         with progress_bar("convert", "records") if progress else contextlib.nullcontext() as report:
@@ -206,7 +206,7 @@ def _train(options: TrainOptions, progress: bool) -> int:
         if state.step >= options.optim.num_itr: return 0
         return _loop(options, accelerator, state, task, stores, start, Journal(options, accelerator, state.step, progress))
 
-# %% ../nbs/30_train.ipynb #eee692ae
+# %% ../nbs/30_train.ipynb #35b3503f
 def make_start(options: TrainOptions, facts: dict) -> Start:
     "The starting models of a run."
     return Start(parse_start(options.model.corrupt), linear=facts["linear"], maps=read_start_maps(options.model.corrupt))
@@ -219,7 +219,7 @@ def _prepare(options: TrainOptions, report, main: bool):
     facts = same_facts(options, facts)
     return stores, facts, claim(options.folder) if main else None
 
-# %% ../nbs/30_train.ipynb #304c3894
+# %% ../nbs/30_train.ipynb #a3b549fd
 def _loop(options, accelerator, state, task, stores, start, journal) -> int:
     optim, log, losses = options.optim, options.log, []
     fitted = replace(options, optim=check_batch(optim, accelerator.num_processes), model=resolve(options.model)[0])  # validation keeps the batches asked for: its records do not depend on the ranks
@@ -245,7 +245,7 @@ def _loop(options, accelerator, state, task, stores, start, journal) -> int:
             if number: break
     return number
 
-# %% ../nbs/30_train.ipynb #0ef9182c
+# %% ../nbs/30_train.ipynb #fad7c2d7
 def _agree(number: int, accelerator: Accelerator) -> int:
     "The signal that any process received, so that all stop after the same step."
     if accelerator.num_processes == 1: return number
@@ -260,7 +260,7 @@ def _check_skipped(state: TrainState, options: TrainOptions):
     if state.skipped > options.optim.max_skipped:
         raise InputError(f"the gradient was not finite in {state.skipped} of {state.step} steps: lower --lr, set --clip-grad-norm or raise --max-skipped, and repeat the command to continue from the last checkpoint")
 
-# %% ../nbs/30_train.ipynb #98d9631b
+# %% ../nbs/30_train.ipynb #6590a758
 @contextlib.contextmanager
 def progress_bar(name: str, unit: str = "it", every: float = 20.0):
     "A callback `progress(done, total)`: a bar with rate and time left on a terminal, else a line every `every` seconds."
@@ -277,12 +277,12 @@ def progress_bar(name: str, unit: str = "it", every: float = 20.0):
 
     with bar: yield progress
 
-# %% ../nbs/30_train.ipynb #869cd1b0
+# %% ../nbs/30_train.ipynb #8d5f2524
 def main(argv: list[str] | None = None):
     "The command line of training."
     run_command(train, TrainOptions, argv, prog="python -m fwi_i2sb.train")
 
-# %% ../nbs/30_train.ipynb #28e242d9
+# %% ../nbs/30_train.ipynb #dafd8a10
 #| eval: false
 if __name__ == "__main__" and "get_ipython" not in globals():  # run as a module, not as a notebook
     main()
