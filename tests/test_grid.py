@@ -14,9 +14,11 @@ import psutil
 import pytest
 import yaml
 
-from fwi_i2sb.experiment import ExperimentOptions, _await, experiment_command, prepare_cell
-from fwi_i2sb.grid import read_grid
-from fwi_i2sb.options import run_command
+from fwi_i2sb import compare
+from fwi_i2sb.experiment import ExperimentOptions, _await, experiment_command, prepare_cell, threads_each
+from fwi_i2sb.grid import collect, read_grid, write_tables
+from fwi_i2sb.openfwi import InputError
+from fwi_i2sb.options import DataOptions, ModelOptions, run_command
 
 PARAMETERS = 'size: int = 1\nname: str = "a"\nrate: float = 0.5\npause: float = 0.0\nout_dir: str = ""'
 WORK = """import json, pathlib, time
@@ -101,9 +103,77 @@ def test_only_what_is_new_changed_or_failed_runs(folder, experiment):
     assert code == 0 and "size=1: the notebook's code changed" in said
 
 
-def start(path: Path, *words) -> subprocess.Popen:
+def finish(cell, metrics: str):
+    "Leave what a cell that ended well leaves, with this text for its metrics."
+    prepare_cell(cell)
+    (cell.folder / "metrics.json").write_text(metrics)
+    (cell.folder / "cell.json").write_text(json.dumps(cell.identity() | dict(state="finished", seconds=1.0)))
+
+
+def test_a_finished_cell_is_recognised_by_its_values_as_json(folder):
+    write_notebook(folder / "tiny.ipynb", parameters=PARAMETERS + "\nextra: list = []")
+    path = write_grid(folder, fixed=dict(size=1, rate=1))
+    path.write_text(path.read_text() + "cells: [{extra: !!omap [a: 1]}]")
+    finish(read_grid(path).cells[0], "{}")
+    assert read_grid(path).cells[0].finished(), "pairs come back from JSON as lists"
+    path.write_text(path.read_text().replace("rate: 1", "rate: 1.0"))
+    assert read_grid(path).cells[0].stale() == "its parameters changed"
+
+
+def test_a_change_of_the_package_makes_a_finished_cell_stale(folder, monkeypatch):
+    path = write_grid(folder, cross=dict(size=[1]))
+    finish(read_grid(path).cells[0], "{}")
+    assert read_grid(path).cells[0].finished()
+    monkeypatch.setattr("fwi_i2sb.grid.package_digest", lambda: "0.1.0 another")
+    assert collect(read_grid(path))[0]["state"] == "changed" and read_grid(path).cells[0].stale() == "the code of fwi_i2sb changed"
+
+
+def test_a_damaged_file_is_a_cell_that_runs_again(folder, experiment):
+    path = write_grid(folder, cross=dict(size=[1, 2]))
+    one, two = read_grid(path).cells
+    for damage in ("", "[]", "3", '{"state": "fin'):
+        for cell in (one, two): finish(cell, "{}")
+        for file in (one.folder / "cell.json", two.folder / "metrics.json"): file.write_text(damage)
+        assert not one.finished() and not two.finished() and [row["state"] for row in collect(read_grid(path))] == ["changed", "failed"]
+    code, said = experiment(path, "--jobs", 2)
+    assert code == 0 and "size=1: its cell.json is damaged, it runs again" in said and "size=2: its metrics.json is missing or damaged, it runs again" in said
+    assert [row["state"] for row in table(folder).values()] == ["finished"] * 2
+
+
+def test_small_numbers_reach_the_notebook_as_numbers(folder, experiment):
+    write_notebook(folder / "tiny.ipynb", WORK.replace("import json", "assert rate == 1e-5 and name == '\N{SNOWMAN} 1e-5'\nimport json"))
+    assert experiment(write_grid(folder, fixed=dict(rate=1e-5, name="\N{SNOWMAN} 1e-5")))[0] == 0, (folder / "results" / "single" / "log.txt").read_text()
+
+
+def test_a_metric_does_not_hide_a_column_of_the_same_name(folder):
+    write_notebook(folder / "tiny.ipynb", parameters=PARAMETERS + "\nseconds: float = 1.0")
+    path = write_grid(folder, cross=dict(size=[1, 2]), fixed=dict(seconds=9.0))
+    for cell in read_grid(path).cells: finish(cell, json.dumps(dict(size=7, cell="c", seconds=5.0, total=3.0)))
+    write_tables(read_grid(path))
+    lines = list(csv.reader((folder / "results" / "table.csv").open()))
+    assert lines[0] == ["cell", "state", "parameters.seconds", "size", "metrics.size", "metrics.cell", "metrics.seconds", "total", "seconds"]
+    assert lines[1] == ["size=1", "finished", "9.0", "1", "7", "c", "5.0", "3.0", "1.0"]
+    assert "| size=2 | finished | 2 | 7 | c | 5 | 3 | 1 |" in (folder / "results" / "table.md").read_text()
+
+
+@pytest.mark.parametrize("given, threads", [("3", 3), ("4,2", 4), ("", None), (" ", None)])
+def test_threads_follow_the_environment(monkeypatch, given, threads):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    share = threads_each(2)
+    monkeypatch.setenv("OMP_NUM_THREADS", given)
+    assert threads_each(2) == (threads or share)
+
+
+def test_a_number_of_threads_that_is_none_is_refused_before_anything_is_written(folder, experiment, monkeypatch):
+    for wrong in ("many", "0", "-1"):
+        monkeypatch.setenv("OMP_NUM_THREADS", wrong)
+        code, said = experiment(write_grid(folder))
+        assert code == 2 and "OMP_NUM_THREADS" in said and not (folder / "results").exists()
+
+
+def start(path: Path, *words, **env) -> subprocess.Popen:
     code = "import sys; from fwi_i2sb.experiment import *; from fwi_i2sb.options import run_command; run_command(experiment_command, ExperimentOptions)"
-    return subprocess.Popen([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    return subprocess.Popen([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | env)
 
 
 def until(condition, seconds: float = 60.0):
@@ -123,15 +193,17 @@ def at_work(folder: Path) -> list[str]:
     return found
 
 
-def test_ctrl_c_ends_the_cells_and_the_repeated_command_continues(folder, experiment):
+def test_ctrl_c_ends_the_cells_and_the_repeated_command_continues(folder, experiment, monkeypatch):
     path = write_grid(folder, cells=[dict(size=1), dict(size=2, pause=60.0)])
     grid = start(path)
     until((folder / "results" / "pause=60.0,size=2" / "began").exists)
     grid.send_signal(signal.SIGINT)
     assert grid.wait(30) == 130, grid.stderr.read()
     until(lambda: not at_work(folder))
-    assert times(folder).keys() == {"size=1"} and table(folder)["pause=60.0,size=2"]["state"] == "running"
-    before = times(folder)
+    assert times(folder).keys() == {"size=1"} and table(folder)["pause=60.0,size=2"]["state"] == "stopped"
+    stopped, before = json.loads((folder / "results" / "pause=60.0,size=2" / "cell.json").read_text()), times(folder)
+    assert stopped["state"] == "stopped"
+    monkeypatch.setattr("fwi_i2sb.grid.package_digest", lambda: stopped["package"])  # whoever edits the package meanwhile
     assert experiment(write_grid(folder, cells=[dict(size=1), dict(size=2)]))[0] == 0
     assert times(folder)["size=1"] == before["size=1"]
 
@@ -159,6 +231,55 @@ def test_a_job_that_leaves_the_queue_without_a_result_is_a_failed_cell(folder, m
     assert ended == [cell] and cell.state()["state"] == "failed" and "ended without a result" in cell.state()["error"]
 
 
+@pytest.fixture
+def cluster(folder):
+    "Writes commands that stand for Slurm's; the PATH on which they are found first."
+    def write(**scripts) -> str:
+        (folder / "bin").mkdir()
+        for name, script in (dict(srun="", squeue="", sbatch="", scancel="echo noise >&2; exit 1") | scripts).items():
+            (folder / "bin" / name).write_text(f"#!/bin/sh\necho {name} >> {folder}/called\n{script}\n")
+            (folder / "bin" / name).chmod(0o755)
+        return f"{folder}/bin:{os.environ['PATH']}"
+    return write
+
+
+@pytest.mark.parametrize("squeue, saying", [("exit 1", "squeue does not answer"), ("echo 7_0", "still in the queue")])
+def test_no_job_is_submitted_while_others_may_run(folder, experiment, cluster, monkeypatch, squeue, saying):
+    path = write_grid(folder, cross=dict(size=[1, 2]))
+    prepare_cell(read_grid(path).cells[0])
+    monkeypatch.setenv("PATH", cluster(squeue=squeue))
+    code, said = experiment(path, "--slurm")
+    assert code == 2 and saying in said and (folder / "called").read_text().split() == ["squeue"]
+    assert read_grid(path).cells[0].state()["state"] == "running" and not read_grid(path).cells[1].folder.exists()
+
+
+def test_jobs_that_slurm_refuses_are_failed_cells(folder, cluster):
+    path = write_grid(folder, cross=dict(size=[1, 2]))
+    grid = start(path, "--slurm", PATH=cluster(sbatch="echo 'sbatch: error: invalid partition' >&2; exit 1"))
+    said = grid.communicate(timeout=60)[1]
+    assert grid.returncode == 2 and "invalid partition" in said and "noise" not in said, said
+    rows = table(folder).values()
+    assert [row["state"] for row in rows] == ["failed"] * 2 and all("invalid partition" in row["error"] for row in rows)
+    assert all("invalid partition" in cell.state()["error"] for cell in read_grid(path).cells)
+
+
+def test_cells_whose_jobs_are_ended_are_stopped(folder, cluster):
+    path = write_grid(folder, cross=dict(size=[1, 2]))
+    grid = start(path, "--slurm", PATH=cluster(sbatch="echo Submitted batch job 7"))
+    until(lambda: (folder / "called").exists() and "sbatch" in (folder / "called").read_text())
+    grid.send_signal(signal.SIGTERM)
+    said = grid.communicate(timeout=60)[1]
+    assert grid.returncode == 128 + signal.SIGTERM and "noise" not in said, said
+    assert (folder / "called").read_text().split()[-1] == "scancel"
+    assert [row["state"] for row in table(folder).values()] == ["stopped"] * 2
+
+
+@pytest.mark.parametrize("option, value", [("--cpus", 0), ("--minutes", 0), ("--minutes", -5), ("--gpus", -1), ("--mem-gb", 0), ("--mem-gb", -1.5), ("--jobs", -1)])
+def test_numbers_of_a_job_that_cannot_be_are_refused(folder, experiment, option, value):
+    code, said = experiment(write_grid(folder), "--slurm", option, value)
+    assert code == 2 and option in said and not (folder / "results").exists(), said
+
+
 WRONG = {
     "no YAML": ("notebook: [", "no YAML"),
     "no mapping": ("- 1", "entries notebook, out and cross"),
@@ -178,6 +299,12 @@ WRONG = {
     "exponent": ("notebook: tiny.ipynb\nout: results\nfixed: {rate: 1e-3}", "write 1.0e-3"),
     "out_dir": (dict(fixed=dict(out_dir="x")), "every cell gets its own folder"),
     "date": ("notebook: tiny.ipynb\nout: results\ncross: {name: [2020-01-01]}", "cannot be a parameter"),
+    "fixed date": ("notebook: tiny.ipynb\nout: results\nfixed: {name: 2020-01-01}", "cannot be a parameter"),
+    "date in a cell": ("notebook: tiny.ipynb\nout: results\ncells: [{name: 2020-01-01}]", "cannot be a parameter"),
+    "no finite number": (dict(fixed=dict(rate=float("nan"))), "give finite numbers"),
+    "infinite": (dict(cross=dict(rate=[float("inf")])), "give finite numbers"),
+    "key that is a list": ("notebook: tiny.ipynb\nout: results\ncross: {? [1, 2] : [3]}", "the key [1, 2] is no text"),
+    "key that is a number": ("notebook: tiny.ipynb\nout: results\nfixed: {name: {1: 2}}", "the key 1 is no text"),
 }
 
 
@@ -204,3 +331,17 @@ def test_options_that_would_change_nothing_are_refused(folder, experiment):
     path = write_grid(folder)
     assert experiment(path, "--jobs", 0)[0] == 2 and "add --slurm" in experiment(path, "--gpus", 1)[1]
     if not any(Path(p, "sbatch").exists() for p in os.environ["PATH"].split(":")): assert "no command sbatch" in experiment(path, "--slurm")[1]
+
+
+@pytest.mark.parametrize("n_critic, timed", [(1, 4), (3, 6), (4, 4), (5, 5)])
+def test_whole_turns_of_a_gan_are_timed(data, tmp_path, monkeypatch, n_critic, timed):
+    monkeypatch.setattr(compare, "_stepper", lambda *about: None)
+    monkeypatch.setattr(compare, "_time", lambda step, steps, device: steps)
+    model = ModelOptions("velocitygan", method="gan", n_critic=n_critic)
+    assert compare.seconds_per_step(compare.recipe(tmp_path, "gan", model, DataOptions(data, "CurveVel_A"), steps=1, batch_size=4)) == timed
+
+
+def test_no_steps_are_not_the_budgets_steps(data, tmp_path):
+    with pytest.raises(InputError, match="bridge: 0 steps"):
+        compare.train_equally(tmp_path / "runs", dict(bridge=ModelOptions("tiny")), DataOptions(data, "CurveVel_A"), seconds=60.0, steps=dict(bridge=0))
+    assert not (tmp_path / "runs").exists()
