@@ -1,11 +1,11 @@
-"The explorer in JupyterLab as `make lab` starts it, driven in a headless Chromium."
+"The explorer in JupyterLab as `make lab` starts it, and a run in TensorBoard, in a headless Chromium."
 import base64
 import time
 from io import BytesIO
 
 import numpy as np
 import pytest
-from chromium import PATIENCE, browser, lab, run_cells
+from chromium import PATIENCE, chromium, lab, new_page, run_cells, tensorboard
 from PIL import Image
 
 from fwi_i2sb import load_run
@@ -18,10 +18,16 @@ def pixels(png: bytes) -> np.ndarray: return np.asarray(Image.open(BytesIO(png))
 
 
 @pytest.fixture(scope="module")
-def page(mini, tmp_path_factory):
+def browser():
+    with chromium() as browser: yield browser
+
+
+@pytest.fixture(scope="module")
+def page(browser, mini, tmp_path_factory):
     "The explorer of the mini run in a browser."
     code = f"from fwi_i2sb.explore import explore\nexplore({str(mini)!r})"
-    with lab(tmp_path_factory.mktemp("lab"), code) as address, browser(1500, 1300) as page:
+    with lab(tmp_path_factory.mktemp("lab"), code) as address:
+        page = new_page(browser, 1500, 1300)
         page.faults = []
         page.on("pageerror", lambda error: page.faults.append(str(error)))
         run_cells(page, address)
@@ -35,12 +41,17 @@ def explorer(mini):
     return Explorer(load_run(mini))
 
 
-def shown(page, name: str) -> np.ndarray:
-    "The pixels of a picture in the page, as the browser decoded them."
-    script = """async name => { const image = document.querySelector('.fwi-' + name); await image.decode();
+def shown(page, name: str) -> np.ndarray | None:
+    "The pixels of a picture in the page, as the browser decoded them; None while it is being replaced."
+    script = """async name => { const image = document.querySelector('.fwi-' + name); try { await image.decode() } catch { return null }
         const canvas = document.createElement('canvas'); canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
         canvas.getContext('2d').drawImage(image, 0, 0); return canvas.toDataURL('image/png').split(',')[1] }"""
-    return pixels(base64.b64decode(page.evaluate(script, name)))
+    found = page.evaluate(script, name)
+    return found and pixels(base64.b64decode(found))
+
+
+def difference(found: np.ndarray | None, picture: np.ndarray) -> float:
+    return np.inf if found is None or found.shape != picture.shape else np.abs(found - picture).mean()
 
 
 def becomes(page, explorer, **choices):
@@ -48,8 +59,7 @@ def becomes(page, explorer, **choices):
     explorer.update(**choices)
     wanted, deadline = {name: pixels(explorer[name]) for name in PICTURES}, time.monotonic() + PATIENCE
     while True:
-        try: off = {name: np.abs(shown(page, name) - picture).mean() for name, picture in wanted.items()}
-        except ValueError: off = {"size": np.inf}  # of a picture that is about to be replaced
+        off = {name: difference(shown(page, name), picture) for name, picture in wanted.items()}
         if max(off.values()) < 0.5: return
         assert time.monotonic() < deadline, (off, page.locator(".fwi-status").inner_text())
         page.wait_for_timeout(100)
@@ -129,3 +139,10 @@ def test_neither_the_page_nor_the_cell_reported_an_error(page, tmp_path_factory)
     page.screenshot(path=tmp_path_factory.getbasetemp() / "explorer.png")
     assert page.faults == []
     assert page.locator(".jp-OutputArea-output[data-mime-type*='error'], .jp-OutputArea-output[data-mime-type*='stderr']").count() == 0
+
+
+def test_tensorboard_shows_losses_learning_rate_metrics_and_validation_maps(browser, mini):
+    with tensorboard(browser, mini.parent) as page:
+        titles = " ".join(page.locator("card-view").all_inner_texts())
+        for word in ("loss", "lr", "mae", "ssim"): assert word in titles
+        assert page.locator("card-view img").evaluate("image => image.naturalWidth") > 200

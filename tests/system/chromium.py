@@ -11,7 +11,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 ROOT = Path(__file__).parents[2]
 PATIENCE = 300  # seconds, for what a loaded machine may take
@@ -42,15 +42,18 @@ def server(words: list, address: str, **env: str):
 
 
 @contextlib.contextmanager
-def browser(width: int, height: int):
-    "A page of that many pixels in a headless Chromium."
+def chromium():
+    "A headless Chromium."
     with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])  # no sandbox: root
-        try:
-            page = chromium.new_page(viewport=dict(width=width, height=height))
-            page.set_default_timeout(1000 * PATIENCE)
-            yield page
-        finally: chromium.close()
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])  # no sandbox: root
+        try: yield browser
+        finally: browser.close()
+
+
+def new_page(browser: Browser, width: int, height: int) -> Page:
+    page = browser.new_page(viewport=dict(width=width, height=height))
+    page.set_default_timeout(1000 * PATIENCE)
+    return page
 
 
 @contextlib.contextmanager
@@ -67,6 +70,22 @@ def lab(folder: Path, code: str):
     words = ["make", "--assume-old", f"{sys.prefix}/installed", "lab", f"VENV={sys.prefix}", f"LAB={folder}", f"LAB_ARGS={options}"]
     with server(words, f"http://127.0.0.1:{port}/api", JUPYTER_CONFIG_DIR=str(home), JUPYTER_RUNTIME_DIR=str(home / "runtime"), IPYTHONDIR=str(home / "ipython")):
         yield f"http://127.0.0.1:{port}/lab/tree/notebook.ipynb?token=test"
+
+
+@contextlib.contextmanager
+def tensorboard(browser: Browser, runs: Path):
+    "A page of TensorBoard on a folder of runs: losses, learning rate, metrics and validation maps."
+    port = free_port()
+    words = [Path(sys.executable).parent / "tensorboard", "--logdir", runs, "--port", port]
+    with server(words, f"http://127.0.0.1:{port}/data/environment"):
+        page = new_page(browser, 1400, 860)
+        page.goto(f"http://127.0.0.1:{port}/#timeseries")
+        page.get_by_role("combobox", name="Filter tags (regex)").fill("(loss|lr|mae|rmse|ssim)$|valid|maps")
+        page.get_by_text("Enable step selection and data table").click()
+        page.get_by_label("Toggle settings side pane").click()
+        page.wait_for_function("document.querySelectorAll('card-view').length >= 6 && [...document.querySelectorAll('card-view img')].some(image => image.naturalWidth)")
+        page.wait_for_load_state("networkidle")
+        yield page
 
 
 def run_cells(page: Page, address: str):

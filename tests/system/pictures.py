@@ -1,15 +1,14 @@
 """Make the screenshots of the documentation from a real run: `make pictures` writes nbs/images/tensorboard.png and nbs/images/explorer.png.
 
 Trains for a few hundred steps on a small data set made here, then shows the run in TensorBoard and in the explorer."""
-import sys
 import tempfile
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
-from chromium import ROOT, browser, free_port, lab, run_cells, server
+from chromium import ROOT, chromium, lab, new_page, run_cells, tensorboard
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Browser, Page
 
 from fwi_i2sb.generate import generate
 from fwi_i2sb.mini import mini_options
@@ -30,23 +29,10 @@ def keep(page: Page, name: str):
     Image.open(BytesIO(page.screenshot())).convert("RGB").save(IMAGES / f"{name}.png", optimize=True)
 
 
-def tensorboard(run: Path):
-    "Losses, learning rate, metrics and validation maps, as TensorBoard shows them."
-    port = free_port()
-    words = [Path(sys.executable).parent / "tensorboard", "--logdir", run.parent, "--port", port]
-    with server(words, f"http://127.0.0.1:{port}/data/environment"), browser(1400, 860) as page:
-        page.goto(f"http://127.0.0.1:{port}/#timeseries")
-        page.get_by_role("combobox", name="Filter tags (regex)").fill("(loss|lr|mae|rmse|ssim)$|valid")
-        page.get_by_text("Enable step selection and data table").click()
-        page.get_by_label("Toggle settings side pane").click()
-        page.wait_for_function("document.querySelectorAll('card-view').length >= 6 && [...document.querySelectorAll('card-view img')].some(image => image.naturalWidth)")
-        page.wait_for_load_state("networkidle")
-        keep(page, "tensorboard")
-
-
-def explorer(run: Path, folder: Path):
+def explorer(browser: Browser, run: Path, folder: Path):
     "The explorer in JupyterLab."
-    with lab(folder, f"from fwi_i2sb.explore import explore\nexplore('runs/{run.name}', dpi=80)") as address, browser(1250, 1140) as page:
+    with lab(folder, f"from fwi_i2sb.explore import explore\nexplore('runs/{run.name}', dpi=80)") as address:
+        page = new_page(browser, 1250, 1140)
         run_cells(page, address)
         page.wait_for_function("document.querySelectorAll('.fwi-explorer img').length == 4")
         page.keyboard.press("Control+b")  # the file browser closes
@@ -57,5 +43,6 @@ def explorer(run: Path, folder: Path):
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         run = trained(Path(name))
-        tensorboard(run)
-        explorer(run, Path(name))
+        with chromium() as browser:
+            with tensorboard(browser, run.parent) as page: keep(page, "tensorboard")
+            explorer(browser, run, Path(name))
