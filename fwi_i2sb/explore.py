@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STAGES', 'Explorer', 'update', 'ExplorerBox', 'refresh', 'explore']
 
-# %% ../nbs/33_explore.ipynb #8446528f
+# %% ../nbs/33_explore.ipynb #b98c9348
 import functools, html, inspect
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .metrics import mae, misfit, ssim
 from .openfwi import InputError, unknown
 from .trained import TrainedRun, load_run, resimulate, validation_records
 
-# %% ../nbs/33_explore.ipynb #353ff023
+# %% ../nbs/33_explore.ipynb #e0cf6454
 STAGES = {}  # name -> function(explorer, *what it reads)
 def _stage(function):
     "Make a function a stage, under its name without the leading underscore."
@@ -27,14 +27,14 @@ def _stage(function):
 
 def _reads(name: str) -> list[str]: return list(inspect.signature(STAGES[name]).parameters)[1:]
 
-# %% ../nbs/33_explore.ipynb #293097d4
+# %% ../nbs/33_explore.ipynb #9dafd9e3
 @functools.cache
 def _choices_of(name: str) -> tuple[str, ...]:
     "The choices that a choice or a stage depends on, through however many stages."
     if name not in STAGES: return (name,)
     return tuple(dict.fromkeys(choice for read in _reads(name) for choice in _choices_of(read)))
 
-# %% ../nbs/33_explore.ipynb #2932517c
+# %% ../nbs/33_explore.ipynb #59a996d7
 class Explorer:
     """One record of a run inverted as chosen: maps, numbers and figures, each worked out again only where something it depends on has changed.
 
@@ -65,13 +65,13 @@ class Explorer:
             self.worked.append(name)
         return self._kept[name][1]
 
-# %% ../nbs/33_explore.ipynb #718d52de
+# %% ../nbs/33_explore.ipynb #1c3cb7a4
 def _first_choices(run: TrainedRun, numbers: list[int]) -> dict:
     survey, task = run.survey, run.task
     return dict(record=numbers[0], start=run.options.model.corrupt, sampler=task.samplers[0], nfe=task.nfe, w=1.0, samples=8 if task.stochastic(task.samplers[0]) else 1, seed=0,
                 sample=0, call=task.nfe // 2 + 1, x=run.facts["map_size"][1] // 2 * survey.dx, shot=len(survey.sources) // 2)
 
-# %% ../nbs/33_explore.ipynb #84281837
+# %% ../nbs/33_explore.ipynb #415ed92a
 def update(
     self,
     **choices,  # record, start (text), sampler, nfe, w, samples, seed; of the walk shown sample (from 0) and call (from 1, the last one if there are fewer); x (profile, m); shot (from 0)
@@ -90,43 +90,43 @@ def update(
 
 Explorer.update = update
 
-# %% ../nbs/33_explore.ipynb #946a2286
+# %% ../nbs/33_explore.ipynb #7cbd356c
 @_stage
 def _pair(explorer, record):
     if record not in explorer.records: raise InputError(f"record {record} is none of the {len(explorer.records)} validation records to choose from")
     return explorer.records[record]
 
-# %% ../nbs/33_explore.ipynb #b439ce78
+# %% ../nbs/33_explore.ipynb #623cdf26
 @_stage
 def _start_map(explorer, pair, record, start, seed) -> torch.Tensor:
     if seed < 0: raise InputError(f"the seed is {seed}: give 0 or more")
     return starting_models(explorer.run, start, pair[0], [record], pair[1], seed)
 
-# %% ../nbs/33_explore.ipynb #224afc8a
+# %% ../nbs/33_explore.ipynb #b35a830c
 @_stage
 def _inversion(explorer, pair, record, start, sampler, nfe, w, samples, seed) -> Inversion:
     return explorer.run.invert(pair[0], start, samples=samples, nfe=nfe, w=w, sampler=sampler, seed=seed, records=[record], truth=pair[1])
 
-# %% ../nbs/33_explore.ipynb #1de09e83
+# %% ../nbs/33_explore.ipynb #088d9d5a
 @_stage
 def _walk(explorer, pair, record, start, sampler, nfe, w, seed, sample) -> list:
     return explorer.run.states(pair[0], start, sample=sample, nfe=nfe, w=w, sampler=sampler, seed=seed, records=[record], truth=pair[1])
 
-# %% ../nbs/33_explore.ipynb #49c44129
+# %% ../nbs/33_explore.ipynb #3f97083a
 def _record(explorer, velocity) -> torch.Tensor:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try: return resimulate(explorer.run, velocity)
     finally: torch.set_num_threads(threads)
 
-# %% ../nbs/33_explore.ipynb #5a5e971c
+# %% ../nbs/33_explore.ipynb #79edd182
 @_stage
 def _start_record(explorer, start_map): return _record(explorer, start_map)
 
 @_stage
 def _mean_record(explorer, inversion): return _record(explorer, inversion.mean)
 
-# %% ../nbs/33_explore.ipynb #1003c69b
+# %% ../nbs/33_explore.ipynb #4d881c05
 @_stage
 def _numbers(explorer, pair, start_map, inversion, start_record, mean_record) -> dict:
     seismic, truth = pair
@@ -135,7 +135,7 @@ def _numbers(explorer, pair, start_map, inversion, start_record, mean_record) ->
             "mean": worth(inversion.mean) | dict(misfit=misfit(mean_record, seismic).item(), std=inversion.std.mean().item()),
             "single samples": worth(inversion.samples[0])}
 
-# %% ../nbs/33_explore.ipynb #ca0f199f
+# %% ../nbs/33_explore.ipynb #cddedc5a
 def _kinds(start: str) -> set[str]: return {entry.strip().split(":")[0] for entry in start.split(",")}
 
 @_stage
@@ -151,7 +151,7 @@ def _notes(explorer, start, sampler, samples, w, numbers) -> list[str]:
         "The mean explains the record worse than the start does: do not trust it.": numbers["mean"]["misfit"] > numbers["start"]["misfit"]}
     return [note for note, true in notes.items() if true]
 
-# %% ../nbs/33_explore.ipynb #e1ae2291
+# %% ../nbs/33_explore.ipynb #a020c9fe
 def _settled(explorer, kind: str, figure: plot.Figure) -> plot.Figure:
     "The figure with the places of the first one of its kind."
     figure.set_dpi(explorer.dpi)
@@ -162,7 +162,7 @@ def _settled(explorer, kind: str, figure: plot.Figure) -> plot.Figure:
     figure.set_layout_engine(None)
     return figure
 
-# %% ../nbs/33_explore.ipynb #5ba0e569
+# %% ../nbs/33_explore.ipynb #d9df203d
 def _maps_of(pair, inversion): return dict(start=inversion.start[0], mean=inversion.mean[0], std=inversion.std[0], truth=pair[1][0])
 
 @_stage
@@ -174,12 +174,12 @@ def _maps(explorer, figure, x) -> bytes:
     plot.mark_column(figure, x)
     return plot.png(figure)
 
-# %% ../nbs/33_explore.ipynb #f472f8c7
+# %% ../nbs/33_explore.ipynb #c47866cc
 @_stage
 def _profile(explorer, pair, inversion, x) -> bytes:
     return plot.png(_settled(explorer, "profile", plot.plot_profile(x, survey=explorer.run.survey, samples=inversion.samples[0], **_maps_of(pair, inversion))))
 
-# %% ../nbs/33_explore.ipynb #d758d515
+# %% ../nbs/33_explore.ipynb #22d04ba1
 @_stage
 def _state(explorer, walk, call) -> bytes:
     if call < 1: raise InputError(f"network call {call} does not exist: they count from 1")
@@ -188,14 +188,14 @@ def _state(explorer, walk, call) -> bytes:
     maps = {f"guess in call {call} of {len(walk)}": state.x0, f"next state, step {state.step}": state.xt}
     return plot.png(_settled(explorer, "state", plot.plot_maps(maps, survey=explorer.run.survey, size=2.6)))
 
-# %% ../nbs/33_explore.ipynb #2da7710e
+# %% ../nbs/33_explore.ipynb #6b8401a6
 @_stage
 def _gather(explorer, pair, mean_record, shot) -> bytes:
     shots = len(explorer.run.survey.sources)
     if not 0 <= shot < shots: raise InputError(f"shot {shot} does not exist: there are {shots}, counted from 0")
     return plot.png(_settled(explorer, "gather", plot.plot_records(pair[0], mean_record, shot=shot, survey=explorer.run.survey)))
 
-# %% ../nbs/33_explore.ipynb #c03de353
+# %% ../nbs/33_explore.ipynb #56322966
 def _starts(run: TrainedRun, chosen: str) -> dict[str, str]:
     "The starting models to choose from, `chosen` among them: what the list says -> text with gaps for the controls."
     trained = run.options.model.corrupt
@@ -203,7 +203,7 @@ def _starts(run: TrainedRun, chosen: str) -> dict[str, str]:
     if (run.path.parent / "first-guess" / "config.json").exists(): known["first guess of a regressor"] = "first-guess"
     return known if chosen in known.values() else {chosen: chosen} | known
 
-# %% ../nbs/33_explore.ipynb #bcd05127
+# %% ../nbs/33_explore.ipynb #a2921397
 def _controls(explorer) -> dict[str, widgets.Widget]:
     "One control per choice, and those that fill the gaps of a start; the dear ones act when they are let go."
     run, chosen, dx = explorer.run, explorer.choices, explorer.run.survey.dx
@@ -223,7 +223,7 @@ def _controls(explorer) -> dict[str, widgets.Widget]:
         control.add_class(f"fwi-{name}")
     return made
 
-# %% ../nbs/33_explore.ipynb #e5cb0bc2
+# %% ../nbs/33_explore.ipynb #c052a9a4
 def _report(explorer) -> str:
     "Numbers and remarks as HTML."
     columns = dict(mae=("MAE (m/s)", ".0f"), ssim=("SSIM", ".3f"), misfit=("data misfit", ".3f"), std=("std (m/s)", ".0f"))
@@ -234,7 +234,7 @@ def _report(explorer) -> str:
     about = f"Start {how['start']}; {how['network_calls']} network calls ({how['sampler']}, NFE {how['nfe']}): {how['seconds_per_record']:.2f} s on {how['device'].split(' (')[0]}."
     return f"<table><tr>{'</tr><tr>'.join(cells)}</tr></table>" + "".join(f"<div style='line-height: 1.3; margin: 4px 8px'>{html.escape(note)}</div>" for note in [about, *explorer["notes"]])
 
-# %% ../nbs/33_explore.ipynb #e6f15d0d
+# %% ../nbs/33_explore.ipynb #c559a2f2
 class ExplorerBox(widgets.VBox):
     "The widget: the `explorer` behind it, its `control` and its `picture` by name, the `report`, and the `status`, where a refusal is shown."
 
@@ -251,13 +251,13 @@ class ExplorerBox(widgets.VBox):
         for control in self.control.values(): control.observe(self.refresh, "value")
         self.refresh()
 
-# %% ../nbs/33_explore.ipynb #d8172d82
+# %% ../nbs/33_explore.ipynb #97668b98
 def _choices(self) -> dict:
     values = {name: control.value for name, control in self.control.items()}
     for name in ("width", "top", "bottom"): values["start"] = values["start"].replace(f"{{{name}}}", f"{values.pop(name):g}")
     return values
 
-# %% ../nbs/33_explore.ipynb #50a4cbb5
+# %% ../nbs/33_explore.ipynb #03279571
 def refresh(self, change=None):
     "Work out what the controls ask for and show it; an impossible choice is answered by one sentence, and the pictures stay."
     for name in ("width", "top", "bottom"): self.control[name].layout.display = None if f"{{{name}}}" in self.control["start"].value else "none"
@@ -273,7 +273,7 @@ def refresh(self, change=None):
 
 ExplorerBox.refresh = refresh
 
-# %% ../nbs/33_explore.ipynb #ef7eb14a
+# %% ../nbs/33_explore.ipynb #2730bbba
 def explore(
     run: TrainedRun | Path | str,  # a run, or its directory
     **settings,  # of `Explorer`: records, dataset_dir, store_dir, dpi, and the first choices, such as record=3, nfe=10
