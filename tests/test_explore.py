@@ -67,7 +67,7 @@ def test_pictures_show_something_and_keep_their_size(explorer):
             assert sizes.setdefault(name, picture.shape) == picture.shape
 
 
-@pytest.mark.parametrize("bad", [dict(nfe=1000), dict(samples=0), dict(record=99), dict(start="linaer"), dict(sampler="ddim"), dict(x=700.0), dict(shot=5), dict(shot=-1), dict(call=0), dict(seed=-1), dict(colour=1)])
+@pytest.mark.parametrize("bad", [dict(nfe=1000), dict(nfe=0), dict(samples=0), dict(record=99), dict(start="linaer"), dict(sampler="ddim"), dict(x=700.0), dict(shot=5), dict(shot=-1), dict(call=0), dict(seed=-1), dict(colour=1)])
 def test_an_impossible_choice_changes_nothing(explorer, bad):
     before = dict(explorer.choices), [explorer[name] for name in PICTURES]
     with pytest.raises(InputError): explorer.update(**bad)
