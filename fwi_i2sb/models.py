@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'MODELS', 'USED_BY', 'Shapes', 'Model', 'register', 'find_model', 'find_method', 'check_used',
-           'import_plugin', 'model_sizes']
+           'import_plugin', 'build_net', 'model_sizes']
 
-# %% ../nbs/18_models.ipynb #eef2af65
+# %% ../nbs/18_models.ipynb #a1059a06
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,7 +19,7 @@ from .inversionnet import Critic, InversionNet
 from .network import PRESETS, build_network, count_parameters
 from .openfwi import InputError, unknown
 
-# %% ../nbs/18_models.ipynb #15e34b0c
+# %% ../nbs/18_models.ipynb #b698b0e0
 METHODS = {
     "bridge": "Schrödinger bridge from the starting model",
     "ddpm": "conditional diffusion from noise",
@@ -50,7 +50,7 @@ class Model:
 
 MODELS: dict[str, Model] = {}
 
-# %% ../nbs/18_models.ipynb #245034d2
+# %% ../nbs/18_models.ipynb #88d5dadc
 def register(
     name: str,  # as on the command line
     *, methods: tuple[str, ...],  # names of METHODS; the first is the default
@@ -71,7 +71,7 @@ def register(
 
     return add
 
-# %% ../nbs/18_models.ipynb #1c1469d4
+# %% ../nbs/18_models.ipynb #3bd21d01
 def _unet(name):
     @register(name, methods=tuple(METHODS), about="U-Net on the starting model and the seismic")
     def build(shapes, options):
@@ -81,7 +81,7 @@ def _unet(name):
 
 for _name in PRESETS: _unet(_name)
 
-# %% ../nbs/18_models.ipynb #32206348
+# %% ../nbs/18_models.ipynb #03baacbb
 def _inversionnet(shapes, options):
     return InversionNet(shots=shapes.shots, time_samples=shapes.time_samples, receivers=shapes.receivers, map_size=shapes.map_size)
 
@@ -89,7 +89,7 @@ def _inversionnet(shapes, options):
 register("inversionnet", methods=("regression", "gan"), about="InversionNet (Wu and Lin 2020), seismic alone", reads_map=False)(_inversionnet)
 register("velocitygan", methods=("gan",), about="VelocityGAN (Zhang and Lin 2020), seismic alone", reads_map=False)(_inversionnet)
 
-# %% ../nbs/18_models.ipynb #269ae734
+# %% ../nbs/18_models.ipynb #395cf26c
 def find_model(name: str) -> Model:
     "The model of a name. Raises `InputError` with the nearest name."
     if name not in MODELS: raise InputError(f"{unknown('model', name, MODELS)}; a model of your own comes with --import FILE.py")
@@ -106,7 +106,7 @@ def find_method(
     if name not in model.methods: raise InputError(f"{model.name} cannot learn the method {name}: it takes {' or '.join(model.methods)}")
     return name
 
-# %% ../nbs/18_models.ipynb #a48193e9
+# %% ../nbs/18_models.ipynb #e5233c74
 USED_BY = {
     **dict.fromkeys(("t0", "T", "beta_max", "ot_ode", "precondition", "base_noise"), ("bridge",)),
     **dict.fromkeys(("interval", "pred_x0", "clip_denoise", "step_power"), ("bridge", "ddpm")),
@@ -131,7 +131,7 @@ def check_used(
             raise InputError(f"--{'no-' if value is False else ''}{name.replace('_', '-')} says nothing to {who}: leave it out")
     if options.precondition and not options.pred_x0: raise InputError("--precondition is a way to predict x0: leave --no-pred-x0 out")
 
-# %% ../nbs/18_models.ipynb #b3d0363d
+# %% ../nbs/18_models.ipynb #bf197119
 _IMPORTED = set()
 
 
@@ -146,7 +146,13 @@ def import_plugin(path: Path | None):
     if set(MODELS) == before: raise InputError(f"--import {path} registers no model: decorate a function with fwi_i2sb.models.register")
     _IMPORTED.add(path)
 
-# %% ../nbs/18_models.ipynb #50be7a9b
+# %% ../nbs/18_models.ipynb #0ef672f0
+def build_net(model: Model, shapes: Shapes, options) -> nn.Module:
+    "The network of a model, with fresh weights. Raises `InputError` where its function does not take `Shapes` and options."
+    try: return model.build(shapes, options)
+    except TypeError as error: raise InputError(f"the model {model.name} cannot be built: {error}") from error
+
+# %% ../nbs/18_models.ipynb #a554f7f2
 def model_sizes(
     options,  # encoder, conditional and image_size of the U-Nets
     shapes: Shapes = Shapes(),
@@ -154,5 +160,5 @@ def model_sizes(
     "What there is, with the number of trainable weights; no memory is taken for them."
     with torch.device("meta"):
         critic = count_parameters(Critic(shapes.map_size))
-        return [dict(name=m.name, methods=list(m.methods), weights=count_parameters(m.build(shapes, options)), critic=critic if m.methods[0] == "gan" else None, about=m.about)
+        return [dict(name=m.name, methods=list(m.methods), weights=count_parameters(build_net(m, shapes, options)), critic=critic if m.methods[0] == "gan" else None, about=m.about)
                 for m in MODELS.values()]

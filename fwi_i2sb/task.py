@@ -6,7 +6,7 @@
 __all__ = ['TASKS', 'Learner', 'Task', 'loss', 'network_time', 'how', 'check_nfe', 'share', 'walk', 'stochastic', 'BridgeTask',
            'DiffusionTask', 'GanTask', 'kept_buffers', 'resolve', 'build_task', 'try_network']
 
-# %% ../nbs/25_task.ipynb #49896041
+# %% ../nbs/25_task.ipynb #0e8547db
 import contextlib
 from collections.abc import Iterator
 from dataclasses import replace
@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from .bridge import Bridge, Preconditioned
 from .ddpm import DDPM_SAMPLERS, Diffusion, denoise
 from .inversionnet import Critic, critic_loss, generator_loss
-from .models import Model, Shapes, check_used, find_method, find_model
+from .models import Model, Shapes, build_net, check_used, find_method, find_model
 from .objective import Denoiser, disturb, sample_loss
 from .openfwi import InputError, unknown
 from .options import ModelOptions
 from .sampler import SAMPLERS, State, predictor, sample, sampler_settings, step_sequence
 
-# %% ../nbs/25_task.ipynb #7fa46531
+# %% ../nbs/25_task.ipynb #a948896f
 class Learner(nn.Module):
     "A network with its loss: `learner(batch)` gives one loss per sample (batch,)."
 
@@ -33,7 +33,7 @@ class Learner(nn.Module):
 
     def forward(self, batch: dict) -> Tensor: return self.loss(self.net, batch)
 
-# %% ../nbs/25_task.ipynb #e186f910
+# %% ../nbs/25_task.ipynb #3a6b8166
 class Task:
     "A training style: networks that learn, their losses, and the walk from a starting model to a map. `build_task` makes one."
 
@@ -42,7 +42,7 @@ class Task:
 
     def __init__(self, method: str, model: Model, options: ModelOptions, shapes: Shapes, moments=None):
         self.name, self.model, self.options = method, model, options
-        self.net = model.build(shapes, options)
+        self.net = build_net(model, shapes, options)
         self.denoiser = Denoiser(self.net)
 
     @property
@@ -73,7 +73,7 @@ class Task:
         "Compile the network that inverts."
         self.denoiser.compile()
 
-# %% ../nbs/25_task.ipynb #d784fd7f
+# %% ../nbs/25_task.ipynb #fbf0fe3b
 def loss(self, denoise_: nn.Module, batch: dict) -> Tensor:
     "Error of the network's one answer, per sample."
     t = torch.zeros(len(batch["x0"]), device=batch["x0"].device)
@@ -85,7 +85,7 @@ def network_time(self, step, like): return torch.zeros(len(like), device=like.de
 
 Task.loss, Task.network_time = loss, network_time
 
-# %% ../nbs/25_task.ipynb #cb86bc5d
+# %% ../nbs/25_task.ipynb #6270cc01
 def how(
     self,
     *, nfe: int | None = None,  # network calls; default: the method's
@@ -116,7 +116,7 @@ def share(self, sampler: str, eta: float | None) -> float | None:
 Task.how, Task.check_nfe, Task.share = how, check_nfe, share
 Task.clips = property(lambda self: self.options.clip_denoise)
 
-# %% ../nbs/25_task.ipynb #5c4f3887
+# %% ../nbs/25_task.ipynb #9fa43493
 @torch.no_grad()
 def walk(
     self,
@@ -138,7 +138,7 @@ def stochastic(self, sampler: str) -> bool:
 
 Task.walk, Task.stochastic = walk, stochastic
 
-# %% ../nbs/25_task.ipynb #45164eb3
+# %% ../nbs/25_task.ipynb #62c35ce6
 class BridgeTask(Task):
     "Image-to-image Schrödinger bridge (arXiv 2302.05872, 2506.15346)."
 
@@ -159,7 +159,7 @@ class BridgeTask(Task):
         answer = denoise_(xt, self.bridge.network_time(step, xt), batch["seismic"], keep)
         return sample_loss(answer, x0 if self.names_x0 else self.bridge.target(step, x0, xt), keep, self.options)
 
-# %% ../nbs/25_task.ipynb #086ab90e
+# %% ../nbs/25_task.ipynb #7a2819fe
 def _check_steps(self, nfe):
     step_sequence(self.options.interval, nfe)
     return nfe
@@ -176,7 +176,7 @@ def _bridge_stochastic(self, sampler): return not SAMPLERS[sampler].get("ot_ode"
 
 BridgeTask.check_nfe, BridgeTask.share, BridgeTask.walk, BridgeTask.stochastic = _check_steps, _bridge_share, _bridge_walk, _bridge_stochastic
 
-# %% ../nbs/25_task.ipynb #523ab2cd
+# %% ../nbs/25_task.ipynb #e07cf49c
 class DiffusionTask(Task):
     "Conditional denoising diffusion (arXiv 2006.11239, 2010.02502) with start and seismic as condition."
 
@@ -195,7 +195,7 @@ class DiffusionTask(Task):
         answer = denoise_(torch.cat([xt, batch["x1"]], 1), self.diffusion.network_time(step, xt), batch["seismic"], keep)
         return sample_loss(answer, x0 if self.options.pred_x0 else batch["noise"], keep, self.options)
 
-# %% ../nbs/25_task.ipynb #46b0bc85
+# %% ../nbs/25_task.ipynb #41f1052a
 def _diffusion_share(self, sampler, eta):
     if eta is not None and sampler != "ddim": raise InputError(f"sampler {sampler} has no eta to set: leave it out, or take the sampler ddim")
     return DDPM_SAMPLERS[sampler] if eta is None else eta
@@ -209,7 +209,7 @@ def _diffusion_walk(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
 DiffusionTask.check_nfe, DiffusionTask.share, DiffusionTask.walk = _check_steps, _diffusion_share, _diffusion_walk
 DiffusionTask.stochastic = lambda self, sampler: True
 
-# %% ../nbs/25_task.ipynb #d0e1bedc
+# %% ../nbs/25_task.ipynb #aabc822d
 class GanTask(Task):
     "Regression against a Wasserstein critic with gradient penalty (VelocityGAN)."
 
@@ -231,7 +231,7 @@ class GanTask(Task):
         "The generator's maps."
         return denoise_(batch["x1"], self.network_time(0, batch["x1"]), batch["seismic"], batch["keep"]).float()
 
-# %% ../nbs/25_task.ipynb #5d175d78
+# %% ../nbs/25_task.ipynb #b58a6b88
 @contextlib.contextmanager
 def kept_buffers(net: nn.Module):
     "Whatever runs inside, running statistics are as before."
@@ -255,10 +255,10 @@ def _critic_loss(self, critic, batch):
 
 GanTask.loss, GanTask.critic_loss = _generator_loss, _critic_loss
 
-# %% ../nbs/25_task.ipynb #0591a2d1
+# %% ../nbs/25_task.ipynb #ce53c2a8
 TASKS = {"bridge": BridgeTask, "ddpm": DiffusionTask, "regression": Task, "gan": GanTask}
 
-# %% ../nbs/25_task.ipynb #fe95086c
+# %% ../nbs/25_task.ipynb #7968e18c
 def resolve(options: ModelOptions) -> tuple[ModelOptions, str, Model]:
     "The options with what the model and the method decide, and both. Raises `InputError` for names that do not exist or do not go together."
     model = find_model(options.model)
@@ -278,13 +278,12 @@ def build_task(
     shapes = Shapes(facts["shots"], facts["time_samples"], facts["receivers"], tuple(facts["map_size"]), kind.maps)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        try: task = kind(method, model, options, shapes, facts.get("moments"))
-        except TypeError as error: raise InputError(f"the model {model.name} cannot be built: {error}") from error
+        task = kind(method, model, options, shapes, facts.get("moments"))
     for part in ("encode", "conditional"):
         if not hasattr(task.net, part): raise InputError(f"the model {model.name} has no {part!r}: a network answers encode(seismic) and net(xt, t, cond), and says whether it is conditional")
     return task
 
-# %% ../nbs/25_task.ipynb #d7f85879
+# %% ../nbs/25_task.ipynb #bba815ce
 def try_network(task: Task, facts: dict):
     "Loss and backward of every learner on a made-up batch of two. Raises `InputError` with the network's own complaint."
     maps = torch.zeros(2, 1, *facts["map_size"])

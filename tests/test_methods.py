@@ -7,6 +7,7 @@ import pytest
 import torch
 from processes import arguments, assert_equal, finish, losses, python_train, weights
 
+from fwi_i2sb import models
 from fwi_i2sb.invert import load_run
 from fwi_i2sb.metrics import mae
 from fwi_i2sb.openfwi import InputError
@@ -42,6 +43,12 @@ class Loudness(nn.Module):
 @register("loudness{tag}", methods=("regression",), about="mean loudness, one line", reads_map=False)
 def build(shapes, options): return Loudness(shapes.map_size)
 """
+
+
+@pytest.fixture(autouse=True)
+def models_of_a_test_leave_with_it(monkeypatch):
+    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
+    monkeypatch.setattr(models, "_IMPORTED", set())
 
 
 @pytest.fixture
