@@ -6,7 +6,7 @@
 __all__ = ['resolution', 'half_precision', 'attention_block', 'attention_network', 'optimiser', 'compiled', 'validation',
            'solver', 'guidance', 'batching', 'encoding']
 
-# %% ../nbs/37_bench_net.ipynb #2b5bb88a
+# %% ../nbs/37_bench_net.ipynb #72ead146
 import copy
 from functools import partial
 
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-# %% ../nbs/37_bench_net.ipynb #659181bc
+# %% ../nbs/37_bench_net.ipynb #15d1f786
 from .bridge import Bridge
 from .launch import check_compiler, resolve_precision
 from .mixture import GaussianMixtureBridge, calls_for_error
@@ -23,10 +23,11 @@ from .objective import Denoiser, update_ema
 from .openfwi import InputError
 from .options import ModelOptions
 from .sampler import predictor, run_sampler, sampler_settings
-from .task import BridgeTask, build_task
+from .methods import build_task
+from .task import BridgeTask
 from .timing import Result, Setting, WrongOutput, check_kernel, compare, trial, wake
 
-# %% ../nbs/37_bench_net.ipynb #d40c7656
+# %% ../nbs/37_bench_net.ipynb #9f6c369f
 def _batch(setting, n=2):
     generator = torch.Generator().manual_seed(0)
     normal = lambda *shape: torch.randn(n, *shape, generator=generator)
@@ -34,22 +35,22 @@ def _batch(setting, n=2):
                  step=torch.randint(1000, (n,), generator=generator), keep=torch.ones(n))
     return {name: values.to(setting.device) for name, values in batch.items()}
 
-# %% ../nbs/37_bench_net.ipynb #a2041099
+# %% ../nbs/37_bench_net.ipynb #e1a46faa
 def _network(setting, name, **options):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return wake(build_network(name, **options)).to(setting.device)
 
-# %% ../nbs/37_bench_net.ipynb #d1b50613
+# %% ../nbs/37_bench_net.ipynb #d0861757
 def _autocast(setting, precision): return torch.autocast(setting.device, torch.bfloat16, enabled=precision == "bf16")
 
-# %% ../nbs/37_bench_net.ipynb #a7c63171
+# %% ../nbs/37_bench_net.ipynb #de8d2a46
 @torch.no_grad()
 def _answer(setting, net, batch, precision="fp32"):
     "The network's maps for a batch."
     with _autocast(setting, precision): return net(batch["x0"], batch["step"].float(), net.encode(batch["seismic"]))
 
-# %% ../nbs/37_bench_net.ipynb #da841c44
+# %% ../nbs/37_bench_net.ipynb #82c56ef1
 def _training(setting, net, precision="fp32", compiled=False):
     "A function that does one step of training on a microbatch of two."
     batch, average, task = _batch(setting), copy.deepcopy(net), build_task(ModelOptions("tiny"), dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70)))
@@ -64,7 +65,7 @@ def _training(setting, net, precision="fp32", compiled=False):
 
     return step
 
-# %% ../nbs/37_bench_net.ipynb #75cfe2b9
+# %% ../nbs/37_bench_net.ipynb #e347be73
 def resolution(setting: Setting) -> Result:
     "Training step of `unet_ch32` at image size 256 and at native size."
     large, native = (_network(setting, "unet_ch32", image_size=size) for size in (256, None))
@@ -78,7 +79,7 @@ def resolution(setting: Setting) -> Result:
     return trial(setting, "step: unet_ch32 at 256 or native", *(_training(setting, net) for net in (large, native)), check=check, target=13,
                  reason="optimiser and averaged weights cost the same at any size, and small grids use a processor less well")
 
-# %% ../nbs/37_bench_net.ipynb #f0fcb73d
+# %% ../nbs/37_bench_net.ipynb #7ddfdee5
 def half_precision(setting: Setting) -> Result:
     "Training step of `unet_ch32` in fp32 and under bf16 autocast."
     name, precisions = "step: unet_ch32 native, fp32 or bf16", ("fp32", "bf16")
@@ -89,19 +90,19 @@ def half_precision(setting: Setting) -> Result:
     works = (_training(setting, copy.deepcopy(net), precision) for precision in precisions)
     return trial(setting, name, *works, check=check, target=1.4, reason="casting weights and activations costs part of what the products save")
 
-# %% ../nbs/37_bench_net.ipynb #bd3a75c1
+# %% ../nbs/37_bench_net.ipynb #4a60ddd4
 def _bound(setting, kernel, work):
     "The same work with attention bound to one kernel."
     def bound():
         with sdpa_kernel(kernel), _autocast(setting, "bf16" if setting.device == "cuda" else "fp32"): return work()
     return bound
 
-# %% ../nbs/37_bench_net.ipynb #10bf5bf7
+# %% ../nbs/37_bench_net.ipynb #22d50796
 def _check_attention(plain, ours, within):
     try: return ", ".join([compare(plain(), ours(), within=within, differs=True), check_kernel(plain, "_safe_softmax"), check_kernel(ours, "_scaled_dot_product_flash")])
     except RuntimeError as error: raise WrongOutput(f"the fused kernel refuses: {error}") from None
 
-# %% ../nbs/37_bench_net.ipynb #5b6eb30e
+# %% ../nbs/37_bench_net.ipynb #9f40b477
 def _attention(setting, name, module, *inputs, **more):
     "Forward and backward of a module with written-out and with fused attention."
     variants = [_bound(setting, kernel, partial(module, *inputs)) for kernel in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)]
@@ -109,20 +110,20 @@ def _attention(setting, name, module, *inputs, **more):
     check = lambda: _check_attention(*map(torch.no_grad(), variants), 0.03 if setting.device == "cuda" else 1e-5)
     return trial(setting, name, *(partial(step, variant) for variant in variants), check=check, target=2.5, **more)
 
-# %% ../nbs/37_bench_net.ipynb #feeb99ed
+# %% ../nbs/37_bench_net.ipynb #58022e78
 def attention_block(setting: Setting) -> Result:
     "The attention of `unet_ch16` at image size 256 by itself."
     x = torch.randn(2, 64, 64, 64, generator=torch.Generator().manual_seed(0)).to(setting.device)
     return _attention(setting, "step: attention of 4096 cells", _network(setting, "unet_ch16").unet.bottom[0].attention, x)
 
-# %% ../nbs/37_bench_net.ipynb #953f36eb
+# %% ../nbs/37_bench_net.ipynb #db683007
 def attention_network(setting: Setting) -> Result:
     "All of `unet_ch16` at image size 256."
     net, batch = _network(setting, "unet_ch16", image_size=256), _batch(setting)
     return _attention(setting, "step: unet_ch16 at 256, its attention", net, batch["x0"], batch["step"].float(), net.encode(batch["seismic"]),
                       reason="most of the step with fused attention is convolutions, which no attention kernel makes cheaper")
 
-# %% ../nbs/37_bench_net.ipynb #6b4833da
+# %% ../nbs/37_bench_net.ipynb #346d9da5
 def _update(net, fused):
     "A function that updates weights from fixed gradients, then their average; and that average."
     average, net, generator = copy.deepcopy(net), copy.deepcopy(net), torch.Generator().manual_seed(0)
@@ -136,7 +137,7 @@ def _update(net, fused):
 
     return update, average
 
-# %% ../nbs/37_bench_net.ipynb #e96863af
+# %% ../nbs/37_bench_net.ipynb #978a516b
 def optimiser(setting: Setting) -> Result:
     "AdamW and the average of `unet_ch32`."
     net = _network(setting, "unet_ch32")
@@ -151,7 +152,7 @@ def optimiser(setting: Setting) -> Result:
     return trial(setting, "step: AdamW and average, loops or fused", plain, ours, check=check, target=2.5,
                  reason="the fused update is as fast as memory, which a busy machine shares")
 
-# %% ../nbs/37_bench_net.ipynb #5cfa0edf
+# %% ../nbs/37_bench_net.ipynb #b05ac438
 def compiled(setting: Setting) -> Result:
     "Training step of `unet_ch16` at native size, eager and compiled."
     name = "step: unet_ch16 native, eager or compiled"
@@ -167,25 +168,25 @@ def compiled(setting: Setting) -> Result:
     works = (_training(setting, copy.deepcopy(net), compiled=flag) for flag in (False, True))
     return trial(setting, name, *works, check=check)
 
-# %% ../nbs/37_bench_net.ipynb #8053323f
+# %% ../nbs/37_bench_net.ipynb #54be2b83
 def validation(setting: Setting) -> Result:
     "Network calls of one validation sample."
     calls = []
     run_sampler(Bridge(), lambda xt, step: calls.append(step) or xt, torch.zeros(1, 1, 8, 8), nfe=BridgeTask.nfe, seeds=[0])
     return Result("sample: validation, network calls", 999 / 10, (999,), (len(calls),), "calls", "counted while sampling")
 
-# %% ../nbs/37_bench_net.ipynb #c72b05e7
+# %% ../nbs/37_bench_net.ipynb #c84e3fe5
 def solver(setting: Setting) -> Result:
     "Network calls for an error of 1 % on the mixture of Gaussians."
     first, second = (calls_for_error(GaussianMixtureBridge(), 0.01, **sampler_settings(name)) for name in ("ode", "ode2"))
     return Result("sample: calls for 1 % error, ode or ode2", first / 8, (first,), (second,), "calls", "counted on a mixture of Gaussians")
 
-# %% ../nbs/37_bench_net.ipynb #8be2f212
+# %% ../nbs/37_bench_net.ipynb #22812d2c
 @torch.no_grad()
 def _calls(setting, name, plain, ours, **more):
     return trial(setting, name, plain, ours, check=lambda: compare(plain(), ours(), within=1e-5), **more)
 
-# %% ../nbs/37_bench_net.ipynb #598511d4
+# %% ../nbs/37_bench_net.ipynb #1b7ddb51
 def guidance(setting: Setting) -> Result:
     "A guided guess for two records."
     net, batch, bridge = _network(setting, "unet_ch32"), _batch(setting), Bridge()
@@ -193,7 +194,7 @@ def guidance(setting: Setting) -> Result:
     with_, without, guided = (predictor(bridge, net, cond, w=w) for w in (1, 0, 2))
     return _calls(setting, "sample: guidance, two calls or one", lambda: 2 * with_(x, 500) - without(x, 500), partial(guided, x, 500))
 
-# %% ../nbs/37_bench_net.ipynb #399c6e12
+# %% ../nbs/37_bench_net.ipynb #02b42f6b
 def batching(setting: Setting) -> Result:
     "Network calls for eight records, per record."
     net, batch = _network(setting, "unet_ch32"), _batch(setting, 8)
@@ -201,7 +202,7 @@ def batching(setting: Setting) -> Result:
     plain = lambda: torch.cat([_answer(setting, net, one) for one in singles])
     return _calls(setting, "sample: batches of 1 or 8, per record", plain, partial(_answer, setting, net, batch), per=8)
 
-# %% ../nbs/37_bench_net.ipynb #e3539612
+# %% ../nbs/37_bench_net.ipynb #904052d8
 def encoding(setting: Setting) -> Result:
     "Five network calls for two records, per record."
     net, batch, bridge = _network(setting, "unet_ch16", encoder="conv"), _batch(setting), Bridge()

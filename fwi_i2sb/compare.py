@@ -6,7 +6,7 @@
 __all__ = ['DATA_ROOMS', 'NUMBERS', 'SHOWN', 'small_data', 'recipe', 'seconds_per_step', 'steps_for', 'Entrant', 'train_equally',
            'card_row', 'rows_table', 'bars', 'card_about', 'save_experiment']
 
-# %% ../nbs/41_compare.ipynb #0467cf4c
+# %% ../nbs/41_compare.ipynb #0cc85887
 import fcntl, hashlib, json, os, time
 from dataclasses import replace
 from pathlib import Path
@@ -16,22 +16,23 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# %% ../nbs/41_compare.ipynb #a342195e
+# %% ../nbs/41_compare.ipynb #6738d21c
 import fwi_i2sb
 from .generate import generate
 from .invert import load_run
 from .loader import microbatches
 from .objective import check_batch, start_moments
+from .methods import build_task, resolve
 from .openfwi import InputError, parse_families, unknown
 from .options import DataOptions, DeviceOptions, LogOptions, ModelOptions, OptimOptions, RunOptions, TrainOptions
 from .processes import open_accelerator
 from .run import data_facts, open_store, read_config, read_metrics, write_atomic
 from .state import new_state
-from .task import build_task, resolve
-from .train import make_start, train, train_step
+from .step import train_step
+from .train import make_start, train
 from .trained import TrainedRun
 
-# %% ../nbs/41_compare.ipynb #75e76904
+# %% ../nbs/41_compare.ipynb #e09d108c
 DATA_ROOMS = ("openfwi", "geology", "wave", "generate")  # what generated data depend on
 
 
@@ -40,7 +41,7 @@ def _digest(*what) -> str:
     code = b"".join(Path(fwi_i2sb.__file__).with_name(f"{room}.py").read_bytes() for room in DATA_ROOMS)
     return hashlib.sha256(code + json.dumps(what).encode()).hexdigest()[:12]
 
-# %% ../nbs/41_compare.ipynb #5cbf735e
+# %% ../nbs/41_compare.ipynb #13f3dafa
 def small_data(
     families: str = "CurveVel_A",  # names joined by commas
     n_train: int = 48,  # training records of each
@@ -56,7 +57,7 @@ def small_data(
         for family in parse_families(families): generate(root, family, n_train=n_train, n_val=n_val, layers=layers, seed=seed)
     return root
 
-# %% ../nbs/41_compare.ipynb #0c025063
+# %% ../nbs/41_compare.ipynb #b67ba60b
 def recipe(
     folder: Path,  # runs are written here
     name: str,  # of the run
@@ -76,14 +77,14 @@ def recipe(
     hardware = DeviceOptions(gpu=0 if torch.cuda.is_available() else None)
     return TrainOptions(RunOptions(Path(folder), name, seed), data, model, optim, log, hardware)
 
-# %% ../nbs/41_compare.ipynb #0b94c006
+# %% ../nbs/41_compare.ipynb #18eb93c6
 def _clock(device: torch.device) -> float:
     "Seconds: processor time of this process, or of a GPU the wall's."
     if device.type == "cpu": return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
-# %% ../nbs/41_compare.ipynb #6b652572
+# %% ../nbs/41_compare.ipynb #c11653c4
 def seconds_per_step(
     options: TrainOptions,
     trial: int = 4,  # steps that are timed, at least
@@ -99,7 +100,7 @@ def seconds_per_step(
         steps = -(-trial // turn) * turn
         return _time(_stepper(options, store, start, task, steps + 1, accelerator), steps, accelerator.device)
 
-# %% ../nbs/41_compare.ipynb #e0eae8b1
+# %% ../nbs/41_compare.ipynb #bf67e060
 def _stepper(options, store, start, task, steps: int, accelerator):
     "A function that makes the next of `steps` optimiser steps."
     fitted = replace(options, optim=replace(check_batch(options.optim, accelerator.num_processes), num_itr=steps), model=resolve(options.model)[0])
@@ -114,7 +115,7 @@ def _time(step, steps: int, device: torch.device) -> float:
     for _ in range(steps): step()
     return (_clock(device) - began) / steps
 
-# %% ../nbs/41_compare.ipynb #0136f8aa
+# %% ../nbs/41_compare.ipynb #402fd424
 def steps_for(
     options: TrainOptions,  # their own number of steps is not looked at
     budget: float,  # seconds, as `seconds_per_step` counts them
@@ -125,7 +126,7 @@ def steps_for(
     if budget < cost: raise InputError(f"{options.run.name}: a step takes {cost:.2g} s, more than the budget of {budget:.2g} s")
     return int(budget / cost)
 
-# %% ../nbs/41_compare.ipynb #75e1b5a6
+# %% ../nbs/41_compare.ipynb #c5f7bea6
 class Entrant(NamedTuple):
     "A method that was trained for a comparison."
     run: TrainedRun
@@ -137,7 +138,7 @@ class Entrant(NamedTuple):
         "Steps, seconds and MAE (m/s) of every validation on the way."
         return [dict(step=row["step"], seconds=row["step"] * self.cost, mae=row["val_mae"]) for row in read_metrics(self.run.path) if "val_mae" in row]
 
-# %% ../nbs/41_compare.ipynb #dd392f21
+# %% ../nbs/41_compare.ipynb #9f25e889
 def train_equally(
     folder: Path,  # of the runs; those that are there already go on, or are taken as they are
     models: dict[str, ModelOptions],  # by name of the run
@@ -155,18 +156,18 @@ def train_equally(
     plans = {name: recipe(folder, name, model, data, steps=1, **settings | ({"lr": lr[name]} if name in lr else {})) for name, model in models.items()}
     return {name: _entrant(plan, seconds * times.get(name, 1), steps.get(name), settings) for name, plan in plans.items()}
 
-# %% ../nbs/41_compare.ipynb #07249bcf
+# %% ../nbs/41_compare.ipynb #89847d12
 def _entrant(plan: TrainOptions, seconds: float, steps: int | None, settings: dict) -> Entrant:
     cost = seconds_per_step(plan)
     if steps is None: steps = steps_for(plan, seconds, cost)
     plan = recipe(plan.run.result_dir, plan.run.name, plan.model, plan.data, steps=steps, **settings | dict(lr=plan.optim.lr))
     return Entrant(load_run(train(plan, progress=False)), steps, cost)
 
-# %% ../nbs/41_compare.ipynb #e6e66ec9
+# %% ../nbs/41_compare.ipynb #856c9906
 NUMBERS = ("mae", "rmse", "ssim", "crps", "misfit", "spread_skill", "coverage_50", "coverage_90",
            "samples", "nfe", "network_calls", "wave_solves", "seconds_per_record")  # what experiments keep of a card's row
 
-# %% ../nbs/41_compare.ipynb #f0d6f731
+# %% ../nbs/41_compare.ipynb #4761ad8f
 def card_row(
     card: dict,  # from `evaluate`
     start: str,  # starting model, as it was asked for
@@ -178,7 +179,7 @@ def card_row(
     if row is None: raise InputError(f"the card of {card['name']} has no row {which!r} from the start {start!r}")
     return dict(**about, start=start, sees_truth=row["sees_truth"], method=row["method"], records=row["records"], **{k: row.get(k) for k in NUMBERS}, mae_interval=row["interval"]["mae"])
 
-# %% ../nbs/41_compare.ipynb #372a0490
+# %% ../nbs/41_compare.ipynb #a0d237e1
 SHOWN = {"SSIM": ("ssim", ".3f"), "CRPS": ("crps", ".1f"), "misfit": ("misfit", ".3f"), "spr/sk": ("spread_skill", ".2f"), "90 %": ("coverage_90", ".2f"), "calls": ("network_calls", "g")}
 
 
@@ -191,7 +192,7 @@ def _scores(row: dict) -> str:
     interval = "({:.1f}-{:.1f})".format(*row["mae_interval"]) if row["mae_interval"] else ""
     return f"{row['mae']:>8.1f} {interval:<15}" + "".join(f"{'-' if row[key] is None else format(row[key], form):>8}" for key, form in SHOWN.values())
 
-# %% ../nbs/41_compare.ipynb #dae1e64d
+# %% ../nbs/41_compare.ipynb #fb99e7b3
 def rows_table(
     rows: list[dict],  # from `card_row`
     *names: str,  # what stands in front of the scores
@@ -203,7 +204,7 @@ def rows_table(
     lines = ["".join(f"{word:<{w}}" for word, w in zip(line, width)) + score for line, score in zip(words, scores)]
     return "\n".join(lines + ["* the start is the true map, blurred: it has seen the answer"] * any(row["sees_truth"] for row in rows))
 
-# %% ../nbs/41_compare.ipynb #dae5c637
+# %% ../nbs/41_compare.ipynb #b5c6caf5
 def bars(
     ax: Axes,
     rows: list[dict],  # from `card_row`
@@ -217,12 +218,12 @@ def bars(
     ax.set(yticks=range(len(rows)), yticklabels=[_word(row, name) for row in rows], xlabel="MAE (m/s)")
     ax.invert_yaxis()
 
-# %% ../nbs/41_compare.ipynb #5b9198db
+# %% ../nbs/41_compare.ipynb #f7ff4a9e
 def card_about(card: dict) -> dict:
     "What a card says of run, records and machine: the provenance of rows taken from it."
     return {key: card[key] for key in ("run", "step", "method", "model", "trained_on", "device", "data", "degradation", "settings", "version", "torch")}
 
-# %% ../nbs/41_compare.ipynb #6af7a0b4
+# %% ../nbs/41_compare.ipynb #91a69fac
 def save_experiment(
     out_dir: str | Path,  # empty: nothing is written
     about: dict,  # runs, data, settings, device

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['MINI_ROOMS', 'mini_options', 'mini_run']
 
-# %% ../nbs/34_mini.ipynb #04656166
+# %% ../nbs/34_mini.ipynb #303eecb5
 import fcntl, hashlib, os
 from pathlib import Path
 
@@ -14,8 +14,8 @@ from .generate import generate
 from .options import DataOptions, DeviceOptions, LogOptions, ModelOptions, OptimOptions, RunOptions, TrainOptions
 from .train import train
 
-# %% ../nbs/34_mini.ipynb #d9963ff1
-MINI_ROOMS = ("openfwi", "geology", "wave", "database", "store", "generate", "joint", "encoder", "start", "bridge", "network", "sampler", "options", "models", "run", "objective", "task", "loader", "state", "validate", "train")  # what it depends on
+# %% ../nbs/34_mini.ipynb #79e35539
+MINI_ROOMS = ("openfwi", "geology", "wave", "database", "store", "generate", "joint", "encoder", "start", "bridge", "network", "sampler", "options", "models", "run", "objective", "task", "methods", "loader", "state", "step", "validate", "train")  # what it depends on
 
 
 def mini_options(root: Path, data: Path) -> TrainOptions:

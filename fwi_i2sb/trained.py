@@ -6,7 +6,7 @@
 __all__ = ['TrainedRun', 'load_run', 'device_name', 'validation_records', 'check_survey', 'prepare_seismic', 'prepare_start',
            'resimulate']
 
-# %% ../nbs/28_trained.ipynb #e0c9fb92
+# %% ../nbs/28_trained.ipynb #a4140754
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import nn
 
-# %% ../nbs/28_trained.ipynb #74a0474d
+# %% ../nbs/28_trained.ipynb #91199858
 from .bridge import Bridge
 from .launch import resolve_device
 from .models import import_plugin
@@ -23,10 +23,11 @@ from .openfwi import Family, InputError, denormalize_velocity, normalize_velocit
 from .options import TrainOptions
 from .run import first_records, newest_checkpoint, open_store, read_checkpoint, read_config, read_start_maps
 from .start import STARTS, Start, parse_start
-from .task import Task, build_task
+from .methods import build_task
+from .task import Task
 from .wave import Survey, decimate, simulate
 
-# %% ../nbs/28_trained.ipynb #e5b39b42
+# %% ../nbs/28_trained.ipynb #0ee66ddb
 @dataclass(frozen=True)
 class TrainedRun:
     "A run read back: options, facts of its data, and the task, whose network carries the averaged weights."
@@ -54,7 +55,7 @@ class TrainedRun:
         "The family, or several as one (names joined by commas): what pressure is normalised with."
         return Family(self.facts["family"], self.facts["data_min"], self.facts["data_max"], range(0), range(0))
 
-# %% ../nbs/28_trained.ipynb #7b552e1a
+# %% ../nbs/28_trained.ipynb #7c8ac9a8
 def load_run(
     path: Path,  # a run directory, or one of its folders checkpoints/step-N
     *, device: str = "auto",  # auto, cpu or cuda
@@ -74,12 +75,12 @@ def load_run(
     task.net.requires_grad_(False).eval().to(device)
     return TrainedRun(folder, options, facts, task, found.step, device)
 
-# %% ../nbs/28_trained.ipynb #3a327832
+# %% ../nbs/28_trained.ipynb #e9961c82
 def device_name(device: torch.device) -> str:
     "The device's own name, for provenance."
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads)"
 
-# %% ../nbs/28_trained.ipynb #0f86b3b9
+# %% ../nbs/28_trained.ipynb #04f1978d
 def validation_records(
     run: TrainedRun,
     count: int,  # how many; of several families, from each in turn
@@ -95,11 +96,11 @@ def validation_records(
     truth, seismic = (torch.stack(part) for part in zip(*(store.physical(i) for i in numbers)))
     return seismic, truth, numbers
 
-# %% ../nbs/28_trained.ipynb #4a57c81b
+# %% ../nbs/28_trained.ipynb #ca08c71c
 def _tensor(values):
     return values.detach().float().cpu() if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values, dtype=np.float32))
 
-# %% ../nbs/28_trained.ipynb #d82bf3a0
+# %% ../nbs/28_trained.ipynb #7a4b55b9
 def check_survey(
     run: TrainedRun,
     survey: Survey,  # acquisition of the record
@@ -111,7 +112,7 @@ def check_survey(
     if (survey.sources, survey.receivers) != (run.survey.sources, run.survey.receivers):
         raise InputError("the record's source and receiver positions differ from those the run was trained on")
 
-# %% ../nbs/28_trained.ipynb #8217e098
+# %% ../nbs/28_trained.ipynb #c30d5bdc
 def prepare_seismic(
     run: TrainedRun,
     seismic,  # (shots, time, receivers) or (batch, shots, time, receivers): pressure, raw or decimated as in the store
@@ -127,7 +128,7 @@ def prepare_seismic(
     if not torch.isfinite(d).all(): raise InputError("the record holds values that are not finite (NaN or infinite)")
     return d if tuple(d.shape[1:]) == kept else decimate(d, facts["factor"])
 
-# %% ../nbs/28_trained.ipynb #0247e759
+# %% ../nbs/28_trained.ipynb #41dcf136
 def prepare_start(
     run: TrainedRun,
     start,  # "linear", "linear:TOP:BOTTOM", a .npy path, an array of maps in m/s, or a --corrupt text if truth is given
@@ -145,7 +146,7 @@ def prepare_start(
     maps = Start(specs, linear=run.facts["linear"], maps=read_start_maps(start))
     return denormalize_velocity(maps(x0, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
 
-# %% ../nbs/28_trained.ipynb #7a3bef35
+# %% ../nbs/28_trained.ipynb #b2a18027
 def _given_start(run, v, batch):
     "Maps that were handed over, checked: one for all records, or one each."
     size = tuple(run.facts["map_size"])
@@ -156,7 +157,7 @@ def _given_start(run, v, batch):
     if len(v) not in (1, batch): raise InputError(f"{len(v)} starting models were given for {batch} record(s): give one for all, or one each")
     return v.expand(batch, -1, -1, -1)
 
-# %% ../nbs/28_trained.ipynb #0d9c042e
+# %% ../nbs/28_trained.ipynb #60b06b80
 def resimulate(
     run: TrainedRun,
     velocity: torch.Tensor,  # (batch, 1, depth, x), m/s

@@ -7,9 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 
 from fwi_i2sb import cli
 from fwi_i2sb.mini import mini_run
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    "Small tensors are faster on one thread."
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from fwi_i2sb.metrics import mae
 from fwi_i2sb.openfwi import InputError
 from fwi_i2sb.options import ModelOptions
 from fwi_i2sb.run import read_metrics
-from fwi_i2sb.task import build_task
+from fwi_i2sb.methods import build_task
 from fwi_i2sb.trained import validation_records
 
 FACTS = dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70))

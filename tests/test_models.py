@@ -11,22 +11,14 @@ from fwi_i2sb.models import MODELS
 from fwi_i2sb.openfwi import InputError, normalize_seismic
 from fwi_i2sb.options import ModelOptions
 from fwi_i2sb.start import linear_velocity
-from fwi_i2sb.task import build_task
+from fwi_i2sb.methods import build_task
 from fwi_i2sb.trained import validation_records
 from fwi_i2sb.wave import decimate, simulate
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 FACTS = dict(shots=3, time_samples=70, receivers=24, map_size=(24, 26))
 PAIRS = [(model, method) for model in ("tiny", "inversionnet", "velocitygan") for method in MODELS[model].methods]
 SEEDS = [3, (3, 1), (3, 2)]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Small tensors are faster on one thread."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -17,16 +17,8 @@ from fwi_i2sb.sampler import SAMPLERS, predictor, run_sampler, sample, sampler_s
 from fwi_i2sb.start import Start, fit_linear, parse_start
 from fwi_i2sb.trained import validation_records
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    "Small tensors are faster on one thread."
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
