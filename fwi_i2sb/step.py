@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['train_step']
 
-# %% ../nbs/28_step.ipynb #2a721da7
+# %% ../nbs/28_step.ipynb #5dc722be
 import contextlib
 
 import torch
@@ -17,7 +17,7 @@ from .options import OptimOptions, TrainOptions
 from .state import TrainState
 from .task import Learner, Task
 
-# %% ../nbs/28_step.ipynb #50415543
+# %% ../nbs/28_step.ipynb #5a0893c0
 def train_step(
     learners: dict[str, nn.Module],  # the task's learners, prepared
     state: TrainState,
@@ -39,7 +39,7 @@ def train_step(
     state.step, state.skipped = state.step + 1, state.skipped + (len(losses) < len(turns))
     return losses
 
-# %% ../nbs/28_step.ipynb #1c3b8c01
+# %% ../nbs/28_step.ipynb #03138768
 def _add_gradients(learner: Learner, share, parts: int, optim: OptimOptions, accelerator: Accelerator) -> torch.Tensor:
     "Forward and backward over this process's share of the global batch; its part of the loss."
     total = torch.zeros((), device=accelerator.device)
@@ -50,7 +50,7 @@ def _add_gradients(learner: Learner, share, parts: int, optim: OptimOptions, acc
         total += loss.detach()
     return total
 
-# %% ../nbs/28_step.ipynb #46bef6a1
+# %% ../nbs/28_step.ipynb #c694f1a6
 def _share_buffers(net: nn.Module, before: list[torch.Tensor], accelerator: Accelerator):
     for buffer, old in zip(net.buffers(), before):
         if buffer.is_floating_point():
