@@ -13,10 +13,12 @@ import ipywidgets as widgets
 import torch
 
 from . import plot
+from .card import sees_truth
 from .invert import Inversion, starting_models
 from .metrics import mae, misfit, ssim
 from .openfwi import InputError, unknown
-from .trained import TrainedRun, load_run, resimulate, validation_records
+from .records import validation_records
+from .trained import TrainedRun, load_run, resimulate
 
 # %% ../nbs/33_explore.ipynb #e0cf6454
 STAGES = {}  # name -> function(explorer, *what it reads)
@@ -144,7 +146,7 @@ def _notes(explorer, start, sampler, samples, w, numbers) -> list[str]:
     reads_start = run.task.model.reads_map
     notes = {
         f"{run.options.model.model} reads the record alone: the start changes nothing.": not reads_start,
-        "This start is made from the truth: what it already shows was not found in the record.": reads_start and any(kind.startswith("blur") for kind in _kinds(start)),
+        "This start is made from the truth: what it already shows was not found in the record.": reads_start and sees_truth(start),
         f"The run was trained from {trained}; this start is of another kind.": reads_start and not _kinds(start) <= _kinds(trained),
         f"The sampler {sampler} draws no noise here: all samples are equal.": samples > 1 and not run.task.stochastic(sampler),
         "Guidance 0: the record is not used. What remains is the start and what the network knows of geology.": w == 0,

@@ -27,7 +27,8 @@ from .options import Plugin
 from .sampler import State
 from .start import Start, parse_start
 from .train import progress_bar
-from .trained import TrainedRun, device_name, load_run, prepare_seismic, prepare_start, resimulate, validation_records
+from .records import validation_records
+from .trained import TrainedRun, device_name, load_run, prepare_seismic, prepare_start, resimulate
 from .wave import Survey
 
 # %% ../nbs/31_invert.ipynb #be08e866

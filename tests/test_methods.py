@@ -14,7 +14,7 @@ from fwi_i2sb.openfwi import InputError
 from fwi_i2sb.options import ModelOptions
 from fwi_i2sb.run import read_metrics
 from fwi_i2sb.methods import build_task
-from fwi_i2sb.trained import validation_records
+from fwi_i2sb.records import validation_records
 
 FACTS = dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70))
 LARGE = ("--batch-size", 2, "--microbatch", 2, "--val-batches", 1)

@@ -12,7 +12,7 @@ from fwi_i2sb.openfwi import InputError, normalize_seismic
 from fwi_i2sb.options import ModelOptions
 from fwi_i2sb.start import linear_velocity
 from fwi_i2sb.methods import build_task
-from fwi_i2sb.trained import validation_records
+from fwi_i2sb.records import validation_records
 from fwi_i2sb.wave import decimate, simulate
 
 pytestmark = pytest.mark.usefixtures("one_thread")

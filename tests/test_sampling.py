@@ -15,7 +15,7 @@ from fwi_i2sb.openfwi import denormalize_velocity, normalize_velocity
 from fwi_i2sb import load_run
 from fwi_i2sb.sampler import SAMPLERS, predictor, run_sampler, sample, sampler_settings, step_sequence
 from fwi_i2sb.start import Start, fit_linear, parse_start
-from fwi_i2sb.trained import validation_records
+from fwi_i2sb.records import validation_records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
