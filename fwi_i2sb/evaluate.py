@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['STARTS', 'evaluate', 'EvaluateOptions', 'write_card', 'evaluate_command']
 
-# %% ../nbs/32_evaluate.ipynb #be4f2316
+# %% ../nbs/32_evaluate.ipynb #e855a916
 import json, os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import tyro
 
-# %% ../nbs/32_evaluate.ipynb #b323719b
+# %% ../nbs/32_evaluate.ipynb #8f31bf38
 import fwi_i2sb
 from .card import Tally, assemble, markdown, table
 from .card_figure import card_figure
@@ -31,7 +31,7 @@ from .run import first_records, write_atomic
 from .train import progress_bar
 from .trained import TrainedRun, device_name, resimulate
 
-# %% ../nbs/32_evaluate.ipynb #b7848bae
+# %% ../nbs/32_evaluate.ipynb #3b8c0c66
 @dataclass(frozen=True)
 class _Job:
     run: TrainedRun
@@ -43,11 +43,12 @@ class _Job:
     engine: str = "deepwave"
     misfit_records: int = 8
     classical: int = 0
+    controls: bool = True
 
     def read(self, first: int, size: int) -> Batch:
         return read_batch(self.run, self.data, self.numbers, first, size, degradation=self.degradation, seed=self.how["seed"], engine=self.engine)
 
-# %% ../nbs/32_evaluate.ipynb #b2820c09
+# %% ../nbs/32_evaluate.ipynb #e0b59965
 _COST = ("samples", "nfe", "sampler", "eta", "network_calls", "wave_solves", "seconds_per_record")
 
 
@@ -67,9 +68,9 @@ def _answers(job: _Job, batch: Batch, start: str):
         yield f"{name}, single sample", "sample", result.samples[:, 0], None, cost | dict(samples=1) | share
         errors = torch.stack([mae(sample, batch.truth) for sample in result.samples.unbind(1)], 1)
         yield f"{name}, best of {k} (oracle)", "oracle", result.samples[range(len(errors)), errors.nan_to_num(torch.inf).argmin(1)], None, cost
-    yield from _controls(job, batch, result.start)
+    if job.controls: yield from _controls(job, batch, result.start)
 
-# %% ../nbs/32_evaluate.ipynb #1b44e888
+# %% ../nbs/32_evaluate.ipynb #b8a92de9
 def _controls(job: _Job, batch: Batch, start: torch.Tensor):
     given = {}
     if job.run.task.guidable: given["seismic switched off"] = batch.seismic, dict(w=0.0)
@@ -78,13 +79,13 @@ def _controls(job: _Job, batch: Batch, start: torch.Tensor):
         result, cost = _invert(job, batch, start, seismic, **other)
         yield name, "control", result.mean, result.samples, cost
 
-# %% ../nbs/32_evaluate.ipynb #1fb146a0
+# %% ../nbs/32_evaluate.ipynb #0fdacaf4
 def _classical(job: _Job, batch: Batch, start: str):
     "The row of classical inversion from the same starting model."
     result = job.shot.classical(batch.seismic, start, truth=batch.truth, records=batch.numbers, seed=job.how["seed"])
     yield f"classical FWI, first {job.classical}", "classical", result.mean, None, {k: result.provenance[k] for k in _COST}
 
-# %% ../nbs/32_evaluate.ipynb #e72e220f
+# %% ../nbs/32_evaluate.ipynb #4c50f3b8
 def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
     "Relative data misfit, and that below 5 Hz, of the maps of a batch as far as they are simulated."
     sound = [i for i in range(min(job.misfit_records - batch.first, len(maps))) if maps[i].isfinite().all()]
@@ -95,7 +96,7 @@ def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
         found["misfit"][sound], found["misfit_low"][sound] = misfit(*pair), misfit(*low)
     return found
 
-# %% ../nbs/32_evaluate.ipynb #76ff07b1
+# %% ../nbs/32_evaluate.ipynb #f713a8fa
 STARTS = ("blur-openfwi_custom", "linear")  # a start that has seen the truth, and one that has not
 
 
@@ -112,13 +113,13 @@ def _check(job: _Job, starts: tuple[str, ...]):
     batch = job.read(0, 1)
     for start in starts: starting_models(job.run, start, batch.seismic, batch.numbers, batch.truth, job.how["seed"])
 
-# %% ../nbs/32_evaluate.ipynb #50d32a37
+# %% ../nbs/32_evaluate.ipynb #695973b0
 def _done(job: _Job, networks: float, classical: float) -> int:
     "Records done, for equal times: a simulation takes about as long as an inversion, a classical inversion some 150 times that."
     work = lambda i, c: 3 * i + 6 * min(i, job.misfit_records) + 150 * c
     return int(len(job.numbers) * work(networks, classical) / work(len(job.numbers), job.classical))
 
-# %% ../nbs/32_evaluate.ipynb #388e30f9
+# %% ../nbs/32_evaluate.ipynb #a402b132
 def _example(job: _Job, start: str) -> dict:
     "Maps of the first record, for a figure; whole m/s, because a card is text."
     batch = job.read(0, 1)
@@ -127,7 +128,7 @@ def _example(job: _Job, start: str) -> dict:
     whole = lambda v: [[round(cell) if np.isfinite(cell) else None for cell in line] for line in v[0, 0].tolist()]
     return dict(number=batch.numbers[0], start_name=start) | {name: whole(v) for name, v in maps.items()}
 
-# %% ../nbs/32_evaluate.ipynb #8a63d554
+# %% ../nbs/32_evaluate.ipynb #0036f6b8
 def _score(job: _Job, answers, first: int, size: int, starts: tuple, tallies: dict, tell):
     "Add a batch to the tallies, which are kept by start and row."
     batch = job.read(first, size)
@@ -137,7 +138,7 @@ def _score(job: _Job, answers, first: int, size: int, starts: tuple, tallies: di
             tally.add(maps, batch.truth, ensemble=ensemble, misfits=_misfits(job, batch, maps), **cost)
         tell(first + len(batch.numbers) * (place + 1) / len(starts))
 
-# %% ../nbs/32_evaluate.ipynb #e00582c8
+# %% ../nbs/32_evaluate.ipynb #46b5756b
 def _about(job: _Job) -> dict:
     "What the card says of run, records and machine."
     run, data = job.run, job.data
@@ -146,7 +147,7 @@ def _about(job: _Job) -> dict:
         data=dict(families=list(data.names), records=len(job.numbers), misfit_records=min(job.misfit_records, len(job.numbers)), engine=job.engine, fingerprint=data.fingerprint),
         degradation=asdict(job.degradation) | dict(text=str(job.degradation)), version=fwi_i2sb.__version__, torch=torch.__version__)
 
-# %% ../nbs/32_evaluate.ipynb #f0354988
+# %% ../nbs/32_evaluate.ipynb #7488e2ec
 def evaluate(
     run: TrainedRun,
     data: JointStore | None = None,  # where records come from; default: the run's validation records
@@ -162,6 +163,7 @@ def evaluate(
     engine: str = "deepwave",  # forward operator of the misfit, and of records that are shot again
     degradation: Degradation = Degradation(),  # what is done to the records first
     classical: int = 0,  # records, from the first, that are also inverted classically
+    controls: bool = True,  # whether to ask without seismic and with a wrong record too: two thirds of the network calls
     batch_size: int = 8,  # records held at a time: memory, not results
     progress=None,  # called with (done, total) records
 ) -> dict:  # see `23_card`
@@ -170,7 +172,7 @@ def evaluate(
     data = validation_data(run) if data is None else data
     settings = run.task.how(nfe=nfe, sampler=sampler, eta=eta, w=w) | dict(seed=seed)
     shot = run if degradation.freq is None else replace(run, facts=run.facts | dict(survey=at_frequency(run.survey, degradation.freq).to_dict()))
-    job = _Job(run, shot, data, first_records(data, records), dict(samples=samples, nfe=nfe, sampler=sampler, eta=eta, w=w, seed=seed), degradation, engine, misfit_records, classical)
+    job = _Job(run, shot, data, first_records(data, records), dict(samples=samples, nfe=nfe, sampler=sampler, eta=eta, w=w, seed=seed), degradation, engine, misfit_records, classical, controls)
     starts = tuple(start.strip() for start in starts or (STARTS if run.task.model.reads_map else STARTS[1:]))
     _check(job, starts)
     tallies, tell = {}, progress or (lambda done, total: None)
@@ -179,7 +181,7 @@ def evaluate(
     settings["samples"] = tallies[starts[0], run.task.name].cost["samples"]
     return assemble(list(tallies.values()), job.numbers, [data.names[data.which(i)] for i in job.numbers], settings, example=_example(job, starts[0]), **_about(job))
 
-# %% ../nbs/32_evaluate.ipynb #65977695
+# %% ../nbs/32_evaluate.ipynb #12ea60ae
 @dataclass(frozen=True)
 class EvaluateOptions:
     "Judge a run on validation records, as they are or damaged: table on screen; card.json, card.md and card.png in a folder."
@@ -208,7 +210,7 @@ class EvaluateOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
 
-# %% ../nbs/32_evaluate.ipynb #00b6e118
+# %% ../nbs/32_evaluate.ipynb #8c4265f2
 def write_card(
     folder: Path,  # made where it does not exist
     card: dict,  # from `evaluate`
@@ -223,14 +225,14 @@ def write_card(
     write_atomic(folder / "card.md", markdown(card))
     write_atomic(folder / "card.json", "{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in card.items()) + "}\n")
 
-# %% ../nbs/32_evaluate.ipynb #93a81bf0
+# %% ../nbs/32_evaluate.ipynb #6c981983
 def _check_folder(folder: Path):
     "Refuse a folder that cannot be made or written to, without making it."
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir(): raise InputError(f"the card cannot be written to {folder}: {there} is a file; name another folder with --out")
     if not os.access(there, os.W_OK | os.X_OK): raise InputError(f"the card cannot be written to {folder}: {there} may not be written to; name another folder with --out")
 
-# %% ../nbs/32_evaluate.ipynb #1f175754
+# %% ../nbs/32_evaluate.ipynb #c95fbef7
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, print the table and write the card."
     damage = Degradation(options.snr, options.missing_shots, options.missing_traces, options.freq)

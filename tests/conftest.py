@@ -1,7 +1,9 @@
 "Fixtures shared by all tests: the cached mini run, its data, and commands run in this process."
 import os
+import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would every command started here
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -189,6 +189,13 @@ def test_a_network_that_cannot_do_without_seismic_has_no_such_control(run, monke
     assert [r["method"] for r in evaluate(run, **QUICK_KEYWORDS)["rows"] if r["kind"] == "control"] == ["wrong record"]
 
 
+def test_without_controls_the_other_rows_stay_as_they_are(run, plain):
+    alone = scores(evaluate(run, controls=False, **QUICK_KEYWORDS))
+    left_out = {(r["start"], r["family"], r["method"]) for r in plain["rows"] if r["kind"] == "control"}
+    assert left_out and alone.keys() == scores(plain).keys() - left_out
+    assert_same(alone, {key: value for key, value in scores(plain).items() if key in alone})
+
+
 def test_the_wrong_record_is_of_the_same_family(run):
     data, numbers = Made(6), [0, 3, 1, 4, 2]
     batch = read_batch(run, data, numbers, 0, 5)
