@@ -6,7 +6,7 @@
 __all__ = ['Inversion', 'first_guess', 'is_guess', 'starting_models', 'invert', 'states', 'classical', 'InvertOptions',
            'invert_command', 'report']
 
-# %% ../nbs/31_invert.ipynb #2bb539db
+# %% ../nbs/31_invert.ipynb #e3d2d42b
 import json, os, time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,10 +16,10 @@ import numpy as np
 import torch
 import tyro
 
-# %% ../nbs/31_invert.ipynb #3d6e3386
+# %% ../nbs/31_invert.ipynb #224a27ff
 import fwi_i2sb
 from . import plot
-from .classical import descend
+from .classical import BANDS, descend
 from .metrics import mae, misfit
 from .objective import STREAMS
 from .openfwi import InputError, denormalize_velocity, normalize_seismic, normalize_velocity, open_npy
@@ -31,7 +31,7 @@ from .records import validation_records
 from .trained import TrainedRun, device_name, load_run, prepare_seismic, prepare_start, resimulate
 from .wave import Survey
 
-# %% ../nbs/31_invert.ipynb #be08e866
+# %% ../nbs/31_invert.ipynb #706f7931
 @dataclass(frozen=True)
 class Inversion:
     "Velocity maps in m/s: `mean`, `std`, `start` `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`; and where they come from."
@@ -51,7 +51,7 @@ class Inversion:
         os.replace(part, path)
         return path
 
-# %% ../nbs/31_invert.ipynb #88e7e9c7
+# %% ../nbs/31_invert.ipynb #fc8616cb
 def first_guess(
     run: TrainedRun,
     seismic: torch.Tensor,  # (batch, shots, time_samples, receivers), pressure
@@ -69,7 +69,7 @@ def first_guess(
     guess = normalize_velocity(guesser.invert(seismic, start, seed=seed, records=numbers, survey=run.survey).mean)
     return denormalize_velocity(Start(parse_start("blur-openfwi_custom"))(guess, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
 
-# %% ../nbs/31_invert.ipynb #3f2d2923
+# %% ../nbs/31_invert.ipynb #1c5638b9
 def is_guess(start) -> bool: return isinstance(start, str) and start.split(":")[0] == "first-guess"  # which costs a network call
 
 
@@ -78,7 +78,7 @@ def starting_models(run: TrainedRun, start, seismic, numbers, truth=None, seed: 
     if is_guess(start): return first_guess(run, seismic, numbers, start.partition(":")[2] or None, seed)
     return prepare_start(run, start, numbers, truth=truth, seed=seed)
 
-# %% ../nbs/31_invert.ipynb #0a3c5c98
+# %% ../nbs/31_invert.ipynb #4b99e3d1
 @torch.inference_mode()
 def invert(
     run: TrainedRun,
@@ -115,7 +115,7 @@ def invert(
 
 TrainedRun.invert = invert
 
-# %% ../nbs/31_invert.ipynb #74ab5fbb
+# %% ../nbs/31_invert.ipynb #9903c64e
 def _records(run, seismic, survey, records):
     d = prepare_seismic(run, seismic, survey)
     numbers = list(range(len(d))) if records is None else list(records)
@@ -127,7 +127,7 @@ def _provenance(run, start, seed, numbers, began):
                 seed=seed, records=numbers, linear=run.facts["linear"], seconds_per_record=(time.perf_counter() - began) / len(numbers), device=device_name(run.device),
                 version=fwi_i2sb.__version__, torch=torch.__version__)
 
-# %% ../nbs/31_invert.ipynb #d9922a76
+# %% ../nbs/31_invert.ipynb #76686b0b
 def _walk(run, seismic, x1, jobs, numbers, how, seed, batch_size, progress=None):
     "The running states of every batch of jobs (record, sample), on the CPU."
     conds = torch.cat([run.net.encode(part.to(run.device)) for part in seismic.split(batch_size)]) if run.net.conditional else None
@@ -157,7 +157,7 @@ def states(
 
 TrainedRun.states = states
 
-# %% ../nbs/31_invert.ipynb #ab75ad79
+# %% ../nbs/31_invert.ipynb #0cfd87c7
 def classical(
     run: TrainedRun,  # supplies survey, decimation and the fitted line; its network is not asked, except for a first guess
     seismic,  # as for `invert`, as are the others
@@ -167,19 +167,19 @@ def classical(
     seed: int = 0, records: list[int] | None = None, truth: torch.Tensor | None = None, survey: Survey | None = None,
     progress=None,  # called with (done, total) iterations
 ) -> Inversion:  # one sample per record
-    "Classical full-waveform inversion from a starting model (`17_classical`), as an `Inversion`."
+    "Classical full-waveform inversion from a starting model (`22_classical`), as an `Inversion`."
     d, numbers = _records(run, seismic, survey, records)
     began = time.perf_counter()
     x1 = starting_models(run, start, d, numbers, truth, seed)
     found = descend(d, x1, run.survey, factor=run.facts["factor"], iterations=iterations, lr=lr, progress=progress)
-    about = dict(method="classical", model=None, step=None, reads_start=True, samples=1, nfe=0, sampler="adam", eta=None, w=None, clip_denoise=None, iterations=iterations, lr=lr,
+    about = dict(method="classical", model=None, step=None, reads_start=True, samples=1, nfe=0, sampler="adam", eta=None, w=None, clip_denoise=None, iterations=iterations, lr=lr, bands=list(BANDS),
                  network_calls=int(is_guess(start)), wave_solves=found.wave_solves, device=device_name(d.device))
     return Inversion(found.velocity, torch.zeros_like(x1), found.velocity[:, None], x1, _provenance(run, start, seed, numbers, began) | about)
 
 
 TrainedRun.classical = classical
 
-# %% ../nbs/31_invert.ipynb #c874031b
+# %% ../nbs/31_invert.ipynb #e28fbede
 @dataclass(frozen=True)
 class InvertOptions:
     "Invert validation records of a run's data set, or one record given as .npy."
@@ -204,7 +204,7 @@ class InvertOptions:
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
     classical: int | None = None  # iterations of classical waveform inversion from the same start, instead of the network
 
-# %% ../nbs/31_invert.ipynb #ee5bab25
+# %% ../nbs/31_invert.ipynb #46d38dfd
 def _record(options: InvertOptions, run: TrainedRun):
     if options.record is None:
         if options.dt is not None or options.dx is not None: raise InputError("--dt and --dx describe the record given with --record; validation records bring their own")
@@ -214,7 +214,7 @@ def _record(options: InvertOptions, run: TrainedRun):
     seismic = prepare_seismic(run, open_npy(options.record), survey)
     return seismic, None, list(range(len(seismic))), options.start or "linear", options.record.stem
 
-# %% ../nbs/31_invert.ipynb #c04cb6da
+# %% ../nbs/31_invert.ipynb #6fc995bb
 def _answer(options: InvertOptions, run: TrainedRun, seismic, given: dict) -> Inversion:
     settings = {name: getattr(options, name) for name in ("samples", "nfe", "w", "sampler", "eta")}
     if options.classical is None: return run.invert(seismic, **given, **settings, clip_denoise={"run": None, "on": True, "off": False}[options.clip_denoise])
@@ -222,7 +222,7 @@ def _answer(options: InvertOptions, run: TrainedRun, seismic, given: dict) -> In
         if value != getattr(InvertOptions, name): raise InputError(f"--{name.replace('_', '-')} is a setting of the network, and --classical does not ask it: leave one of them out")
     return run.classical(seismic, iterations=options.classical, **given)
 
-# %% ../nbs/31_invert.ipynb #f8aadfd4
+# %% ../nbs/31_invert.ipynb #4f7076ca
 def invert_command(options: InvertOptions) -> Path:
     "Invert, write `NAME.npz` and `NAME.png`, and print the data misfit before and after."
     run = load_run(options.run, device=options.device, plugin=options.plugin)
@@ -241,7 +241,7 @@ def invert_command(options: InvertOptions) -> Path:
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return path
 
-# %% ../nbs/31_invert.ipynb #e4aca7cf
+# %% ../nbs/31_invert.ipynb #7f5629d5
 def report(result: Inversion, misfits: dict, truth=None) -> str:
     "The outcome in words: misfit before and after, and the error where there is a truth."
     before, after = (float(np.mean(misfits[k])) for k in ("start", "mean"))

@@ -22,6 +22,14 @@ def test_every_experiment_can_be_a_cell_of_a_grid(notebook, tmp_path):
     assert len(read_grid(tmp_path / "grid.yaml").cells) == 1
 
 
+@pytest.mark.parametrize("result", sorted((EXPERIMENTS / "results").glob("*.json")), ids=lambda p: p.stem)
+def test_a_stored_result_is_that_of_the_parameters_beside_it(result):
+    given, stored = yaml.safe_load(result.with_suffix(".yaml").read_text()), json.loads(result.read_text())
+    assert max(row["records"] for row in stored["rows"]) == given["records"]
+    assert stored["about"].get("steps") == given.get("steps"), "the steps that repeat it"
+    assert not [text for text in result.read_text().split('"') if text.startswith(("/", "~"))], "no paths of a machine"
+
+
 def test_the_same_steps_and_seed_give_the_same_numbers(tmp_path):
     small = dict(methods=["bridge", "regression"], steps=dict(bridge=2, regression=2), records=2, points=1)
     for name in ("a", "b"):
