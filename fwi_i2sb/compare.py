@@ -6,7 +6,7 @@
 __all__ = ['DATA_ROOMS', 'NUMBERS', 'SHOWN', 'small_data', 'recipe', 'seconds_per_step', 'steps_for', 'Entrant', 'train_equally',
            'card_row', 'rows_table', 'bars', 'card_about', 'save_experiment']
 
-# %% ../nbs/41_compare.ipynb #0cc85887
+# %% ../nbs/41_compare.ipynb #cf0d9a8e
 import fcntl, hashlib, json, os, time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# %% ../nbs/41_compare.ipynb #6738d21c
+# %% ../nbs/41_compare.ipynb #2186564a
 import fwi_i2sb
 from .generate import generate
 from .invert import load_run
@@ -32,7 +32,7 @@ from .step import train_step
 from .train import make_start, train
 from .trained import TrainedRun
 
-# %% ../nbs/41_compare.ipynb #e09d108c
+# %% ../nbs/41_compare.ipynb #4cc7be9a
 DATA_ROOMS = ("openfwi", "geology", "wave", "generate")  # what generated data depend on
 
 
@@ -41,7 +41,7 @@ def _digest(*what) -> str:
     code = b"".join(Path(fwi_i2sb.__file__).with_name(f"{room}.py").read_bytes() for room in DATA_ROOMS)
     return hashlib.sha256(code + json.dumps(what).encode()).hexdigest()[:12]
 
-# %% ../nbs/41_compare.ipynb #13f3dafa
+# %% ../nbs/41_compare.ipynb #fe8df0fe
 def small_data(
     families: str = "CurveVel_A",  # names joined by commas
     n_train: int = 48,  # training records of each
@@ -57,7 +57,7 @@ def small_data(
         for family in parse_families(families): generate(root, family, n_train=n_train, n_val=n_val, layers=layers, seed=seed)
     return root
 
-# %% ../nbs/41_compare.ipynb #b67ba60b
+# %% ../nbs/41_compare.ipynb #a6721c6d
 def recipe(
     folder: Path,  # runs are written here
     name: str,  # of the run
@@ -77,14 +77,14 @@ def recipe(
     hardware = DeviceOptions(gpu=0 if torch.cuda.is_available() else None)
     return TrainOptions(RunOptions(Path(folder), name, seed), data, model, optim, log, hardware)
 
-# %% ../nbs/41_compare.ipynb #18eb93c6
+# %% ../nbs/41_compare.ipynb #64eb9c01
 def _clock(device: torch.device) -> float:
     "Seconds: processor time of this process, or of a GPU the wall's."
     if device.type == "cpu": return time.process_time()
     torch.cuda.synchronize(device)
     return time.perf_counter()
 
-# %% ../nbs/41_compare.ipynb #c11653c4
+# %% ../nbs/41_compare.ipynb #2ee248fc
 def seconds_per_step(
     options: TrainOptions,
     trial: int = 4,  # steps that are timed, at least
@@ -100,7 +100,7 @@ def seconds_per_step(
         steps = -(-trial // turn) * turn
         return _time(_stepper(options, store, start, task, steps + 1, accelerator), steps, accelerator.device)
 
-# %% ../nbs/41_compare.ipynb #bf67e060
+# %% ../nbs/41_compare.ipynb #23d87966
 def _stepper(options, store, start, task, steps: int, accelerator):
     "A function that makes the next of `steps` optimiser steps."
     fitted = replace(options, optim=replace(check_batch(options.optim, accelerator.num_processes), num_itr=steps), model=resolve(options.model)[0])
@@ -115,7 +115,7 @@ def _time(step, steps: int, device: torch.device) -> float:
     for _ in range(steps): step()
     return (_clock(device) - began) / steps
 
-# %% ../nbs/41_compare.ipynb #402fd424
+# %% ../nbs/41_compare.ipynb #fa52ade5
 def steps_for(
     options: TrainOptions,  # their own number of steps is not looked at
     budget: float,  # seconds, as `seconds_per_step` counts them
@@ -126,7 +126,7 @@ def steps_for(
     if budget < cost: raise InputError(f"{options.run.name}: a step takes {cost:.2g} s, more than the budget of {budget:.2g} s")
     return int(budget / cost)
 
-# %% ../nbs/41_compare.ipynb #c5f7bea6
+# %% ../nbs/41_compare.ipynb #df2e0d2d
 class Entrant(NamedTuple):
     "A method that was trained for a comparison."
     run: TrainedRun
@@ -138,7 +138,7 @@ class Entrant(NamedTuple):
         "Steps, seconds and MAE (m/s) of every validation on the way."
         return [dict(step=row["step"], seconds=row["step"] * self.cost, mae=row["val_mae"]) for row in read_metrics(self.run.path) if "val_mae" in row]
 
-# %% ../nbs/41_compare.ipynb #9f25e889
+# %% ../nbs/41_compare.ipynb #71c44586
 def train_equally(
     folder: Path,  # of the runs; those that are there already go on, or are taken as they are
     models: dict[str, ModelOptions],  # by name of the run
@@ -156,18 +156,18 @@ def train_equally(
     plans = {name: recipe(folder, name, model, data, steps=1, **settings | ({"lr": lr[name]} if name in lr else {})) for name, model in models.items()}
     return {name: _entrant(plan, seconds * times.get(name, 1), steps.get(name), settings) for name, plan in plans.items()}
 
-# %% ../nbs/41_compare.ipynb #89847d12
+# %% ../nbs/41_compare.ipynb #c0917f87
 def _entrant(plan: TrainOptions, seconds: float, steps: int | None, settings: dict) -> Entrant:
     cost = seconds_per_step(plan)
     if steps is None: steps = steps_for(plan, seconds, cost)
     plan = recipe(plan.run.result_dir, plan.run.name, plan.model, plan.data, steps=steps, **settings | dict(lr=plan.optim.lr))
     return Entrant(load_run(train(plan, progress=False)), steps, cost)
 
-# %% ../nbs/41_compare.ipynb #856c9906
+# %% ../nbs/41_compare.ipynb #fd5d0716
 NUMBERS = ("mae", "rmse", "ssim", "crps", "misfit", "spread_skill", "coverage_50", "coverage_90",
            "samples", "nfe", "network_calls", "wave_solves", "seconds_per_record")  # what experiments keep of a card's row
 
-# %% ../nbs/41_compare.ipynb #4761ad8f
+# %% ../nbs/41_compare.ipynb #f8e76ca3
 def card_row(
     card: dict,  # from `evaluate`
     start: str,  # starting model, as it was asked for
@@ -179,32 +179,32 @@ def card_row(
     if row is None: raise InputError(f"the card of {card['name']} has no row {which!r} from the start {start!r}")
     return dict(**about, start=start, sees_truth=row["sees_truth"], method=row["method"], records=row["records"], **{k: row.get(k) for k in NUMBERS}, mae_interval=row["interval"]["mae"])
 
-# %% ../nbs/41_compare.ipynb #a0d237e1
+# %% ../nbs/41_compare.ipynb #c878948e
 SHOWN = {"SSIM": ("ssim", ".3f"), "CRPS": ("crps", ".1f"), "misfit": ("misfit", ".3f"), "spr/sk": ("spread_skill", ".2f"), "90 %": ("coverage_90", ".2f"), "calls": ("network_calls", "g")}
 
 
-def _word(row: dict, name: str) -> str:
-    if isinstance(row[name], float): return f"{row[name]:g}"
-    return str(row[name]) + "*" * (name == "start" and row["sees_truth"])
+def _word(row: dict, name: str, marked: bool) -> str:
+    return (f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])) + "*" * (marked and row["sees_truth"])
 
 
 def _scores(row: dict) -> str:
     interval = "({:.1f}-{:.1f})".format(*row["mae_interval"]) if row["mae_interval"] else ""
     return f"{row['mae']:>8.1f} {interval:<15}" + "".join(f"{'-' if row[key] is None else format(row[key], form):>8}" for key, form in SHOWN.values())
 
-# %% ../nbs/41_compare.ipynb #fb99e7b3
+# %% ../nbs/41_compare.ipynb #caf4fdc7
 def rows_table(
     rows: list[dict],  # from `card_row`
     *names: str,  # what stands in front of the scores
 ) -> str:
-    "Rows as text, the MAE with its interval; a start that has seen the truth is marked."
-    words = [list(names), *([_word(row, name) for name in names] for row in rows)]
+    "Rows as text, the MAE with its interval; a start that has seen the truth is marked, in the first column where there is none of starts."
+    marked = "start" if "start" in names else names[0]
+    words = [list(names), *([_word(row, name, name == marked) for name in names] for row in rows)]
     width = [max(map(len, column)) + 2 for column in zip(*words)]
     scores = [f"{'MAE m/s':>8}{'':<16}" + "".join(f"{name:>8}" for name in SHOWN), *map(_scores, rows)]
     lines = ["".join(f"{word:<{w}}" for word, w in zip(line, width)) + score for line, score in zip(words, scores)]
     return "\n".join(lines + ["* the start is the true map, blurred: it has seen the answer"] * any(row["sees_truth"] for row in rows))
 
-# %% ../nbs/41_compare.ipynb #b5c6caf5
+# %% ../nbs/41_compare.ipynb #2ea25396
 def bars(
     ax: Axes,
     rows: list[dict],  # from `card_row`
@@ -215,15 +215,15 @@ def bars(
         low, high = row["mae_interval"] or (row["mae"], row["mae"])
         ax.barh(place, row["mae"], color="0.75" if row["sees_truth"] else "0.55")
         ax.plot([low, high], [place, place], color="black", lw=1.5)
-    ax.set(yticks=range(len(rows)), yticklabels=[_word(row, name) for row in rows], xlabel="MAE (m/s)")
+    ax.set(yticks=range(len(rows)), yticklabels=[_word(row, name, name == "start") for row in rows], xlabel="MAE (m/s)")
     ax.invert_yaxis()
 
-# %% ../nbs/41_compare.ipynb #f7ff4a9e
+# %% ../nbs/41_compare.ipynb #94436797
 def card_about(card: dict) -> dict:
     "What a card says of run, records and machine: the provenance of rows taken from it."
     return {key: card[key] for key in ("run", "step", "method", "model", "trained_on", "device", "data", "degradation", "settings", "version", "torch")}
 
-# %% ../nbs/41_compare.ipynb #91a69fac
+# %% ../nbs/41_compare.ipynb #24b22c27
 def save_experiment(
     out_dir: str | Path,  # empty: nothing is written
     about: dict,  # runs, data, settings, device
