@@ -8,7 +8,8 @@ import torch
 from PIL import Image
 
 from fwi_i2sb import load_run
-from fwi_i2sb.explore import STAGES, Explorer, explore
+from fwi_i2sb.explore import explore
+from fwi_i2sb.explorer import STAGES, Explorer
 from fwi_i2sb.mini import mini_options
 from fwi_i2sb.openfwi import InputError
 from fwi_i2sb.options import ModelOptions

@@ -9,7 +9,7 @@ from chromium import PATIENCE, chromium, lab, new_page, run_cells, tensorboard
 from PIL import Image
 
 from fwi_i2sb import load_run
-from fwi_i2sb.explore import Explorer
+from fwi_i2sb.explorer import Explorer
 
 PICTURES = ("maps", "profile", "state", "gather")
 
