@@ -255,9 +255,10 @@ def compare(
     head, lines, starts = ["run", "method", "start", "data", "records", *_PAPER], [], set()
     for card in cards:
         for row in card["rows"]:
-            known = row["kind"] == "start" and (row["start"], row["mae"]) in starts
+            which = row["start"], row["mae"], card["degradation"]["text"]
+            known = row["kind"] == "start" and which in starts
             if row["kind"] not in kinds or known or row["family"] != card["rows"][0]["family"]: continue
-            if row["kind"] == "start": starts.add((row["start"], row["mae"]))
+            if row["kind"] == "start": starts.add(which)
             name = "-" if row["kind"] == "start" else card["name"]
             lines.append([name, row["method"], _star(row), f"{row['family']}, {card['degradation']['text']}", str(row["records"]), *(_cell(row, key, form, key == "mae") for key, form in _PAPER.values())])
     same = len({(card["data"]["fingerprint"], str(card["records"]["number"])) for card in cards}) == 1

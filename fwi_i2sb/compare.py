@@ -189,7 +189,8 @@ def _word(row: dict, name: str, marked: bool) -> str:
 
 def _scores(row: dict) -> str:
     interval = "({:.1f}-{:.1f})".format(*row["mae_interval"]) if row["mae_interval"] else ""
-    return f"{row['mae']:>8.1f} {interval:<15}" + "".join(f"{'-' if row[key] is None else format(row[key], form):>8}" for key, form in SHOWN.values())
+    cell = lambda key, form: f"{'-' if row[key] is None else format(row[key], form):>8}"
+    return f"{cell('mae', '.1f')} {interval:<15}" + "".join(cell(*shown) for shown in SHOWN.values())
 
 # %% ../nbs/41_compare.ipynb #caf4fdc7
 def rows_table(
@@ -210,8 +211,9 @@ def bars(
     rows: list[dict],  # from `card_row`
     name: str,  # key of the labels
 ):
-    "The MAE of every row with its 95 % interval, the first row on top."
+    "The MAE of every row with its 95 % interval, the first row on top; no bar for a method whose answer is not finite."
     for place, row in enumerate(rows):
+        if row["mae"] is None: continue
         low, high = row["mae_interval"] or (row["mae"], row["mae"])
         ax.barh(place, row["mae"], color="0.75" if row["sees_truth"] else "0.55")
         ax.plot([low, high], [place, place], color="black", lw=1.5)

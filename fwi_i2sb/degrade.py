@@ -19,7 +19,7 @@ from .wave import OPENFWI, Survey, decimate, simulate
 
 # %% ../nbs/07_degrade.ipynb #98312921
 def _check(self):
-    if self.snr is not None and not math.isfinite(self.snr): raise InputError(f"--snr {self.snr:g} is no signal-to-noise ratio: give dB, for instance 10")
+    if self.snr is not None and not abs(self.snr) <= 200: raise InputError(f"--snr {self.snr:g} is no signal-to-noise ratio: give dB from -200 to 200, for instance 10")
     if self.missing_shots < 0: raise InputError(f"--missing-shots {self.missing_shots} is no number of shots")
     if not 0 <= self.missing_traces < 1: raise InputError(f"--missing-traces {self.missing_traces:g} is no share of the traces: give a number from 0 to below 1")
     if self.freq is not None and not 0 < self.freq < math.inf: raise InputError(f"--freq {self.freq:g} is no frequency: give Hz, for instance 10")
@@ -45,12 +45,17 @@ def _generator(seed, stream):
     return np.random.default_rng((*np.atleast_1d(seed).tolist(), stream))
 
 
+def _one_key_each(seeds, seismic):
+    if len(seeds) != len(seismic): raise InputError(f"{len(seeds)} keys were given for {len(seismic)} record(s): give one each")
+
+
 def add_noise(
     seismic: Tensor,  # records (batch, shots, time, receivers)
     snr: float,  # dB, mean power of the record over that of the noise
     seeds: Sequence,  # one key (int or tuple of ints) per record
 ) -> Tensor:  # records of the same shape
     "Add white Gaussian noise. Raises `InputError` for a record of zeros, whose signal-to-noise ratio is undefined."
+    _one_key_each(seeds, seismic)
     power = seismic.double().square().flatten(1).mean(1)
     if not power.all(): raise InputError(f"record {int(power.argmin())} of the batch is all zeros: noise at {snr:g} dB of it is undefined")
     noise = np.stack([_generator(seed, 1).standard_normal(seismic.shape[1:], dtype=np.float32) for seed in seeds])
@@ -99,6 +104,7 @@ def degrade(
     engine: str = "deepwave",  # forward operator where records are shot again
 ) -> tuple[Tensor, Tensor]:  # records, and which of their traces were recorded, (batch, shots, 1, receivers)
     "Records as they might come from the field. Raises `InputError` where the record cannot be damaged like that."
+    _one_key_each(seeds, seismic)
     if what.freq is not None:
         if velocity is None: raise InputError(f"{what} needs the true maps: the records are shot again")
         shot = at_frequency(survey, what.freq)

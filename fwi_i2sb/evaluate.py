@@ -20,16 +20,16 @@ import fwi_i2sb
 from .card import Tally, assemble, markdown, table
 from .card_figure import card_figure
 from .degrade import Degradation, at_frequency
-from .invert import load_run, starting_models
+from .invert import check_samples, load_run, starting_models
 from .joint import JointStore
 from .metrics import low_band, mae, misfit
-from .openfwi import InputError
+from .openfwi import InputError, open_npy
 from .options import Plugin
 from .published import published
 from .records import Batch, read_batch, validation_data
 from .run import first_records, write_atomic
 from .train import progress_bar
-from .trained import TrainedRun, device_name, resimulate
+from .trained import TrainedRun, device_name, is_map_file, resimulate
 
 # %% ../nbs/32_evaluate.ipynb #3b8c0c66
 @dataclass(frozen=True)
@@ -45,8 +45,11 @@ class _Job:
     classical: int = 0
     controls: bool = True
 
+    @property
+    def swaps(self) -> bool: return self.controls and self.run.net.conditional  # whether a wrong record is asked
+
     def read(self, first: int, size: int) -> Batch:
-        return read_batch(self.run, self.data, self.numbers, first, size, degradation=self.degradation, seed=self.how["seed"], engine=self.engine)
+        return read_batch(self.run, self.data, self.numbers, first, size, degradation=self.degradation, seed=self.how["seed"], engine=self.engine, others=self.swaps)
 
 # %% ../nbs/32_evaluate.ipynb #e0b59965
 _COST = ("samples", "nfe", "sampler", "eta", "network_calls", "wave_solves", "seconds_per_record")
@@ -68,16 +71,16 @@ def _answers(job: _Job, batch: Batch, start: str):
         yield f"{name}, single sample", "sample", result.samples[:, 0], None, cost | dict(samples=1) | share
         errors = torch.stack([mae(sample, batch.truth) for sample in result.samples.unbind(1)], 1)
         yield f"{name}, best of {k} (oracle)", "oracle", result.samples[range(len(errors)), errors.nan_to_num(torch.inf).argmin(1)], None, cost
-    if job.controls: yield from _controls(job, batch, result.start)
+    if job.controls: yield from _controls(job, batch, result)
 
 # %% ../nbs/32_evaluate.ipynb #b8a92de9
-def _controls(job: _Job, batch: Batch, start: torch.Tensor):
-    given = {}
+def _controls(job: _Job, batch: Batch, answer):
+    given, before = {}, dict(network_calls=answer.provenance["start_calls"], seconds_per_record=answer.provenance["start_seconds"])
     if job.run.task.guidable: given["seismic switched off"] = batch.seismic, dict(w=0.0)
-    if job.run.net.conditional: given["wrong record"] = batch.other, {}
+    if job.swaps: given["wrong record"] = batch.other, {}
     for name, (seismic, other) in given.items():
-        result, cost = _invert(job, batch, start, seismic, **other)
-        yield name, "control", result.mean, result.samples, cost
+        result, cost = _invert(job, batch, answer.start, seismic, **other)
+        yield name, "control", result.mean, result.samples, cost | {key: cost[key] + of_start for key, of_start in before.items()}
 
 # %% ../nbs/32_evaluate.ipynb #0fdacaf4
 def _classical(job: _Job, batch: Batch, start: str):
@@ -103,14 +106,15 @@ STARTS = ("blur-openfwi_custom", "linear")  # a start that has seen the truth, a
 def _check(job: _Job, starts: tuple[str, ...]):
     "Refuse an evaluation that cannot be, before it starts."
     records, what = len(job.numbers), job.degradation
-    if records < 2: raise InputError("an evaluation needs at least two records: the wrong record's gather is one of its controls")
+    if records < 2 and job.swaps: raise InputError("an evaluation needs at least two records: the wrong record's gather is one of its controls")
     if job.misfit_records < 1: raise InputError("--misfit-records must be at least 1")
     if not 0 <= job.classical <= records: raise InputError(f"--classical {job.classical} is out of range: {records} records are evaluated")
     if job.classical and (what.missing_shots or what.missing_traces): raise InputError("classical inversion would fit lost traces as silence: leave --classical out, or lose none")
     if what != Degradation() and not job.run.net.conditional: raise InputError(f"{what}: this run does not read the seismic, so nothing would change")
     for start in starts:
         if starts.count(start) > 1: raise InputError(f"the start {start} is named twice in --starts: name each start once")
-    batch = job.read(0, 1)
+        if is_map_file(start) and (shape := open_npy(start).shape)[:-2] not in ((), (1,), (1, 1)): raise InputError(f"{start} holds maps of shape {shape}: an evaluation takes one map (depth, x) for all its records")
+    batch = replace(job, controls=False).read(0, 1)
     for start in starts: starting_models(job.run, start, batch.seismic, batch.numbers, batch.truth, job.how["seed"])
 
 # %% ../nbs/32_evaluate.ipynb #695973b0
@@ -122,7 +126,7 @@ def _done(job: _Job, networks: float, classical: float) -> int:
 # %% ../nbs/32_evaluate.ipynb #a402b132
 def _example(job: _Job, start: str) -> dict:
     "Maps of the first record, for a figure; whole m/s, because a card is text."
-    batch = job.read(0, 1)
+    batch = replace(job, controls=False).read(0, 1)
     result, _ = _invert(job, batch, start, batch.seismic)
     maps = dict(truth=batch.truth, start=result.start, mean=result.mean, std=result.std)
     whole = lambda v: [[round(cell) if np.isfinite(cell) else None for cell in line] for line in v[0, 0].tolist()]
@@ -167,17 +171,19 @@ def evaluate(
     batch_size: int = 8,  # records held at a time: memory, not results
     progress=None,  # called with (done, total) records
 ) -> dict:  # see `23_card`
-    "The evaluation card of a run. Raises `InputError` for fewer than two records, and for what run, record or method do not allow."
-    if batch_size < 1: raise InputError("batch_size must be at least 1")
+    "The evaluation card of a run. Raises `InputError` for a single record where a wrong one is asked, and for what run, record or method do not allow."
+    if batch_size < 1 or seed < 0: raise InputError(f"the batch size is {batch_size} and the seed {seed}: give 1 or more, and 0 or more")
+    if starts is None: starts = STARTS if run.task.model.reads_map else STARTS[1:]
+    if not starts or isinstance(starts, str): raise InputError(f"starts is {starts!r}: give a tuple of starting models, for instance ('linear',)")
     data = validation_data(run) if data is None else data
     settings = run.task.how(nfe=nfe, sampler=sampler, eta=eta, w=w) | dict(seed=seed)
     shot = run if degradation.freq is None else replace(run, facts=run.facts | dict(survey=at_frequency(run.survey, degradation.freq).to_dict()))
     job = _Job(run, shot, data, first_records(data, records), dict(samples=samples, nfe=nfe, sampler=sampler, eta=eta, w=w, seed=seed), degradation, engine, misfit_records, classical, controls)
-    starts = tuple(start.strip() for start in starts or (STARTS if run.task.model.reads_map else STARTS[1:]))
+    starts = tuple(start.strip() for start in starts)
     _check(job, starts)
     tallies, tell = {}, progress or (lambda done, total: None)
     for first in range(0, len(job.numbers), batch_size): _score(job, _answers, first, batch_size, starts, tallies, lambda i: tell(_done(job, i, 0), len(job.numbers)))
-    for first in range(classical): _score(job, _classical, first, 1, starts, tallies, lambda i: tell(_done(job, len(job.numbers), i), len(job.numbers)))
+    for first in range(classical): _score(replace(job, controls=False), _classical, first, 1, starts, tallies, lambda i: tell(_done(job, len(job.numbers), i), len(job.numbers)))
     settings["samples"] = tallies[starts[0], run.task.name].cost["samples"]
     return assemble(list(tallies.values()), job.numbers, [data.names[data.which(i)] for i in job.numbers], settings, example=_example(job, starts[0]), **_about(job))
 
@@ -239,6 +245,7 @@ def evaluate_command(options: EvaluateOptions) -> list[dict]:
     run = load_run(options.run, device=options.device, plugin=options.plugin)
     folder = options.out or run.path / "evaluation"
     _check_folder(folder)
+    check_samples(run, options)
     data = validation_data(run, options.dataset_dir, options.store_dir, options.dataset_name)
     rows = dict(published=[row for family in dict.fromkeys(data.names) for row in published(family)]) if options.published else {}
     same = ("records", "starts", "samples", "nfe", "sampler", "eta", "w", "seed", "misfit_records", "engine", "classical", "batch_size")

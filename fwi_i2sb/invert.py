@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Inversion', 'first_guess', 'is_guess', 'starting_models', 'invert', 'states', 'classical', 'InvertOptions',
-           'invert_command', 'report']
+           'check_samples', 'invert_command', 'report']
 
 # %% ../nbs/31_invert.ipynb #e3d2d42b
-import json, os, time
+import functools, json, os, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,6 +24,7 @@ from .metrics import mae, misfit
 from .objective import STREAMS
 from .openfwi import InputError, denormalize_velocity, normalize_seismic, normalize_velocity, open_npy
 from .options import Plugin
+from .run import checkpoints
 from .sampler import State
 from .start import Start, parse_start
 from .train import progress_bar
@@ -59,15 +60,28 @@ def first_guess(
     path: Path | None = None,  # run of the regressor; default: the run `first-guess` beside this one
     seed: int = 0,
 ) -> torch.Tensor:  # (batch, 1, depth, x), m/s
-    "The map of a regressor that has not seen the truth, smoothed as in training. Raises `InputError` if there is none, or if its own start has."
+    "The map of a regressor that has not seen the truth, smoothed as this run's training smooths the truth, else as `blur-openfwi_custom` does. Raises `InputError` if there is none, or if its own start has."
     path = Path(path) if path else run.path.parent / "first-guess"
     if not (path / "config.json").exists(): raise InputError(f"the start first-guess needs a run that reads the seismic from a truth-free start, and {path} is none: name it, first-guess:RUN")
-    guesser = load_run(path, device=str(run.device))
+    guesser, start = _guesser(path, str(run.device), _newest(path))
+    guess = normalize_velocity(guesser.invert(seismic, start, seed=seed, records=numbers, survey=run.survey).mean)
+    smooth = tuple(spec for spec in parse_start(run.options.model.corrupt) if spec.uses_truth) or parse_start("blur-openfwi_custom")
+    return denormalize_velocity(Start(smooth)(guess, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
+
+
+def _newest(path: Path) -> tuple:
+    "What tells one state of a run from the next."
+    return tuple((folder.name, folder.stat().st_mtime_ns) for folder in checkpoints(path))
+
+
+@functools.lru_cache(maxsize=2)
+def _guesser(path: Path, device: str, newest: tuple) -> tuple[TrainedRun, str]:
+    "The regressor, read once for all batches, and the start that it was trained on."
+    guesser = load_run(path, device=device)
     if guesser.task.nfe != 1: raise InputError(f"the run {path} learnt the method {guesser.task.name}: a first guess comes from a regression, which answers in one call")
     start = guesser.options.model.corrupt if guesser.task.model.reads_map else "linear"
     if any(spec.uses_truth for spec in parse_start(start)): raise InputError(f"the run {path} starts from {start}, which has seen the truth: train one with --corrupt linear")
-    guess = normalize_velocity(guesser.invert(seismic, start, seed=seed, records=numbers, survey=run.survey).mean)
-    return denormalize_velocity(Start(parse_start("blur-openfwi_custom"))(guess, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
+    return guesser, start
 
 # %% ../nbs/31_invert.ipynb #1c5638b9
 def is_guess(start) -> bool: return isinstance(start, str) and start.split(":")[0] == "first-guess"  # which costs a network call
@@ -99,8 +113,9 @@ def invert(
 ) -> Inversion:
     "Draw velocity maps per record with the run's method; mean and standard deviation in m/s. Raises `InputError` for what the method or the record does not allow."
     how = run.task.how(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
-    samples = (8 if run.task.stochastic(how["sampler"]) else 1) if samples is None else samples
+    samples = (8 if run.task.stochastic(how["sampler"], how["nfe"]) else 1) if samples is None else samples
     if samples < 1: raise InputError("at least one sample is needed")
+    if batch_size < 1 or seed < 0: raise InputError(f"the batch size is {batch_size} and the seed {seed}: give 1 or more, and 0 or more")
     d, numbers = _records(run, seismic, survey, records)
     began = time.perf_counter()
     x1 = starting_models(run, start, d, numbers, truth, seed)
@@ -206,6 +221,8 @@ class InvertOptions:
 
 # %% ../nbs/31_invert.ipynb #46d38dfd
 def _record(options: InvertOptions, run: TrainedRun):
+    given = [name for name in ("records", "dataset_dir", "store_dir") if getattr(options, name) != getattr(InvertOptions, name)]
+    if options.record and given: raise InputError(f"--{given[0].replace('_', '-')} chooses validation records, and --record brings its own: leave one of them out")
     if options.record is None:
         if options.dt is not None or options.dx is not None: raise InputError("--dt and --dx describe the record given with --record; validation records bring their own")
         seismic, truth, numbers = validation_records(run, options.records, options.dataset_dir, options.store_dir)
@@ -215,9 +232,18 @@ def _record(options: InvertOptions, run: TrainedRun):
     return seismic, None, list(range(len(seismic))), options.start or "linear", options.record.stem
 
 # %% ../nbs/31_invert.ipynb #6fc995bb
+def check_samples(run: TrainedRun, options) -> None:
+    "Raise `InputError` where a command asks for several samples that would be equal."
+    how = run.task.how(nfe=options.nfe, sampler=options.sampler, eta=options.eta, w=options.w)
+    if (options.samples or 1) > 1 and not run.task.stochastic(how["sampler"], how["nfe"]):
+        raise InputError(f"--samples {options.samples} would be equal: {run.task.name}, sampler {how['sampler']}, draws no noise at NFE {how['nfe']}; leave --samples out")
+
+# %% ../nbs/31_invert.ipynb #1438e970
 def _answer(options: InvertOptions, run: TrainedRun, seismic, given: dict) -> Inversion:
     settings = {name: getattr(options, name) for name in ("samples", "nfe", "w", "sampler", "eta")}
-    if options.classical is None: return run.invert(seismic, **given, **settings, clip_denoise={"run": None, "on": True, "off": False}[options.clip_denoise])
+    if options.classical is None:
+        check_samples(run, options)
+        return run.invert(seismic, **given, **settings, clip_denoise={"run": None, "on": True, "off": False}[options.clip_denoise])
     for name, value in settings.items() | {("clip_denoise", options.clip_denoise)}:
         if value != getattr(InvertOptions, name): raise InputError(f"--{name.replace('_', '-')} is a setting of the network, and --classical does not ask it: leave one of them out")
     return run.classical(seismic, iterations=options.classical, **given)

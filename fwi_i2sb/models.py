@@ -7,7 +7,7 @@ __all__ = ['METHODS', 'MODELS', 'USED_BY', 'Shapes', 'Model', 'register', 'find_
            'import_plugin', 'build_net', 'model_sizes']
 
 # %% ../nbs/18_models.ipynb #a1059a06
-import importlib.util
+import importlib.util, sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -139,11 +139,15 @@ def import_plugin(path: Path | None):
     "Run a Python file that registers models; once, however often it is asked for. Raises `InputError` with its reason if it fails or registers nothing."
     if path is None or (path := Path(path).resolve()) in _IMPORTED: return
     if path.suffix != ".py" or not path.is_file(): raise InputError(f"--import {path} is not a Python file")
-    spec, before = importlib.util.spec_from_file_location(path.stem, path), set(MODELS)
-    try: spec.loader.exec_module(importlib.util.module_from_spec(spec))
-    except InputError: raise
-    except (Exception, SystemExit) as error: raise InputError(f"--import {path} failed: {type(error).__name__}: {error}") from error
-    if set(MODELS) == before: raise InputError(f"--import {path} registers no model: decorate a function with fwi_i2sb.models.register")
+    spec, before = importlib.util.spec_from_file_location(f"plugin_{len(_IMPORTED)}_{path.stem}", path), dict(MODELS)
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their own module
+    try:
+        spec.loader.exec_module(module)
+        if MODELS.keys() == before.keys(): raise InputError(f"--import {path} registers no model: decorate a function with fwi_i2sb.models.register")
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
+        for name in MODELS.keys() - before.keys(): del MODELS[name]
+        raise error if isinstance(error, InputError) else InputError(f"--import {path} failed: {type(error).__name__}: {error}") from error
     _IMPORTED.add(path)
 
 # %% ../nbs/18_models.ipynb #0ef672f0

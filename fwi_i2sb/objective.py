@@ -163,7 +163,7 @@ def learning_rate(optim: OptimOptions, step: int) -> float:
 
 @torch.no_grad()
 def update_ema(average: nn.Module, net: nn.Module, rate: float, step: int):
-    "Move the averaged weights towards the network's after optimiser step `step` (from 0), with the rate warmed up."
+    "Move the averaged weights towards the network's after its update number `step` (from 0), with the rate warmed up."
     pairs = list(zip([*average.parameters(), *average.buffers()], [*net.parameters(), *net.buffers()]))
     floats = [pair for pair in pairs if pair[0].is_floating_point()]
     torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - min(rate, (1 + step) / (10 + step)))

@@ -71,7 +71,7 @@ class Batch:
     truth: torch.Tensor
     seismic: torch.Tensor  # damaged, if so asked
     live: torch.Tensor  # which traces were recorded, (batch, shots, 1, receivers)
-    other: torch.Tensor  # gathers of the next records of the same family, damaged too
+    other: torch.Tensor | None  # gathers of the next records of the same family, damaged too, if so asked
 
 # %% ../nbs/29_records.ipynb #75b6e282
 def _next(data, numbers, place):
@@ -83,18 +83,19 @@ def _next(data, numbers, place):
 def read_batch(
     run: TrainedRun,
     data: JointStore,  # from `validation_data`
-    numbers: Sequence[int],  # all records of the evaluation, by number; at least two
+    numbers: Sequence[int],  # all records of the evaluation, by number
     first: int,  # place of the first one wanted
     size: int,  # how many, fewer at the end
     *, degradation: Degradation = Degradation(),  # what is done to them
     seed: int = 0,  # first part of the keys of noise and losses
     engine: str = "deepwave",  # forward operator where records are shot again
+    others: bool = True,  # whether to read the gather of the next record for each, too; needs two records
 ) -> Batch:
     "A batch of records, and for each the gather of the next. Raises `InputError` where a record cannot be damaged like that."
     chosen = list(numbers[first:first + size])
-    others = [_next(data, numbers, place) for place in range(first, first + len(chosen))]
-    needed = list(dict.fromkeys([*chosen, *others]))
+    following = [_next(data, numbers, place) for place in range(first, first + len(chosen))] if others else []
+    needed = list(dict.fromkeys([*chosen, *following]))
     truth, seismic = (torch.stack(part) for part in zip(*(data.physical(i) for i in needed)))
     keys, n = [(seed, i, 0, 0) for i in needed], len(chosen)
     seismic, live = degrade(seismic, degradation, keys, velocity=truth, survey=run.survey, factor=run.facts["factor"], engine=engine)
-    return Batch(first, chosen, truth[:n], seismic[:n], live[:n], seismic[[needed.index(i) for i in others]])
+    return Batch(first, chosen, truth[:n], seismic[:n], live[:n], seismic[[needed.index(i) for i in following]] if others else None)

@@ -35,7 +35,7 @@ def train_step(
         before = [buffer.clone() for buffer in state.nets[name].buffers()]
         total = _add_gradients(learners[name], share, parts, options.optim, accelerator)
         _share_buffers(state.nets[name], before, accelerator)
-        if _update(name, state, options): losses[name] = total
+        if _update(name, state, task, options): losses[name] = total
     state.step, state.skipped = state.step + 1, state.skipped + (len(losses) < len(turns))
     return losses
 
@@ -58,7 +58,7 @@ def _share_buffers(net: nn.Module, before: list[torch.Tensor], accelerator: Acce
             buffer.copy_(mean if mean.isfinite().all() else old)
 
 
-def _update(name: str, state: TrainState, options: TrainOptions) -> bool:
+def _update(name: str, state: TrainState, task: Task, options: TrainOptions) -> bool:
     "Clip, step, average; whether the gradient was finite."
     net, optimizer, optim = state.nets[name], state.optimizers[name], options.optim
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
@@ -67,6 +67,6 @@ def _update(name: str, state: TrainState, options: TrainOptions) -> bool:
         if optim.clip_grad_norm is not None: nn.utils.clip_grads_with_norm_(net.parameters(), optim.clip_grad_norm, norm)
         for group in optimizer.param_groups: group["lr"] = learning_rate(optim, state.step)
         optimizer.step()
-        if name == "net": update_ema(state.average, net, optim.ema, state.step)
+        if name == "net": update_ema(state.average, net, optim.ema, task.updates(state.step))
     optimizer.zero_grad(set_to_none=True)
     return bool(norm.isfinite())

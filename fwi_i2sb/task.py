@@ -7,7 +7,7 @@ __all__ = ['Learner', 'Task', 'loss', 'network_time', 'how', 'check_nfe', 'share
            'DiffusionTask', 'GanTask', 'kept_buffers']
 
 # %% ../nbs/25_task.ipynb #cc351bf0
-import contextlib
+import contextlib, math
 from collections.abc import Iterator
 
 import torch
@@ -63,6 +63,10 @@ class Task:
         "The learners whose turn optimiser step `step` is, in order."
         return ("net",)
 
+    def updates(self, step: int) -> int:
+        "How often `net` has been updated before optimiser step `step`: the clock of its average."
+        return step
+
     @property
     def least_batch(self) -> int:
         "The smallest microbatch it can learn from: statistics over a batch need two samples."
@@ -96,6 +100,7 @@ def how(
     "Settings of a walk, complete. Raises `InputError` for what this method does not have."
     nfe, sampler = self.nfe if nfe is None else nfe, self.samplers[0] if sampler is None else sampler
     if sampler not in self.samplers: raise unknown("sampler", sampler, self.samplers)
+    if not math.isfinite(w): raise InputError(f"guidance w = {w} is no weight: 1 uses the seismic fully, 0 not at all")
     if w != 1 and not self.guidable: raise InputError(f"guidance w = {w} needs an answer without seismic, and this {self.model.name} has not learnt one: use w = 1, or train a U-Net with --drop-cond")
     return dict(nfe=self.check_nfe(nfe), sampler=sampler, eta=self.share(sampler, eta), w=w, clip=self.clips if clip is None else clip)
 
@@ -130,7 +135,7 @@ def walk(
     yield State(0, x0, x0)
 
 
-def stochastic(self, sampler: str) -> bool:
+def stochastic(self, sampler: str, nfe: int) -> bool:
     "Whether two samples of one record differ."
     return False
 
@@ -171,7 +176,7 @@ def _bridge_walk(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
     settings = sampler_settings(sampler, eta if sampler == "dbim" else None)
     yield from sample(self.bridge, predict, disturb(x1, self.options.base_noise, seeds), nfe=nfe, seeds=seeds, **settings)
 
-def _bridge_stochastic(self, sampler): return not SAMPLERS[sampler].get("ot_ode") or self.options.base_noise > 0
+def _bridge_stochastic(self, sampler, nfe): return nfe > 1 and not SAMPLERS[sampler].get("ot_ode") or self.options.base_noise > 0
 
 BridgeTask.check_nfe, BridgeTask.share, BridgeTask.walk, BridgeTask.stochastic = _check_steps, _bridge_share, _bridge_walk, _bridge_stochastic
 
@@ -206,7 +211,7 @@ def _diffusion_walk(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
     yield from denoise(self.diffusion, predict, x1, nfe=nfe, eta=eta, seeds=seeds)
 
 DiffusionTask.check_nfe, DiffusionTask.share, DiffusionTask.walk = _check_steps, _diffusion_share, _diffusion_walk
-DiffusionTask.stochastic = lambda self, sampler: True
+DiffusionTask.stochastic = lambda self, sampler, nfe: True
 
 # %% ../nbs/25_task.ipynb #68bd79c1
 class GanTask(Task):
@@ -225,6 +230,8 @@ class GanTask(Task):
     def learners(self): return {"net": Learner(self.denoiser, self.loss), "critic": Learner(self.critic, self.critic_loss)}
 
     def due(self, step): return ("critic", "net") if (step + 1) % self.options.n_critic == 0 else ("critic",)
+
+    def updates(self, step): return step // self.options.n_critic
 
     def fake(self, denoise_, batch):
         "The generator's maps."

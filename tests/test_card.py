@@ -13,7 +13,8 @@ from matplotlib.figure import Figure
 from fwi_i2sb import evaluate as evaluation
 from fwi_i2sb.card import compare, markdown, sees_truth, table
 from fwi_i2sb.card_figure import card_figure
-from fwi_i2sb.degrade import Degradation
+from fwi_i2sb.compare import bars, card_row, rows_table
+from fwi_i2sb.degrade import Degradation, degrade
 from fwi_i2sb.evaluate import evaluate
 from fwi_i2sb.generate import generate
 from fwi_i2sb.metrics import mae
@@ -115,6 +116,8 @@ def test_cards_side_by_side(run, plain):
     assert len(lines) == 2 + 1 + 2 and "not comparable" not in compare([plain, other])
     assert "not comparable" in compare([plain, evaluate(run, **QUICK_KEYWORDS | dict(records=2))])
     assert len(compare([plain], kinds=("control",)).splitlines()) == 4
+    noisy = evaluate(run, degradation=Degradation(snr=0.0), **QUICK_KEYWORDS)
+    assert len(compare([plain, noisy]).splitlines()) == 2 + 2 + 2  # noise leaves the start's error and changes its misfit
 
 
 # what is measured
@@ -196,6 +199,33 @@ def test_without_controls_the_other_rows_stay_as_they_are(run, plain):
     assert_same(alone, {key: value for key, value in scores(plain).items() if key in alone})
 
 
+def test_a_single_record_has_a_card_without_controls_and_its_neighbour_stays_unread(run):
+    class Counted(Made):
+        read = []
+        def physical(self, i): return self.read.append(i) or super().physical(i)
+
+    data = Counted(4)
+    card = evaluate(run, data, controls=False, **QUICK_KEYWORDS | dict(records=1))
+    assert set(data.read) == {0} and card["rows"][1]["records"] == 1 and card["rows"][1]["interval"]["mae"] is None
+
+
+def test_an_experiment_shows_a_method_without_a_finite_answer(run, plain):
+    row = card_row(plain, "linear", name="lost") | dict(mae=None, mae_interval=None, ssim=None)
+    assert "lost" in (text := rows_table([card_row(plain, "linear", name="sound"), row], "name")) and "-" in text.splitlines()[2]
+    bars(axes := Figure().add_subplot(), [row, card_row(plain, "linear", name="sound")], "name")
+    assert len(axes.patches) == 1 and [label.get_text() for label in axes.get_yticklabels()] == ["lost", "sound"]
+
+
+def test_a_walk_of_one_call_has_one_sample(run):
+    row = next(row for row in evaluate(run, controls=False, **QUICK_KEYWORDS | dict(samples=None, nfe=1))["rows"] if row["kind"] == "method")
+    assert (row["samples"], row["network_calls"], "spread_skill" in row) == (1, 1, False)
+
+
+@pytest.mark.parametrize("words, saying", [(dict(starts="linear"), "tuple"), (dict(starts=()), "tuple"), (dict(w=np.nan), "w = nan"), (dict(w=np.inf), "w = inf"), (dict(seed=-1), "seed -1"), (dict(batch_size=0), "batch size is 0")], ids=str)
+def test_what_a_notebook_may_mistake_is_refused(run, words, saying):
+    with pytest.raises(InputError, match=saying): evaluate(run, **QUICK_KEYWORDS | words)
+
+
 def test_the_wrong_record_is_of_the_same_family(run):
     data, numbers = Made(6), [0, 3, 1, 4, 2]
     batch = read_batch(run, data, numbers, 0, 5)
@@ -230,7 +260,7 @@ def test_a_first_guess_is_paid_once_however_many_samples(run, monkeypatch):
 
     monkeypatch.setattr(TrainedRun, "invert", invert)
     rows = {row["method"]: row for row in evaluate(run, **QUICK_KEYWORDS)["rows"]}
-    assert (rows["bridge"]["network_calls"], rows["bridge, single sample"]["network_calls"]) == (5, 3)
+    assert [rows[name]["network_calls"] for name in ("bridge", "bridge, single sample", "wrong record", "seismic switched off")] == [5, 3, 5, 5]
     assert rows["bridge, single sample"]["seconds_per_record"] == pytest.approx(0.7)
 
 
@@ -274,7 +304,7 @@ def test_other_smoothing_and_switches_on_the_command_line(fwi, mini, tmp_path):
 
 
 @pytest.mark.parametrize("words, saying", [
-    (["--snr", "nan"], "--snr nan"), (["--missing-shots", 5], "nothing of a record"), (["--missing-shots", -1], "--missing-shots -1"), (["--missing-traces", 1], "--missing-traces 1"),
+    (["--snr", "nan"], "--snr nan"), (["--snr", 4000], "--snr 4000"), (["--sampler", "ode"], "--samples 2 would be equal"), (["--missing-shots", 5], "nothing of a record"), (["--missing-shots", -1], "--missing-shots -1"), (["--missing-traces", 1], "--missing-traces 1"),
     (["--freq", 100], "--freq 100"), (["--freq", -5], "--freq -5"), (["--records", 1], "two records"), (["--misfit-records", 0], "--misfit-records"), (["--classical", 4], "--classical 4"),
     (["--classical", 1, "--missing-shots", 1], "classical"), (["--missing-traces", 0.001], "none of the 350 traces"), (["--starts", "linear", "lineal"], "linear"),
     (["--starts", "linear", "linear"], "named twice"), (["--starts", "linear", "first-guess:nowhere"], "nowhere"), (["--starts", "linear", "nowhere.npy"], "nowhere.npy"), (["--samples", 0], "sample"), (["--batch-size", 0], "--batch-size"),
@@ -326,6 +356,17 @@ def test_the_store_is_found_where_training_made_it(joint, tmp_path):
     assert not list((tmp_path / "data").rglob("*.lmdb")) and not list((tmp_path / "data").rglob("*.mdb"))
     other = validation_data(joint, tmp_path / "data", dataset_name="FlatVel_B")  # another folder, as far as anybody knows, brings its own store
     assert len(other) == 2 and (tmp_path / "data" / "FlatVel_B" / "val").exists()
+
+
+def test_every_record_needs_a_key_of_its_own():
+    for damage in (dict(snr=10.0), dict(missing_shots=1)):
+        with pytest.raises(InputError, match="1 keys were given for 3"): degrade(torch.ones(3, 5, 20, 7), Degradation(**damage), [0])
+
+
+def test_a_truth_of_another_shape(run):
+    truth, seismic = (part[None] for part in validation_data(run).physical(0))
+    for wrong in (truth[:, :, :60], truth.expand(2, -1, -1, -1)):
+        with pytest.raises(InputError, match="true maps have shape"): run.invert(seismic, "blur-openfwi_custom", truth=wrong)
 
 
 def test_noise_of_a_silent_record(run):

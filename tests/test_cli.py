@@ -182,8 +182,20 @@ def test_starts_that_cannot_be(refused, mini, record, tmp_path):
     np.save(tmp_path / "km.npy", np.full((70, 70), 2.5, np.float32))
     np.save(tmp_path / "small.npy", np.full((60, 70), 2500, np.float32))
     np.save(tmp_path / "three.npy", np.full((3, 70, 70), 2500, np.float32))
+    refused("evaluate", mini, "--starts", tmp_path / "three.npy", "--out", tmp_path / "out", saying=("(3, 70, 70)", "one map"))
     for start, words in ((tmp_path / "km.npy", ("m/s",)), (tmp_path / "three.npy", ("3 starting models",)), (tmp_path / "small.npy", ("(60, 70)", "(70, 70)")), ("blur-openfwi_custom", ("true map",)), ("lineal", ("linear",))):
         refused("invert", mini, "--record", record, "--start", start, "--out", tmp_path / "out", saying=words)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_record_and_what_chooses_validation_records(refused, mini, record, tmp_path):
+    for words in (("--records", 3), ("--dataset-dir", tmp_path), ("--store-dir", tmp_path)):
+        refused("invert", mini, "--record", record, *words, "--out", tmp_path / "out", saying=(words[0], "--record brings its own"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_that_would_be_equal(refused, mini, record, tmp_path):
+    for words in (("--sampler", "ode"), ("--nfe", 1)): refused("invert", mini, "--record", record, "--samples", 3, *words, "--out", tmp_path / "out", saying=("--samples 3 would be equal",))
     assert not (tmp_path / "out").exists()
 
 

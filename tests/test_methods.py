@@ -1,6 +1,7 @@
 "Every method trains, continues, inverts and is refused in the same way; models of one's own; starts without truth."
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -71,7 +72,7 @@ def test_a_method_continues_as_if_nothing_had_happened_and_inverts(trained, name
     seismic, truth, numbers = validation_records(run, 2)
     result = run.invert(seismic, "linear", records=numbers)
     assert result.mean.shape == truth.shape and result.mean.isfinite().all()
-    assert result.samples.shape[1] == (8 if run.task.stochastic(run.task.samplers[0]) else 1)
+    assert result.samples.shape[1] == (8 if run.task.stochastic(run.task.samplers[0], run.task.nfe) else 1)
     assert result.provenance["method"] == run.task.name and result.provenance["network_calls"] == result.samples.shape[1] * run.task.nfe
     assert torch.allclose(run.states(seismic, "linear", records=numbers)[-1].xt, result.samples[:, 0], atol=0.5)
 
@@ -146,6 +147,13 @@ def test_while_the_critic_learns_the_generator_holds_still():
     assert any(not torch.equal(value, before[name]) for name, value in task.net.state_dict().items() if "running" in name)
 
 
+def test_the_average_of_a_generator_counts_its_own_updates(trained):
+    run = trained("gan", *METHODS["gan"], "--num-itr", 2)  # one update of two steps
+    parts, fresh = weights(run), build_task(ModelOptions("tiny", method="gan", n_critic=2), FACTS).net.state_dict()
+    fresh = {name: value.numpy() for name, value in fresh.items()}
+    for name, value in parts["ema"].items(): np.testing.assert_allclose(value, fresh[name] + 0.9 * (parts["weights"][name] - fresh[name]), rtol=1e-4, atol=1e-6)
+
+
 def test_every_encoder_serves_every_method(trained):
     for encoder in ("patch", "conv"):
         for method in ("ddpm", "regression", "gan"):
@@ -164,8 +172,15 @@ def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
     broken, silent, same, idle, leaving = (tmp_path / f"{name}.py" for name in ("broken", "silent", "same", "idle", "leaving"))
     broken.write_text("raise RuntimeError('no')"), silent.write_text("x = 1"), same.write_text(PLUGIN.replace("loudness{tag}", "tiny"))
     idle.write_text(PLUGIN.replace("{tag}", "3").replace('("regression",)', "()")), leaving.write_text("import sys; sys.exit(3)")
+    typed = tmp_path / "typed.py"
+    typed.write_text("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Width:\n    cells: int = 3\n" + PLUGIN.replace("{tag}", "-typed"))
+    assert fwi("models", "--import", typed).code == 0
     for path, saying in ((broken, "RuntimeError: no"), (idle, "names no method"), (leaving, "SystemExit: 3"), (silent, "registers no model"), (same, "there is a model 'tiny' already"), (tmp_path / "none.py", "is not a Python file")):
         refused("models", "--import", path, saying=(saying,))
+    late = tmp_path / "late.py"
+    late.write_text(PLUGIN.replace("{tag}", "-late") + "raise RuntimeError('too late')")
+    refused("models", "--import", late, saying=("too late",))
+    assert "loudness-late" not in models.MODELS
 
 
 def test_a_network_that_cannot_learn_is_refused_before_anything_is_written(refused, data, tmp_path):
@@ -201,6 +216,8 @@ def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refu
     alone = run.invert(seismic[1:2], f"first-guess:{tmp_path / 'first-guess'}", samples=1, records=numbers[1:2])
     torch.testing.assert_close(alone.start[0], result.start[1], atol=0.5, rtol=0)
     rough = load_run(tmp_path / "first-guess", device="cpu").invert(seismic, "linear", records=numbers).mean
+    smoother = replace(run, options=replace(run.options, model=replace(run.options.model, corrupt="blur-openfwi_benchmark:3")))
+    assert (smoother.invert(seismic, "first-guess", samples=1, records=numbers).start - result.start).abs().max() > 5  # smoothed as that run's training smooths
     assert result.start.diff(dim=-1).abs().mean() < 0.7 * rough.clamp(1500, 4500).diff(dim=-1).abs().mean() + 1 and (mae(result.start, truth) < 1500).all()
 
 
