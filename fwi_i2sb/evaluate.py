@@ -6,7 +6,7 @@
 __all__ = ['STARTS', 'evaluate', 'EvaluateOptions', 'write_card', 'evaluate_command']
 
 # %% ../nbs/32_evaluate.ipynb #e855a916
-import json, os
+import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -27,7 +27,7 @@ from .openfwi import InputError, open_npy
 from .options import Plugin
 from .published import published
 from .records import Batch, read_batch, validation_data
-from .run import first_records, write_atomic
+from .run import check_folder, first_records, part_of, write_atomic
 from .train import progress_bar
 from .trained import TrainedRun, device_name, is_map_file, resimulate
 
@@ -147,7 +147,7 @@ def _about(job: _Job) -> dict:
     "What the card says of run, records and machine."
     run, data = job.run, job.data
     return dict(
-        run=str(run.path), name=run.path.name, step=run.step, method=run.task.name, model=run.options.model.model, reads_start=run.task.model.reads_map, trained_on=run.family.name, device=device_name(run.device),
+        run=str(run.path), name=run.path.resolve().name, step=run.step, method=run.task.name, model=run.options.model.model, reads_start=run.task.model.reads_map, trained_on=run.family.name, device=device_name(run.device),
         data=dict(families=list(data.names), records=len(job.numbers), misfit_records=min(job.misfit_records, len(job.numbers)), engine=job.engine, fingerprint=data.fingerprint),
         degradation=asdict(job.degradation) | dict(text=str(job.degradation)), version=fwi_i2sb.__version__, torch=torch.__version__)
 
@@ -201,7 +201,7 @@ class EvaluateOptions:
     eta: float | None = None  # share of fresh noise, 0 to 1, with --sampler dbim or ddim; default 0
     seed: int = 0  # seed of starts, samples and damage
     misfit_records: int = 8  # records that are simulated for the data misfit
-    engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the misfit; openfwi is exact and slower
+    engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the misfit and of --freq; openfwi is exact and slower
     classical: int = 0  # also invert the first records classically, from the same starting models; slow, 61 wave solves a record
     snr: float | None = None  # damage: noise at this signal-to-noise ratio in dB
     missing_shots: int = 0  # damage: so many shots of every record are zero
@@ -223,28 +223,19 @@ def write_card(
 ) -> None:
     "Write `card.png`, `card.md` and, last, `card.json`, each completely or not at all."
     folder.mkdir(parents=True, exist_ok=True)
-    part = folder / "card.png.part"
-    try:
-        card_figure(card).savefig(part, format="png", dpi=120)
-        os.replace(part, folder / "card.png")
-    finally: part.unlink(missing_ok=True)
+    with part_of(folder / "card.png") as part: card_figure(card).savefig(part, format="png", dpi=120)
     write_atomic(folder / "card.md", markdown(card))
     write_atomic(folder / "card.json", "{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in card.items()) + "}\n")
 
-# %% ../nbs/32_evaluate.ipynb #6c981983
-def _check_folder(folder: Path):
-    "Refuse a folder that cannot be made or written to, without making it."
-    there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir(): raise InputError(f"the card cannot be written to {folder}: {there} is a file; name another folder with --out")
-    if not os.access(there, os.W_OK | os.X_OK): raise InputError(f"the card cannot be written to {folder}: {there} may not be written to; name another folder with --out")
 
-# %% ../nbs/32_evaluate.ipynb #c95fbef7
+
+# %% ../nbs/32_evaluate.ipynb #6c981983
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, print the table and write the card."
     damage = Degradation(options.snr, options.missing_shots, options.missing_traces, options.freq)
     run = load_run(options.run, device=options.device, plugin=options.plugin)
     folder = options.out or run.path / "evaluation"
-    _check_folder(folder)
+    check_folder(folder, "card.json", "card.md", "card.png")
     check_samples(run, options)
     data = validation_data(run, options.dataset_dir, options.store_dir, options.dataset_name)
     rows = dict(published=[row for family in dict.fromkeys(data.names) for row in published(family)]) if options.published else {}

@@ -61,7 +61,7 @@ def _fault(cell: Cell, code: int) -> str | None:
     if code:
         lines = re.sub(r"\x1b\[[\d;]*m", "", (cell.folder / "log.txt").read_text(encoding="utf-8", errors="replace")).strip().splitlines()
         return "\n".join([line for line in lines if line.strip()][-3:])
-    return None if cell.metrics() is not None else "the notebook wrote no metrics.json to out_dir"
+    return None if cell.metrics() is not None else "the notebook wrote no metrics.json to out_dir, or one that is no JSON object"
 
 # %% ../nbs/40_experiment.ipynb #4e3f9fcd
 class Children:

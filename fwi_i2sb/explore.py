@@ -20,7 +20,7 @@ def _starts(run: TrainedRun, chosen: str) -> dict[str, str]:
     "The starting models to choose from, `chosen` among them: what the list says -> text with gaps for the controls."
     trained = run.options.model.corrupt
     known = {"as trained": trained, "blurred truth, width": "blur-openfwi_custom:{width}:{width}", "linear, fitted": "linear", "linear, two velocities": "linear:{top}:{bottom}"}
-    if (run.path.parent / "first-guess" / "config.json").exists(): known["first guess of a regressor"] = "first-guess"
+    if (run.path.resolve().parent / "first-guess" / "config.json").exists(): known["first guess of a regressor"] = "first-guess"
     return known if chosen in known.values() else {chosen: chosen} | known
 
 # %% ../nbs/33_explore.ipynb #74d11007

@@ -23,9 +23,8 @@ def code_digest(
     notebook: Path,  # .ipynb
 ) -> str:  # hexadecimal
     "Digest of the sources of a notebook's code cells, without texts and outputs. Raises `InputError` for a file that is no notebook."
-    try: cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    try: code = ["".join(cell["source"]) for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError): raise InputError(f"{notebook} is no notebook") from None
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     return _digest(code)
 
 
@@ -131,7 +130,7 @@ def _read(path: Path) -> dict:
     if not isinstance(grid, dict): raise InputError("it must hold the entries notebook, out and cross")
     for key, value in grid.items():
         if key not in ENTRIES: raise unknown("entry", key, ENTRIES)
-        if not isinstance(value, ENTRIES[key]): raise InputError(f"{key} must be a {dict(str='text', dict='mapping', list='list')[ENTRIES[key].__name__]}")
+        if value == "" or not isinstance(value, ENTRIES[key]): raise InputError(f"{key} must be a {dict(str='text', dict='mapping', list='list')[ENTRIES[key].__name__]}")
     for key in ("notebook", "out"):
         if key not in grid: raise InputError(f"it has no entry {key!r}")
     return {"fixed": {}, "cross": {}, "cells": [{}]} | {key: _json(value) for key, value in grid.items()}

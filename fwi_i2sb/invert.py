@@ -7,7 +7,7 @@ __all__ = ['Inversion', 'first_guess', 'is_guess', 'starting_models', 'invert', 
            'check_samples', 'invert_command', 'report']
 
 # %% ../nbs/31_invert.ipynb #e3d2d42b
-import functools, json, os, time
+import functools, json, time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -24,7 +24,7 @@ from .metrics import mae, misfit
 from .objective import STREAMS
 from .openfwi import InputError, denormalize_velocity, normalize_seismic, normalize_velocity, open_npy
 from .options import Plugin
-from .run import checkpoints
+from .run import check_folder, checkpoints, part_of
 from .sampler import State
 from .start import Start, parse_start
 from .train import progress_bar
@@ -45,11 +45,9 @@ class Inversion:
     def save(self, path: Path, **more) -> Path:
         "Write everything to one `.npz` (arrays in m/s, `provenance` as JSON text); `more` adds arrays."
         path = Path(path)
-        part = path.with_name(path.name + ".part")
         arrays = {name: getattr(self, name).numpy() for name in ("mean", "std", "samples", "start")}
-        with open(part, "wb") as file:
+        with part_of(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, **arrays, **{k: np.asarray(v) for k, v in more.items()}, units=np.array("m/s"), provenance=np.array(json.dumps(self.provenance)))
-        os.replace(part, path)
         return path
 
 # %% ../nbs/31_invert.ipynb #fc8616cb
@@ -61,7 +59,7 @@ def first_guess(
     seed: int = 0,
 ) -> torch.Tensor:  # (batch, 1, depth, x), m/s
     "The map of a regressor that has not seen the truth, smoothed as this run's training smooths the truth, else as `blur-openfwi_custom` does. Raises `InputError` if there is none, or if its own start has."
-    path = Path(path) if path else run.path.parent / "first-guess"
+    path = Path(path) if path else run.path.resolve().parent / "first-guess"
     if not (path / "config.json").exists(): raise InputError(f"the start first-guess needs a run that reads the seismic from a truth-free start, and {path} is none: name it, first-guess:RUN")
     guesser, start = _guesser(path, str(run.device), _newest(path))
     guess = normalize_velocity(guesser.invert(seismic, start, seed=seed, records=numbers, survey=run.survey).mean)
@@ -78,6 +76,7 @@ def _newest(path: Path) -> tuple:
 def _guesser(path: Path, device: str, newest: tuple) -> tuple[TrainedRun, str]:
     "The regressor, read once for all batches, and the start that it was trained on."
     guesser = load_run(path, device=device)
+    if not guesser.net.conditional: raise InputError(f"the run {path} was trained without seismic: its map is no guess of a record")
     if guesser.task.nfe != 1: raise InputError(f"the run {path} learnt the method {guesser.task.name}: a first guess comes from a regression, which answers in one call")
     start = guesser.options.model.corrupt if guesser.task.model.reads_map else "linear"
     if any(spec.uses_truth for spec in parse_start(start)): raise InputError(f"the run {path} starts from {start}, which has seen the truth: train one with --corrupt linear")
@@ -226,10 +225,10 @@ def _record(options: InvertOptions, run: TrainedRun):
     if options.record is None:
         if options.dt is not None or options.dx is not None: raise InputError("--dt and --dx describe the record given with --record; validation records bring their own")
         seismic, truth, numbers = validation_records(run, options.records, options.dataset_dir, options.store_dir)
-        return seismic, truth, numbers, options.start or run.options.model.corrupt, f"validation-{len(numbers)}"
+        return seismic, truth, numbers, run.options.model.corrupt if options.start is None else options.start, f"validation-{len(numbers)}"
     survey = replace(run.survey, **{k: getattr(options, k) for k in ("dt", "dx") if getattr(options, k) is not None})
     seismic = prepare_seismic(run, open_npy(options.record), survey)
-    return seismic, None, list(range(len(seismic))), options.start or "linear", options.record.stem
+    return seismic, None, list(range(len(seismic))), "linear" if options.start is None else options.start, options.record.stem
 
 # %% ../nbs/31_invert.ipynb #6fc995bb
 def check_samples(run: TrainedRun, options) -> None:
@@ -253,16 +252,16 @@ def invert_command(options: InvertOptions) -> Path:
     "Invert, write `NAME.npz` and `NAME.png`, and print the data misfit before and after."
     run = load_run(options.run, device=options.device, plugin=options.plugin)
     seismic, truth, numbers, start, name = _record(options, run)
+    folder, name = options.out or run.path / "evaluation", name + ("" if options.classical is None else "-classical")
+    check_folder(folder, f"{name}.npz", f"{name}.png")
     with progress_bar("invert") as progress: result = _answer(options, run, seismic, dict(start=start, seed=options.seed, records=numbers, truth=truth, progress=progress))
     again = {k: resimulate(run, getattr(result, k), options.engine) for k in ("start", "mean")}
     misfits = {k: misfit(v, seismic).tolist() for k, v in again.items()}
-    folder = options.out or run.path / "evaluation"
     folder.mkdir(parents=True, exist_ok=True)
     result.provenance.update(record=str(options.record or name), misfit=misfits, misfit_engine=options.engine)
-    name += "" if options.classical is None else "-classical"
     path = result.save(folder / f"{name}.npz", **({} if truth is None else {"truth": truth}))
     figure = plot.plot_result(start=result.start[0], mean=result.mean[0], std=result.std[0], truth=None if truth is None else truth[0], seismic=seismic[0], resimulated=again["mean"][0], survey=run.survey)
-    figure.savefig(path.with_suffix(".png"), dpi=120)
+    with part_of(path.with_suffix(".png")) as part: figure.savefig(part, format="png", dpi=120)
     print(report(result, misfits, truth))
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return path

@@ -100,6 +100,7 @@ def find_ranks(
             raise InputError("--num-proc-node needs --node-rank, the index of this node")
         world = hardware.num_proc_node * local_world
         if hardware.node_rank is not None: rank = hardware.node_rank * local_world + local_rank
+    elif hardware.node_rank is not None: raise InputError("--node-rank needs --num-proc-node, the number of nodes")
     if not 0 <= rank < world: raise InputError(f"rank {rank} does not exist among {world} processes: see --num-proc-node and --node-rank")
     _check_gpu(hardware, world)
     port = hardware.master_port or env.get("MASTER_PORT", "6020")

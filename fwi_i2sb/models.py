@@ -152,17 +152,24 @@ def import_plugin(path: Path | None):
 
 # %% ../nbs/18_models.ipynb #0ef672f0
 def build_net(model: Model, shapes: Shapes, options) -> nn.Module:
-    "The network of a model, with fresh weights. Raises `InputError` where its function does not take `Shapes` and options."
-    try: return model.build(shapes, options)
-    except TypeError as error: raise InputError(f"the model {model.name} cannot be built: {error}") from error
+    "The network of a model, with fresh weights. Raises `InputError` where its function fails or gives something else."
+    try: net = model.build(shapes, options)
+    except InputError: raise
+    except Exception as error: raise InputError(f"the model {model.name} cannot be built: {type(error).__name__}: {error}") from error
+    if not isinstance(net, nn.Module): raise InputError(f"the model {model.name} cannot be built: its function gives a {type(net).__name__}, not a torch.nn.Module")
+    return net
 
 # %% ../nbs/18_models.ipynb #a554f7f2
 def model_sizes(
     options,  # encoder, conditional and image_size of the U-Nets
     shapes: Shapes = Shapes(),
 ) -> list[dict]:  # name, methods, weights, critic (None where none learns), about
-    "What there is, with the number of trainable weights; no memory is taken for them."
-    with torch.device("meta"):
-        critic = count_parameters(Critic(shapes.map_size))
-        return [dict(name=m.name, methods=list(m.methods), weights=count_parameters(build_net(m, shapes, options)), critic=critic if m.methods[0] == "gan" else None, about=m.about)
-                for m in MODELS.values()]
+    "What there is, with the number of trainable weights; no memory is taken for them, unless a network of one's own looks at its values while it is built."
+    with torch.device("meta"): critic = count_parameters(Critic(shapes.map_size))
+    return [dict(name=m.name, methods=list(m.methods), weights=_weights(m, shapes, options), critic=critic if m.methods[0] == "gan" else None, about=m.about) for m in MODELS.values()]
+
+
+def _weights(model: Model, shapes: Shapes, options) -> int:
+    try:
+        with torch.device("meta"): return count_parameters(build_net(model, shapes, options))
+    except InputError: return count_parameters(build_net(model, shapes, options))

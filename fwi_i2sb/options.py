@@ -11,7 +11,7 @@ __all__ = ['Plugin', 'LIMITS', 'FREE_OPTIONS', 'RunOptions', 'DataOptions', 'Mod
 import contextlib, dataclasses, importlib.util, inspect, json, math, re, sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Callable, Literal
+from typing import Annotated, Callable, Literal, get_args
 
 import tyro
 
@@ -171,10 +171,13 @@ def options_from_dict(options_type: type, values: dict):
     known = {f.name: f for f in dataclasses.fields(options_type)}
     if extra := set(values) - set(known):
         raise InputError(f"config has the unknown option {sorted(extra)[0]!r}: it was written by another version")
-    return options_type(**{name: _typed(known[name].type, value) for name, value in values.items()})
+    return options_type(**{name: _typed(name, known[name].type, value) for name, value in values.items()})
 
 # %% ../nbs/19_options.ipynb #393c006b
-def _typed(kind, value):
+def _typed(name, kind, value):
+    plain = get_args(kind) or (kind,)
+    if {*plain} <= {bool, int, float, str, type(None)} and not (type(value) in plain or float in plain and type(value) is int):
+        raise InputError(f"config has {value!r} for the option {name!r}, which is of type {getattr(kind, '__name__', kind)}")
     if dataclasses.is_dataclass(kind): return options_from_dict(kind, value)
     if value is not None and kind in (Path, Path | None, Plugin): return Path(value)
     return tuple(value) if isinstance(value, list) else value
@@ -227,7 +230,7 @@ def exit_codes():
         print(f"error: {error.filename or 'the disk'}: {error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted: repeat the command to continue", file=sys.stderr)
+        print("interrupted: repeat the command to continue (invert and evaluate begin again)", file=sys.stderr)
         raise SystemExit(130) from None
 
 # %% ../nbs/19_options.ipynb #5409895e

@@ -26,7 +26,7 @@ def _located(
     dataset_dir: Path | None, store_dir: Path | None, dataset_name: str | None,  # as of `validation_data`
 ) -> DataOptions:
     "Where the records asked for lie, and their store."
-    old, new = parse_families(data.dataset_name), parse_families(dataset_name or data.dataset_name)
+    old, new = parse_families(data.dataset_name), parse_families(data.dataset_name if dataset_name is None else dataset_name)
     source, store = Path(dataset_dir or data.dataset_dir), store_dir or (None if dataset_dir else data.store_dir)
     if len(new) == 1 and new != old:
         if (source / new[0]).is_dir(): source = source / new[0]

@@ -163,7 +163,7 @@ def _finished(folder, settings):
             raise InputError(f"{folder / 'database.lmdb'} has no manifest, so it is not a store: move it away, or name another folder with --store-dir")
         return False
     if difference := _difference(old := _load(folder), settings):
-        raise InputError(f"the store {folder} has {difference}: remove it, or name another folder with --store-dir")
+        raise InputError(f"the store {folder} has {difference}: name the folder of the data that are meant with --dataset-dir, another one for the store with --store-dir, or remove this one")
     if "unfinished" in old: return False
     Values(folder / "database.lmdb", old["count"])  # raises an error unless it is whole
     return True

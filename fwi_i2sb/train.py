@@ -23,9 +23,9 @@ from .methods import build_task, resolve, try_network
 from .models import import_plugin
 from .objective import check_batch, learning_rate, start_moments
 from .openfwi import InputError, parse_families
-from .options import TrainOptions, check_limits, need, run_command, run_identity
+from .options import OptimOptions, TrainOptions, check_limits, need, run_command, run_identity
 from .processes import handled, open_accelerator, start_processes
-from .run import FITTED, append_metrics, check_same_options, checkpoints, claim, data_facts, drop_checkpoints, open_store, read_start_maps, same_facts, truncate_metrics, write_config
+from .run import FITTED, append_metrics, check_same_options, checkpoints, claim, data_facts, drop_checkpoints, leave, open_store, read_start_maps, same_facts, truncate_metrics, write_config
 from .start import Start, parse_start
 from .state import TrainState, given_checkpoint, new_state, restore_state, save_state
 from .step import train_step
@@ -97,6 +97,9 @@ def check_options(options: TrainOptions):
     check_limits(options)
     micro = check_batch(options.optim, find_ranks(options.hardware).world).microbatch
     if options.folder.name != (options.run.name or str(options.run.seed)): raise InputError(f"--name {options.run.name} must be the name of one folder inside --result-dir")
+    if options.optim.lr_schedule == "cosine":
+        for name in ("lr_gamma", "lr_step"):
+            if getattr(options.optim, name) != getattr(OptimOptions, name): raise InputError(f"--{name.replace('_', '-')} says nothing to --lr-schedule cosine: leave it out")
     parse_families(options.data.dataset_name)
     read_start_maps(options.model.corrupt)
     import_plugin(options.run.plugin)
@@ -141,7 +144,10 @@ def _train(options: TrainOptions, progress: bool) -> int:
             stores, facts, lock = peers.rank_zero_first(partial(_prepare, options, report, accelerator.is_main_process))
         start, task = make_start(options, facts), build_task(options.model, facts, options.run.seed)
         state = new_state(task.nets, options, accelerator.device, task.betas)
-        restore_state(state, options)
+        try: restore_state(state, options)
+        except InputError:
+            if accelerator.is_main_process and not (options.folder / "config.json").exists(): leave(options.folder)
+            raise
         about = {f"data {k}": v for k, v in facts.items() if k not in FITTED}
         peers.agree(run_identity(options) | about | dict(step=state.step, precision=accelerator.mixed_precision))  # all have looked before one writes
         if accelerator.is_main_process:

@@ -106,6 +106,7 @@ def prepare_seismic(
     if survey is not None: check_survey(run, survey)
     d, facts = _tensor(seismic), run.facts
     if d.ndim == 3: d = d[None]
+    if not d.numel(): raise InputError(f"the record has shape {tuple(d.shape)}: it holds no values")
     raw, kept = (facts["shots"], run.survey.nt, facts["receivers"]), (facts["shots"], facts["time_samples"], facts["receivers"])
     if d.ndim != 4 or tuple(d.shape[1:]) not in (raw, kept):
         raise InputError(f"the record has shape {tuple(d.shape[-3:])} (shots, time, receivers); the run was trained on {raw} at {1e3 * run.survey.dt:g} ms")
@@ -139,6 +140,7 @@ def is_map_file(start) -> bool: return isinstance(start, Path) or isinstance(sta
 def _given_start(run, v, batch):
     "Maps that were handed over, checked: one for all records, or one each."
     size = tuple(run.facts["map_size"])
+    if not v.numel(): raise InputError(f"the starting model has shape {tuple(v.shape)}: it holds no values")
     if tuple(v.shape[-2:]) != size: raise InputError(f"the starting model has shape {tuple(v.shape)}; the run's maps are {size} (depth, x)")
     if not (torch.isfinite(v).all() and 500 <= v.min() and v.max() <= 10000):
         raise InputError(f"the starting model spans {v.min():g} to {v.max():g}: velocities in m/s are expected")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fwi_i2sb.run import checkpoints
+from fwi_i2sb.trained import TrainedRun
 
 TRAIN = ["--model", "tiny", "--batch-size", "4", "--microbatch", "4", "--num-itr", "1", "--log-writer", "none", "--device", "cpu"]
 
@@ -150,6 +151,51 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
         refused(*words, saying=("damaged", checkpoint.name))
     refused("invert", tmp_path / "run", saying=("no sound checkpoint",))
     assert files(tmp_path) == before
+
+
+@pytest.mark.parametrize("spoil, saying", [
+    (lambda c: c.update(facts=None), "damaged"), (lambda c: c.update(facts={}), "'family'"), (lambda c: c["facts"].pop("linear"), "'linear'"), (lambda c: c["facts"].pop("factor"), "'factor'"),
+    (lambda c: c["model"].update(interval="1000"), "'interval'"), (lambda c: c["model"].update(image_size=64.5), "'image_size'"), (lambda c: c["model"].update(precondition=True), "'moments'"),
+    (lambda c: c["run"].update(colour=1), "'colour'")], ids=["facts-null", "facts-empty", "linear", "factor", "interval", "image-size", "moments", "unknown"])
+def test_a_damaged_config_is_named(refused, mini, tmp_path, spoil, saying):
+    shutil.copytree(mini, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    spoil(config)
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    refused("invert", tmp_path / "run", "--records", 1, "--out", tmp_path / "out", saying=(saying,))
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_arrays(refused, mini, record, tmp_path):
+    np.save(tmp_path / "none.npy", np.zeros((0, 5, 1000, 70), np.float32))
+    np.save(tmp_path / "map.npy", np.zeros((0, 70, 70), np.float32))
+    refused("invert", mini, "--record", tmp_path / "none.npy", "--out", tmp_path / "out", saying=("(0, 5, 1000, 70)", "no values"))
+    refused("invert", mini, "--record", record, "--start", tmp_path / "map.npy", "--out", tmp_path / "out", saying=("(0, 70, 70)", "no values"))
+    refused("invert", mini, "--record", record, "--start", "", "--out", tmp_path / "out", saying=("''",))
+    refused("evaluate", mini, "--dataset-name", "", "--out", tmp_path / "out", saying=("''",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_in_the_place_of_a_result(refused, mini, tmp_path, monkeypatch):
+    monkeypatch.setattr(TrainedRun, "invert", lambda *given, **named: pytest.fail("the work has begun"))
+    for command, name, words in (("evaluate", "card.json", ()), ("evaluate", "card.png", ()), ("invert", "validation-1.npz", ("--records", 1)), ("invert", "validation-1-classical.png", ("--records", 1, "--classical", 1))):
+        (tmp_path / name / name).mkdir(parents=True)
+        refused(command, mini, *words, "--out", tmp_path / name, saying=(name, "is a folder"))
+        assert files(tmp_path / name) == {name}
+    (tmp_path / "file").write_text("")
+    refused("invert", mini, "--records", 1, "--out", tmp_path / "file", saying=("is a file", "--out"))
+
+
+def test_a_run_given_from_inside_its_folder_keeps_its_name(fwi, mini, tmp_path, monkeypatch):
+    monkeypatch.chdir(mini)
+    assert fwi("evaluate", ".", "--records", 2, "--nfe", 1, "--misfit-records", 1, "--starts", "linear", "--out", tmp_path).code == 0
+    assert json.loads((tmp_path / "card.json").read_text())["name"] == mini.name
+
+
+def test_what_says_nothing_or_half(refused, data, tmp_path):
+    refused(*train_words(data, tmp_path / "runs", "--node-rank", 1), saying=("--num-proc-node",))
+    refused(*train_words(data, tmp_path / "runs", "--lr-schedule", "cosine", "--lr-gamma", 0.5), saying=("--lr-gamma", "cosine"))
+    assert not (tmp_path / "runs").exists()
 
 
 @pytest.mark.parametrize("option, value", [("--num-itr", "0"), ("--keep", "0"), ("--log-every", "0"), ("--drop-cond", "1.5"), ("--val-nfe", "1000"), ("--lr", "-1"), ("--time-samples", "300"), ("--gpu", "7"), ("--seed", "-1"), ("--beta-max", "inf"), ("--name", "../x")])

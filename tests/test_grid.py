@@ -288,6 +288,8 @@ WRONG = {
     "no output folder": ("notebook: tiny.ipynb", "no entry 'out'"),
     "missing notebook": (dict(notebook="none.ipynb"), "there is no notebook"),
     "no notebook": (dict(notebook="grid.yaml"), "is no notebook"),
+    "no cells": (dict(notebook="empty.ipynb"), "is no notebook"),
+    "no output name": (dict(out=""), "out must be"),
     "empty list": (dict(cross=dict(size=[])), "at least one value"),
     "no list": (dict(cross=dict(size=1)), "at least one value"),
     "value twice": (dict(cross=dict(size=[1, 1])), "holds 1 twice"),
@@ -310,6 +312,7 @@ WRONG = {
 
 @pytest.mark.parametrize("wrong, saying", WRONG.values(), ids=WRONG)
 def test_bad_grids_are_refused_before_anything_is_written(folder, experiment, wrong, saying):
+    (folder / "empty.ipynb").write_text('{"cells": 3}')
     path = write_grid(folder, **wrong) if isinstance(wrong, dict) else folder / "grid.yaml"
     if isinstance(wrong, str): path.write_text(wrong)
     code, said = experiment(path)

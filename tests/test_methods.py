@@ -177,6 +177,9 @@ def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
     assert fwi("models", "--import", typed).code == 0
     for path, saying in ((broken, "RuntimeError: no"), (idle, "names no method"), (leaving, "SystemExit: 3"), (silent, "registers no model"), (same, "there is a model 'tiny' already"), (tmp_path / "none.py", "is not a Python file")):
         refused("models", "--import", path, saying=(saying,))
+    looking = tmp_path / "looking.py"
+    looking.write_text(PLUGIN.replace("{tag}", "-looking").replace("nn.Linear(1, 1)", "nn.Linear(1, 1); float(self.line.weight)"))
+    assert fwi("models", "--import", looking).code == 0  # it cannot be built without memory
     late = tmp_path / "late.py"
     late.write_text(PLUGIN.replace("{tag}", "-late") + "raise RuntimeError('too late')")
     refused("models", "--import", late, saying=("too late",))
@@ -185,7 +188,8 @@ def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
 
 def test_a_network_that_cannot_learn_is_refused_before_anything_is_written(refused, data, tmp_path):
     for tag, old, new, saying in (("4", "nn.Linear(1, 1)", "nn.Linear(2, 1)", "fails on a batch of two records"), ("5", "def encode", "def read", "has no 'encode'"),
-                                  ("6", "def build(shapes, options)", "def build(shapes)", "cannot be built")):
+                                  ("6", "def build(shapes, options)", "def build(shapes)", "cannot be built"), ("7", "return Loudness(shapes.map_size)", "raise ValueError('no such size')", "ValueError: no such size"),
+                                  ("8", "return Loudness(shapes.map_size)", "return None", "not a torch.nn.Module")):
         file = tmp_path / f"faulty{tag}.py"
         file.write_text(PLUGIN.replace("{tag}", tag).replace(old, new))
         refused("train", *arguments(data, tmp_path, "no", "--model", f"loudness{tag}", "--import", file), saying=(saying,))
@@ -206,6 +210,8 @@ def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refu
     bridge = trained("bridge", "--num-itr", 1)
     refused("invert", bridge, "--start", "first-guess", saying=("first-guess:RUN",))
     refused("invert", bridge, "--start", f"first-guess:{mini}", saying=("answers in one call",))
+    blind = trained("blind", "--num-itr", 1, "--method", "regression", "--no-conditional", "--drop-cond", 0, "--corrupt", "linear")
+    refused("invert", bridge, "--start", f"first-guess:{blind}", saying=("without seismic",))
     seeing = trained("seeing", "--num-itr", 1, "--method", "regression")
     refused("invert", bridge, "--start", f"first-guess:{seeing}", saying=("has seen the truth",))
     trained("first-guess", "--method", "regression", "--corrupt", "linear", "--num-itr", 2)

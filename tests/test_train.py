@@ -90,12 +90,17 @@ def test_another_configuration_under_the_same_name_is_refused(refused, data, und
     assert before == sorted(p.stat().st_mtime_ns for p in undisturbed.rglob("*"))
 
 
+def test_who_may_read_a_run_may_read_its_weights(undisturbed):
+    assert len({path.stat().st_mode & 0o777 for path in [undisturbed / "config.json", *checkpoints(undisturbed)[0].iterdir()]}) == 1
+
+
 def test_fine_tuning_starts_from_the_given_weights(fwi, refused, data, undisturbed, tmp_path):
     words = arguments(data, tmp_path, "tuned", "--num-itr", "1", "--lr", "0", "--weight-decay", "0", "--ckpt", undisturbed)
     assert fwi("train", *words).code == 0
     tuned = weights(tmp_path / "tuned")
     assert_equal({"weights": tuned["weights"]}, {"weights": weights(undisturbed)["ema"]})
     refused("train", *arguments(data, tmp_path, "other", "--model", "unet_ch16", "--ckpt", undisturbed), saying=("another network",))
+    assert not (tmp_path / "other").exists()
 
 
 def test_microbatches_add_up_to_the_whole_batch(fwi, data, undisturbed, tmp_path):
