@@ -19,7 +19,7 @@ import tyro
 from .evaluate import EvaluateOptions, evaluate_command
 from .experiment import ExperimentOptions, experiment_command
 from .generate import generate
-from .invert import InvertOptions, invert_command
+from .invert_files import InvertOptions, invert_command
 from .check import check_folder, check_record
 from .openfwi import InputError, load_families, unknown
 from .models import Shapes, import_plugin, model_sizes
