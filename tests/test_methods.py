@@ -8,7 +8,7 @@ import pytest
 import torch
 from processes import arguments, assert_equal, finish, losses, python_train, weights
 
-from fwi_i2sb import models
+from fwi_i2sb import invert, models
 from fwi_i2sb.invert import load_run
 from fwi_i2sb.metrics import mae
 from fwi_i2sb.openfwi import InputError
@@ -224,6 +224,11 @@ def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refu
     rough = load_run(tmp_path / "first-guess", device="cpu").invert(seismic, "linear", records=numbers).mean
     smoother = replace(run, options=replace(run.options, model=replace(run.options.model, corrupt="blur-openfwi_benchmark:3")))
     assert (smoother.invert(seismic, "first-guess", samples=1, records=numbers).start - result.start).abs().max() > 5  # smoothed as that run's training smooths
+    read = invert._guesser.cache_info().misses
+    again = run.invert(seismic, "first-guess", samples=1, records=numbers)
+    assert invert._guesser.cache_info().misses == read and torch.equal(again.start, result.start)
+    trained("first-guess", "--method", "regression", "--corrupt", "linear", "--num-itr", 3)  # trained on: another guess
+    assert not torch.equal(run.invert(seismic, "first-guess", samples=1, records=numbers).start, result.start)
     assert result.start.diff(dim=-1).abs().mean() < 0.7 * rough.clamp(1500, 4500).diff(dim=-1).abs().mean() + 1 and (mae(result.start, truth) < 1500).all()
 
 
