@@ -11,12 +11,12 @@ import pytest
 from processes import MPIRUN, arguments, assert_equal, finish, losses, python_train, wait_for, weights
 
 from fwi_i2sb import run as rooms
-from fwi_i2sb.run import checkpoints, read_config, read_metrics, write_config
+from fwi_i2sb.run import checkpoints, read_config, write_config
 
 LONG = ["--num-itr", 5000, "--save-every", 5000, "--val-every", 5000]
 
 
-def logged(run, count=1): return lambda: (run / "metrics.jsonl").exists() and len(read_metrics(run)) >= count
+def logged(run, count=1): return lambda: len(losses(run)) >= count
 
 
 @pytest.fixture(scope="module")

@@ -50,7 +50,7 @@ def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(data, un
 def test_a_signal_saves_and_the_command_continues(data, undisturbed, tmp_path):
     words = arguments(data, tmp_path, "stopped", "--num-itr", "8", "--save-every", "100", "--val-every", "4")
     process = python_train(*words)
-    wait_for(lambda: (tmp_path / "stopped" / "metrics.jsonl").exists() and read_metrics(tmp_path / "stopped"), process)
+    wait_for(lambda: losses(tmp_path / "stopped"), process)
     process.send_signal(signal.SIGTERM)
     finish(process, 128 + signal.SIGTERM)
     assert checkpoints(tmp_path / "stopped")

@@ -90,14 +90,19 @@ def test_a_job_over_two_nodes_gives_the_losses_of_one_process(slurm, data, alone
 
 
 def test_a_job_that_must_leave_saves_queues_again_and_goes_on(slurm, data, alone, tmp_path):
-    job = submit(slurm, data, tmp_path, [], "--num-itr", 6, "--save-every", 100)
-    while not (tmp_path / "run" / "metrics.jsonl").exists(): time.sleep(0.1)
+    run, length = tmp_path / "run", ["--save-every", 10**6, "--val-every", 10**6]
+    job = submit(slurm, data, tmp_path, [], "--num-itr", 10**6, *length)  # without an end: it is still at work when the signal comes
+    while not losses(run): time.sleep(0.1)
     slurm("scancel", "--signal=TERM", job)
     until(slurm, job, "PENDING")
-    assert checkpoints(tmp_path / "run") and len(losses(tmp_path / "run")) < 6
+    left = len(losses(run))
+    assert [path.name for path in checkpoints(run)] == [f"step-{left}"]
     slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
-    assert "Restarts=1" in until(slurm, job, "COMPLETED")
-    np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=1e-5)
+    while len(losses(run)) < max(left + 2, len(alone)): time.sleep(0.1)
+    assert "Restarts=1" in until(slurm, job, "RUNNING")
+    slurm("scancel", job)
+    until(slurm, job, "CANCELLED")
+    np.testing.assert_allclose(losses(run)[: len(alone)], alone, rtol=1e-5)
 
 
 def grid(slurm, path, meanwhile=":", *options) -> str:
