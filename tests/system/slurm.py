@@ -72,12 +72,12 @@ def submit(slurm, data, root, options, *more) -> str:
     return slurm("sbatch", "--parsable", f"--output={root}/log", *options, SCRIPT, *arguments(data, root, "run", *more)).strip()
 
 
-def until(slurm, job, state, *and_now):
-    for _ in range(200):
+def until(slurm, job, state, also=lambda: True):
+    for _ in range(1000):
         shown = slurm("scontrol", "show", "job", job)
-        if f"JobState={state} " in shown: return shown
+        if f"JobState={state} " in shown and also(): return shown
         assert "JobState=FAILED" not in shown, shown
-        time.sleep(1)
+        time.sleep(0.2)
     raise TimeoutError(shown)
 
 
@@ -92,14 +92,13 @@ def test_a_job_over_two_nodes_gives_the_losses_of_one_process(slurm, data, alone
 def test_a_job_that_must_leave_saves_queues_again_and_goes_on(slurm, data, alone, tmp_path):
     run, length = tmp_path / "run", ["--save-every", 10**6, "--val-every", 10**6]
     job = submit(slurm, data, tmp_path, [], "--num-itr", 10**6, *length)  # without an end: it is still at work when the signal comes
-    while not losses(run): time.sleep(0.1)
+    until(slurm, job, "RUNNING", lambda: losses(run))
     slurm("scancel", "--signal=TERM", job)
     until(slurm, job, "PENDING")
     left = len(losses(run))
     assert [path.name for path in checkpoints(run)] == [f"step-{left}"]
-    slurm("scontrol", "update", f"JobId={job}", "StartTime=now")
-    while len(losses(run)) < max(left + 2, len(alone)): time.sleep(0.1)
-    assert "Restarts=1" in until(slurm, job, "RUNNING")
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now+5")  # in the second of its end Slurm would still hold the old start for the new one
+    assert "Restarts=1" in until(slurm, job, "RUNNING", lambda: len(losses(run)) >= max(left + 2, len(alone)))
     slurm("scancel", job)
     until(slurm, job, "CANCELLED")
     np.testing.assert_allclose(losses(run)[: len(alone)], alone, rtol=1e-5)
