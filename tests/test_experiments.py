@@ -22,12 +22,24 @@ def test_every_experiment_can_be_a_cell_of_a_grid(notebook, tmp_path):
     assert len(read_grid(tmp_path / "grid.yaml").cells) == 1
 
 
-@pytest.mark.parametrize("result", sorted((EXPERIMENTS / "results").glob("*.json")), ids=lambda p: p.stem)
-def test_a_stored_result_is_that_of_the_parameters_beside_it(result):
-    given, stored = yaml.safe_load(result.with_suffix(".yaml").read_text()), json.loads(result.read_text())
+def assert_result_of(path, given):
+    stored = json.loads(path.read_text())
     told = stored | stored.get("about", {}) | {"records": max(row.get("records", 0) for row in stored["rows"])}
     assert all(told[name] == given[name] for name in ("records", "steps") if name in given)
-    assert not [text for text in result.read_text().split('"') if text.startswith(("/", "~"))], "no paths of a machine"
+    assert not [text for text in path.read_text().split('"') if text.startswith(("/", "~"))], "no paths of a machine"
+    return stored
+
+
+@pytest.mark.parametrize("result", sorted((EXPERIMENTS / "results").glob("*.json")), ids=lambda p: p.stem)
+def test_a_stored_result_is_that_of_the_parameters_beside_it(result):
+    assert_result_of(result, yaml.safe_load(result.with_suffix(".yaml").read_text()))
+
+
+@pytest.mark.parametrize("result", sorted((EXPERIMENTS / "grids").glob("*/*.json")), ids=lambda p: p.stem)
+def test_a_stored_cell_is_that_of_its_grid(result):
+    given = {cell.name: cell.parameters for cell in read_grid(result.parent.with_suffix(".yaml")).cells}[result.stem]
+    stored = assert_result_of(result, given)
+    assert {run["settings"]["seed"] for run in stored["about"]["runs"].values()} == {given["seed"]}
 
 
 def test_the_same_steps_and_seed_give_the_same_numbers(tmp_path):
