@@ -108,7 +108,7 @@ class DemoOptions:
 
 # %% ../nbs/90_cli.ipynb #46556aed
 def demo_training(options: DemoOptions, data: Path) -> TrainOptions:
-    "The training options of the demo: a 1.5 M network, cosine schedule, one data set."
+    "The training options of the demo: a network of 1.6 million weights, cosine schedule, one data set."
     return TrainOptions(
         RunOptions(options.out / "runs", "demo", options.seed), DataOptions(data, "CurveVel_A"), ModelOptions("tiny", drop_cond=0.15),
         OptimOptions(options.batch_size, options.batch_size, options.steps, lr=2e-3, lr_schedule="cosine", warmup=min(100, options.steps // 10), clip_grad_norm=1.0, ema=0.99),

@@ -27,7 +27,7 @@ from .wave import Survey
 # %% ../nbs/31_invert.ipynb #706f7931
 @dataclass(frozen=True)
 class Inversion:
-    "Velocity maps in m/s: `mean`, `std`, `start` `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`; and where they come from."
+    "Velocity maps in m/s: `mean`, `std` (its square divided by k, not k - 1), `start` `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`; and where they come from."
     mean: torch.Tensor
     std: torch.Tensor
     samples: torch.Tensor

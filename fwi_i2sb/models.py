@@ -87,7 +87,7 @@ def _inversionnet(shapes, options):
 
 
 register("inversionnet", methods=("regression", "gan"), about="InversionNet (Wu and Lin 2020), seismic alone", reads_map=False)(_inversionnet)
-register("velocitygan", methods=("gan",), about="VelocityGAN (Zhang and Lin 2020), seismic alone", reads_map=False)(_inversionnet)
+register("velocitygan", methods=("gan",), about="VelocityGAN (Zhang and Lin 2020), seismic alone", reads_map=False)(_inversionnet);
 
 # %% ../nbs/18_models.ipynb #395cf26c
 def find_model(name: str) -> Model:

@@ -144,13 +144,13 @@ def _draw_models(figure, truth, start, mean, std, survey, cmap):
     _draw_row(right, spreads, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (0, top)), "m/s")
 
 # %% ../nbs/22_plot.ipynb #8c96a8e4
-def _draw_records(figure, observed, again, survey, shot):
+def _draw_records(figure, observed, again, survey, shot, name="the mean"):
     "A gather, and what a re-simulation adds to it: the lower row of `plot_result`."
     panels = {f"observed\nshot at {survey.sources[shot][0]:g} m": observed[shot]}
     left = figure
     if again is not None:
         misfit = np.linalg.norm(again - observed) / np.linalg.norm(observed)
-        panels |= {"simulated in\nthe mean": again[shot], f"difference\nmisfit {misfit:.2f}": observed[shot] - again[shot]}
+        panels |= {f"simulated in\n{name}": again[shot], f"difference\nmisfit {misfit:.2f}": observed[shot] - again[shot]}
         left, right = figure.subfigures(1, 2, wspace=0, width_ratios=(3.4, 1))
         _draw_trace(right.subplots(), observed[shot], again[shot], survey, survey.sources[shot][0])
     limit = _limit(observed[shot], 98)
@@ -193,13 +193,13 @@ def plot_result(
 def plot_records(
     seismic,  # the record inverted, (shots, time, receivers)
     resimulated,  # the same simulated in a map, with the same time samples
-    *,
-    shot: int,  # the shot drawn
+    *, shot: int,  # the shot drawn
+    name: str = "the mean",  # of the map, for the title
     survey: Survey = OPENFWI,  # supplies time axis and positions
 ) -> Figure:
     "A gather, its re-simulation, their difference and one trace: the lower row of `plot_result`."
     figure = _figure(11.3, 2.8)
-    _draw_records(figure, _array(seismic, 3), _array(resimulated, 3), survey, shot)
+    _draw_records(figure, _array(seismic, 3), _array(resimulated, 3), survey, shot, name)
     return figure
 
 # %% ../nbs/22_plot.ipynb #ba5dd8b2
