@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from fwi_i2sb import cli
-from fwi_i2sb.mini import mini_run
+from fwi_i2sb.examples import mini_run
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,10 @@ import re
 import pytest
 import torch
 
-from fwi_i2sb import bench, bench_net
-from fwi_i2sb.bench_data import smoothing
-from fwi_i2sb.timing import Setting, compare, trial
+from fwi_i2sb.bench import __main__ as bench
+from fwi_i2sb.bench import network as bench_net
+from fwi_i2sb.bench.data import smoothing
+from fwi_i2sb.bench.timing import Setting, compare, trial
 
 @pytest.fixture
 def command(capsys):

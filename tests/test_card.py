@@ -10,18 +10,18 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fwi_i2sb import evaluate as evaluation
-from fwi_i2sb.card import compare, markdown, sees_truth, table
-from fwi_i2sb.card_figure import card_figure
-from fwi_i2sb.compare import bars, card_row, rows_table
-from fwi_i2sb.degrade import Degradation, degrade
-from fwi_i2sb.evaluate import evaluate
-from fwi_i2sb.generate import generate
-from fwi_i2sb.metrics import mae
-from fwi_i2sb.openfwi import InputError
-from fwi_i2sb.records import read_batch, validation_data
-from fwi_i2sb.store import convert
-from fwi_i2sb.trained import TrainedRun, load_run
+from fwi_i2sb.evaluation import evaluate as evaluation
+from fwi_i2sb.evaluation.card import compare, markdown, sees_truth, table
+from fwi_i2sb.evaluation.card_figure import card_figure
+from fwi_i2sb.sweeps.equal_budget import bars, card_row, rows_table
+from fwi_i2sb.data.degrade import Degradation, degrade
+from fwi_i2sb.evaluation.evaluate import evaluate
+from fwi_i2sb.data.generate import generate
+from fwi_i2sb.metrics.accuracy import mae
+from fwi_i2sb.data.openfwi import InputError
+from fwi_i2sb.inference.validation_data import read_batch, validation_data
+from fwi_i2sb.data.store import convert
+from fwi_i2sb.inference.run import TrainedRun, load_run
 
 QUICK = ["--records", 3, "--samples", 2, "--nfe", 2, "--misfit-records", 1, "--starts", "linear"]
 QUICK_KEYWORDS = dict(records=3, samples=2, nfe=2, misfit_records=1, starts=("linear",))

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fwi_i2sb.run import checkpoints
-from fwi_i2sb.trained import TrainedRun
+from fwi_i2sb.training.run_dir import checkpoints
+from fwi_i2sb.inference.run import TrainedRun
 
 TRAIN = ["--model", "tiny", "--batch-size", "4", "--microbatch", "4", "--num-itr", "1", "--log-writer", "none", "--device", "cpu"]
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fwi_i2sb.experiment import ExperimentOptions, experiment_command
-from fwi_i2sb.grid import read_grid
+from fwi_i2sb.sweeps.runner import ExperimentOptions, experiment_command
+from fwi_i2sb.sweeps.grid import read_grid
 
 EXPERIMENTS = Path(__file__).parents[1] / "nbs" / "experiments"
 

@@ -10,8 +10,8 @@ import time
 import pytest
 from processes import MPIRUN, arguments, assert_equal, finish, losses, python_train, wait_for, weights
 
-from fwi_i2sb import run as rooms
-from fwi_i2sb.run import checkpoints, read_config, write_config
+from fwi_i2sb.training import run_dir as rooms
+from fwi_i2sb.training.run_dir import checkpoints, read_config, write_config
 
 LONG = ["--num-itr", 5000, "--save-every", 5000, "--val-every", 5000]
 

@@ -8,17 +8,17 @@ import time
 import numpy as np
 import pytest
 
-import fwi_i2sb.generate as module
-from fwi_i2sb.generate import generate
-from fwi_i2sb.openfwi import InputError, discover
-from fwi_i2sb.wave import surface_survey
+import fwi_i2sb.data.generate as module
+from fwi_i2sb.data.generate import generate
+from fwi_i2sb.data.openfwi import InputError, discover
+from fwi_i2sb.physics.wave import surface_survey
 
 SMALL = dict(n_train=150, n_val=30, shard_size=100, shape=(16, 16), survey=surface_survey(16, 2, nt=60), seed=3)
 
 SCRIPT = """
 import sys
-from fwi_i2sb.generate import generate
-from fwi_i2sb.wave import surface_survey
+from fwi_i2sb.data.generate import generate
+from fwi_i2sb.physics.wave import surface_survey
 generate(sys.argv[1], "FlatFault_A", n_train=150, n_val=30, shard_size=100, shape=(16, 16), seed=3, workers=1,
          survey=surface_survey(16, 2, nt=60), progress=lambda done, total: print(done, flush=True))
 """
@@ -101,9 +101,9 @@ def test_a_dying_worker_is_an_error_not_a_hang(tmp_path, undisturbed, monkeypatc
 
 LIMITED = """
 import os, resource, sys
-from fwi_i2sb.generate import generate
-from fwi_i2sb.openfwi import InputError
-from fwi_i2sb.wave import surface_survey
+from fwi_i2sb.data.generate import generate
+from fwi_i2sb.data.openfwi import InputError
+from fwi_i2sb.physics.wave import surface_survey
 limit = int(sys.argv[2])
 if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # the files of a full disk end here
 try:

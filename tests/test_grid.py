@@ -14,11 +14,11 @@ import psutil
 import pytest
 import yaml
 
-from fwi_i2sb import compare
-from fwi_i2sb.experiment import ExperimentOptions, _await, experiment_command, prepare_cell, threads_each
-from fwi_i2sb.grid import collect, read_grid, write_tables
-from fwi_i2sb.openfwi import InputError
-from fwi_i2sb.options import DataOptions, ModelOptions, run_command
+from fwi_i2sb.sweeps import equal_budget as compare
+from fwi_i2sb.sweeps.runner import ExperimentOptions, _await, experiment_command, prepare_cell, threads_each
+from fwi_i2sb.sweeps.grid import collect, read_grid, write_tables
+from fwi_i2sb.data.openfwi import InputError
+from fwi_i2sb.training.options import DataOptions, ModelOptions, run_command
 
 PARAMETERS = 'size: int = 1\nname: str = "a"\nrate: float = 0.5\npause: float = 0.0\nout_dir: str = ""'
 WORK = """import json, pathlib, time
@@ -124,7 +124,7 @@ def test_a_change_of_the_package_makes_a_finished_cell_stale(folder, monkeypatch
     path = write_grid(folder, cross=dict(size=[1]))
     finish(read_grid(path).cells[0], "{}")
     assert read_grid(path).cells[0].finished()
-    monkeypatch.setattr("fwi_i2sb.grid.package_digest", lambda: "0.1.0 another")
+    monkeypatch.setattr("fwi_i2sb.sweeps.grid.package_digest", lambda: "0.1.0 another")
     assert collect(read_grid(path))[0]["state"] == "changed" and read_grid(path).cells[0].stale() == "the code of fwi_i2sb changed"
 
 
@@ -172,7 +172,7 @@ def test_a_number_of_threads_that_is_none_is_refused_before_anything_is_written(
 
 
 def start(path: Path, *words, **env) -> subprocess.Popen:
-    code = "import sys; from fwi_i2sb.experiment import *; from fwi_i2sb.options import run_command; run_command(experiment_command, ExperimentOptions)"
+    code = "import sys; from fwi_i2sb.sweeps.runner import *; from fwi_i2sb.training.options import run_command; run_command(experiment_command, ExperimentOptions)"
     return subprocess.Popen([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | env)
 
 
@@ -203,7 +203,7 @@ def test_ctrl_c_ends_the_cells_and_the_repeated_command_continues(folder, experi
     assert times(folder).keys() == {"size=1"} and table(folder)["pause=60.0,size=2"]["state"] == "stopped"
     stopped, before = json.loads((folder / "results" / "pause=60.0,size=2" / "cell.json").read_text()), times(folder)
     assert stopped["state"] == "stopped"
-    monkeypatch.setattr("fwi_i2sb.grid.package_digest", lambda: stopped["package"])  # whoever edits the package meanwhile
+    monkeypatch.setattr("fwi_i2sb.sweeps.grid.package_digest", lambda: stopped["package"])  # whoever edits the package meanwhile
     assert experiment(write_grid(folder, cells=[dict(size=1), dict(size=2)]))[0] == 0
     assert times(folder)["size=1"] == before["size=1"]
 
@@ -225,7 +225,7 @@ def test_a_job_that_leaves_the_queue_without_a_result_is_a_failed_cell(folder, m
     cell = read_grid(write_grid(folder)).cells[0]
     prepare_cell(cell)
     answers = [None, {"7"}, *[set()] * 9]
-    monkeypatch.setattr("fwi_i2sb.experiment._queue", lambda name: answers.pop(0))
+    monkeypatch.setattr("fwi_i2sb.sweeps.runner._queue", lambda name: answers.pop(0))
     ended = []
     _await({"7": cell}, "name", folder, ended.append, every=0.05, patience=0.1)
     assert ended == [cell] and cell.state()["state"] == "failed" and "ended without a result" in cell.state()["error"]

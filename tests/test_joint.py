@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from processes import arguments, assert_equal, losses, weights
 
-from fwi_i2sb.generate import generate
-from fwi_i2sb.invert import load_run
-from fwi_i2sb.run import checkpoints, read_config, read_metrics
+from fwi_i2sb.data.generate import generate
+from fwi_i2sb.inference.invert import load_run
+from fwi_i2sb.training.run_dir import checkpoints, read_config, read_metrics
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +61,7 @@ def test_all_needs_all_ten_and_says_which_is_missing(refused, families, tmp_path
 @pytest.fixture
 def poisoned(monkeypatch):
     "Make the loss of some optimiser steps not finite."
-    from fwi_i2sb.task import BridgeTask
+    from fwi_i2sb.methods.base import BridgeTask
 
     def poison(bad):
         count = iter(range(10**6))

@@ -8,14 +8,15 @@ import pytest
 import torch
 from processes import arguments, assert_equal, finish, losses, python_train, weights
 
-from fwi_i2sb import invert, models
-from fwi_i2sb.invert import load_run
-from fwi_i2sb.metrics import mae
-from fwi_i2sb.openfwi import InputError
-from fwi_i2sb.options import ModelOptions
-from fwi_i2sb.run import read_metrics
-from fwi_i2sb.methods import build_task
-from fwi_i2sb.records import validation_records
+from fwi_i2sb.inference import invert
+from fwi_i2sb.models import registry as models
+from fwi_i2sb.inference.invert import load_run
+from fwi_i2sb.metrics.accuracy import mae
+from fwi_i2sb.data.openfwi import InputError
+from fwi_i2sb.training.options import ModelOptions
+from fwi_i2sb.training.run_dir import read_metrics
+from fwi_i2sb.methods.registry import build_task
+from fwi_i2sb.inference.validation_data import validation_records
 
 FACTS = dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70))
 LARGE = ("--batch-size", 2, "--microbatch", 2, "--val-batches", 1)
@@ -31,7 +32,7 @@ METHODS = {
 }
 PLUGIN = """
 from torch import nn
-from fwi_i2sb.models import register
+from fwi_i2sb.models.registry import register
 
 class Loudness(nn.Module):
     conditional = True

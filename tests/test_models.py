@@ -4,16 +4,16 @@ import pytest
 import torch
 
 from fwi_i2sb import load_run
-from fwi_i2sb.classical import descend
-from fwi_i2sb.inversionnet import InversionNet
-from fwi_i2sb.metrics import misfit
-from fwi_i2sb.models import MODELS
-from fwi_i2sb.openfwi import InputError, normalize_seismic
-from fwi_i2sb.options import ModelOptions
-from fwi_i2sb.start import linear_velocity
-from fwi_i2sb.methods import build_task
-from fwi_i2sb.records import validation_records
-from fwi_i2sb.wave import decimate, simulate
+from fwi_i2sb.physics.waveform_inversion import descend
+from fwi_i2sb.models.inversionnet import InversionNet
+from fwi_i2sb.metrics.accuracy import misfit
+from fwi_i2sb.models.registry import MODELS
+from fwi_i2sb.data.openfwi import InputError, normalize_seismic
+from fwi_i2sb.training.options import ModelOptions
+from fwi_i2sb.data.starting_models import linear_velocity
+from fwi_i2sb.methods.registry import build_task
+from fwi_i2sb.inference.validation_data import validation_records
+from fwi_i2sb.physics.wave import decimate, simulate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FACTS = dict(shots=3, time_samples=70, receivers=24, map_size=(24, 26))

@@ -4,8 +4,8 @@ import pickle
 import numpy as np
 import pytest
 
-from fwi_i2sb.check import check_folder, check_record
-from fwi_i2sb.openfwi import InputError, discover, find_root, open_npy, read_pair
+from fwi_i2sb.data.check import check_folder, check_record
+from fwi_i2sb.data.openfwi import InputError, discover, find_root, open_npy, read_pair
 
 
 def shard(folder, seismic, velocity, n=2, value=1.0, shape=(5, 40, 70), cells=(70, 70)):

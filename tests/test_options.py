@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from processes import arguments, finish, losses, python_train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fwi_i2sb import options as opt
-from fwi_i2sb.invert import load_run, prepare_start
-from fwi_i2sb.options import TrainOptions, option_table, options_to_dict, parse
-from fwi_i2sb.run import checkpoints, open_store, read_config, read_metrics
+from fwi_i2sb.training import options as opt
+from fwi_i2sb.inference.invert import load_run, prepare_start
+from fwi_i2sb.training.options import TrainOptions, option_table, options_to_dict, parse
+from fwi_i2sb.training.run_dir import checkpoints, open_store, read_config, read_metrics
 
 PUBLISHED = """result-dir dataset-dir dataset-name name seed master-port ckpt gpu model image-size corrupt val-batches t0 T interval beta-max drop_cond pred-x0 ot-ode
 clip-denoise batch-size microbatch num-itr lr lr-gamma clip_grad_norm ema log-writer json-data-config num-proc-node node-rank master-address""".split()
@@ -87,7 +87,7 @@ def weights_come_from_there(g):
 
 @effect("gpu")
 def one_device_is_used(g):
-    from fwi_i2sb import processes
+    from fwi_i2sb.training import processes
 
     g.refused("train", *[w for w in arguments(g.data, g.tmp, "gpu", "--gpu", 7) if w not in ("--device", "cpu")], saying=("--gpu 7", "torch sees"))
     seen = {}
@@ -127,7 +127,7 @@ def validation_is_bounded_and_accumulation_changes_nothing(g):
     row = next(r for r in read_metrics(g.trained("three", "--microbatch", 3, "--batch-size", 3, "--val-batches", 2)) if "val_mae" in r)
     assert row["val_records"] == 6
     calls = []
-    from fwi_i2sb.task import BridgeTask
+    from fwi_i2sb.methods.base import BridgeTask
     g.monkeypatch.setattr(BridgeTask, "loss", lambda *args, real=BridgeTask.loss: calls.append(len(args[2]["x0"])) or real(*args))
     quiet = []
     g.monkeypatch.setattr(Accelerator, "no_sync", lambda self, model, real=Accelerator.no_sync: quiet.append(1) or real(self, model))
@@ -149,7 +149,7 @@ def the_bridge_is_another(g):
 
 @effect("drop_cond")
 def that_share_is_trained_without_seismic(g):
-    from fwi_i2sb.task import BridgeTask
+    from fwi_i2sb.methods.base import BridgeTask
     keeps = []
     g.monkeypatch.setattr(BridgeTask, "loss", lambda *args, real=BridgeTask.loss: keeps.append(args[2]["keep"]) or real(*args))
     for drop, low, high in ((0, 1, 1), (0.5, 0.25, 0.75), (1, 0, 0)):

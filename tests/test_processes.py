@@ -11,7 +11,7 @@ import psutil
 import pytest
 from processes import MPIRUN, arguments, assert_equal, finish, losses, python_train, wait_for, weights
 
-from fwi_i2sb.run import checkpoints, read_metrics
+from fwi_i2sb.training.run_dir import checkpoints, read_metrics
 
 
 @pytest.fixture(scope="module")

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from fwi_i2sb.bridge import Bridge
-from fwi_i2sb.metrics import Summary
-from fwi_i2sb.network import build_network
-from fwi_i2sb.openfwi import denormalize_velocity, normalize_velocity
+from fwi_i2sb.diffusion.bridge import Bridge
+from fwi_i2sb.metrics.accuracy import Summary
+from fwi_i2sb.models.unet import build_network
+from fwi_i2sb.data.openfwi import denormalize_velocity, normalize_velocity
 from fwi_i2sb import load_run
-from fwi_i2sb.sampler import SAMPLERS, predictor, run_sampler, sample, sampler_settings, step_sequence
-from fwi_i2sb.start import Start, fit_linear, parse_start
-from fwi_i2sb.records import validation_records
+from fwi_i2sb.diffusion.sampling import SAMPLERS, predictor, run_sampler, sample, sampler_settings, step_sequence
+from fwi_i2sb.data.starting_models import Start, fit_linear, parse_start
+from fwi_i2sb.inference.validation_data import validation_records
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 DEVICES = ["cpu"] + ["cuda"] * torch.cuda.is_available()
@@ -164,7 +164,7 @@ def test_torch_generator_is_left_alone(maps):
 
 def test_seeds_give_the_same_maps_in_another_process(maps):
     "Nothing hangs on the process: no hash, no global state."
-    code = ("import torch; from fwi_i2sb.bridge import Bridge; from fwi_i2sb.sampler import run_sampler; from fwi_i2sb.start import Start, parse_start\n"
+    code = ("import torch; from fwi_i2sb.diffusion.bridge import Bridge; from fwi_i2sb.diffusion.sampling import run_sampler; from fwi_i2sb.data.starting_models import Start, parse_start\n"
             "x0 = torch.linspace(-1, 1, 96).reshape(2, 1, 8, 6)\n"
             "x1 = Start(parse_start('blur-openfwi_custom:0.5,linear:1500:4000:0.5'))(x0, [(0, 1), 7])\n"
             "x = run_sampler(Bridge(), lambda xt, step: x0, x1, nfe=5, seeds=[(0, 2), 8])\n"

@@ -14,12 +14,12 @@ import psutil
 import pytest
 from torch.utils.data import DataLoader
 
-from fwi_i2sb.check import verify_store
-from fwi_i2sb.database import _environment
-from fwi_i2sb.joint import JointStore
-from fwi_i2sb.openfwi import InputError
-from fwi_i2sb.store import StoreDataset, convert, read_manifest
-from fwi_i2sb.wave import OPENFWI, surface_survey
+from fwi_i2sb.data.check import verify_store
+from fwi_i2sb.data.database import _environment
+from fwi_i2sb.data.multi_family import JointStore
+from fwi_i2sb.data.openfwi import InputError
+from fwi_i2sb.data.store import StoreDataset, convert, read_manifest
+from fwi_i2sb.physics.wave import OPENFWI, surface_survey
 
 SMALL = surface_survey(12, 2, nt=40)  # two shots of 40 samples over a map of 12 x 12 cells: conversions take milliseconds
 OPTIONS = dict(time_samples=20, survey=SMALL)
@@ -48,7 +48,7 @@ def everything(folder): return sorted(str(p.relative_to(folder)) for p in folder
 
 def python(code, *words):
     "Start Python on an indented piece of code; `words` become `sys.argv[1:]`."
-    head = "import os, sys, signal\nfrom pathlib import Path\nfrom fwi_i2sb.openfwi import InputError\nfrom fwi_i2sb.store import convert\nfrom fwi_i2sb.wave import OPENFWI, surface_survey\n"
+    head = "import os, sys, signal\nfrom pathlib import Path\nfrom fwi_i2sb.data.openfwi import InputError\nfrom fwi_i2sb.data.store import convert\nfrom fwi_i2sb.physics.wave import OPENFWI, surface_survey\n"
     head += "SMALL = surface_survey(12, 2, nt=40)\n"
     return subprocess.Popen([sys.executable, "-c", head + textwrap.dedent(code), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 

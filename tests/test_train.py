@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from processes import MPIRUN, arguments, assert_equal, finish, losses, python_train, wait_for, weights
 
-from fwi_i2sb.run import checkpoints, read_config, read_metrics
+from fwi_i2sb.training.run_dir import checkpoints, read_config, read_metrics
 
 @pytest.fixture(scope="module")
 def undisturbed(data, tmp_path_factory) -> Path:

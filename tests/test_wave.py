@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from fwi_i2sb.geology import sample_velocity
-from fwi_i2sb.openfwi import FAMILIES
-from fwi_i2sb.wave import simulate, surface_survey
+from fwi_i2sb.data.geology import sample_velocity
+from fwi_i2sb.data.openfwi import FAMILIES
+from fwi_i2sb.physics.wave import simulate, surface_survey
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,7 @@ from chromium import PATIENCE, chromium, lab, new_page, run_cells, tensorboard
 from PIL import Image
 
 from fwi_i2sb import load_run
-from fwi_i2sb.explorer import Explorer
+from fwi_i2sb.inference.explorer import Explorer
 
 PICTURES = ("maps", "profile", "state", "gather")
 
@@ -25,7 +25,7 @@ def browser():
 @pytest.fixture(scope="module")
 def page(browser, mini, tmp_path_factory):
     "The explorer of the mini run in a browser."
-    code = f"from fwi_i2sb.explore import explore\nexplore({str(mini)!r})"
+    code = f"from fwi_i2sb.inference.widget import explore\nexplore({str(mini)!r})"
     with lab(tmp_path_factory.mktemp("lab"), code) as address:
         page = new_page(browser, 1500, 1300)
         page.faults = []

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 from processes import arguments, losses
 
-from fwi_i2sb.generate import generate
+from fwi_i2sb.data.generate import generate
 
 NAMES = tuple(f"fwi{os.getpid()}h{i}" for i in range(2))
 ADDRESSES = ("10.199.77.1", "10.199.77.2")

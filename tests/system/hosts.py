@@ -9,7 +9,7 @@ import psutil
 import pytest
 from processes import arguments, losses
 
-from fwi_i2sb.run import checkpoints
+from fwi_i2sb.training.run_dir import checkpoints
 
 
 def training(*words) -> list[str]:

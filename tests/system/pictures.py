@@ -10,8 +10,8 @@ from chromium import ROOT, chromium, lab, new_page, run_cells, tensorboard
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
-from fwi_i2sb.generate import generate
-from fwi_i2sb.mini import mini_options
+from fwi_i2sb.data.generate import generate
+from fwi_i2sb.examples import mini_options
 from fwi_i2sb.train import train
 
 IMAGES = ROOT / "nbs" / "images"
@@ -31,7 +31,7 @@ def keep(page: Page, name: str):
 
 def explorer(browser: Browser, run: Path, folder: Path):
     "The explorer in JupyterLab."
-    with lab(folder, f"from fwi_i2sb.explore import explore\nexplore('runs/{run.name}', dpi=80)") as address:
+    with lab(folder, f"from fwi_i2sb.inference.widget import explore\nexplore('runs/{run.name}', dpi=80)") as address:
         page = new_page(browser, 1250, 1140)
         run_cells(page, address)
         page.wait_for_function("document.querySelectorAll('.fwi-explorer img').length == 4")
