@@ -8,5 +8,5 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: th
 def __getattr__(name):
     "`from fwi_i2sb import load_run`, without loading torch at `import fwi_i2sb`."
     if name != "load_run": raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .invert import load_run
+    from .inference.invert import load_run
     return load_run

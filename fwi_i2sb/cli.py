@@ -16,17 +16,21 @@ from typing import Literal
 import tyro
 
 # %% ../nbs/13_cli/00_cli.ipynb #361e979d
-from .evaluation.evaluate import EvaluateOptions, evaluate_command
-from .sweeps.runner import ExperimentOptions, experiment_command
+from .evaluation.evaluate import evaluate_command, EvaluateOptions
+from .sweeps.runner import experiment_command, ExperimentOptions
 from .data.generate import generate
-from .inference.command import InvertOptions, invert_command
-from .data.check import check_folder, check_record
-from .data.openfwi import InputError, load_families, unknown
-from .models.registry import Shapes, import_plugin, model_sizes
-from .training.options import DataOptions, LogOptions, ModelOptions, OptimOptions, Plugin, RunOptions, TrainOptions, run_command
-from .training.run_dir import write_atomic
+from .inference.command import invert_command, InvertOptions
+from .data.check import check_record, inspect_folder
+from .core.errors import InputError, unknown
+from .data.openfwi import load_families
+from .models.registry import import_plugin, model_sizes, Shapes
+from .core.commands import Plugin, run_command
+from .methods.options import ModelOptions
+from .training.options import DataOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
+from .core.files import write_atomic
 from .data.store import convert
-from .train import progress_bar, train
+from .core.progress import progress_bar
+from .train import train
 
 # %% ../nbs/13_cli/00_cli.ipynb #be5ba1f3
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class CheckOptions:
 def check_command(options: CheckOptions):
     "Print the report; a folder or record with problems ends with exit code 2."
     with progress_bar("check", "records") as progress:
-        report = check_record(options.path) if options.path.suffix == ".npy" else check_folder(options.path, options.family, val_files=options.val_files, progress=progress)
+        report = check_record(options.path) if options.path.suffix == ".npy" else inspect_folder(options.path, options.family, val_files=options.val_files, progress=progress)
     print("\n".join(report.lines()))
     if options.json: write_atomic(options.json, json.dumps(report.to_dict(), indent=1))
     if report.problems: raise InputError(f"{options.path} has {len(report.problems)} problem(s), first: {report.problems[0]}")

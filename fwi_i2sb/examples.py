@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import fwi_i2sb
-from .data.database import locked
+from .core.files import locked
 from .data.generate import generate
-from .training.options import DataOptions, DeviceOptions, LogOptions, ModelOptions, OptimOptions, RunOptions
+from .methods.options import ModelOptions
+from .training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions
 from .training.options import TrainOptions
 from .train import train
 

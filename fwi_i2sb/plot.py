@@ -9,14 +9,15 @@ __all__ = ['png', 'colour_map', 'plot_maps', 'plot_velocity', 'plot_gather', 'pl
 # %% ../nbs/05_metrics/03_plot.ipynb #bec0a9ed
 import io
 
-import cmcrameri  # registers its colour maps under "cmc."
+import cmcrameri  # noqa: F401 (registers its colour maps under "cmc.")
 import matplotlib
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
-from .data.openfwi import VELOCITY_MAX, VELOCITY_MIN, InputError, unknown
+from .core.errors import InputError, unknown
+from .data.scale import VELOCITY_MAX, VELOCITY_MIN
 from .physics.wave import OPENFWI, Survey
 
 # %% ../nbs/05_metrics/03_plot.ipynb #85ab2349

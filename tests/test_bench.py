@@ -8,7 +8,7 @@ import torch
 from fwi_i2sb.bench import __main__ as bench
 from fwi_i2sb.bench import network as bench_net
 from fwi_i2sb.bench.data import smoothing
-from fwi_i2sb.bench.timing import Setting, compare, trial
+from fwi_i2sb.bench.timing import compare, Setting, trial
 
 @pytest.fixture
 def command(capsys):

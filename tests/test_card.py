@@ -11,17 +11,18 @@ import torch
 from matplotlib.figure import Figure
 
 from fwi_i2sb.evaluation import evaluate as evaluation
-from fwi_i2sb.evaluation.card import compare, markdown, sees_truth, table
+from fwi_i2sb.data.starting_models import sees_truth
+from fwi_i2sb.evaluation.card import compare, markdown, table
 from fwi_i2sb.evaluation.card_figure import card_figure
 from fwi_i2sb.sweeps.equal_budget import bars, card_row, rows_table
 from fwi_i2sb.data.degrade import Degradation, degrade
 from fwi_i2sb.evaluation.evaluate import evaluate
 from fwi_i2sb.data.generate import generate
 from fwi_i2sb.metrics.accuracy import mae
-from fwi_i2sb.data.openfwi import InputError
+from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.inference.validation_data import read_batch, validation_data
 from fwi_i2sb.data.store import convert
-from fwi_i2sb.inference.run import TrainedRun, load_run
+from fwi_i2sb.inference.run import load_run, TrainedRun
 
 QUICK = ["--records", 3, "--samples", 2, "--nfe", 2, "--misfit-records", 1, "--starts", "linear"]
 QUICK_KEYWORDS = dict(records=3, samples=2, nfe=2, misfit_records=1, starts=("linear",))
@@ -188,7 +189,7 @@ def test_classical_inversion_stands_beside_the_same_records(run, monkeypatch):
 
 
 def test_a_network_that_cannot_do_without_seismic_has_no_such_control(run, monkeypatch):
-    monkeypatch.setattr(type(run.task), "guidable", False)
+    monkeypatch.setattr(type(run.method), "guidable", False)
     assert [r["method"] for r in evaluate(run, **QUICK_KEYWORDS)["rows"] if r["kind"] == "control"] == ["wrong record"]
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fwi_i2sb.sweeps.runner import ExperimentOptions, experiment_command
+from fwi_i2sb.sweeps.runner import experiment_command, ExperimentOptions
 from fwi_i2sb.sweeps.grid import read_grid
 
 EXPERIMENTS = Path(__file__).parents[1] / "nbs" / "experiments"

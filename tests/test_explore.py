@@ -9,10 +9,10 @@ from PIL import Image
 
 from fwi_i2sb import load_run
 from fwi_i2sb.explore import explore
-from fwi_i2sb.inference.explorer import STAGES, Explorer
+from fwi_i2sb.inference.explorer import Explorer, STAGES
 from fwi_i2sb.examples import mini_options
-from fwi_i2sb.data.openfwi import InputError
-from fwi_i2sb.training.options import ModelOptions
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.train import train
 
 PICTURES = ("maps", "profile", "state", "gather")

@@ -10,7 +10,8 @@ import pytest
 
 import fwi_i2sb.data.generate as module
 from fwi_i2sb.data.generate import generate
-from fwi_i2sb.data.openfwi import InputError, discover
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.data.openfwi import discover
 from fwi_i2sb.physics.wave import surface_survey
 
 SMALL = dict(n_train=150, n_val=30, shard_size=100, shape=(16, 16), survey=surface_survey(16, 2, nt=60), seed=3)
@@ -102,7 +103,7 @@ def test_a_dying_worker_is_an_error_not_a_hang(tmp_path, undisturbed, monkeypatc
 LIMITED = """
 import os, resource, sys
 from fwi_i2sb.data.generate import generate
-from fwi_i2sb.data.openfwi import InputError
+from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.physics.wave import surface_survey
 limit = int(sys.argv[2])
 if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # the files of a full disk end here

@@ -15,10 +15,12 @@ import pytest
 import yaml
 
 from fwi_i2sb.sweeps import equal_budget as compare
-from fwi_i2sb.sweeps.runner import ExperimentOptions, _await, experiment_command, prepare_cell, threads_each
+from fwi_i2sb.sweeps.runner import _await, experiment_command, ExperimentOptions, prepare_cell, threads_each
 from fwi_i2sb.sweeps.grid import collect, read_grid, write_tables
-from fwi_i2sb.data.openfwi import InputError
-from fwi_i2sb.training.options import DataOptions, ModelOptions, run_command
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.core.commands import run_command
+from fwi_i2sb.methods.options import ModelOptions
+from fwi_i2sb.training.options import DataOptions
 
 PARAMETERS = 'size: int = 1\nname: str = "a"\nrate: float = 0.5\npause: float = 0.0\nout_dir: str = ""'
 WORK = """import json, pathlib, time

@@ -6,7 +6,7 @@ import pytest
 from processes import arguments, assert_equal, losses, weights
 
 from fwi_i2sb.data.generate import generate
-from fwi_i2sb.inference.invert import load_run
+from fwi_i2sb.inference.run import load_run
 from fwi_i2sb.training.run_dir import checkpoints, read_config, read_metrics
 
 
@@ -61,12 +61,12 @@ def test_all_needs_all_ten_and_says_which_is_missing(refused, families, tmp_path
 @pytest.fixture
 def poisoned(monkeypatch):
     "Make the loss of some optimiser steps not finite."
-    from fwi_i2sb.methods.base import BridgeTask
+    from fwi_i2sb.methods.bridge import BridgeMethod
 
     def poison(bad):
         count = iter(range(10**6))
-        real = BridgeTask.loss
-        monkeypatch.setattr(BridgeTask, "loss", lambda *args: real(*args) * (float("nan") if next(count) // 2 in bad else 1.0))  # two microbatches per step
+        real = BridgeMethod.loss
+        monkeypatch.setattr(BridgeMethod, "loss", lambda *args: real(*args) * (float("nan") if next(count) // 2 in bad else 1.0))  # two microbatches per step
     return poison
 
 

@@ -10,12 +10,12 @@ from processes import arguments, assert_equal, finish, losses, python_train, wei
 
 from fwi_i2sb.inference import invert
 from fwi_i2sb.models import registry as models
-from fwi_i2sb.inference.invert import load_run
+from fwi_i2sb.inference.run import load_run
 from fwi_i2sb.metrics.accuracy import mae
-from fwi_i2sb.data.openfwi import InputError
-from fwi_i2sb.training.options import ModelOptions
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.training.run_dir import read_metrics
-from fwi_i2sb.methods.registry import build_task
+from fwi_i2sb.methods.registry import build_method
 from fwi_i2sb.inference.validation_data import validation_records
 
 FACTS = dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70))
@@ -73,8 +73,8 @@ def test_a_method_continues_as_if_nothing_had_happened_and_inverts(trained, name
     seismic, truth, numbers = validation_records(run, 2)
     result = run.invert(seismic, "linear", records=numbers)
     assert result.mean.shape == truth.shape and result.mean.isfinite().all()
-    assert result.samples.shape[1] == (8 if run.task.stochastic(run.task.samplers[0], run.task.nfe) else 1)
-    assert result.provenance["method"] == run.task.name and result.provenance["network_calls"] == result.samples.shape[1] * run.task.nfe
+    assert result.samples.shape[1] == (8 if run.method.stochastic(run.method.samplers[0], run.method.nfe) else 1)
+    assert result.provenance["method"] == run.method.name and result.provenance["network_calls"] == result.samples.shape[1] * run.method.nfe
     assert torch.allclose(run.states(seismic, "linear", records=numbers)[-1].xt, result.samples[:, 0], atol=0.5)
 
 
@@ -130,27 +130,27 @@ def test_an_answer_without_seismic_must_have_been_trained(trained, refused):
 
 
 def test_the_preconditioned_target_has_unit_size_from_disturbed_starts_too():
-    task = build_task(ModelOptions("tiny", precondition=True, base_noise=0.3), FACTS | dict(moments=(0.2, 0.1, 0.1)))
+    method = build_method(ModelOptions("tiny", precondition=True, base_noise=0.3), FACTS | dict(moments=(0.2, 0.1, 0.1)))
     rng = np.random.default_rng(0)
     x0, x1 = torch.from_numpy(rng.multivariate_normal([0, 0], [[0.2, 0.1], [0.1, 0.1]], size=100_000).T)
     x1 = x1 + 0.3 * torch.from_numpy(rng.standard_normal(len(x1)))
-    for step in (0, 500, 999): assert abs(task.bridge.target(step, x0, task.bridge.q_sample(step, x0, x1)).std() - 1) < 0.02
+    for step in (0, 500, 999): assert abs(method.bridge.target(step, x0, method.bridge.q_sample(step, x0, x1)).std() - 1) < 0.02
 
 
 def test_while_the_critic_learns_the_generator_holds_still():
-    task = build_task(ModelOptions("velocitygan"), FACTS)
+    method = build_method(ModelOptions("velocitygan"), FACTS)
     maps = torch.zeros(2, 1, 70, 70)
     batch = dict(x0=maps, x1=maps, seismic=torch.randn(2, 5, 250, 70), keep=torch.ones(2), mix=torch.rand(2))
-    before = {name: value.clone() for name, value in task.net.state_dict().items()}
-    task.learners["critic"](batch).sum().backward()
-    assert all(torch.equal(value, before[name]) for name, value in task.net.state_dict().items()) and all(p.grad is None for p in task.net.parameters())
-    task.learners["net"](batch).sum().backward()
-    assert any(not torch.equal(value, before[name]) for name, value in task.net.state_dict().items() if "running" in name)
+    before = {name: value.clone() for name, value in method.net.state_dict().items()}
+    method.loss_modules["critic"](batch).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in method.net.state_dict().items()) and all(p.grad is None for p in method.net.parameters())
+    method.loss_modules["net"](batch).sum().backward()
+    assert any(not torch.equal(value, before[name]) for name, value in method.net.state_dict().items() if "running" in name)
 
 
 def test_the_average_of_a_generator_counts_its_own_updates(trained):
     run = trained("gan", *METHODS["gan"], "--num-itr", 2)  # one update of two steps
-    parts, fresh = weights(run), build_task(ModelOptions("tiny", method="gan", n_critic=2), FACTS).net.state_dict()
+    parts, fresh = weights(run), build_method(ModelOptions("tiny", method="gan", n_critic=2), FACTS).net.state_dict()
     fresh = {name: value.numpy() for name, value in fresh.items()}
     for name, value in parts["ema"].items(): np.testing.assert_allclose(value, fresh[name] + 0.9 * (parts["weights"][name] - fresh[name]), rtol=1e-4, atol=1e-6)
 

@@ -8,12 +8,14 @@ from fwi_i2sb.physics.waveform_inversion import descend
 from fwi_i2sb.models.inversionnet import InversionNet
 from fwi_i2sb.metrics.accuracy import misfit
 from fwi_i2sb.models.registry import MODELS
-from fwi_i2sb.data.openfwi import InputError, normalize_seismic
-from fwi_i2sb.training.options import ModelOptions
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.data.openfwi import normalize_seismic
+from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.data.starting_models import linear_velocity
-from fwi_i2sb.methods.registry import build_task
+from fwi_i2sb.methods.registry import build_method
 from fwi_i2sb.inference.validation_data import validation_records
-from fwi_i2sb.physics.wave import decimate, simulate
+from fwi_i2sb.physics.filters import decimate
+from fwi_i2sb.physics.wave import simulate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FACTS = dict(shots=3, time_samples=70, receivers=24, map_size=(24, 26))
@@ -22,13 +24,13 @@ SEEDS = [3, (3, 1), (3, 2)]
 
 
 @pytest.fixture(scope="module")
-def tasks():
+def methods():
     "Every model with every method that it can learn, its weights random everywhere so that no answer is zero by initialisation."
-    tasks = {(model, method): build_task(ModelOptions(model, method=method), FACTS) for model, method in PAIRS}
+    methods = {(model, method): build_method(ModelOptions(model, method=method), FACTS) for model, method in PAIRS}
     torch.manual_seed(0)
-    for task in tasks.values():
-        for p in task.nets["net"].parameters(): p.data += 0.02 * torch.randn_like(p)
-    return tasks
+    for method in methods.values():
+        for p in method.nets["net"].parameters(): p.data += 0.02 * torch.randn_like(p)
+    return methods
 
 
 @pytest.fixture(scope="module")
@@ -41,25 +43,25 @@ def batch():
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_losses_of_every_method_are_one_per_sample_and_reach_every_weight(pair, tasks, batch):
-    task = tasks[pair]
-    for name, learner in task.learners.items():
-        loss = learner(batch)
+def test_losses_of_every_method_are_one_per_sample_and_reach_every_weight(pair, methods, batch):
+    method = methods[pair]
+    for name, loss_module in method.loss_modules.items():
+        loss = loss_module(batch)
         assert loss.shape == (3,) and loss.dtype == torch.float32 and loss.isfinite().all()
-        gradients = torch.autograd.grad(loss.sum(), list(task.nets[name].parameters()), allow_unused=True)
+        gradients = torch.autograd.grad(loss.sum(), list(method.nets[name].parameters()), allow_unused=True)
         assert all(g is not None and g.isfinite().all() for g in gradients)
         order = [2, 0, 1]
-        torch.testing.assert_close(learner({key: value[order] for key, value in batch.items()}), loss[order], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(loss_module({key: value[order] for key, value in batch.items()}), loss[order], rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_every_walk_is_its_own_whatever_the_batch(pair, tasks, batch):
-    task = tasks[pair]
-    net = task.net.eval()
-    for sampler in task.samplers:
-        settings = task.how(sampler=sampler, nfe=3 if pair[1] in ("bridge", "ddpm") else None)
+def test_every_walk_is_its_own_whatever_the_batch(pair, methods, batch):
+    method = methods[pair]
+    net = method.net.eval()
+    for sampler in method.samplers:
+        settings = method.sampling_settings(sampler=sampler, nfe=3 if pair[1] in ("bridge", "ddpm") else None)
         before = torch.random.get_rng_state()
-        walk = lambda rows: list(task.walk(net, net.encode(batch["seismic"][rows]), batch["x1"][rows], seeds=SEEDS[rows], **settings))
+        walk = lambda rows: list(method.sample(net, net.encode(batch["seismic"][rows]), batch["x1"][rows], seeds=SEEDS[rows], **settings))
         states, alone = walk(slice(0, 3)), walk(slice(1, 2))
         assert len(states) == settings["nfe"] and states[-1].step == 0 and states[-1].xt.shape == batch["x1"].shape
         for one, of_three in zip(alone, states):
@@ -70,14 +72,14 @@ def test_every_walk_is_its_own_whatever_the_batch(pair, tasks, batch):
 
 
 @pytest.mark.parametrize("pair", [pair for pair in PAIRS if not MODELS[pair[0]].reads_map], ids="-".join)
-def test_a_network_that_reads_the_seismic_alone_does_not_see_the_start(pair, tasks, batch):
-    task = tasks[pair]
-    net = task.net.eval()
+def test_a_network_that_reads_the_seismic_alone_does_not_see_the_start(pair, methods, batch):
+    method = methods[pair]
+    net = method.net.eval()
     with torch.inference_mode():
         cond = net.encode(batch["seismic"])
-        maps = [list(task.walk(net, cond, x1, seeds=SEEDS, **task.how()))[-1].xt for x1 in (batch["x1"], batch["noise"])]
+        maps = [list(method.sample(net, cond, x1, seeds=SEEDS, **method.sampling_settings()))[-1].xt for x1 in (batch["x1"], batch["noise"])]
     assert torch.equal(*maps)
-    with pytest.raises(InputError, match="guidance"): task.how(w=0.5)
+    with pytest.raises(InputError, match="guidance"): method.sampling_settings(w=0.5)
     net.train()
 
 

@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from fwi_i2sb.models.unet import PRESETS, build_network
+from fwi_i2sb.models.unet import build_network, PRESETS
 
 
 @pytest.mark.parametrize("name", ["tiny", "unet_ch16"])

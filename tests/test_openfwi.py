@@ -4,8 +4,10 @@ import pickle
 import numpy as np
 import pytest
 
-from fwi_i2sb.data.check import check_folder, check_record
-from fwi_i2sb.data.openfwi import InputError, discover, find_root, open_npy, read_pair
+from fwi_i2sb.data.check import check_record, inspect_folder
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.core.files import open_npy
+from fwi_i2sb.data.openfwi import discover, find_root, read_pair
 
 
 def shard(folder, seismic, velocity, n=2, value=1.0, shape=(5, 40, 70), cells=(70, 70)):
@@ -48,7 +50,7 @@ def test_kaggle_copy_needs_validation_files(tmp_path):
     assert names(discover(tmp_path, "FlatVel_A", split="val", val_files=["model2.npy"])) == [("data2.npy", "model2.npy", 2)]
     assert names(discover(tmp_path, "FlatVel_A", split="train", val_files=["model2.npy"])) == [("data1.npy", "model1.npy", 2)]
     with pytest.raises(InputError, match="data7.npy"): discover(tmp_path, "FlatVel_A", split="val", val_files=["data7.npy"])
-    report = check_folder(tmp_path, "FlatVel_A")
+    report = inspect_folder(tmp_path, "FlatVel_A")
     assert "--val-files" in report.problems[0] and report.facts["unsplit"]["records"] == 4
 
 
@@ -70,7 +72,7 @@ def test_partners_and_counts(tmp_path):
     with pytest.raises(InputError, match="data3.npy has no partner model3.npy .2 seismic and 1 velocity"): discover(tmp_path, "FlatVel_A", split="val")
     (tmp_path / "val/data/data3.npy").rename(tmp_path / "val/model/model9.npy")
     with pytest.raises(InputError, match="model9.npy has no seismic partner"): discover(tmp_path, "FlatVel_A", split="val")
-    assert len(check_folder(tmp_path, "FlatVel_A").problems) >= 2
+    assert len(inspect_folder(tmp_path, "FlatVel_A").problems) >= 2
 
 
 def test_files_that_cannot_be_read(tmp_path):
@@ -89,11 +91,11 @@ def test_files_that_cannot_be_read(tmp_path):
 
 def test_report_names_every_problem(tmp_path):
     for split, k in (("train", 1), ("val", 2)): shard(tmp_path, f"{split}/data/data{k}.npy", f"{split}/model/model{k}.npy")
-    assert not check_folder(tmp_path, "Style_B").problems
+    assert not inspect_folder(tmp_path, "Style_B").problems
     np.load(tmp_path / "train/data/data1.npy", mmap_mode="r+")[1, 0, 0, 0] = np.inf
     np.load(tmp_path / "val/model/model2.npy", mmap_mode="r+")[0] = 5000
     steps = []
-    report = check_folder(tmp_path, "Style_B", progress=lambda *step: steps.append(step))
+    report = inspect_folder(tmp_path, "Style_B", progress=lambda *step: steps.append(step))
     assert steps == [(i, 4) for i in (1, 2, 3, 4)] and report.facts["train"] == dict(files=1, records=2)
     assert "data1.npy: record 1" in report.problems[0] and "5000 m/s" in report.problems[1]
     assert any("5000" in line for line in report.lines()) and report.to_dict()["problems"] == report.problems

@@ -14,8 +14,9 @@ from processes import arguments, finish, losses, python_train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fwi_i2sb.training import options as opt
-from fwi_i2sb.inference.invert import load_run, prepare_start
-from fwi_i2sb.training.options import TrainOptions, option_table, options_to_dict, parse
+from fwi_i2sb.inference.run import load_run, prepare_start
+from fwi_i2sb.core.commands import option_table, options_to_dict, parse
+from fwi_i2sb.training.options import TrainOptions
 from fwi_i2sb.training.run_dir import checkpoints, open_store, read_config, read_metrics
 
 PUBLISHED = """result-dir dataset-dir dataset-name name seed master-port ckpt gpu model image-size corrupt val-batches t0 T interval beta-max drop_cond pred-x0 ot-ode
@@ -127,8 +128,8 @@ def validation_is_bounded_and_accumulation_changes_nothing(g):
     row = next(r for r in read_metrics(g.trained("three", "--microbatch", 3, "--batch-size", 3, "--val-batches", 2)) if "val_mae" in r)
     assert row["val_records"] == 6
     calls = []
-    from fwi_i2sb.methods.base import BridgeTask
-    g.monkeypatch.setattr(BridgeTask, "loss", lambda *args, real=BridgeTask.loss: calls.append(len(args[2]["x0"])) or real(*args))
+    from fwi_i2sb.methods.bridge import BridgeMethod
+    g.monkeypatch.setattr(BridgeMethod, "loss", lambda *args, real=BridgeMethod.loss: calls.append(len(args[2]["x0"])) or real(*args))
     quiet = []
     g.monkeypatch.setattr(Accelerator, "no_sync", lambda self, model, real=Accelerator.no_sync: quiet.append(1) or real(self, model))
     run = g.trained("two", "--microbatch", 2)
@@ -149,9 +150,9 @@ def the_bridge_is_another(g):
 
 @effect("drop_cond")
 def that_share_is_trained_without_seismic(g):
-    from fwi_i2sb.methods.base import BridgeTask
+    from fwi_i2sb.methods.bridge import BridgeMethod
     keeps = []
-    g.monkeypatch.setattr(BridgeTask, "loss", lambda *args, real=BridgeTask.loss: keeps.append(args[2]["keep"]) or real(*args))
+    g.monkeypatch.setattr(BridgeMethod, "loss", lambda *args, real=BridgeMethod.loss: keeps.append(args[2]["keep"]) or real(*args))
     for drop, low, high in ((0, 1, 1), (0.5, 0.25, 0.75), (1, 0, 0)):
         keeps.clear()
         g.trained(f"drop{drop}", "--drop_cond", drop)

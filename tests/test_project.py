@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from fwi_i2sb.training.options import TrainOptions, options_to_dict, parse
+from fwi_i2sb.core.commands import options_to_dict, parse
+from fwi_i2sb.training.options import TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]

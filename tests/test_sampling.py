@@ -11,10 +11,10 @@ import torch
 from fwi_i2sb.diffusion.bridge import Bridge
 from fwi_i2sb.metrics.accuracy import Summary
 from fwi_i2sb.models.unet import build_network
-from fwi_i2sb.data.openfwi import denormalize_velocity, normalize_velocity
+from fwi_i2sb.data.scale import denormalize_velocity, normalize_velocity
 from fwi_i2sb import load_run
-from fwi_i2sb.diffusion.sampling import SAMPLERS, predictor, run_sampler, sample, sampler_settings, step_sequence
-from fwi_i2sb.data.starting_models import Start, fit_linear, parse_start
+from fwi_i2sb.diffusion.sampling import predictor, run_sampler, sample, sampler_settings, SAMPLERS, step_sequence
+from fwi_i2sb.data.starting_models import fit_linear, parse_start, Start
 from fwi_i2sb.inference.validation_data import validation_records
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader
 from fwi_i2sb.data.check import verify_store
 from fwi_i2sb.data.database import _environment
 from fwi_i2sb.data.multi_family import JointStore
-from fwi_i2sb.data.openfwi import InputError
-from fwi_i2sb.data.store import StoreDataset, convert, read_manifest
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.data.store import convert, read_manifest, StoreDataset
 from fwi_i2sb.physics.wave import OPENFWI, surface_survey
 
 SMALL = surface_survey(12, 2, nt=40)  # two shots of 40 samples over a map of 12 x 12 cells: conversions take milliseconds

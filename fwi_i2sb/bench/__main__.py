@@ -16,12 +16,12 @@ import tyro
 # %% ../../nbs/12_bench/03_bench.ipynb #22e8f589
 from . import data as bench_data
 from . import network as bench_net
-from ..training.ranks import resolve_device
-from ..data.openfwi import InputError, unknown
-from ..training.options import run_command
-from ..training.run_dir import write_atomic
-from .timing import Setting, machine, table, to_dict
-from ..train import progress_bar
+from ..core.devices import resolve_device
+from ..core.errors import InputError, unknown
+from ..core.commands import run_command
+from ..core.files import write_atomic
+from .timing import machine, Setting, table, to_dict
+from ..core.progress import progress_bar
 
 # %% ../../nbs/12_bench/03_bench.ipynb #ced638c1
 CASES = {

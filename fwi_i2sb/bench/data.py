@@ -18,11 +18,13 @@ from scipy.ndimage import gaussian_filter
 
 # %% ../../nbs/12_bench/01_data.ipynb #956131ea
 from ..data.geology import sample_velocity
-from ..data.openfwi import discover, get_family, normalize_seismic, normalize_velocity, read_pair
-from ..data.starting_models import blur_custom
-from ..data.store import StoreDataset, convert
-from .timing import Result, Setting, compare, trial
-from ..physics.wave import decimate, simulate
+from ..data.openfwi import discover, get_family, normalize_seismic, read_pair
+from ..data.scale import normalize_velocity
+from ..physics.smoothing import blur_custom
+from ..data.store import convert, StoreDataset
+from .timing import compare, Result, Setting, trial
+from ..physics.filters import decimate
+from ..physics.wave import simulate
 
 # %% ../../nbs/12_bench/01_data.ipynb #437bf5cb
 FAMILY, RECORDS = "CurveVel_A", {"train": 90, "val": 10}

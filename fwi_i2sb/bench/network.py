@@ -16,16 +16,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # %% ../../nbs/12_bench/02_network.ipynb #15d1f786
 from ..diffusion.bridge import Bridge
-from ..training.ranks import check_compiler, resolve_precision
-from ..diffusion.gaussian_mixture import GaussianMixtureBridge, calls_for_error
+from ..core.devices import check_compiler, resolve_precision
+from ..diffusion.gaussian_mixture import calls_for_error, GaussianMixtureBridge
 from ..models.unet import build_network
-from ..training.batches import Denoiser, update_ema
-from ..data.openfwi import InputError
-from ..training.options import ModelOptions
+from ..methods.losses import Denoiser
+from ..training.step import update_ema
+from ..core.errors import InputError
+from ..methods.options import ModelOptions
 from ..diffusion.sampling import predictor, run_sampler, sampler_settings
-from ..methods.registry import build_task
-from ..methods.base import BridgeTask
-from .timing import Result, Setting, WrongOutput, check_kernel, compare, trial, wake
+from ..methods.registry import build_method
+from ..methods.bridge import BridgeMethod
+from .timing import check_kernel, compare, Result, Setting, trial, wake, WrongOutput
 
 # %% ../../nbs/12_bench/02_network.ipynb #9f6c369f
 def _batch(setting, n=2):
@@ -53,12 +54,12 @@ def _answer(setting, net, batch, precision="fp32"):
 # %% ../../nbs/12_bench/02_network.ipynb #82c56ef1
 def _training(setting, net, precision="fp32", compiled=False):
     "A function that does one step of training on a microbatch of two."
-    batch, average, task = _batch(setting), copy.deepcopy(net), build_task(ModelOptions("tiny"), dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70)))
+    batch, average, method = _batch(setting), copy.deepcopy(net), build_method(ModelOptions("tiny"), dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70)))
     model = torch.compile(Denoiser(net)) if compiled else Denoiser(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True)
 
     def step():
-        with _autocast(setting, precision): task.loss(model, batch).mean().backward()
+        with _autocast(setting, precision): method.loss(model, batch).mean().backward()
         optimizer.step()
         optimizer.zero_grad()
         update_ema(average, net, 0.999, 1000)
@@ -172,7 +173,7 @@ def compiled(setting: Setting) -> Result:
 def validation(setting: Setting) -> Result:
     "Network calls of one validation sample."
     calls = []
-    run_sampler(Bridge(), lambda xt, step: calls.append(step) or xt, torch.zeros(1, 1, 8, 8), nfe=BridgeTask.nfe, seeds=[0])
+    run_sampler(Bridge(), lambda xt, step: calls.append(step) or xt, torch.zeros(1, 1, 8, 8), nfe=BridgeMethod.nfe, seeds=[0])
     return Result("sample: validation, network calls", 999 / 10, (999,), (len(calls),), "calls", "counted while sampling")
 
 # %% ../../nbs/12_bench/02_network.ipynb #c84e3fe5

@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .openfwi import VELOCITY_MIN, InputError
-from ..physics.wave import OPENFWI, Survey, decimate, simulate
+from ..core.errors import InputError
+from .scale import VELOCITY_MIN
+from ..physics.filters import decimate
+from ..physics.wave import OPENFWI, simulate, Survey
 
 # %% ../../nbs/02_data/08_degrade.ipynb #98312921
 def _check(self):

@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .database import locked, write_json
+from ..core.files import locked, write_json
 from .geology import sample_velocity
-from .openfwi import VELOCITY_MAX, InputError, get_family
-from ..physics.wave import Survey, simulate, surface_survey
+from ..core.errors import InputError
+from .openfwi import get_family
+from .scale import VELOCITY_MAX
+from ..physics.wave import simulate, surface_survey, Survey
 
 # %% ../../nbs/02_data/03_generate.ipynb #e6bc7c43
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from .openfwi import FAMILIES, VELOCITY_MAX, VELOCITY_MIN, InputError, get_family
+from ..core.errors import InputError
+from .openfwi import FAMILIES, get_family
+from .scale import VELOCITY_MAX, VELOCITY_MIN
 
 # %% ../../nbs/02_data/02_geology.ipynb #7623d3a8
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ import zlib
 
 import numpy as np, torch
 
-from .openfwi import Family, InputError, normalize_seismic, normalize_velocity
+from ..core.errors import InputError
+from .openfwi import Family, normalize_seismic
+from .scale import normalize_velocity
 from .store import StoreDataset
 
 # %% ../../nbs/02_data/06_multi_family.ipynb #225644bd
@@ -62,7 +64,7 @@ def which(self, i:int, # record
 def physical(self, i:int, # record
 )->tuple[torch.Tensor, torch.Tensor]: # velocity (1, depth, x) in m/s and seismic (shots, time, receivers) as pressure, float32
     "A record in physical units."
-    k = self.which(i)
+    k = self.store_of(i)
     return self.stores[k].physical(int(i) % len(self) - int(self._ends[k]) + self.sizes[k])
 
 # %% ../../nbs/02_data/06_multi_family.ipynb #f6ea8527
@@ -70,4 +72,4 @@ def __getitem__(self, i):
     velocity, seismic = self.physical(i)
     return dict(velocity=normalize_velocity(velocity), seismic=normalize_seismic(seismic, self.family), index=int(i) % len(self))
 
-JointStore.which, JointStore.physical, JointStore.__getitem__ = which, physical, __getitem__
+JointStore.store_of, JointStore.physical, JointStore.__getitem__ = which, physical, __getitem__

@@ -14,9 +14,14 @@ import lmdb, torch
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
-from .database import Values, append, locked, write_json
-from .openfwi import InputError, discover, find_root, get_family, normalize_seismic, normalize_velocity, open_npy, read_pair, store_bytes, unknown
-from ..physics.wave import OPENFWI, Survey, decimate
+from ..core.files import locked, write_json
+from .database import append, Values
+from ..core.errors import InputError, unknown
+from ..core.files import open_npy
+from .openfwi import discover, find_root, get_family, normalize_seismic, read_pair, store_bytes
+from .scale import normalize_velocity
+from ..physics.filters import decimate
+from ..physics.wave import OPENFWI, Survey
 
 # %% ../../nbs/02_data/05_store.ipynb #8e6bffce
 def _encode(seismic, velocity, factor, dtype, where):

@@ -10,7 +10,7 @@ __all__ = ['symmetric_betas', 'gaussian_product', 'Bridge', 'at_step', 'network_
 import torch
 from torch import Tensor
 
-from ..data.openfwi import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/03_diffusion/00_bridge.ipynb #712bd385
 def symmetric_betas(

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from .bridge import at_step
-from ..data.openfwi import InputError
-from .sampling import State, noise_source, step_sequence
+from ..core.errors import InputError
+from .sampling import noise_source, TrajectoryPoint, step_sequence
 
 # %% ../../nbs/03_diffusion/02_ddpm.ipynb #c047fc8d
 class Diffusion:
@@ -118,7 +118,7 @@ def denoise(
     nfe: int,  # number of network calls, 1 to n_steps - 1
     eta: float = 0.0,  # share of fresh noise: 0 is DDIM, 1 ancestral sampling
     seeds: Sequence | None = None,  # one key (int or tuple of ints) per sample; None draws from torch's generator
-) -> Iterator[State]:  # one state per network call; the last, at step 0, is the last guess
+) -> Iterator[TrajectoryPoint]:  # one state per network call; the last, at step 0, is the last guess
     """Walk from unit noise to clean maps: DDIM (arXiv 2010.02502) or ancestral sampling (arXiv 2006.11239, algorithm 2).
 
     With `seeds` the result does not depend on how samples are batched. Guesses are used as they come: clip them in `predict_x0`.
@@ -130,4 +130,4 @@ def denoise(
     for step, step_prev in zip(steps, steps[1:]):
         x0 = predict_x0(xt, step)
         xt = diffusion.jump(step_prev, step, xt, x0, eta=eta, noise=draw() if eta and step_prev else None)
-        yield State(step_prev, xt, x0)
+        yield TrajectoryPoint(step_prev, xt, x0)

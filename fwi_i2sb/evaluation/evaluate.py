@@ -17,19 +17,25 @@ import tyro
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #8f31bf38
 import fwi_i2sb
-from .card import Tally, assemble, markdown, table
+from .card import assemble, markdown, table, Tally
 from .card_figure import card_figure
-from ..data.degrade import Degradation, at_frequency
-from ..inference.invert import check_samples, load_run, starting_models
+from ..data.degrade import at_frequency, Degradation
+from ..inference.invert import check_samples, starting_models
+from ..inference.run import load_run
 from ..data.multi_family import JointStore
-from ..metrics.accuracy import low_band, mae, misfit
-from ..data.openfwi import InputError, open_npy
-from ..training.options import Plugin
+from ..metrics.accuracy import mae, misfit
+from ..physics.filters import low_band
+from ..core.errors import InputError
+from ..core.files import open_npy
+from ..core.commands import Plugin
 from ..metrics.published import published
 from ..inference.validation_data import Batch, read_batch, validation_data
-from ..training.run_dir import check_folder, first_records, part_of, write_atomic
-from ..train import progress_bar
-from ..inference.run import TrainedRun, device_name, is_map_file, resimulate
+from ..core.files import part_of, write_atomic
+from ..core.files import check_writable
+from ..training.run_dir import first_records
+from ..core.progress import progress_bar
+from ..core.devices import device_name
+from ..inference.run import is_map_file, resimulate, TrainedRun
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #3b8c0c66
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ def _invert(job: _Job, batch: Batch, start, seismic, **other):
 
 def _answers(job: _Job, batch: Batch, start: str):
     "(row, kind, maps, ensemble, cost) of every row, for a batch."
-    name, (result, cost) = job.run.task.name, _invert(job, batch, start, batch.seismic)
+    name, (result, cost) = job.run.method.name, _invert(job, batch, start, batch.seismic)
     yield "starting model", "start", result.start, None, {}
     yield name, "method", result.mean, result.samples, cost
     if (k := cost["samples"]) > 1:
@@ -76,7 +82,7 @@ def _answers(job: _Job, batch: Batch, start: str):
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #b8a92de9
 def _controls(job: _Job, batch: Batch, answer):
     given, before = {}, dict(network_calls=answer.provenance["start_calls"], seconds_per_record=answer.provenance["start_seconds"])
-    if job.run.task.guidable: given["seismic switched off"] = batch.seismic, dict(w=0.0)
+    if job.run.method.guidable: given["seismic switched off"] = batch.seismic, dict(w=0.0)
     if job.swaps: given["wrong record"] = batch.other, {}
     for name, (seismic, other) in given.items():
         result, cost = _invert(job, batch, answer.start, seismic, **other)
@@ -147,7 +153,7 @@ def _about(job: _Job) -> dict:
     "What the card says of run, records and machine."
     run, data = job.run, job.data
     return dict(
-        run=str(run.path), name=run.path.resolve().name, step=run.step, method=run.task.name, model=run.options.model.model, reads_start=run.task.model.reads_map, trained_on=run.family.name, device=device_name(run.device),
+        run=str(run.path), name=run.path.resolve().name, step=run.step, method=run.method.name, model=run.options.model.model, reads_start=run.method.model.reads_map, trained_on=run.family.name, device=device_name(run.device),
         data=dict(families=list(data.names), records=len(job.numbers), misfit_records=min(job.misfit_records, len(job.numbers)), engine=job.engine, fingerprint=data.fingerprint),
         degradation=asdict(job.degradation) | dict(text=str(job.degradation)), version=fwi_i2sb.__version__, torch=torch.__version__)
 
@@ -173,10 +179,10 @@ def evaluate(
 ) -> dict:  # see `09_evaluation/00_card`
     "The evaluation card of a run. Raises `InputError` for a single record where a wrong one is asked, and for what run, record or method do not allow."
     if batch_size < 1 or seed < 0: raise InputError(f"the batch size is {batch_size} and the seed {seed}: give 1 or more, and 0 or more")
-    if starts is None: starts = STARTS if run.task.model.reads_map else STARTS[1:]
+    if starts is None: starts = STARTS if run.method.model.reads_map else STARTS[1:]
     if not starts or isinstance(starts, str): raise InputError(f"starts is {starts!r}: give a tuple of starting models, for instance ('linear',)")
     data = validation_data(run) if data is None else data
-    settings = run.task.how(nfe=nfe, sampler=sampler, eta=eta, w=w) | dict(seed=seed)
+    settings = run.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w) | dict(seed=seed)
     shot = run if degradation.freq is None else replace(run, facts=run.facts | dict(survey=at_frequency(run.survey, degradation.freq).to_dict()))
     job = _Job(run, shot, data, first_records(data, records), dict(samples=samples, nfe=nfe, sampler=sampler, eta=eta, w=w, seed=seed), degradation, engine, misfit_records, classical, controls)
     starts = tuple(start.strip() for start in starts)
@@ -184,8 +190,8 @@ def evaluate(
     tallies, tell = {}, progress or (lambda done, total: None)
     for first in range(0, len(job.numbers), batch_size): _score(job, _answers, first, batch_size, starts, tallies, lambda i: tell(_done(job, i, 0), len(job.numbers)))
     for first in range(classical): _score(replace(job, controls=False), _classical, first, 1, starts, tallies, lambda i: tell(_done(job, len(job.numbers), i), len(job.numbers)))
-    settings["samples"] = tallies[starts[0], run.task.name].cost["samples"]
-    return assemble(list(tallies.values()), job.numbers, [data.names[data.which(i)] for i in job.numbers], settings, example=_example(job, starts[0]), **_about(job))
+    settings["samples"] = tallies[starts[0], run.method.name].cost["samples"]
+    return assemble(list(tallies.values()), job.numbers, [data.names[data.store_of(i)] for i in job.numbers], settings, example=_example(job, starts[0]), **_about(job))
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #12ea60ae
 @dataclass(frozen=True)
@@ -235,7 +241,7 @@ def evaluate_command(options: EvaluateOptions) -> list[dict]:
     damage = Degradation(options.snr, options.missing_shots, options.missing_traces, options.freq)
     run = load_run(options.run, device=options.device, plugin=options.plugin)
     folder = options.out or run.path / "evaluation"
-    check_folder(folder, "card.json", "card.md", "card.png")
+    check_writable(folder, "card.json", "card.md", "card.png")
     check_samples(run, options)
     data = validation_data(run, options.dataset_dir, options.store_dir, options.dataset_name)
     rows = dict(published=[row for family in dict.fromkeys(data.names) for row in published(family)]) if options.published else {}

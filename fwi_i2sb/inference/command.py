@@ -15,14 +15,16 @@ import tyro
 
 # %% ../../nbs/08_inference/03_command.ipynb #a9d15587
 from .. import plot
-from .invert import Inversion, check_samples
+from .invert import check_samples, Inversion
 from ..metrics.accuracy import mae, misfit
-from ..data.openfwi import InputError, open_npy
-from ..training.options import Plugin
+from ..core.errors import InputError
+from ..core.files import open_npy
+from ..core.commands import Plugin
 from .validation_data import validation_records
-from ..training.run_dir import check_folder, part_of
-from ..train import progress_bar
-from .run import TrainedRun, load_run, prepare_seismic, resimulate
+from ..core.files import part_of
+from ..core.files import check_writable
+from ..core.progress import progress_bar
+from .run import load_run, prepare_seismic, resimulate, TrainedRun
 
 # %% ../../nbs/08_inference/03_command.ipynb #35a97524
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def invert_command(options: InvertOptions) -> Path:
     run = load_run(options.run, device=options.device, plugin=options.plugin)
     seismic, truth, numbers, start, name = _record(options, run)
     folder, name = options.out or run.path / "evaluation", name + ("" if options.classical is None else "-classical")
-    check_folder(folder, f"{name}.npz", f"{name}.png")
+    check_writable(folder, f"{name}.npz", f"{name}.png")
     with progress_bar("invert") as progress: result = _answer(options, run, seismic, dict(start=start, seed=options.seed, records=numbers, truth=truth, progress=progress))
     again = {k: resimulate(run, getattr(result, k), options.engine) for k in ("start", "mean")}
     misfits = {k: misfit(v, seismic).tolist() for k, v in again.items()}

@@ -12,12 +12,12 @@ from pathlib import Path
 import torch
 
 from .. import plot
-from ..evaluation.card import sees_truth
+from ..data.starting_models import sees_truth
 from .invert import Inversion, starting_models
 from ..metrics.accuracy import mae, misfit, ssim
-from ..data.openfwi import InputError, unknown
+from ..core.errors import InputError, unknown
 from .validation_data import validation_records
-from .run import TrainedRun, resimulate
+from .run import resimulate, TrainedRun
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #5fcdba87
 STAGES = {}  # name -> function(explorer, *what it reads)
@@ -68,9 +68,9 @@ class Explorer:
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #f16ef578
 def _first_choices(run: TrainedRun, numbers: list[int]) -> dict:
-    survey, task = run.survey, run.task
-    return dict(record=numbers[0], start=run.options.model.corrupt, sampler=task.samplers[0], nfe=task.nfe, w=1.0, samples=8 if task.stochastic(task.samplers[0], task.nfe) else 1, seed=0,
-                sample=0, call=task.nfe // 2 + 1, x=run.facts["map_size"][1] // 2 * survey.dx, shot=len(survey.sources) // 2)
+    survey, method = run.survey, run.method
+    return dict(record=numbers[0], start=run.options.model.corrupt, sampler=method.samplers[0], nfe=method.nfe, w=1.0, samples=8 if method.stochastic(method.samplers[0], method.nfe) else 1, seed=0,
+                sample=0, call=method.nfe // 2 + 1, x=run.facts["map_size"][1] // 2 * survey.dx, shot=len(survey.sources) // 2)
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #8934728a
 def update(
@@ -142,12 +142,12 @@ def _kinds(start: str) -> set[str]: return {entry.strip().split(":")[0] for entr
 @_stage
 def _notes(explorer, start, sampler, nfe, samples, w, numbers) -> list[str]:
     run, trained = explorer.run, explorer.run.options.model.corrupt
-    reads_start = run.task.model.reads_map
+    reads_start = run.method.model.reads_map
     notes = {
         f"{run.options.model.model} reads the record alone: the start changes nothing.": not reads_start,
         "This start is made from the truth: what it already shows was not found in the record.": reads_start and sees_truth(start),
         f"The run was trained from {trained}; this start is of another kind.": reads_start and not _kinds(start) <= _kinds(trained),
-        f"The sampler {sampler} draws no noise at NFE {nfe}: all samples are equal.": samples > 1 and not run.task.stochastic(sampler, nfe),
+        f"The sampler {sampler} draws no noise at NFE {nfe}: all samples are equal.": samples > 1 and not run.method.stochastic(sampler, nfe),
         "Guidance 0: the record is not used. What remains is the start and what the network knows of geology.": w == 0,
         "The mean explains the record worse than the start does: do not trust it.": numbers["mean"]["misfit"] > numbers["start"]["misfit"]}
     return [note for note, true in notes.items() if true]

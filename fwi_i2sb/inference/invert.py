@@ -16,12 +16,16 @@ import torch
 # %% ../../nbs/08_inference/01_invert.ipynb #224a27ff
 import fwi_i2sb
 from ..physics.waveform_inversion import BANDS, descend
-from ..training.batches import STREAMS
-from ..data.openfwi import InputError, denormalize_velocity, normalize_seismic, normalize_velocity
-from ..training.run_dir import checkpoints, part_of
-from ..diffusion.sampling import State
-from ..data.starting_models import Start, parse_start
-from .run import TrainedRun, device_name, load_run, prepare_seismic, prepare_start
+from ..diffusion.sampling import STREAMS
+from ..core.errors import InputError
+from ..data.openfwi import normalize_seismic
+from ..data.scale import denormalize_velocity, normalize_velocity
+from ..core.files import part_of
+from ..training.run_dir import checkpoints
+from ..diffusion.sampling import TrajectoryPoint
+from ..data.starting_models import parse_start, Start
+from ..core.devices import device_name
+from .run import load_run, prepare_seismic, prepare_start, TrainedRun
 from ..physics.wave import Survey
 
 # %% ../../nbs/08_inference/01_invert.ipynb #706f7931
@@ -69,8 +73,8 @@ def _guesser(path: Path, device: str, newest: tuple) -> tuple[TrainedRun, str]:
     "The regressor, read once for all batches, and the start that it was trained on."
     guesser = load_run(path, device=device)
     if not guesser.net.conditional: raise InputError(f"the run {path} was trained without seismic: its map is no guess of a record")
-    if guesser.task.nfe != 1: raise InputError(f"the run {path} learnt the method {guesser.task.name}: a first guess comes from a regression, which answers in one call")
-    start = guesser.options.model.corrupt if guesser.task.model.reads_map else "linear"
+    if guesser.method.nfe != 1: raise InputError(f"the run {path} learnt the method {guesser.method.name}: a first guess comes from a regression, which answers in one call")
+    start = guesser.options.model.corrupt if guesser.method.model.reads_map else "linear"
     if any(spec.uses_truth for spec in parse_start(start)): raise InputError(f"the run {path} starts from {start}, which has seen the truth: train one with --corrupt linear")
     return guesser, start
 
@@ -92,7 +96,7 @@ def invert(
     *, samples: int | None = None,  # samples per record; default: 8, or 1 where they would be equal
     nfe: int | None = None,  # network calls per sample; default: the method's, 5 for a bridge
     w: float = 1.0,  # guidance: 1 uses the seismic fully, 0 not at all
-    sampler: str | None = None,  # one of run.task.samplers; default: the first
+    sampler: str | None = None,  # one of run.method.samplers; default: the first
     eta: float | None = None,  # share of fresh noise, 0 to 1; only for dbim and ddim, default 0
     clip_denoise: bool | None = None,  # clip the predicted map to [-1, 1] at every step; default: as the run
     seed: int = 0,  # first part of every noise key
@@ -103,8 +107,8 @@ def invert(
     progress=None,  # called with (done, total) samples
 ) -> Inversion:
     "Draw velocity maps per record with the run's method; mean and standard deviation in m/s. Raises `InputError` for what the method or the record does not allow."
-    how = run.task.how(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
-    samples = (8 if run.task.stochastic(how["sampler"], how["nfe"]) else 1) if samples is None else samples
+    how = run.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
+    samples = (8 if run.method.stochastic(how["sampler"], how["nfe"]) else 1) if samples is None else samples
     if samples < 1: raise InputError("at least one sample is needed")
     if batch_size < 1 or seed < 0: raise InputError(f"the batch size is {batch_size} and the seed {seed}: give 1 or more, and 0 or more")
     d, numbers = _records(run, seismic, survey, records)
@@ -129,7 +133,7 @@ def _records(run, seismic, survey, records):
     return d, numbers
 
 def _provenance(run, start, seed, numbers, began):
-    return dict(run=str(run.path), method=run.task.name, model=run.options.model.model, step=run.step, start=start if isinstance(start, str) else "given map", reads_start=run.task.model.reads_map,
+    return dict(run=str(run.path), method=run.method.name, model=run.options.model.model, step=run.step, start=start if isinstance(start, str) else "given map", reads_start=run.method.model.reads_map,
                 seed=seed, records=numbers, linear=run.facts["linear"], seconds_per_record=(time.perf_counter() - began) / len(numbers), device=device_name(run.device),
                 version=fwi_i2sb.__version__, torch=torch.__version__)
 
@@ -140,8 +144,8 @@ def _walk(run, seismic, x1, jobs, numbers, how, seed, batch_size, progress=None)
     for first in range(0, len(jobs), batch_size):
         part = jobs[first:first + batch_size]
         rows, seeds = [r for r, _ in part], [(seed, numbers[r], k, STREAMS["sample"]) for r, k in part]
-        walk = run.task.walk(run.net, conds[rows] if run.net.conditional else None, x1[rows].to(run.device), seeds=seeds, **how)
-        yield (State(state.step, state.xt.cpu(), state.x0.cpu()) for state in walk)
+        walk = run.method.sample(run.net, conds[rows] if run.net.conditional else None, x1[rows].to(run.device), seeds=seeds, **how)
+        yield (TrajectoryPoint(state.step, state.xt.cpu(), state.x0.cpu()) for state in walk)
         if progress: progress(first + len(part), len(jobs))
 
 
@@ -152,13 +156,13 @@ def states(
     start="linear",
     *, sample: int = 0,  # which sample of every record
     nfe=None, w=1.0, sampler=None, eta=None, clip_denoise=None, seed=0, records=None, truth=None, survey=None,
-) -> list[State]:  # maps (batch, 1, depth, x) in m/s
+) -> list[TrajectoryPoint]:  # maps (batch, 1, depth, x) in m/s
     "The running states of one sample per record: exactly those that `invert` goes through."
-    how = run.task.how(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
+    how = run.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     d, numbers = _records(run, seismic, survey, records)
     x1 = normalize_velocity(starting_models(run, start, d, numbers, truth, seed))
     walks = _walk(run, normalize_seismic(d, run.family), x1, [(r, sample) for r in range(len(d))], numbers, how, seed, len(d))
-    return [State(state.step, denormalize_velocity(state.xt), denormalize_velocity(state.x0)) for walk in walks for state in walk]
+    return [TrajectoryPoint(state.step, denormalize_velocity(state.xt), denormalize_velocity(state.x0)) for walk in walks for state in walk]
 
 
 TrainedRun.states = states
@@ -188,6 +192,6 @@ TrainedRun.classical = classical
 # %% ../../nbs/08_inference/01_invert.ipynb #6fc995bb
 def check_samples(run: TrainedRun, options) -> None:
     "Raise `InputError` where a command asks for several samples that would be equal."
-    how = run.task.how(nfe=options.nfe, sampler=options.sampler, eta=options.eta, w=options.w)
-    if (options.samples or 1) > 1 and not run.task.stochastic(how["sampler"], how["nfe"]):
-        raise InputError(f"--samples {options.samples} would be equal: {run.task.name}, sampler {how['sampler']}, draws no noise at NFE {how['nfe']}; leave --samples out")
+    how = run.method.sampling_settings(nfe=options.nfe, sampler=options.sampler, eta=options.eta, w=options.w)
+    if (options.samples or 1) > 1 and not run.method.stochastic(how["sampler"], how["nfe"]):
+        raise InputError(f"--samples {options.samples} would be equal: {run.method.name}, sampler {how['sampler']}, draws no noise at NFE {how['nfe']}; leave --samples out")

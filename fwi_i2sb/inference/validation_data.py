@@ -15,10 +15,11 @@ import torch
 # %% ../../nbs/08_inference/02_validation_data.ipynb #198943cc
 from ..data.degrade import Degradation, degrade
 from ..data.multi_family import JointStore
-from ..data.openfwi import InputError, parse_families
+from ..core.errors import InputError
+from ..data.openfwi import parse_families
 from ..training.options import DataOptions
 from ..training.run_dir import first_records, open_store
-from .run import TrainedRun, check_survey
+from .run import check_survey, TrainedRun
 
 # %% ../../nbs/08_inference/02_validation_data.ipynb #b62a2e89
 def _located(
@@ -77,7 +78,7 @@ class Batch:
 def _next(data, numbers, place):
     "The number of the record after a place, of the same family where there is one."
     after = [*numbers[place + 1:], *numbers[:place]]
-    return next((i for i in after if data.which(i) == data.which(numbers[place])), after[0])
+    return next((i for i in after if data.store_of(i) == data.store_of(numbers[place])), after[0])
 
 # %% ../../nbs/08_inference/02_validation_data.ipynb #8a30cf6d
 def read_batch(

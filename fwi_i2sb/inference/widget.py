@@ -12,8 +12,8 @@ from pathlib import Path
 import ipywidgets as widgets
 
 from .explorer import Explorer
-from ..data.openfwi import InputError
-from .run import TrainedRun, load_run
+from ..core.errors import InputError
+from .run import load_run, TrainedRun
 
 # %% ../../nbs/08_inference/05_widget.ipynb #98839e3a
 def _starts(run: TrainedRun, chosen: str) -> dict[str, str]:
@@ -33,7 +33,7 @@ def _controls(explorer) -> dict[str, widgets.Widget]:
         record=widgets.SelectionSlider(options=list(explorer.records), **slow), start=widgets.Dropdown(options=_starts(run, chosen["start"])),
         width=widgets.FloatSlider(12, min=1, max=32, step=1, description=f"{dx:g} m cells", **slow),
         top=widgets.IntSlider(1500, min=1500, max=4500, step=50, description="top (m/s)", **slow), bottom=widgets.IntSlider(4000, min=1500, max=4500, step=50, description="bottom (m/s)", **slow),
-        w=widgets.FloatSlider(min=min(0, chosen["w"]), max=max(3, chosen["w"]), step=0.1, description="guidance w", **slow), sampler=widgets.Dropdown(options=run.task.samplers, **narrow),
+        w=widgets.FloatSlider(min=min(0, chosen["w"]), max=max(3, chosen["w"]), step=0.1, description="guidance w", **slow), sampler=widgets.Dropdown(options=run.method.samplers, **narrow),
         nfe=widgets.IntText(description="NFE", **slow, **narrow), samples=widgets.IntText(**slow, **narrow), seed=widgets.IntText(**slow, **narrow),
         x=widgets.FloatSlider(max=(run.facts["map_size"][1] - 1) * dx, step=dx, readout_format=".0f", description="profile x (m)"),
         sample=widgets.IntSlider(min=0, max=chosen["samples"] - 1), call=widgets.IntSlider(min=1, max=chosen["nfe"], description="network call"), shot=widgets.SelectionSlider(options=shots))

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from .accuracy import mae
-from ..data.openfwi import InputError
+from ..core.errors import InputError
 
 # %% ../../nbs/05_metrics/01_calibration.ipynb #3580b716
 def _checked(samples, truth):

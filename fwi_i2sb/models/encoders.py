@@ -11,7 +11,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..data.openfwi import InputError, unknown
+from ..core.errors import InputError, unknown
 
 # %% ../../nbs/04_models/00_encoders.ipynb #1b662664
 def grid_size(

@@ -16,8 +16,8 @@ import torch
 from torch import nn
 
 from .inversionnet import Critic, InversionNet
-from .unet import PRESETS, build_network, count_parameters
-from ..data.openfwi import InputError, unknown
+from .unet import build_network, count_parameters, PRESETS
+from ..core.errors import InputError, unknown
 
 # %% ../../nbs/04_models/03_registry.ipynb #b698b0e0
 METHODS = {

@@ -12,10 +12,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..metrics.accuracy import low_band
-from ..data.openfwi import VELOCITY_MAX, VELOCITY_MIN, InputError
-from ..data.starting_models import blur_benchmark
-from .wave import Survey, decimate, simulate
+from .filters import low_band
+from ..core.errors import InputError
+from .smoothing import blur_benchmark
+from .filters import decimate
+from .wave import simulate, Survey
 
 # %% ../../nbs/01_physics/03_waveform_inversion.ipynb #3ecc54cb
 def _residual(velocity, observed, survey, factor):
@@ -57,8 +58,8 @@ def descend(
     lr: float = 30.0,  # learning rate (m/s)
     bands: tuple[float | None, ...] = BANDS,  # Hz, shares of the iterations; of fewer iterations than bands, the last ones
     smooth: float = 1.0,  # width of the Gaussian that smooths the gradient, in cells
-    low: float = VELOCITY_MIN,  # smallest velocity allowed (m/s)
-    high: float = VELOCITY_MAX,  # largest velocity allowed (m/s)
+    low: float = 1500.0,  # smallest velocity allowed (m/s)
+    high: float = 4500.0,  # largest velocity allowed (m/s)
     progress: Callable[[int, int], None] | None = None,  # called with (iterations done, of how many) over all records
 ) -> Descent:
     """Full-waveform inversion of every record by Adam on the squared misfit (Virieux & Operto 2009, section 3), low frequencies first (Bunks et al. 1995), with the engine deepwave.

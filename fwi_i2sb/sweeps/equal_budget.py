@@ -19,14 +19,17 @@ from matplotlib.figure import Figure
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #2186564a
 import fwi_i2sb
 from ..data.generate import generate
-from ..inference.invert import load_run
+from ..inference.run import load_run
 from ..training.batches import microbatches
 from ..training.batches import check_batch, start_moments
-from ..methods.registry import build_task, resolve
-from ..data.openfwi import InputError, parse_families, unknown
-from ..training.options import DataOptions, DeviceOptions, LogOptions, ModelOptions, OptimOptions, RunOptions, TrainOptions
+from ..methods.registry import build_method, resolve
+from ..core.errors import InputError, unknown
+from ..data.openfwi import parse_families
+from ..methods.options import ModelOptions
+from ..training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
 from ..training.processes import open_accelerator
-from ..training.run_dir import data_facts, open_store, read_config, read_metrics, write_atomic
+from ..core.files import write_atomic
+from ..training.run_dir import data_facts, open_store, read_config, read_metrics
 from ..training.step import new_state
 from ..training.step import train_step
 from ..train import make_start, train
@@ -92,19 +95,19 @@ def seconds_per_step(
     facts = data_facts(store)
     start = make_start(options, facts)
     if options.model.precondition: facts["moments"] = start_moments(store, start, options.run.seed)
-    task = build_task(options.model, facts, options.run.seed)
+    method = build_method(options.model, facts, options.run.seed)
     with open_accelerator(options.hardware, options.folder) as (accelerator, _):
-        turn = options.model.n_critic if "critic" in task.nets else 1
+        turn = options.model.n_critic if "critic" in method.nets else 1
         steps = -(-trial // turn) * turn
-        return _time(_stepper(options, store, start, task, steps + 1, accelerator), steps, accelerator.device)
+        return _time(_stepper(options, store, start, method, steps + 1, accelerator), steps, accelerator.device)
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #23d87966
-def _stepper(options, store, start, task, steps: int, accelerator):
+def _stepper(options, store, start, method, steps: int, accelerator):
     "A function that makes the next of `steps` optimiser steps."
     fitted = replace(options, optim=replace(check_batch(options.optim, accelerator.num_processes), num_itr=steps), model=resolve(options.model)[0])
-    state, batches = new_state(task.nets, fitted, accelerator.device), microbatches(fitted, store, start, 0, accelerator)
-    learners = {name: accelerator.prepare_model(learner) for name, learner in task.learners.items()}
-    return lambda: train_step(learners, state, batches, task, fitted, accelerator)
+    state, batches = new_state(method.nets, fitted, accelerator.device), microbatches(fitted, store, start, 0, accelerator)
+    loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
+    return lambda: train_step(loss_modules, state, batches, method, fitted, accelerator)
 
 
 def _time(step, steps: int, device: torch.device) -> float:

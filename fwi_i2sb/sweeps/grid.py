@@ -15,8 +15,8 @@ import yaml
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #1b5ef757
 import fwi_i2sb
-from ..data.openfwi import InputError, unknown
-from ..training.run_dir import write_atomic
+from ..core.errors import InputError, unknown
+from ..core.files import write_atomic
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #c45f4c3c
 def code_digest(

@@ -16,12 +16,12 @@ import tyro, yaml
 from tqdm.auto import tqdm
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #cbe2de3b
-from .grid import Cell, Grid, collect, read_grid, write_tables
-from ..data.openfwi import InputError
-from ..training.options import need
+from .grid import Cell, collect, Grid, read_grid, write_tables
+from ..core.errors import InputError
+from ..core.commands import need
 from ..training.processes import handled
-from ..training.run_dir import claim, write_atomic
-from ..train import progress_bar
+from ..core.files import claim, write_atomic
+from ..core.progress import progress_bar
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #789b730a
 def prepare_cell(cell: Cell):

@@ -19,9 +19,11 @@ import torch.distributed as dist
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
-from .ranks import Ranks, find_ranks, resolve_device, resolve_precision
-from ..data.openfwi import InputError
-from .options import DeviceOptions, exit_codes
+from ..core.devices import resolve_device, resolve_precision
+from .ranks import find_ranks, Ranks
+from ..core.errors import InputError
+from ..core.commands import exit_codes
+from .options import DeviceOptions
 
 # %% ../../nbs/07_training/03_processes.ipynb #d3d43fa5
 class Watch:

@@ -12,8 +12,9 @@ from pathlib import Path
 from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
-from ..data.openfwi import InputError
-from .options import TrainOptions, options_to_dict
+from ..core.errors import InputError
+from ..core.commands import options_to_dict
+from .options import TrainOptions
 
 # %% ../../nbs/07_training/07_trackers.ipynb #e53bd3b0
 SHOW_FIGURE = {  # by tracker: takes (tracker, figure, its file, step)

@@ -14,21 +14,21 @@ from torch import nn
 
 from ..metrics import accuracy as metrics
 from ..data.multi_family import JointStore
-from .batches import STREAMS
-from ..data.openfwi import denormalize_velocity
+from ..diffusion.sampling import STREAMS
+from ..data.scale import denormalize_velocity
 from .options import TrainOptions
 from .run_dir import first_records
 from ..data.starting_models import Start
-from ..methods.base import Task
+from ..methods.base import Method
 
 # %% ../../nbs/07_training/06_validate.ipynb #f6fec731
 def invert_batch(
-    task: Task,
+    method: Method,
     net: nn.Module,  # its network, or the average
     store: JointStore,
     records: list[int],  # which of the store's records
     start: Start,
-    how: dict,  # settings of the walk, from `task.how`
+    how: dict,  # settings of the walk, from `method.how`
     accelerator: Accelerator,
 ) -> dict[str, torch.Tensor]:  # (batch, 1, depth, x) in m/s
     "Maps of one validation batch: truth, start and the method's answer."
@@ -37,14 +37,14 @@ def invert_batch(
     keys = [(i, 0, 0, STREAMS["validation"]) for i in records]
     x1 = start(x0, keys)
     with accelerator.autocast():
-        for state in task.walk(net, net.encode(seismic), x1, seeds=[(*key[:3], STREAMS["sample"]) for key in keys], **how): pass
-    maps = {"truth": x0, "start": x1, task.name: state.xt}
+        for state in method.sample(net, net.encode(seismic), x1, seeds=[(*key[:3], STREAMS["sample"]) for key in keys], **how): pass
+    maps = {"truth": x0, "start": x1, method.name: state.xt}
     return {name: denormalize_velocity(v.float().cpu()) for name, v in maps.items()}
 
 # %% ../../nbs/07_training/06_validate.ipynb #535e2788
 @torch.no_grad()
 def validate(
-    task: Task,
+    method: Method,
     net: nn.Module,  # network with averaged weights
     store: JointStore,  # validation pairs
     start: Start,
@@ -53,14 +53,14 @@ def validate(
 ) -> tuple[dict, dict]:  # metrics of the set; maps in m/s of this rank's first batch
     "Invert up to `val_batches` batches with `val_nfe` network calls, with the method's own sampler. MAE and RMSE in m/s, and normalised; of several families also the MAE of each."
     size, rank, world = options.optim.microbatch, accelerator.process_index, accelerator.num_processes
-    chosen, how, shown = first_records(store, size * options.log.val_batches), task.how(nfe=options.log.val_nfe), {}
+    chosen, how, shown = first_records(store, size * options.log.val_batches), method.sampling_settings(nfe=options.log.val_nfe), {}
     totals = torch.zeros(len(store.sizes), 4, dtype=torch.float64)
     for first in range(rank * size, len(chosen), size * world):
         records = chosen[first:first + size]
-        maps = invert_batch(task, net, store, records, start, how, accelerator)
-        pred, true = maps[task.name], maps["truth"]
+        maps = invert_batch(method, net, store, records, start, how, accelerator)
+        pred, true = maps[method.name], maps["truth"]
         values = torch.stack([torch.ones(len(records)).double(), metrics.mae(pred, true), metrics.rmse(pred, true).square(), metrics.ssim(pred, true)], dim=1)
-        totals.index_add_(0, torch.tensor([store.which(i) for i in records]), values)
+        totals.index_add_(0, torch.tensor([store.store_of(i) for i in records]), values)
         shown = shown or maps
     totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
     return _means(totals, store.names) | dict(nfe=how["nfe"]), shown
