@@ -50,7 +50,8 @@ class GenerateOptions:
 def generate_command(options: GenerateOptions) -> Path:
     "Generate a data set, or continue one."
     with progress_bar("generate", "records") as progress:
-        folder = generate(options.out, options.family, n_train=options.train, n_val=options.val, shard_size=options.shard_size, layers=options.layers,
+        folder = generate(options.out, options.family, n_train=options.train, n_val=options.val,
+                          shard_size=options.shard_size, layers=options.layers,
                           seed=options.seed, engine=options.engine, workers=options.workers, progress=progress)
     print(f"{options.train} + {options.val} records in {folder}")
     return folder
@@ -68,10 +69,12 @@ class CheckOptions:
 def check_command(options: CheckOptions):
     "Print the report; a folder or record with problems ends with exit code 2."
     with progress_bar("check", "records") as progress:
-        report = check_record(options.path) if options.path.suffix == ".npy" else inspect_folder(options.path, options.family, val_files=options.val_files, progress=progress)
+        report = (check_record(options.path) if options.path.suffix == ".npy"
+            else inspect_folder(options.path, options.family, val_files=options.val_files, progress=progress))
     print("\n".join(report.lines()))
     if options.json: write_atomic(options.json, json.dumps(report.to_dict(), indent=1))
-    if report.problems: raise InputError(f"{options.path} has {len(report.problems)} problem(s), first: {report.problems[0]}")
+    if report.problems:
+        raise InputError(f"{options.path} has {len(report.problems)} problem(s), first: {report.problems[0]}")
 
 # %% ../nbs/13_cli/00_cli.ipynb #d877af6c
 @dataclass(frozen=True)
@@ -91,7 +94,8 @@ def convert_command(options: ConvertOptions) -> Path:
     "Convert, or continue a conversion."
     families = load_families(options.json_data_config) if options.json_data_config else None
     with progress_bar("convert", "records") as progress:
-        root = convert(options.dataset_dir, options.family, store_dir=options.store_dir, time_samples=options.time_samples, dtype=options.dtype,
+        root = convert(options.dataset_dir, options.family, store_dir=options.store_dir,
+                       time_samples=options.time_samples, dtype=options.dtype,
                        val_files=options.val_files, families=families, workers=options.workers, progress=progress)
     print(f"store in {root}")
     return root
@@ -114,8 +118,10 @@ class DemoOptions:
 def demo_training(options: DemoOptions, data: Path) -> TrainOptions:
     "The training options of the demo: a network of 1.6 million weights, cosine schedule, one data set."
     return TrainOptions(
-        RunOptions(options.out / "runs", "demo", options.seed), DataOptions(data, "CurveVel_A"), ModelOptions("tiny", drop_cond=0.15),
-        OptimOptions(options.batch_size, options.batch_size, options.steps, lr=2e-3, lr_schedule="cosine", warmup=min(100, options.steps // 10), clip_grad_norm=1.0, ema=0.99),
+        RunOptions(options.out / "runs", "demo", options.seed), DataOptions(data, "CurveVel_A"),
+        ModelOptions("tiny", drop_cond=0.15),
+        OptimOptions(options.batch_size, options.batch_size, options.steps, lr=2e-3, lr_schedule="cosine",
+            warmup=min(100, options.steps // 10), clip_grad_norm=1.0, ema=0.99),
         LogOptions(log_every=50, val_every=500, val_batches=1, save_every=250))
 
 # %% ../nbs/13_cli/00_cli.ipynb #d3f78a9f
@@ -123,11 +129,14 @@ def demo(options: DemoOptions) -> dict:
     "Run the chain; print the time of each stage, the table, and write `demo.png` and `demo.json`."
     clock = Clock()
     with clock("generate"):
-        data = generate_command(GenerateOptions(options.out / "data", "CurveVel_A", options.train, options.val, layers=(4, 8), seed=options.seed))
+        data = generate_command(GenerateOptions(options.out / "data", "CurveVel_A", options.train, options.val,
+            layers=(4, 8), seed=options.seed))
     with clock("convert"): convert_command(ConvertOptions(data, "CurveVel_A"))
     with clock("train"): folder = train(demo_training(options, data))
     with clock("invert"): picture = demo_figure(options, folder)
-    with clock("evaluate"): rows = evaluate_command(EvaluateOptions(folder, records=options.records, samples=options.samples, nfe=options.nfe, seed=options.seed))
+    with clock("evaluate"):
+        rows = evaluate_command(EvaluateOptions(folder, records=options.records, samples=options.samples,
+            nfe=options.nfe, seed=options.seed))
     print("\n".join(f"{name:<10}{seconds:>8.1f} s" for name, seconds in clock.seconds.items()))
     write_atomic(options.out / "demo.json", json.dumps(dict(seconds=clock.seconds, rows=rows), indent=1))
     print(f"figure {picture}, run {folder}")
@@ -149,7 +158,8 @@ class Clock:
 # %% ../nbs/13_cli/00_cli.ipynb #90d94812
 def demo_figure(options: DemoOptions, folder: Path) -> Path:
     "Invert the first unseen record and draw it: truth, start, mean, standard deviation, error, record and its re-simulation."
-    invert_command(InvertOptions(folder, records=1, samples=options.samples, nfe=options.nfe, seed=options.seed, out=options.out))
+    invert_command(InvertOptions(folder, records=1, samples=options.samples, nfe=options.nfe, seed=options.seed,
+        out=options.out))
     return (options.out / "validation-1.png").rename(options.out / "demo.png")
 
 # %% ../nbs/13_cli/00_cli.ipynb #112b1959

@@ -57,7 +57,8 @@ def _draw_map(ax, values, survey, title, cmap, limits):
     values, half = _array(values, 2), survey.dx / 2
     depth, width = (n * survey.dx - half for n in values.shape)
     ax.set(title=title, xlabel="x (m)", ylabel="depth (m)", gid="map")
-    return ax.imshow(values, extent=(-half, width, depth, -half), cmap=colour_map(cmap), vmin=limits[0], vmax=limits[1], interpolation="nearest")
+    return ax.imshow(values, extent=(-half, width, depth, -half), cmap=colour_map(cmap), vmin=limits[0], vmax=limits[1],
+        interpolation="nearest")
 
 # %% ../nbs/05_metrics/03_plot.ipynb #1caa6c7f
 def plot_maps(
@@ -69,7 +70,8 @@ def plot_maps(
     size: float = 1.7,  # width of a panel in inches
 ) -> Figure:
     "One row per record, one column per title, one colour scale for all."
-    stacks = {title: np.stack([_array(v, 2) for v in values]) if np.ndim(values) == 4 else _array(values, 2)[None] for title, values in maps.items()}
+    stacks = {title: np.stack([_array(v, 2) for v in values]) if np.ndim(values) == 4 else _array(values, 2)[None]
+        for title, values in maps.items()}
     rows = len(next(iter(stacks.values())))
     figure = _figure(1.2 + size * len(stacks), 0.5 + size * rows)
     axes = figure.subplots(rows, len(stacks), squeeze=False, sharex=True, sharey=True)
@@ -91,7 +93,8 @@ def plot_velocity(
 ) -> Figure:
     "One velocity map, with the sources of the survey marked by stars."
     figure = plot_maps({title: _array(velocity, 2)}, survey=survey, cmap=cmap, limits=limits, size=2.5)
-    figure.axes[0].plot(*zip(*survey.sources), "*", color="white", markeredgecolor="black", markersize=10, clip_on=False)
+    figure.axes[0].plot(*zip(*survey.sources), "*", color="white", markeredgecolor="black",
+        markersize=10, clip_on=False)
     return figure
 
 # %% ../nbs/05_metrics/03_plot.ipynb #fffff4c6
@@ -99,7 +102,8 @@ def _draw_gather(ax, values, survey, title, cmap, limit):
     step = survey.dt * max(1, round(survey.nt / len(values)))
     first, last = survey.receivers[0][0], survey.receivers[-1][0]
     ax.set(title=title, xlabel="receiver x (m)", ylabel="time (s)")
-    return ax.imshow(values, extent=(first, last, len(values) * step, 0), cmap=colour_map(cmap), vmin=-limit, vmax=limit, aspect="auto")
+    return ax.imshow(values, extent=(first, last, len(values) * step, 0), cmap=colour_map(cmap), vmin=-limit,
+        vmax=limit, aspect="auto")
 
 def _limit(values, clip): return max(float(np.percentile(np.abs(values), clip)), 1e-12)
 
@@ -137,11 +141,13 @@ def _draw_models(figure, truth, start, mean, std, survey, cmap):
     maps, spreads = {"start": start, "mean": mean}, {"standard\ndeviation": std}
     if truth is not None:
         error = {title: np.abs(values - truth) for title, values in maps.items()}
-        maps = {"truth": truth} | {f"{title}\nMAE {error[title].mean():.0f} m/s": values for title, values in maps.items()}
+        maps = {"truth": truth} | {f"{title}\nMAE {error[title].mean():.0f} m/s": values
+            for title, values in maps.items()}
         spreads["error of\nthe mean"] = error["mean"]
     left, right = figure.subfigures(1, 2, wspace=0, width_ratios=(len(maps) + 0.5, len(spreads) + 0.5))
     top = max(100.0, *(float(np.percentile(values, 99)) for values in spreads.values()))
-    _draw_row(left, maps, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (VELOCITY_MIN, VELOCITY_MAX)), "velocity (m/s)")
+    _draw_row(left, maps, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (VELOCITY_MIN, VELOCITY_MAX)),
+        "velocity (m/s)")
     _draw_row(right, spreads, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (0, top)), "m/s")
 
 # %% ../nbs/05_metrics/03_plot.ipynb #8c96a8e4
@@ -151,7 +157,8 @@ def _draw_records(figure, observed, again, survey, shot, name="the mean"):
     left = figure
     if again is not None:
         misfit = np.linalg.norm(again - observed) / np.linalg.norm(observed)
-        panels |= {f"simulated in\n{name}": again[shot], f"difference\nmisfit {misfit:.2f}": observed[shot] - again[shot]}
+        panels |= {f"simulated in\n{name}": again[shot],
+            f"difference\nmisfit {misfit:.2f}": observed[shot] - again[shot]}
         left, right = figure.subfigures(1, 2, wspace=0, width_ratios=(3.4, 1))
         _draw_trace(right.subplots(), observed[shot], again[shot], survey, survey.sources[shot][0])
     limit = _limit(observed[shot], 98)
@@ -160,11 +167,13 @@ def _draw_records(figure, observed, again, survey, shot, name="the mean"):
 # %% ../nbs/05_metrics/03_plot.ipynb #1c1fff0d
 def _draw_trace(ax, observed, again, survey, source):
     "One trace of a gather and of its re-simulation: a quarter or three quarters along the receivers, away from the source."
-    step, places = survey.dt * max(1, round(survey.nt / len(observed))), [quarter * observed.shape[-1] // 4 for quarter in (3, 1)]
+    step, places = (survey.dt * max(1, round(survey.nt / len(observed))),
+        [quarter * observed.shape[-1] // 4 for quarter in (3, 1)])
     number = max(places, key=lambda place: abs(survey.receivers[place][0] - source))
     for values, label, style in (observed, "observed", "k-"), (again, "simulated", "C1--"):
         ax.plot(values[:, number], np.arange(len(values)) * step, style, label=label, linewidth=1)
-    ax.set(title=f"trace\nat {survey.receivers[number][0]:g} m", xlabel="pressure", ylabel="time (s)", ylim=(len(observed) * step, 0))
+    ax.set(title=f"trace\nat {survey.receivers[number][0]:g} m", xlabel="pressure", ylabel="time (s)",
+        ylim=(len(observed) * step, 0))
     ax.legend(fontsize="small", loc="lower right")
 
 # %% ../nbs/05_metrics/03_plot.ipynb #e10bb527
@@ -217,14 +226,17 @@ def plot_profile(
     "Velocity against depth at one place: truth, start, samples, their mean and standard deviation. `InputError` for a place off the map."
     mean, std = _array(mean, 2), _array(std, 2)
     depth, column = np.arange(len(mean)) * survey.dx, round(x / survey.dx)
-    if not 0 <= column < mean.shape[1]: raise InputError(f"x = {x:g} m lies outside the map, which ends at {(mean.shape[1] - 1) * survey.dx:g} m")
+    if not 0 <= column < mean.shape[1]:
+        raise InputError(f"x = {x:g} m lies outside the map, which ends at {(mean.shape[1] - 1) * survey.dx:g} m")
     figure = _figure(3.7, 3.8)
     ax = figure.subplots()
     for values in samples: ax.plot(_array(values, 2)[:, column], depth, color="C0", alpha=0.4, linewidth=0.6)
-    ax.fill_betweenx(depth, *((mean + sign * std)[:, column] for sign in (-1, 1)), color="C0", alpha=0.25, linewidth=0, label="± 1 standard deviation")
+    ax.fill_betweenx(depth, *((mean + sign * std)[:, column] for sign in (-1, 1)), color="C0", alpha=0.25, linewidth=0,
+        label="± 1 standard deviation")
     for values, label, style in (start, "start", "C1--"), (mean, "mean", "C0-"), (truth, "truth", "k-"):
         if values is not None: ax.plot(_array(values, 2)[:, column], depth, style, linewidth=1.4, label=label)
-    ax.set(title=f"x = {column * survey.dx:g} m", xlabel="velocity (m/s)", ylabel="depth (m)", xlim=(VELOCITY_MIN - 100, VELOCITY_MAX + 100), ylim=(depth[-1], 0))
+    ax.set(title=f"x = {column * survey.dx:g} m", xlabel="velocity (m/s)", ylabel="depth (m)",
+        xlim=(VELOCITY_MIN - 100, VELOCITY_MAX + 100), ylim=(depth[-1], 0))
     figure.legend(fontsize="small", loc="outside lower center", ncols=2)
     return figure
 
@@ -236,7 +248,8 @@ def mark_column(
     "Draw a dashed vertical line on every map of a figure, or move it there."
     for ax in figure.axes:
         if ax.get_gid() != "map": continue
-        marks = [line for line in ax.lines if line.get_gid() == "column"] or [ax.axvline(x, color="black", linestyle="--", linewidth=1, gid="column", path_effects=[withStroke(linewidth=2.5, foreground="white")])]
+        marks = [line for line in ax.lines if line.get_gid() == "column"] or [ax.axvline(x, color="black",
+            linestyle="--", linewidth=1, gid="column", path_effects=[withStroke(linewidth=2.5, foreground="white")])]
         marks[0].set_xdata([x, x])
 
 # %% ../nbs/05_metrics/03_plot.ipynb #8c691c84

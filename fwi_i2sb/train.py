@@ -31,7 +31,8 @@ from .core.commands import check_limits, need, run_command
 from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import handled, open_accelerator, start_processes
 from .core.files import claim, leave
-from .training.run_dir import append_metrics, check_same_options, checkpoints, data_facts, drop_checkpoints, FITTED, open_store, read_start_maps, same_facts, truncate_metrics, write_config
+from .training.run_dir import (append_metrics, check_same_options, checkpoints, data_facts, drop_checkpoints,
+    FITTED, open_store, read_start_maps, same_facts, truncate_metrics, write_config)
 from .data.starting_models import parse_start, Start
 from .training.step import given_checkpoint, new_state, restore_state, save_state, TrainState
 from .training.step import train_step
@@ -55,7 +56,11 @@ class Journal:
         if not self.main: return
         append_metrics(self.options.folder, step=step, **values)
         try: self.accelerator.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=step)
-        except Exception as error: warnings.warn(f"--log-writer {self.options.log.log_writer} failed at step {step} ({error}); metrics.jsonl has the line", stacklevel=2)  # a server's fault must not end a training
+        # a server's fault must not end a training
+        except Exception as error:
+            warnings.warn(
+                f"--log-writer {self.options.log.log_writer} failed at step {step} ({error}); metrics.jsonl has the "
+                f"line", stacklevel=2)
         text = ", ".join(f"{k} {v:.4g}" for k, v in values.items() if v is not None)
         if self.lines: print(f"train {step}/{self.options.optim.num_itr}: {text}", file=sys.stderr, flush=True)
         else: self.bar.set_postfix_str(text)
@@ -66,7 +71,8 @@ def pace(self, step: int) -> dict:
     (before, first), self.last = self.last, (time.monotonic(), step)
     rate = (step - first) / (self.last[0] - before)
     cuda = self.accelerator.device.type == "cuda"
-    return dict(samples_per_s=rate * self.options.optim.batch_size, minutes_left=(self.options.optim.num_itr - step) / rate / 60,
+    return dict(samples_per_s=rate * self.options.optim.batch_size,
+                minutes_left=(self.options.optim.num_itr - step) / rate / 60,
                 **dict(memory_gb=torch.cuda.max_memory_allocated() / 1e9) if cuda else {})
 
 
@@ -102,20 +108,26 @@ def check_options(options: TrainOptions):
     "Refuse what can be refused before any data is read."
     check_limits(options)
     micro = check_batch(options.optim, find_ranks(options.hardware).world).microbatch
-    if options.folder.name != (options.run.name or str(options.run.seed)): raise InputError(f"--name {options.run.name} must be the name of one folder inside --result-dir")
+    if options.folder.name != (options.run.name or str(options.run.seed)):
+        raise InputError(f"--name {options.run.name} must be the name of one folder inside --result-dir")
     if options.optim.lr_schedule == "cosine":
         for name in ("lr_gamma", "lr_step"):
-            if getattr(options.optim, name) != getattr(OptimOptions, name): raise InputError(f"--{name.replace('_', '-')} says nothing to --lr-schedule cosine: leave it out")
+            if getattr(options.optim, name) != getattr(OptimOptions, name):
+                raise InputError(f"--{name.replace('_', '-')} says nothing to --lr-schedule cosine: leave it out")
     parse_families(options.data.dataset_name)
     read_start_maps(options.model.corrupt)
     import_plugin(options.run.plugin)
-    facts = dict(shots=5, time_samples=options.data.time_samples, receivers=70, map_size=(70, 70), moments=(1.0, 1.0, 0.5))
+    facts = dict(shots=5, time_samples=options.data.time_samples, receivers=70, map_size=(70, 70),
+        moments=(1.0, 1.0, 0.5))
     method = build_method(options.model, facts)
     if options.run.plugin: try_network(method, facts)
     method.sampling_settings(nfe=options.log.val_nfe)
     if not any("net" in method.due(step) for step in range(options.optim.num_itr)):
-        raise InputError(f"--num-itr {options.optim.num_itr} counts steps of the critic, and the generator learns every {options.model.n_critic}th of them: it would never learn")
-    if micro < method.least_batch: raise InputError(f"{options.model.model} normalises over the samples of a microbatch, and here it has {micro}: give every process a --microbatch of {method.least_batch} or more")
+        raise InputError(f"--num-itr {options.optim.num_itr} counts steps of the critic, and the generator learns "
+            f"every {options.model.n_critic}th of them: it would never learn")
+    if micro < method.least_batch:
+        raise InputError(f"{options.model.model} normalises over the samples of a microbatch, and here it has {micro}: "
+            f"give every process a --microbatch of {method.least_batch} or more")
     check_same_options(options)
     if options.run.ckpt and not checkpoints(options.folder): given_checkpoint(options.run.ckpt)
     if options.log.log_writer != "none": need(options.log.log_writer, f"--log-writer {options.log.log_writer}")
@@ -139,7 +151,9 @@ def train(
 # %% ../nbs/07_training/08_train.ipynb #d26a725e
 def _train_on_node(options: TrainOptions, ranks, progress: bool) -> int:
     code = start_processes(partial(train, options, progress=progress), ranks)
-    if code < 0: raise ChildProcessError(f"a process of this node was killed by signal {-code}: repeat the command to continue from the last checkpoint")
+    if code < 0:
+        raise ChildProcessError(f"a process of this node was killed by signal {-code}: repeat the command to continue "
+            f"from the last checkpoint")
     if 0 < code <= 128: raise SystemExit(code)  # the process has said why
     return max(0, code - 128)
 
@@ -155,31 +169,36 @@ def _train(options: TrainOptions, progress: bool) -> int:
             if accelerator.is_main_process and not (options.folder / "config.json").exists(): leave(options.folder)
             raise
         about = {f"data {k}": v for k, v in facts.items() if k not in FITTED}
-        peers.agree(run_identity(options) | about | dict(step=state.step, precision=accelerator.mixed_precision))  # all have looked before one writes
+        # all have looked before one writes
+        peers.agree(run_identity(options) | about | dict(step=state.step, precision=accelerator.mixed_precision))
         if accelerator.is_main_process:
             write_config(options.folder, options, facts)
             truncate_metrics(options.folder, state.step)
             drop_checkpoints(options.folder, after=state.step)
         if state.step >= options.optim.num_itr: return 0
-        return _loop(options, accelerator, state, method, stores, start, Journal(options, accelerator, state.step, progress))
+        return _loop(options, accelerator, state, method, stores, start,
+            Journal(options, accelerator, state.step, progress))
 
 # %% ../nbs/07_training/08_train.ipynb #971e5e96
 def make_start(options: TrainOptions, facts: dict) -> Start:
     "The starting models of a run."
-    return Start(parse_start(options.model.corrupt), linear=facts["linear"], maps=read_start_maps(options.model.corrupt))
+    return Start(parse_start(options.model.corrupt), linear=facts["linear"],
+        maps=read_start_maps(options.model.corrupt))
 
 
 def _prepare(options: TrainOptions, report, main: bool):
     stores = open_store(options, report)
     facts = data_facts(stores[0])
-    if options.model.precondition: facts["moments"] = start_moments(stores[0], make_start(options, facts), options.run.seed)
+    if options.model.precondition:
+        facts["moments"] = start_moments(stores[0], make_start(options, facts), options.run.seed)
     facts = same_facts(options, facts)
     return stores, facts, claim(options.folder) if main else None
 
 # %% ../nbs/07_training/08_train.ipynb #7da770f5
 def _loop(options, accelerator, state, method, stores, start, journal) -> int:
     optim, log, losses = options.optim, options.log, []
-    fitted = replace(options, optim=check_batch(optim, accelerator.num_processes), model=resolve(options.model)[0])  # validation keeps the batches asked for: its records do not depend on the ranks
+    # validation keeps the batches asked for: its records do not depend on the ranks
+    fitted = replace(options, optim=check_batch(optim, accelerator.num_processes), model=resolve(options.model)[0])
     if options.hardware.compile: method.compile()
     loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
     batches = microbatches(fitted, stores[0], start, state.step, accelerator)
@@ -189,7 +208,8 @@ def _loop(options, accelerator, state, method, stores, start, journal) -> int:
             journal.bar.update()
             number, last = _agree(stopped(), accelerator), state.step == optim.num_itr
             if last or number or state.step % log.log_every == 0:
-                journal.write(state.step, **_mean_losses(losses, loss_modules, accelerator), lr=learning_rate(optim, state.step - 1), skipped=state.skipped, **journal.pace(state.step))
+                journal.write(state.step, **_mean_losses(losses, loss_modules, accelerator),
+                    lr=learning_rate(optim, state.step - 1), skipped=state.skipped, **journal.pace(state.step))
                 losses = []
             _check_skipped(state, options)
             if last or state.step % log.val_every == 0:
@@ -211,11 +231,13 @@ def _agree(number: int, accelerator: Accelerator) -> int:
 def _mean_losses(losses: list[dict], loss_modules: dict, accelerator: Accelerator) -> dict:
     "`loss`, and `loss_critic` where one learns: means over the steps that were not skipped."
     done = {name: [step[name] for step in losses if name in step] for name in loss_modules}
-    return {"loss" if name == "net" else f"loss_{name}": accelerator.reduce(torch.stack(values), "sum").mean().item() if values else None for name, values in done.items()}
+    return {"loss" if name == "net" else f"loss_{name}": accelerator.reduce(torch.stack(values), "sum").mean().item()
+        if values else None for name, values in done.items()}
 
 def _check_skipped(state: TrainState, options: TrainOptions):
     if state.skipped > options.optim.max_skipped:
-        raise InputError(f"the gradient was not finite in {state.skipped} of {state.step} steps: lower --lr, set --clip-grad-norm or raise --max-skipped, and repeat the command to continue from the last checkpoint")
+        raise InputError(f"the gradient was not finite in {state.skipped} of {state.step} steps: lower --lr, set "
+            f"--clip-grad-norm or raise --max-skipped, and repeat the command to continue from the last checkpoint")
 
 # %% ../nbs/07_training/08_train.ipynb #78f03406
 def main(argv: list[str] | None = None):

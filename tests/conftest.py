@@ -3,7 +3,8 @@ import os
 import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it, and so would every command started here
+# a shell's background job ignores it, and so would every command started here
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from dataclasses import dataclass
 from pathlib import Path

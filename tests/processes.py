@@ -10,18 +10,20 @@ from safetensors.numpy import load_file
 
 from fwi_i2sb.training.run_dir import checkpoints, read_metrics
 
-SMALL = ["--model", "tiny", "--batch-size", "8", "--microbatch", "4", "--log-every", "1", "--val-batches", "1", "--val-nfe", "1",
-         "--device", "cpu", "--precision", "fp32", "--lr", "1e-3", "--log-writer", "none"]
+SMALL = ["--model", "tiny", "--batch-size", "8", "--microbatch", "4", "--log-every", "1", "--val-batches", "1",
+         "--val-nfe", "1", "--device", "cpu", "--precision", "fp32", "--lr", "1e-3", "--log-writer", "none"]
 MPIRUN = [str(Path(sys.executable).parent / "mpirun"), "--allow-run-as-root", "--oversubscribe"]
 
 
 def arguments(data, result_dir, name, *more):
-    return ["--result-dir", str(result_dir), "--dataset-dir", str(data), "--dataset-name", "CurveVel_A", "--name", name, *SMALL, *map(str, more)]
+    return ["--result-dir", str(result_dir), "--dataset-dir", str(data), "--dataset-name", "CurveVel_A", "--name", name,
+        *SMALL, *map(str, more)]
 
 
 def python_train(*words, launcher=(), **how):
     env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*launcher, sys.executable, "-m", "fwi_i2sb.train", *words], env=env, stderr=subprocess.PIPE, text=True, **how)
+    return subprocess.Popen([*launcher, sys.executable, "-m", "fwi_i2sb.train", *words], env=env,
+        stderr=subprocess.PIPE, text=True, **how)
 
 
 def finish(process, code=0):

@@ -17,7 +17,8 @@ def render() -> str:
     exporter = MarkdownExporter(config=config)
     exporter.register_preprocessor(TagRemovePreprocessor(config=config), enabled=True)
     text, resources = exporter.from_filename(str(root / "nbs" / "index.ipynb"))
-    if resources["outputs"]: raise SystemExit("index.ipynb must show its figures as files under nbs/images, not as outputs")
+    if resources["outputs"]:
+        raise SystemExit("index.ipynb must show its figures as files under nbs/images, not as outputs")
     text = re.sub(r"(\]\(|src=\")images/", r"\1nbs/images/", text)  # links are relative to nbs/ in the notebook
     return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
 

@@ -34,14 +34,18 @@ def test_the_report_holds_machine_rounds_and_every_measurement(command, quick, t
     assert set(report["machine"]) == {"device", "name", "cores", "torch", "python", "load"} and report["rounds"] == 3
     calls, blur = report["results"]
     assert calls["verdict"] == "met" and calls["ours"] == [5] and calls["unit"] == "calls"
-    assert len(blur["plain"]) == len(blur["ours"]) == 3 and min(blur["plain"]) > 0 and blur["check"].startswith("outputs differ by")
-    assert blur["ratio"] == pytest.approx(sorted(blur["plain"])[1] / sorted(blur["ours"])[1]) and blur["verdict"] == "too few rounds"
-    for result in report["results"]: assert re.search(rf"^{re.escape(result['name'])} .*{result['verdict']}$", out, re.M)
+    assert (len(blur["plain"]) == len(blur["ours"]) == 3 and min(blur["plain"]) > 0
+        and blur["check"].startswith("outputs differ by"))
+    assert (blur["ratio"] == pytest.approx(sorted(blur["plain"])[1] / sorted(blur["ours"])[1])
+        and blur["verdict"] == "too few rounds")
+    for result in report["results"]:
+        assert re.search(rf"^{re.escape(result['name'])} .*{result['verdict']}$", out, re.M)
 
 
 def test_every_target_of_the_project_has_its_case():
     names = {case.__name__ for cases in bench.CASES.values() for case in cases}
-    assert {"conversion", "store_size", "reading", "resolution", "half_precision", "attention_block", "optimiser", "smoothing", "validation", "solver"} <= names
+    assert {"conversion", "store_size", "reading", "resolution", "half_precision", "attention_block", "optimiser",
+        "smoothing", "validation", "solver"} <= names
 
 
 @pytest.mark.parametrize("words, saying", [
@@ -59,7 +63,8 @@ def test_bad_input_is_one_sentence(command, words, saying):
 def test_a_wrong_output_is_not_timed_and_fails_the_run(command, monkeypatch, tmp_path):
     def forgetful(setting):
         x = torch.ones(3)
-        return trial(setting, "half the work", lambda: x + x, lambda: x, check=lambda: compare(x + x, x, within=1e-6), target=1)
+        return trial(setting, "half the work", lambda: x + x, lambda: x,
+            check=lambda: compare(x + x, x, within=1e-6), target=1)
     monkeypatch.setattr(bench, "CASES", {"wave": (forgetful,)})
     code, out, _ = command("wave", "--json", tmp_path / "bench.json")
     result = json.loads((tmp_path / "bench.json").read_text())["results"][0]
@@ -68,7 +73,8 @@ def test_a_wrong_output_is_not_timed_and_fails_the_run(command, monkeypatch, tmp
 
 
 def test_one_kernel_twice_is_not_a_comparison(monkeypatch):
-    monkeypatch.setattr(bench_net, "SDPBackend", type("Twice", (), dict(MATH=bench_net.SDPBackend.MATH, FLASH_ATTENTION=bench_net.SDPBackend.MATH)))
+    monkeypatch.setattr(bench_net, "SDPBackend",
+        type("Twice", (), dict(MATH=bench_net.SDPBackend.MATH, FLASH_ATTENTION=bench_net.SDPBackend.MATH)))
     block = bench_net._network(Setting(), "unet_ch16").unet.bottom[0].attention
     result = bench_net._attention(Setting(rounds=1), "twice", block, torch.randn(1, 64, 8, 8))
     assert result.stopped == "wrong output: the outputs are equal bit by bit: the same kernel ran twice"

@@ -82,32 +82,44 @@ def test_json_markdown_and_screen_say_the_same(fwi, mini, tmp_path):
     for row in card["rows"]:
         low, high = row["interval"]["mae"]
         for text in (done.out, page): assert f"{row['mae']:.1f} ({low:.1f}-{high:.1f})" in text
-    for text in (done.out, page): assert "blur-openfwi_custom*" in text and "linear*" not in text and "it has seen the answer" in text and "(oracle)" in text and "nobody can have it" in text
-    for text in (done.out, page): assert text.lower().count("published by openfwi, other data: no comparison") == 1 and "0.0685" in text and "UPFWI" in text
+    for text in (done.out, page):
+        assert ("blur-openfwi_custom*" in text and "linear*" not in text and "it has seen the answer" in text
+            and "(oracle)" in text and "nobody can have it" in text)
+    for text in (done.out, page):
+        assert (text.lower().count("published by openfwi, other data: no comparison") == 1 and "0.0685" in text
+            and "UPFWI" in text)
     assert "\n## Published by OpenFWI, other data: no comparison\n" in page
     assert (tmp_path / "card.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_schema(plain):
-    assert set(plain) == {"format", "run", "name", "step", "method", "model", "reads_start", "trained_on", "device", "data", "degradation", "version", "torch", "settings", "units", "interval", "expected", "rows", "records", "values", "example"}
+    assert set(plain) == {"format", "run", "name", "step", "method", "model", "reads_start", "trained_on", "device",
+        "data", "degradation", "version", "torch", "settings", "units", "interval", "expected", "rows", "records",
+        "values", "example"}
     assert plain["settings"].items() >= dict(samples=2, nfe=2, sampler="sde", seed=0, w=1.0).items()
-    assert plain["data"].items() >= dict(families=["CurveVel_A"], records=3, misfit_records=1, engine="deepwave").items()
+    assert plain["data"].items() >= dict(families=["CurveVel_A"], records=3, misfit_records=1,
+        engine="deepwave").items()
     assert [r["kind"] for r in plain["rows"]] == ["start", "method", "sample", "oracle", "control", "control"]
     for row, values in zip(plain["rows"], plain["values"]):
-        assert row["records"] == len(values["mae"]) == 3 and row["misfit_records"] == 1 and values["misfit"][1:] == [None, None]
-        np.testing.assert_allclose([row["mae"], row["rmse"] ** 2], [np.mean(values["mae"]), np.mean(np.square(values["rmse"]))], rtol=1e-5)
-        assert row["mae_norm"] == row["mae"] / 1500 and row["interval"]["mae"][0] <= row["mae"] <= row["interval"]["mae"][1]
+        assert (row["records"] == len(values["mae"]) == 3 and row["misfit_records"] == 1
+            and values["misfit"][1:] == [None, None])
+        np.testing.assert_allclose([row["mae"], row["rmse"] ** 2],
+            [np.mean(values["mae"]), np.mean(np.square(values["rmse"]))], rtol=1e-5)
+        assert (row["mae_norm"] == row["mae"] / 1500
+            and row["interval"]["mae"][0] <= row["mae"] <= row["interval"]["mae"][1])
         assert ("coverage_90" in row) == (row["kind"] in ("method", "control")) and ("crps" in row)
         if "coverage_90" not in row: assert row["crps"] == row["mae"]
     assert plain["expected"]["coverage"][-1] == pytest.approx(1 / 3) and np.shape(plain["example"]["mean"]) == (70, 70)
 
 
 def test_published_figures_of_two_families(fwi, run, mini, flat, tmp_path):
-    done = fwi("evaluate", mini, *QUICK, "--records", 2, "--dataset-dir", flat, "--dataset-name", "FlatVel_B", "--published", "--out", tmp_path)
+    done = fwi("evaluate", mini, *QUICK, "--records", 2, "--dataset-dir", flat, "--dataset-name", "FlatVel_B",
+        "--published", "--out", tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
     assert done.code == 0 and card["data"]["families"] == ["FlatVel_B"] and card["trained_on"] == "CurveVel_A"
     found = {(r["method"], r["loss"]): (r["mae_norm"], r["rmse_norm"], r["ssim"]) for r in card["published"]}
-    assert found["InversionNet", "l1"] == (0.0351, 0.0876, 0.9461) and found["VelocityGAN", "l2"] == (0.0328, 0.0787, 0.9556) and found["UPFWI", None] == (0.0677, 0.1493, 0.8874)
+    assert (found["InversionNet", "l1"] == (0.0351, 0.0876, 0.9461)
+        and found["VelocityGAN", "l2"] == (0.0328, 0.0787, 0.9556) and found["UPFWI", None] == (0.0677, 0.1493, 0.8874))
     assert "FlatVel_B: InversionNet (l1 loss)" in done.out
 
 
@@ -118,7 +130,8 @@ def test_cards_side_by_side(run, plain):
     assert "not comparable" in compare([plain, evaluate(run, **QUICK_KEYWORDS | dict(records=2))])
     assert len(compare([plain], kinds=("control",)).splitlines()) == 4
     noisy = evaluate(run, degradation=Degradation(snr=0.0), **QUICK_KEYWORDS)
-    assert len(compare([plain, noisy]).splitlines()) == 2 + 2 + 2  # noise leaves the start's error and changes its misfit
+    # noise leaves the start's error and changes its misfit
+    assert len(compare([plain, noisy]).splitlines()) == 2 + 2 + 2
 
 
 # what is measured
@@ -141,16 +154,19 @@ def test_a_repetition_gives_the_same_numbers_and_another_seed_others(run, plain)
 
 
 def test_batches_change_nothing(run):
-    how = QUICK_KEYWORDS | dict(starts=("blur-openfwi_custom",), degradation=Degradation(snr=10.0, missing_traces=0.2), misfit_records=2)
+    how = QUICK_KEYWORDS | dict(starts=("blur-openfwi_custom",), degradation=Degradation(snr=10.0, missing_traces=0.2),
+        misfit_records=2)
     whole, parts = (scores(evaluate(run, batch_size=size, **how)) for size in (3, 1))
     assert_same(whole, parts, rtol=1e-3)
 
 
 def test_families_have_rows_of_their_own(run):
     card = evaluate(run, Made(6), records=5, samples=2, nfe=1, misfit_records=1, starts=("linear",))
-    assert card["records"] == dict(number=[0, 3, 1, 4, 2], family=["CurveVel_A", "FlatVel_B", "CurveVel_A", "FlatVel_B", "CurveVel_A"])
+    assert card["records"] == dict(number=[0, 3, 1, 4, 2],
+        family=["CurveVel_A", "FlatVel_B", "CurveVel_A", "FlatVel_B", "CurveVel_A"])
     rows = {r["family"]: r for r in card["rows"] if r["kind"] == "method"}
-    assert [(f, r["records"], r["misfit_records"]) for f, r in rows.items()] == [("all", 5, 1), ("CurveVel_A", 3, 1), ("FlatVel_B", 2, 0)]
+    assert [(f, r["records"], r["misfit_records"]) for f, r in rows.items()] == [("all", 5, 1), ("CurveVel_A", 3, 1),
+        ("FlatVel_B", 2, 0)]
     np.testing.assert_allclose(rows["all"]["mae"], (3 * rows["CurveVel_A"]["mae"] + 2 * rows["FlatVel_B"]["mae"]) / 5)
     assert "FlatVel_B: from linear" in table(card) and rows["FlatVel_B"]["misfit"] is None
 
@@ -158,12 +174,14 @@ def test_families_have_rows_of_their_own(run):
 def test_memory_does_not_grow_with_the_records(run):
     def held():
         gc.collect()
-        tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in gc.get_objects() if issubclass(type(t), torch.Tensor)}
+        tensors = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
+            for t in gc.get_objects() if issubclass(type(t), torch.Tensor)}
         return np.array([sum(tensors.values()), tracemalloc.get_traced_memory()[0]])
 
     def peak(count):
         seen = []
-        evaluate(run, Made(count), records=count, samples=2, nfe=1, misfit_records=1, starts=("linear",), batch_size=2, progress=lambda done, total: seen.append(held()))
+        evaluate(run, Made(count), records=count, samples=2, nfe=1, misfit_records=1, starts=("linear",), batch_size=2,
+            progress=lambda done, total: seen.append(held()))
         assert len(seen) == count // 2
         return np.max(seen, 0)
 
@@ -175,7 +193,8 @@ def test_memory_does_not_grow_with_the_records(run):
 
 def test_progress_counts_records(run):
     told = []
-    evaluate(run, Made(6), **QUICK_KEYWORDS | dict(records=6, nfe=1, starts=("linear", "linear:2000:3000")), batch_size=2, progress=lambda *pair: told.append(pair))
+    evaluate(run, Made(6), **QUICK_KEYWORDS | dict(records=6, nfe=1, starts=("linear", "linear:2000:3000")),
+        batch_size=2, progress=lambda *pair: told.append(pair))
     assert told == sorted(told) and told[-1] == (6, 6) and len(told) == 6
 
 
@@ -183,7 +202,8 @@ def test_classical_inversion_stands_beside_the_same_records(run, monkeypatch):
     whole = TrainedRun.classical
     monkeypatch.setattr(TrainedRun, "classical", lambda *given, **named: whole(*given, iterations=1, **named))
     card = evaluate(run, classical=2, batch_size=1, **QUICK_KEYWORDS)
-    assert [(r["method"], r["records"]) for r in card["rows"][6:]] == [(f"{name}, first 2", 2) for name in ("classical FWI", "starting model", "bridge")]
+    assert [(r["method"], r["records"]) for r in card["rows"][6:]] == [(f"{name}, first 2", 2)
+        for name in ("classical FWI", "starting model", "bridge")]
     np.testing.assert_allclose(card["rows"][8]["mae"], np.mean(card["values"][1]["mae"][:2]), rtol=1e-5)
     assert card["rows"][6]["wave_solves"] == 3 and card["rows"][6]["network_calls"] == 0 and "waves" in table(card)
 
@@ -219,11 +239,14 @@ def test_an_experiment_shows_a_method_without_a_finite_answer(run, plain):
 
 
 def test_a_walk_of_one_call_has_one_sample(run):
-    row = next(row for row in evaluate(run, controls=False, **QUICK_KEYWORDS | dict(samples=None, nfe=1))["rows"] if row["kind"] == "method")
+    row = next(row for row in evaluate(run, controls=False, **QUICK_KEYWORDS | dict(samples=None, nfe=1))["rows"]
+        if row["kind"] == "method")
     assert (row["samples"], row["network_calls"], "spread_skill" in row) == (1, 1, False)
 
 
-@pytest.mark.parametrize("words, saying", [(dict(starts="linear"), "tuple"), (dict(starts=()), "tuple"), (dict(w=np.nan), "w = nan"), (dict(w=np.inf), "w = inf"), (dict(seed=-1), "seed -1"), (dict(batch_size=0), "batch size is 0")], ids=str)
+@pytest.mark.parametrize("words, saying",
+    [(dict(starts="linear"), "tuple"), (dict(starts=()), "tuple"), (dict(w=np.nan), "w = nan"),
+        (dict(w=np.inf), "w = inf"), (dict(seed=-1), "seed -1"), (dict(batch_size=0), "batch size is 0")], ids=str)
 def test_what_a_notebook_may_mistake_is_refused(run, words, saying):
     with pytest.raises(InputError, match=saying): evaluate(run, **QUICK_KEYWORDS | words)
 
@@ -231,15 +254,18 @@ def test_what_a_notebook_may_mistake_is_refused(run, words, saying):
 def test_the_wrong_record_is_of_the_same_family(run):
     data, numbers = Made(6), [0, 3, 1, 4, 2]
     batch = read_batch(run, data, numbers, 0, 5)
-    for record, other in zip(numbers, [1, 4, 2, 3, 0]): assert torch.equal(batch.other[numbers.index(record)], data.physical(other)[1])
+    for record, other in zip(numbers, [1, 4, 2, 3, 0]):
+        assert torch.equal(batch.other[numbers.index(record)], data.physical(other)[1])
     lone = read_batch(run, data, [0, 3, 1], 0, 3)  # record 3 is the only one of its family
     assert torch.equal(lone.other[1], data.physical(1)[1])
     parts = [read_batch(run, data, numbers, first, 2, degradation=Degradation(snr=0.0)) for first in (0, 2, 4)]
-    assert torch.equal(torch.cat([part.other for part in parts]), read_batch(run, data, numbers, 0, 5, degradation=Degradation(snr=0.0)).other)
+    assert torch.equal(torch.cat([part.other for part in parts]),
+        read_batch(run, data, numbers, 0, 5, degradation=Degradation(snr=0.0)).other)
 
 
 @pytest.mark.parametrize("start, seen", [
-    ("linear:0.5, blur-openfwi_custom:0.5", True), ("blur-openfwi_custom:0.5,linear:0.5", True), ("blur-openfwi_benchmark", True), ("linear:0.5,file:a.npy:0.5", False),
+    ("linear:0.5, blur-openfwi_custom:0.5", True), ("blur-openfwi_custom:0.5,linear:0.5", True),
+    ("blur-openfwi_benchmark", True), ("linear:0.5,file:a.npy:0.5", False),
     ("first-guess", False), ("first-guess:runs/blur-openfwi", False), ("blurred.npy", False)])
 def test_what_has_seen_the_truth(start, seen): assert sees_truth(start) is seen
 
@@ -257,12 +283,14 @@ def test_a_first_guess_is_paid_once_however_many_samples(run, monkeypatch):
 
     def invert(*given, **named):
         result = whole(*given, **named)
-        if isinstance(given[2], str): result.provenance.update(start_calls=1, start_seconds=0.5, network_calls=2 * 2 + 1, seconds_per_record=0.9)
+        if isinstance(given[2], str):
+            result.provenance.update(start_calls=1, start_seconds=0.5, network_calls=2 * 2 + 1, seconds_per_record=0.9)
         return result
 
     monkeypatch.setattr(TrainedRun, "invert", invert)
     rows = {row["method"]: row for row in evaluate(run, **QUICK_KEYWORDS)["rows"]}
-    assert [rows[name]["network_calls"] for name in ("bridge", "bridge, single sample", "wrong record", "seismic switched off")] == [5, 3, 5, 5]
+    assert [rows[name]["network_calls"]
+        for name in ("bridge", "bridge, single sample", "wrong record", "seismic switched off")] == [5, 3, 5, 5]
     assert rows["bridge, single sample"]["seconds_per_record"] == pytest.approx(0.7)
 
 
@@ -277,41 +305,58 @@ def test_an_answer_that_is_not_finite_leaves_no_mean(run, monkeypatch, tmp_path)
     monkeypatch.setattr(TrainedRun, "invert", invert)
     card = evaluate(run, **QUICK_KEYWORDS | dict(misfit_records=2))
     rows = {row["method"]: row for row in card["rows"]}
-    for name in ("mae", "rmse", "ssim", "crps", "mae_norm", "rmse_norm", "spread", "spread_skill", "coverage_50"): assert rows["bridge"][name] is None and rows["bridge"]["interval"].get(name) is None
-    assert (rows["bridge"]["not_finite"], rows["bridge"]["records"], rows["bridge"]["misfit_records"]) == (1, 3, 1) and rows["bridge"]["misfit"] is not None
-    assert rows["starting model"]["not_finite"] == 0 and rows["starting model"]["mae"] > 0 and rows["starting model"]["misfit_records"] == 2
+    for name in ("mae", "rmse", "ssim", "crps", "mae_norm", "rmse_norm", "spread", "spread_skill", "coverage_50"):
+        assert rows["bridge"][name] is None and rows["bridge"]["interval"].get(name) is None
+    assert ((rows["bridge"]["not_finite"], rows["bridge"]["records"], rows["bridge"]["misfit_records"]) == (1, 3, 1)
+        and rows["bridge"]["misfit"] is not None)
+    assert (rows["starting model"]["not_finite"] == 0 and rows["starting model"]["mae"] > 0
+        and rows["starting model"]["misfit_records"] == 2)
     assert set(rows["bridge"]["reliability"]) == {None} and card["example"]["mean"][0][0] is None
     evaluation.write_card(tmp_path, card | dict(published=[]))
     json.loads((tmp_path / "card.json").read_text(), parse_constant=lambda word: pytest.fail(word))
-    for text in (table(card | dict(published=[])), (tmp_path / "card.md").read_text()): assert "bridge from linear, 1 of 3" in text
+    for text in (table(card | dict(published=[])), (tmp_path / "card.md").read_text()):
+        assert "bridge from linear, 1 of 3" in text
     assert compare([card]).count("| - |") > 3
 
 
 # damaged records
 
-@pytest.mark.parametrize("damage", [dict(snr=0.0), dict(missing_shots=3), dict(missing_traces=0.5), dict(freq=8.0)], ids=lambda d: next(iter(d)))
+@pytest.mark.parametrize("damage", [dict(snr=0.0), dict(missing_shots=3), dict(missing_traces=0.5), dict(freq=8.0)],
+    ids=lambda d: next(iter(d)))
 def test_damage_is_written_down_and_felt(run, plain, damage):
     card = evaluate(run, degradation=Degradation(**damage), **QUICK_KEYWORDS)
     assert card["degradation"]["text"] == str(Degradation(**damage)) in table(card)
     before, after = scores(plain), scores(card)
     changed = {key[2] for key in after if after[key][0] != before[key][0]}
-    assert changed == {"bridge", "bridge, single sample", "bridge, best of 2 (oracle)", "wrong record"}  # not the start, and not what does not look
+    # not the start, and not what does not look
+    assert changed == {"bridge", "bridge, single sample", "bridge, best of 2 (oracle)", "wrong record"}
 
 
 def test_other_smoothing_and_switches_on_the_command_line(fwi, mini, tmp_path):
-    done = fwi("evaluate", mini, *QUICK, "--starts", "blur-openfwi_custom:20:24", "--snr", 10, "--missing-shots", 1, "--missing-traces", 0.1, "--freq", 12, "--out", tmp_path)
+    done = fwi("evaluate", mini, *QUICK, "--starts", "blur-openfwi_custom:20:24", "--snr", 10, "--missing-shots", 1,
+        "--missing-traces", 0.1, "--freq", 12, "--out", tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
-    assert done.code == 0 and card["degradation"] == dict(snr=10.0, missing_shots=1, missing_traces=0.1, freq=12.0, text="peak frequency 12 Hz, noise at 10 dB, 1 missing shot(s), 10% of the traces missing")
-    assert card["rows"][0]["start"] == "blur-openfwi_custom:20:24" and card["rows"][0]["sees_truth"] and card["degradation"]["text"] in (tmp_path / "card.md").read_text()
+    assert done.code == 0 and card["degradation"] == dict(snr=10.0, missing_shots=1, missing_traces=0.1, freq=12.0,
+        text="peak frequency 12 Hz, noise at 10 dB, 1 missing shot(s), 10% of the traces missing")
+    assert (card["rows"][0]["start"] == "blur-openfwi_custom:20:24" and card["rows"][0]["sees_truth"]
+        and card["degradation"]["text"] in (tmp_path / "card.md").read_text())
 
 
 @pytest.mark.parametrize("words, saying", [
-    (["--snr", "nan"], "--snr nan"), (["--snr", 4000], "--snr 4000"), (["--sampler", "ode"], "--samples 2 would be equal"), (["--missing-shots", 5], "nothing of a record"), (["--missing-shots", -1], "--missing-shots -1"), (["--missing-traces", 1], "--missing-traces 1"),
-    (["--freq", 100], "--freq 100"), (["--freq", -5], "--freq -5"), (["--records", 1], "two records"), (["--misfit-records", 0], "--misfit-records"), (["--classical", 4], "--classical 4"),
-    (["--classical", 1, "--missing-shots", 1], "classical"), (["--missing-traces", 0.001], "none of the 350 traces"), (["--starts", "linear", "lineal"], "linear"),
-    (["--starts", "linear", "linear"], "named twice"), (["--starts", "linear", "first-guess:nowhere"], "nowhere"), (["--starts", "linear", "nowhere.npy"], "nowhere.npy"), (["--samples", 0], "sample"), (["--batch-size", 0], "--batch-size"),
-    (["--dataset-name", "CurvVel_A"], "CurveVel_A"), (["--dataset-name", "FlatVel_B"], "FlatVel_B")], ids=lambda w: " ".join(map(str, w)) if isinstance(w, list) else "")
-def test_what_cannot_be_is_refused_before_any_work_and_nothing_is_written(refused, mini, tmp_path, words, saying, monkeypatch):
+    (["--snr", "nan"], "--snr nan"), (["--snr", 4000], "--snr 4000"),
+    (["--sampler", "ode"], "--samples 2 would be equal"), (["--missing-shots", 5], "nothing of a record"),
+    (["--missing-shots", -1], "--missing-shots -1"), (["--missing-traces", 1], "--missing-traces 1"),
+    (["--freq", 100], "--freq 100"), (["--freq", -5], "--freq -5"), (["--records", 1], "two records"),
+    (["--misfit-records", 0], "--misfit-records"), (["--classical", 4], "--classical 4"),
+    (["--classical", 1, "--missing-shots", 1], "classical"), (["--missing-traces", 0.001], "none of the 350 traces"),
+    (["--starts", "linear", "lineal"], "linear"),
+    (["--starts", "linear", "linear"], "named twice"), (["--starts", "linear", "first-guess:nowhere"], "nowhere"),
+    (["--starts", "linear", "nowhere.npy"], "nowhere.npy"), (["--samples", 0], "sample"),
+    (["--batch-size", 0], "--batch-size"),
+    (["--dataset-name", "CurvVel_A"], "CurveVel_A"), (["--dataset-name", "FlatVel_B"], "FlatVel_B")],
+    ids=lambda w: " ".join(map(str, w)) if isinstance(w, list) else "")
+def test_what_cannot_be_is_refused_before_any_work_and_nothing_is_written(refused, mini, tmp_path, words,
+        saying, monkeypatch):
     monkeypatch.setattr(evaluation, "_misfits", lambda *given: pytest.fail("a map was scored already"))
     refused("evaluate", mini, *QUICK, *words, "--out", tmp_path / "out", saying=(saying,))
     assert not (tmp_path / "out").exists()
@@ -334,7 +379,8 @@ def test_a_figure_that_fails_leaves_nothing(plain, tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_share_of_lost_traces_is_said_as_it_is(): assert str(Degradation(missing_traces=0.003)) == "0.3% of the traces missing"
+def test_the_share_of_lost_traces_is_said_as_it_is():
+    assert str(Degradation(missing_traces=0.003)) == "0.3% of the traces missing"
 
 
 @pytest.fixture
@@ -344,7 +390,8 @@ def joint(run, flat, tmp_path):
     generate(root, "CurveVel_A", n_train=1, n_val=2, workers=1)
     shutil.copytree(flat / "FlatVel_B", root / "FlatVel_B", ignore=shutil.ignore_patterns("train", "val"))
     for name in ("CurveVel_A", "FlatVel_B"): convert(root / name, name, store_dir=stores / name)
-    return replace(run, options=replace(run.options, data=replace(run.options.data, dataset_dir=root, dataset_name="CurveVel_A,FlatVel_B", store_dir=stores)))
+    return replace(run, options=replace(run.options,
+        data=replace(run.options.data, dataset_dir=root, dataset_name="CurveVel_A,FlatVel_B", store_dir=stores)))
 
 
 def test_the_store_is_found_where_training_made_it(joint, tmp_path):
@@ -353,33 +400,40 @@ def test_the_store_is_found_where_training_made_it(joint, tmp_path):
     assert both.names == ("CurveVel_A", "FlatVel_B") and one.names == ("FlatVel_B",)
     assert (one.fingerprint, first.fingerprint) == (both.stores[1].fingerprint, both.stores[0].fingerprint)
     assert sorted(tmp_path.rglob("*")) == before, "nothing was converted again"
-    single = replace(joint, options=replace(joint.options, data=replace(joint.options.data, dataset_name="CurveVel_A", store_dir=tmp_path / "stores" / "CurveVel_A")))
-    assert validation_data(single, dataset_name="CurveVel_A").fingerprint == first.fingerprint and sorted(tmp_path.rglob("*")) == before
+    single = replace(joint, options=replace(joint.options,
+        data=replace(joint.options.data, dataset_name="CurveVel_A", store_dir=tmp_path / "stores" / "CurveVel_A")))
+    assert (validation_data(single, dataset_name="CurveVel_A").fingerprint == first.fingerprint
+        and sorted(tmp_path.rglob("*")) == before)
     assert not list((tmp_path / "data").rglob("*.lmdb")) and not list((tmp_path / "data").rglob("*.mdb"))
-    other = validation_data(joint, tmp_path / "data", dataset_name="FlatVel_B")  # another folder, as far as anybody knows, brings its own store
+    # another folder, as far as anybody knows, brings its own store
+    other = validation_data(joint, tmp_path / "data", dataset_name="FlatVel_B")
     assert len(other) == 2 and (tmp_path / "data" / "FlatVel_B" / "val").exists()
 
 
 def test_every_record_needs_a_key_of_its_own():
     for damage in (dict(snr=10.0), dict(missing_shots=1)):
-        with pytest.raises(InputError, match="1 keys were given for 3"): degrade(torch.ones(3, 5, 20, 7), Degradation(**damage), [0])
+        with pytest.raises(InputError, match="1 keys were given for 3"):
+            degrade(torch.ones(3, 5, 20, 7), Degradation(**damage), [0])
 
 
 def test_a_truth_of_another_shape(run):
     truth, seismic = (part[None] for part in validation_data(run).physical(0))
     for wrong in (truth[:, :, :60], truth.expand(2, -1, -1, -1)):
-        with pytest.raises(InputError, match="true maps have shape"): run.invert(seismic, "blur-openfwi_custom", truth=wrong)
+        with pytest.raises(InputError, match="true maps have shape"):
+            run.invert(seismic, "blur-openfwi_custom", truth=wrong)
 
 
 def test_noise_of_a_silent_record(run):
     data = Made(4)
     data.physical = lambda i: (torch.full((1, 70, 70), 2000.0), torch.zeros(5, 250, 70))
-    with pytest.raises(InputError, match="all zeros"): evaluate(run, data, degradation=Degradation(snr=10.0), **QUICK_KEYWORDS)
+    with pytest.raises(InputError, match="all zeros"):
+        evaluate(run, data, degradation=Degradation(snr=10.0), **QUICK_KEYWORDS)
 
 
 def test_records_shot_otherwise_are_refused(refused, run, mini, flat, tmp_path):
     convert(flat / "FlatVel_B", "FlatVel_B", store_dir=tmp_path / "store", time_samples=500)
-    refused("evaluate", mini, *QUICK, "--dataset-name", "FlatVel_B", "--dataset-dir", tmp_path / "store", "--out", tmp_path / "out", saying=("time_samples 500, not 250",))
+    refused("evaluate", mini, *QUICK, "--dataset-name", "FlatVel_B", "--dataset-dir", tmp_path / "store", "--out",
+        tmp_path / "out", saying=("time_samples 500, not 250",))
     other = replace(run, facts=run.facts | dict(survey=replace(run.survey, dt=0.002).to_dict()))
     with pytest.raises(InputError, match="dt = 0.001 s"): validation_data(other, flat, dataset_name="FlatVel_B")
     assert not (tmp_path / "out").exists()

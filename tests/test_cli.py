@@ -11,7 +11,8 @@ import pytest
 from fwi_i2sb.training.run_dir import checkpoints
 from fwi_i2sb.inference.run import TrainedRun
 
-TRAIN = ["--model", "tiny", "--batch-size", "4", "--microbatch", "4", "--num-itr", "1", "--log-writer", "none", "--device", "cpu"]
+TRAIN = ["--model", "tiny", "--batch-size", "4", "--microbatch", "4", "--num-itr", "1", "--log-writer", "none",
+    "--device", "cpu"]
 
 
 def train_words(data, out, *more, family="CurveVel_A"):
@@ -44,8 +45,10 @@ def record(data, tmp_path) -> Path:
 # the working day
 
 def test_help_lists_the_commands_in_the_order_of_a_working_day():
-    shown = subprocess.run([sys.executable, "-c", "from fwi_i2sb.cli import main; main()", "--help"], capture_output=True, text=True, check=True).stdout
-    places = [shown.index(f"\n  {name} ") for name in ("generate", "check", "convert", "train", "invert", "evaluate", "demo")]
+    shown = subprocess.run([sys.executable, "-c", "from fwi_i2sb.cli import main; main()", "--help"],
+        capture_output=True, text=True, check=True).stdout
+    places = [shown.index(f"\n  {name} ")
+        for name in ("generate", "check", "convert", "train", "invert", "evaluate", "demo")]
     assert places == sorted(places)
 
 
@@ -60,12 +63,14 @@ def test_check_convert_train_on_original_files(fwi, originals, tmp_path):
 
 def test_the_data_may_be_read_only(fwi, originals, tmp_path):
     before = files(originals)
-    assert fwi(*train_words(originals, tmp_path / "runs", "--store-dir", tmp_path / "store", family="FlatVel_A")).code == 0
+    assert (fwi(*train_words(originals, tmp_path / "runs", "--store-dir", tmp_path / "store", family="FlatVel_A")).code
+        == 0)
     assert files(originals) == before and (tmp_path / "store" / "train" / "database.lmdb").exists()
 
 
 def test_one_record_of_ones_own(fwi, mini, record, tmp_path):
-    done = fwi("invert", mini, "--record", record, "--start", "linear:1500:4000", "--samples", "2", "--nfe", "2", "--out", tmp_path / "out")
+    done = fwi("invert", mini, "--record", record, "--start", "linear:1500:4000", "--samples", "2", "--nfe", "2",
+        "--out", tmp_path / "out")
     assert done.code == 0 and "misfit" in done.out
     with np.load(tmp_path / "out" / "record.npz", allow_pickle=False) as result:
         assert result["samples"].shape == (1, 2, 1, 70, 70) and str(result["units"]) == "m/s"
@@ -78,15 +83,19 @@ def test_one_record_of_ones_own(fwi, mini, record, tmp_path):
 def test_several_records_in_one_file_each_with_its_start(fwi, mini, data, tmp_path):
     np.save(tmp_path / "two.npy", np.load(data / "data" / "data49.npy", mmap_mode="r", allow_pickle=False)[:2])
     np.save(tmp_path / "starts.npy", np.stack([np.full((70, 70), v, np.float32) for v in (2000, 3000)]))
-    assert fwi("invert", mini, "--record", tmp_path / "two.npy", "--start", tmp_path / "starts.npy", "--samples", "1", "--nfe", "1", "--out", tmp_path).code == 0
-    with np.load(tmp_path / "two.npz", allow_pickle=False) as result: np.testing.assert_allclose(result["start"][:, 0, 0, 0], [2000, 3000], rtol=1e-5)
+    assert fwi("invert", mini, "--record", tmp_path / "two.npy", "--start", tmp_path / "starts.npy", "--samples", "1",
+        "--nfe", "1", "--out", tmp_path).code == 0
+    with np.load(tmp_path / "two.npz", allow_pickle=False) as result:
+        np.testing.assert_allclose(result["start"][:, 0, 0, 0], [2000, 3000], rtol=1e-5)
 
 
 def test_evaluate_writes_the_table_with_its_controls(fwi, mini, tmp_path):
-    done = fwi("evaluate", mini, "--records", "3", "--samples", "2", "--nfe", "2", "--misfit-records", "1", "--out", tmp_path)
+    done = fwi("evaluate", mini, "--records", "3", "--samples", "2", "--nfe", "2", "--misfit-records", "1",
+        "--out", tmp_path)
     rows = json.loads((tmp_path / "card.json").read_text())["rows"]
     assert done.code == 0 and len(rows) == 12
-    assert {r["method"] for r in rows} == {"starting model", "bridge", "bridge, single sample", "bridge, best of 2 (oracle)", "seismic switched off", "wrong record"}
+    assert {r["method"] for r in rows} == {"starting model", "bridge", "bridge, single sample",
+        "bridge, best of 2 (oracle)", "seismic switched off", "wrong record"}
     assert all(np.isfinite([r[k] for k in ("mae", "mae_norm", "rmse", "ssim", "misfit")]).all() for r in rows)
 
 
@@ -96,7 +105,9 @@ def test_unknown_command(refused): refused("trian", saying=("'trian'", "train"))
 
 
 def test_missing_folder(refused, tmp_path):
-    for words in (["check", tmp_path / "none"], ["convert", tmp_path / "none", "--family", "CurveVel_A"], train_words(tmp_path / "none", tmp_path / "runs"), ["invert", tmp_path / "none"], ["evaluate", tmp_path / "none"]):
+    for words in ((["check", tmp_path / "none"], ["convert", tmp_path / "none", "--family", "CurveVel_A"],
+            train_words(tmp_path / "none", tmp_path / "runs"), ["invert", tmp_path / "none"],
+            ["evaluate", tmp_path / "none"])):
         refused(*words, saying=("none",))
     assert files(tmp_path) == set()
 
@@ -105,7 +116,8 @@ def test_unknown_names_suggest_the_nearest(refused, data, tmp_path):
     refused(*train_words(data, tmp_path / "r", family="CurvVel_A"), saying=("CurveVel_A",))
     refused("generate", tmp_path / "g", "--family", "Style_C", saying=("Style_",))
     refused("convert", data, "--family", "FlatVelA", saying=("FlatVel_A",))
-    for option, wrong, right in (("--model", "unet_ch23", "unet_ch32"), ("--encoder", "resise", "resize"), ("--corrupt", "blur-openfwi-custom", "blur-openfwi_custom")):
+    for option, wrong, right in ((("--model", "unet_ch23", "unet_ch32"), ("--encoder", "resise", "resize"),
+            ("--corrupt", "blur-openfwi-custom", "blur-openfwi_custom"))):
         refused(*train_words(data, tmp_path / "r", option, wrong), saying=(right,))
     assert files(tmp_path) == set()
 
@@ -123,21 +135,25 @@ def broken(originals, how):
     if how == "partner": velocity.unlink()
 
 
-@pytest.mark.parametrize("how, name", [("counts", "model1.npy"), ("truncated", "data1.npy"), ("nan", "data1.npy"), ("shape", "data1.npy"), ("pickled", "data1.npy"), ("partner", "1.npy")])
+@pytest.mark.parametrize("how, name", [("counts", "model1.npy"), ("truncated", "data1.npy"), ("nan", "data1.npy"),
+    ("shape", "data1.npy"), ("pickled", "data1.npy"), ("partner", "1.npy")])
 def test_broken_files_are_named(refused, originals, tmp_path, how, name):
     broken(originals, how)
     before = files(originals)
-    for words in (["check", originals], ["convert", originals, "--family", "FlatVel_A", "--workers", "1"], train_words(originals, tmp_path / "runs", family="FlatVel_A")):
+    for words in ((["check", originals], ["convert", originals, "--family", "FlatVel_A", "--workers", "1"],
+            train_words(originals, tmp_path / "runs", family="FlatVel_A"))):
         refused(*words, saying=(name,))
     assert not (tmp_path / "runs").exists() and files(originals) == before
 
 
-def test_a_store_of_another_family(refused, data, tmp_path): refused(*train_words(data, tmp_path / "runs", family="CurveVel_B"), saying=("CurveVel_A", "CurveVel_B"))
+def test_a_store_of_another_family(refused, data, tmp_path):
+    refused(*train_words(data, tmp_path / "runs", family="CurveVel_B"), saying=("CurveVel_A", "CurveVel_B"))
 
 
 @pytest.mark.parametrize("batch, micro", [("30", "8"), ("0", "1")])
 def test_a_batch_that_does_not_divide(refused, data, tmp_path, batch, micro):
-    refused(*train_words(data, tmp_path / "runs", "--batch-size", batch, "--microbatch", micro), saying=("--batch-size",))
+    refused(*train_words(data, tmp_path / "runs", "--batch-size", batch, "--microbatch", micro),
+        saying=("--batch-size",))
     assert files(tmp_path) == set()
 
 
@@ -147,16 +163,21 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
     weights = checkpoint / "ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     before = files(tmp_path)
-    for words in (["invert", checkpoint], ["evaluate", checkpoint], train_words(data, tmp_path / "runs", "--ckpt", checkpoint)):
+    for words in ((["invert", checkpoint], ["evaluate", checkpoint],
+            train_words(data, tmp_path / "runs", "--ckpt", checkpoint))):
         refused(*words, saying=("damaged", checkpoint.name))
     refused("invert", tmp_path / "run", saying=("no sound checkpoint",))
     assert files(tmp_path) == before
 
 
 @pytest.mark.parametrize("spoil, saying", [
-    (lambda c: c.update(facts=None), "damaged"), (lambda c: c.update(facts={}), "'family'"), (lambda c: c["facts"].pop("linear"), "'linear'"), (lambda c: c["facts"].pop("factor"), "'factor'"),
-    (lambda c: c["model"].update(interval="1000"), "'interval'"), (lambda c: c["model"].update(image_size=64.5), "'image_size'"), (lambda c: c["model"].update(precondition=True), "'moments'"),
-    (lambda c: c["run"].update(colour=1), "'colour'")], ids=["facts-null", "facts-empty", "linear", "factor", "interval", "image-size", "moments", "unknown"])
+    (lambda c: c.update(facts=None), "damaged"), (lambda c: c.update(facts={}), "'family'"),
+    (lambda c: c["facts"].pop("linear"), "'linear'"), (lambda c: c["facts"].pop("factor"), "'factor'"),
+    (lambda c: c["model"].update(interval="1000"), "'interval'"),
+    (lambda c: c["model"].update(image_size=64.5), "'image_size'"),
+    (lambda c: c["model"].update(precondition=True), "'moments'"),
+    (lambda c: c["run"].update(colour=1), "'colour'")],
+    ids=["facts-null", "facts-empty", "linear", "factor", "interval", "image-size", "moments", "unknown"])
 def test_a_damaged_config_is_named(refused, mini, tmp_path, spoil, saying):
     shutil.copytree(mini, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -169,8 +190,10 @@ def test_a_damaged_config_is_named(refused, mini, tmp_path, spoil, saying):
 def test_empty_arrays(refused, mini, record, tmp_path):
     np.save(tmp_path / "none.npy", np.zeros((0, 5, 1000, 70), np.float32))
     np.save(tmp_path / "map.npy", np.zeros((0, 70, 70), np.float32))
-    refused("invert", mini, "--record", tmp_path / "none.npy", "--out", tmp_path / "out", saying=("(0, 5, 1000, 70)", "no values"))
-    refused("invert", mini, "--record", record, "--start", tmp_path / "map.npy", "--out", tmp_path / "out", saying=("(0, 70, 70)", "no values"))
+    refused("invert", mini, "--record", tmp_path / "none.npy", "--out", tmp_path / "out",
+        saying=("(0, 5, 1000, 70)", "no values"))
+    refused("invert", mini, "--record", record, "--start", tmp_path / "map.npy", "--out", tmp_path / "out",
+        saying=("(0, 70, 70)", "no values"))
     refused("invert", mini, "--record", record, "--start", "", "--out", tmp_path / "out", saying=("''",))
     refused("evaluate", mini, "--dataset-name", "", "--out", tmp_path / "out", saying=("''",))
     assert not (tmp_path / "out").exists()
@@ -178,7 +201,9 @@ def test_empty_arrays(refused, mini, record, tmp_path):
 
 def test_a_folder_in_the_place_of_a_result(refused, mini, tmp_path, monkeypatch):
     monkeypatch.setattr(TrainedRun, "invert", lambda *given, **named: pytest.fail("the work has begun"))
-    for command, name, words in (("evaluate", "card.json", ()), ("evaluate", "card.png", ()), ("invert", "validation-1.npz", ("--records", 1)), ("invert", "validation-1-classical.png", ("--records", 1, "--classical", 1))):
+    for command, name, words in ((("evaluate", "card.json", ()),
+            ("evaluate", "card.png", ()), ("invert", "validation-1.npz", ("--records", 1)),
+            ("invert", "validation-1-classical.png", ("--records", 1, "--classical", 1)))):
         (tmp_path / name / name).mkdir(parents=True)
         refused(command, mini, *words, "--out", tmp_path / name, saying=(name, "is a folder"))
         assert files(tmp_path / name) == {name}
@@ -188,26 +213,33 @@ def test_a_folder_in_the_place_of_a_result(refused, mini, tmp_path, monkeypatch)
 
 def test_a_run_given_from_inside_its_folder_keeps_its_name(fwi, mini, tmp_path, monkeypatch):
     monkeypatch.chdir(mini)
-    assert fwi("evaluate", ".", "--records", 2, "--nfe", 1, "--misfit-records", 1, "--starts", "linear", "--out", tmp_path).code == 0
+    assert fwi("evaluate", ".", "--records", 2, "--nfe", 1, "--misfit-records", 1, "--starts", "linear", "--out",
+        tmp_path).code == 0
     assert json.loads((tmp_path / "card.json").read_text())["name"] == mini.name
 
 
 def test_what_says_nothing_or_half(refused, data, tmp_path):
     refused(*train_words(data, tmp_path / "runs", "--node-rank", 1), saying=("--num-proc-node",))
-    refused(*train_words(data, tmp_path / "runs", "--lr-schedule", "cosine", "--lr-gamma", 0.5), saying=("--lr-gamma", "cosine"))
+    refused(*train_words(data, tmp_path / "runs", "--lr-schedule", "cosine", "--lr-gamma", 0.5),
+        saying=("--lr-gamma", "cosine"))
     assert not (tmp_path / "runs").exists()
 
 
-@pytest.mark.parametrize("option, value", [("--num-itr", "0"), ("--keep", "0"), ("--log-every", "0"), ("--drop-cond", "1.5"), ("--val-nfe", "1000"), ("--lr", "-1"), ("--time-samples", "300"), ("--gpu", "7"), ("--seed", "-1"), ("--beta-max", "inf"), ("--name", "../x")])
+@pytest.mark.parametrize("option, value", [("--num-itr", "0"), ("--keep", "0"), ("--log-every", "0"),
+    ("--drop-cond", "1.5"), ("--val-nfe", "1000"), ("--lr", "-1"), ("--time-samples", "300"), ("--gpu", "7"),
+    ("--seed", "-1"), ("--beta-max", "inf"), ("--name", "../x")])
 def test_numbers_that_cannot_be(refused, data, tmp_path, option, value):
-    if option == "--time-samples": shutil.copytree(data / "data", tmp_path / "CurveVel_A" / "data"), shutil.copytree(data / "model", tmp_path / "CurveVel_A" / "model")
+    if option == "--time-samples":
+        shutil.copytree(data / "data", tmp_path / "CurveVel_A" / "data"), shutil.copytree(data / "model",
+            tmp_path / "CurveVel_A" / "model")
     source = tmp_path / "CurveVel_A" if option == "--time-samples" else data
     before = files(tmp_path)
     refused(*train_words(source, tmp_path / "runs", option, value), saying=(value,))
     assert files(tmp_path) == before
 
 
-def test_an_odd_bridge(refused, data, tmp_path): refused(*train_words(data, tmp_path / "runs", "--interval", "999"), saying=("999", "even"))
+def test_an_odd_bridge(refused, data, tmp_path):
+    refused(*train_words(data, tmp_path / "runs", "--interval", "999"), saying=("999", "even"))
 
 
 def test_records_the_run_was_not_trained_for(refused, mini, record, tmp_path):
@@ -215,8 +247,10 @@ def test_records_the_run_was_not_trained_for(refused, mini, record, tmp_path):
     cases = {"receivers": values[:, :, :60], "shots": values[:4], "time": values[:, :900], "flat": values[0]}
     for name, wrong in cases.items():
         np.save(tmp_path / f"{name}.npy", wrong)
-        refused("invert", mini, "--record", tmp_path / f"{name}.npy", "--out", tmp_path / "out", saying=("(5, 1000, 70)",))
-    refused("invert", mini, "--record", record, "--dt", "0.002", "--out", tmp_path / "out", saying=("dt = 0.002 s", "0.001 s"))
+        refused("invert", mini, "--record", tmp_path / f"{name}.npy", "--out", tmp_path / "out",
+            saying=("(5, 1000, 70)",))
+    refused("invert", mini, "--record", record, "--dt", "0.002", "--out", tmp_path / "out",
+        saying=("dt = 0.002 s", "0.001 s"))
     refused("invert", mini, "--record", record, "--dx", "5", "--out", tmp_path / "out", saying=("dx = 5 m", "10 m"))
     np.save(tmp_path / "nan.npy", np.where(values == values.max(), np.nan, values))
     refused("invert", mini, "--record", tmp_path / "nan.npy", "--out", tmp_path / "out", saying=("not finite",))
@@ -228,23 +262,30 @@ def test_starts_that_cannot_be(refused, mini, record, tmp_path):
     np.save(tmp_path / "km.npy", np.full((70, 70), 2.5, np.float32))
     np.save(tmp_path / "small.npy", np.full((60, 70), 2500, np.float32))
     np.save(tmp_path / "three.npy", np.full((3, 70, 70), 2500, np.float32))
-    refused("evaluate", mini, "--starts", tmp_path / "three.npy", "--out", tmp_path / "out", saying=("(3, 70, 70)", "one map"))
-    for start, words in ((tmp_path / "km.npy", ("m/s",)), (tmp_path / "three.npy", ("3 starting models",)), (tmp_path / "small.npy", ("(60, 70)", "(70, 70)")), ("blur-openfwi_custom", ("true map",)), ("lineal", ("linear",))):
+    refused("evaluate", mini, "--starts", tmp_path / "three.npy", "--out", tmp_path / "out",
+        saying=("(3, 70, 70)", "one map"))
+    for start, words in (((tmp_path / "km.npy", ("m/s",)), (tmp_path / "three.npy", ("3 starting models",)),
+            (tmp_path / "small.npy", ("(60, 70)", "(70, 70)")), ("blur-openfwi_custom", ("true map",)),
+            ("lineal", ("linear",)))):
         refused("invert", mini, "--record", record, "--start", start, "--out", tmp_path / "out", saying=words)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_record_and_what_chooses_validation_records(refused, mini, record, tmp_path):
     for words in (("--records", 3), ("--dataset-dir", tmp_path), ("--store-dir", tmp_path)):
-        refused("invert", mini, "--record", record, *words, "--out", tmp_path / "out", saying=(words[0], "--record brings its own"))
+        refused("invert", mini, "--record", record, *words, "--out", tmp_path / "out",
+            saying=(words[0], "--record brings its own"))
     assert not (tmp_path / "out").exists()
 
 
 def test_samples_that_would_be_equal(refused, mini, record, tmp_path):
-    for words in (("--sampler", "ode"), ("--nfe", 1)): refused("invert", mini, "--record", record, "--samples", 3, *words, "--out", tmp_path / "out", saying=("--samples 3 would be equal",))
+    for words in (("--sampler", "ode"), ("--nfe", 1)):
+        refused("invert", mini, "--record", record, "--samples", 3, *words, "--out", tmp_path / "out",
+            saying=("--samples 3 would be equal",))
     assert not (tmp_path / "out").exists()
 
 
 def test_nfe_out_of_range(refused, mini, record, tmp_path):
-    for nfe, word in (("0", "--nfe 0"), ("1000", "999")): refused("invert", mini, "--record", record, "--nfe", nfe, "--out", tmp_path / "out", saying=(word,))
+    for nfe, word in (("0", "--nfe 0"), ("1000", "999")):
+        refused("invert", mini, "--record", record, "--nfe", nfe, "--out", tmp_path / "out", saying=(word,))
     assert not (tmp_path / "out").exists()

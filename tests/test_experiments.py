@@ -45,8 +45,10 @@ def test_a_stored_cell_is_that_of_its_grid(result):
 def test_the_same_steps_and_seed_give_the_same_numbers(tmp_path):
     small = dict(methods=["bridge", "regression"], steps=dict(bridge=2, regression=2), records=2, points=1)
     for name in ("a", "b"):
-        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(dict(notebook=str(EXPERIMENTS / "30_methods.ipynb"), out=name, fixed=small)))
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump(dict(notebook=str(EXPERIMENTS / "30_methods.ipynb"),
+            out=name, fixed=small)))
         experiment_command(ExperimentOptions(tmp_path / f"{name}.yaml"))
-    first, second = (json.loads((tmp_path / name / "single" / "metrics.json").read_text())["rows"] for name in ("a", "b"))
+    first, second = ((json.loads((tmp_path / name / "single" / "metrics.json").read_text())["rows"]
+        for name in ("a", "b")))
     for row in first + second: row.pop("seconds_per_record")
     assert first == second and {row["name"] for row in first} == {"start", "bridge", "regression"}

@@ -64,11 +64,13 @@ def test_pictures_show_something_and_keep_their_size(explorer):
         for name in PICTURES:
             picture = pixels(explorer[name])
             assert picture.std() > 20 and (picture < 250).mean() > 0.05
-            for rim in (picture[0], picture[-1], picture[:, 0], picture[:, -1]): assert (rim > 250).all()  # nothing is cut off
+            # nothing is cut off
+            for rim in (picture[0], picture[-1], picture[:, 0], picture[:, -1]): assert (rim > 250).all()
             assert sizes.setdefault(name, picture.shape) == picture.shape
 
 
-@pytest.mark.parametrize("bad", [dict(nfe=1000), dict(nfe=0), dict(samples=0), dict(record=99), dict(start="linaer"), dict(sampler="ddim"), dict(x=700.0), dict(shot=5), dict(shot=-1), dict(call=0), dict(seed=-1), dict(colour=1)])
+@pytest.mark.parametrize("bad", [dict(nfe=1000), dict(nfe=0), dict(samples=0), dict(record=99), dict(start="linaer"),
+    dict(sampler="ddim"), dict(x=700.0), dict(shot=5), dict(shot=-1), dict(call=0), dict(seed=-1), dict(colour=1)])
 def test_an_impossible_choice_changes_nothing(explorer, bad):
     before = dict(explorer.choices), [explorer[name] for name in PICTURES]
     with pytest.raises(InputError): explorer.update(**bad)
@@ -118,14 +120,16 @@ def test_fewer_samples_and_calls_move_the_sliders_that_count_them(run):
 def regressor(data, tmp_path_factory):
     "A run of another method, beside one named first-guess: itself."
     mini = mini_options(tmp_path_factory.mktemp("regressor"), data)
-    options = replace(mini, run=replace(mini.run, name="first-guess"), data=replace(mini.data, dataset_dir=data), model=ModelOptions("tiny", method="regression", corrupt="linear"),
+    options = replace(mini, run=replace(mini.run, name="first-guess"), data=replace(mini.data, dataset_dir=data),
+                      model=ModelOptions("tiny", method="regression", corrupt="linear"),
                       optim=replace(mini.optim, num_itr=2, warmup=0), log=replace(mini.log, val_nfe=1))
     return load_run(train(options, progress=False))
 
 
 def test_another_method_offers_what_it_has(regressor):
     box = explore(regressor)
-    assert box.control["sampler"].options == ("direct",) and len(box.explorer["walk"]) == 1 and box.explorer["inversion"].samples.shape[1] == 1
+    assert (box.control["sampler"].options == ("direct",) and len(box.explorer["walk"]) == 1
+        and box.explorer["inversion"].samples.shape[1] == 1)
     box.control["nfe"].value = 2
     assert "one network call" in box.status.value
 

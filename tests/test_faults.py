@@ -45,7 +45,8 @@ def test_a_killed_reader_is_one_sentence(data, tmp_path):
 
 
 def test_mpirun_passes_sigusr1_on_and_the_ranks_save(data, tmp_path):
-    process = python_train(*arguments(data, tmp_path, "usr1", *LONG, "--master-port", random.randrange(20000, 30000)), launcher=[*MPIRUN, "-np", "2"])
+    process = python_train(*arguments(data, tmp_path, "usr1", *LONG, "--master-port", random.randrange(20000, 30000)),
+        launcher=[*MPIRUN, "-np", "2"])
     wait_for(logged(tmp_path / "usr1"), process)
     process.send_signal(signal.SIGUSR1)
     finish(process, 128 + signal.SIGUSR1)
@@ -53,7 +54,8 @@ def test_mpirun_passes_sigusr1_on_and_the_ranks_save(data, tmp_path):
 
 
 def test_a_signal_while_processes_start_counts_as_one(data, tmp_path):
-    process = python_train(*arguments(data, tmp_path, "early", *LONG, "--proc-per-node", 2, "--master-port", random.randrange(20000, 30000)))
+    process = python_train(*arguments(data, tmp_path, "early", *LONG, "--proc-per-node", 2, "--master-port",
+        random.randrange(20000, 30000)))
     time.sleep(5)
     process.send_signal(signal.SIGTERM)
     finish(process, 128 + signal.SIGTERM)
@@ -117,13 +119,15 @@ def test_processes_that_disagree_are_refused(data, four, tmp_path, what):
     port = random.randrange(20000, 30000)
     jobs = []
     for rank in (0, 1):
-        name, place = ("new", tmp_path / "runs") if what == "options" else ("four", tmp_path / ("runs" if rank == 0 else "elsewhere"))
+        name, place = (("new", tmp_path / "runs") if what == "options"
+            else ("four", tmp_path / ("runs" if rank == 0 else "elsewhere")))
         words = ["--num-proc-node", 2, "--node-rank", rank, "--master-address", "127.0.0.1", "--master-port", port]
         if what == "options" and rank: words += ["--drop-cond", 0.9]
         jobs.append(python_train(*arguments(data, place, name, "--num-itr", 6, *words)))
     errs = [job.communicate(timeout=120)[1] for job in jobs]
     assert jobs[1].returncode == 2 and jobs[0].returncode != 0
-    assert ("--drop-cond 0.9, process 0 0.25" if what == "options" else "step 0, process 0 4") in errs[1] and "Traceback" not in "".join(errs)
+    assert (("--drop-cond 0.9, process 0 0.25" if what == "options" else "step 0, process 0 4") in errs[1]
+        and "Traceback" not in "".join(errs))
 
 
 @pytest.mark.parametrize("variable, value", [("MASTER_PORT", "abc"), ("RANK", "")])

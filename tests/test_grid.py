@@ -68,15 +68,19 @@ def times(folder: Path) -> dict:
 
 
 def test_lists_are_crossed_and_failed_cells_do_not_stop_the_others(folder, experiment):
-    path = write_grid(folder, fixed=dict(rate=2.0), cross=dict(size=[1, 3]), cells=[dict(name="a"), dict(name="b", pause=0.1)])
+    path = write_grid(folder, fixed=dict(rate=2.0), cross=dict(size=[1, 3]),
+        cells=[dict(name="a"), dict(name="b", pause=0.1)])
     code, said = experiment(path, "--jobs", 2)
     rows = table(folder)
-    assert code == 1 and list(rows) == ["name=a,size=1", "name=a,size=3", "name=b,pause=0.1,size=1", "name=b,pause=0.1,size=3"]
+    assert code == 1 and list(rows) == ["name=a,size=1", "name=a,size=3", "name=b,pause=0.1,size=1",
+        "name=b,pause=0.1,size=3"]
     assert [row["state"] for row in rows.values()] == ["finished", "failed"] * 2
     assert rows["name=a,size=1"]["metrics"] == dict(total=2.0, word="good")
-    assert "three is too many" in said and str(folder / "results" / "name=a,size=3" / "log.txt") in said and said.splitlines()[-1].startswith("error: 2 of 4 cells failed")
+    assert ("three is too many" in said and str(folder / "results" / "name=a,size=3" / "log.txt") in said
+        and said.splitlines()[-1].startswith("error: 2 of 4 cells failed"))
     lines = list(csv.DictReader((folder / "results" / "table.csv").open()))
-    assert lines[0] | dict(seconds="") == dict(cell="name=a,size=1", state="finished", rate="2.0", name="a", size="1", pause="", total="2.0", word="good", seconds="")
+    assert lines[0] | dict(seconds="") == dict(cell="name=a,size=1", state="finished", rate="2.0", name="a", size="1",
+        pause="", total="2.0", word="good", seconds="")
     assert (folder / "results" / "table.md").read_text().endswith('|\n\nAll cells: "rate": 2.0\n')
 
 
@@ -127,7 +131,8 @@ def test_a_change_of_the_package_makes_a_finished_cell_stale(folder, monkeypatch
     finish(read_grid(path).cells[0], "{}")
     assert read_grid(path).cells[0].finished()
     monkeypatch.setattr("fwi_i2sb.sweeps.grid.package_digest", lambda: "0.1.0 another")
-    assert collect(read_grid(path))[0]["state"] == "changed" and read_grid(path).cells[0].stale() == "the code of fwi_i2sb changed"
+    assert (collect(read_grid(path))[0]["state"] == "changed"
+        and read_grid(path).cells[0].stale() == "the code of fwi_i2sb changed")
 
 
 def test_a_damaged_file_is_a_cell_that_runs_again(folder, experiment):
@@ -136,15 +141,19 @@ def test_a_damaged_file_is_a_cell_that_runs_again(folder, experiment):
     for damage in ("", "[]", "3", '{"state": "fin'):
         for cell in (one, two): finish(cell, "{}")
         for file in (one.folder / "cell.json", two.folder / "metrics.json"): file.write_text(damage)
-        assert not one.finished() and not two.finished() and [row["state"] for row in collect(read_grid(path))] == ["changed", "failed"]
+        assert (not one.finished() and not two.finished()
+            and [row["state"] for row in collect(read_grid(path))] == ["changed", "failed"])
     code, said = experiment(path, "--jobs", 2)
-    assert code == 0 and "size=1: its cell.json is damaged, it runs again" in said and "size=2: its metrics.json is missing or damaged, it runs again" in said
+    assert (code == 0 and "size=1: its cell.json is damaged, it runs again" in said
+        and "size=2: its metrics.json is missing or damaged, it runs again" in said)
     assert [row["state"] for row in table(folder).values()] == ["finished"] * 2
 
 
 def test_small_numbers_reach_the_notebook_as_numbers(folder, experiment):
-    write_notebook(folder / "tiny.ipynb", WORK.replace("import json", "assert rate == 1e-5 and name == '\N{SNOWMAN} 1e-5'\nimport json"))
-    assert experiment(write_grid(folder, fixed=dict(rate=1e-5, name="\N{SNOWMAN} 1e-5")))[0] == 0, (folder / "results" / "single" / "log.txt").read_text()
+    write_notebook(folder / "tiny.ipynb",
+        WORK.replace("import json", "assert rate == 1e-5 and name == '\N{SNOWMAN} 1e-5'\nimport json"))
+    assert experiment(write_grid(folder, fixed=dict(rate=1e-5, name="\N{SNOWMAN} 1e-5")))[0] == 0, (
+        (folder / "results" / "single" / "log.txt").read_text())
 
 
 def test_a_metric_does_not_hide_a_column_of_the_same_name(folder):
@@ -153,7 +162,8 @@ def test_a_metric_does_not_hide_a_column_of_the_same_name(folder):
     for cell in read_grid(path).cells: finish(cell, json.dumps(dict(size=7, cell="c", seconds=5.0, total=3.0)))
     write_tables(read_grid(path))
     lines = list(csv.reader((folder / "results" / "table.csv").open()))
-    assert lines[0] == ["cell", "state", "parameters.seconds", "size", "metrics.size", "metrics.cell", "metrics.seconds", "total", "seconds"]
+    assert lines[0] == ["cell", "state", "parameters.seconds", "size", "metrics.size", "metrics.cell",
+        "metrics.seconds", "total", "seconds"]
     assert lines[1] == ["size=1", "finished", "9.0", "1", "7", "c", "5.0", "3.0", "1.0"]
     assert "| size=2 | finished | 2 | 7 | c | 5 | 3 | 1 |" in (folder / "results" / "table.md").read_text()
 
@@ -174,8 +184,10 @@ def test_a_number_of_threads_that_is_none_is_refused_before_anything_is_written(
 
 
 def start(path: Path, *words, **env) -> subprocess.Popen:
-    code = "import sys; from fwi_i2sb.sweeps.runner import *; from fwi_i2sb.training.options import run_command; run_command(experiment_command, ExperimentOptions)"
-    return subprocess.Popen([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, env=os.environ | env)
+    code = ("import sys; from fwi_i2sb.sweeps.runner import *; from fwi_i2sb.training.options import run_command; "
+        "run_command(experiment_command, ExperimentOptions)")
+    return subprocess.Popen([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL, text=True, env=os.environ | env)
 
 
 def until(condition, seconds: float = 60.0):
@@ -191,7 +203,9 @@ def at_work(folder: Path) -> list[str]:
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             words = " ".join(process.cmdline())
-            if ("papermill" in words and str(folder) in words) or ("ipykernel" in words and process.cwd() == str(folder)): found.append(words)
+            if (("papermill" in words and str(folder) in words)
+                    or ("ipykernel" in words and process.cwd() == str(folder))):
+                found.append(words)
     return found
 
 
@@ -205,7 +219,8 @@ def test_ctrl_c_ends_the_cells_and_the_repeated_command_continues(folder, experi
     assert times(folder).keys() == {"size=1"} and table(folder)["pause=60.0,size=2"]["state"] == "stopped"
     stopped, before = json.loads((folder / "results" / "pause=60.0,size=2" / "cell.json").read_text()), times(folder)
     assert stopped["state"] == "stopped"
-    monkeypatch.setattr("fwi_i2sb.sweeps.grid.package_digest", lambda: stopped["package"])  # whoever edits the package meanwhile
+    # whoever edits the package meanwhile
+    monkeypatch.setattr("fwi_i2sb.sweeps.grid.package_digest", lambda: stopped["package"])
     assert experiment(write_grid(folder, cells=[dict(size=1), dict(size=2)]))[0] == 0
     assert times(folder)["size=1"] == before["size=1"]
 
@@ -276,7 +291,8 @@ def test_cells_whose_jobs_are_ended_are_stopped(folder, cluster):
     assert [row["state"] for row in table(folder).values()] == ["stopped"] * 2
 
 
-@pytest.mark.parametrize("option, value", [("--cpus", 0), ("--minutes", 0), ("--minutes", -5), ("--gpus", -1), ("--mem-gb", 0), ("--mem-gb", -1.5), ("--jobs", -1)])
+@pytest.mark.parametrize("option, value", [("--cpus", 0), ("--minutes", 0), ("--minutes", -5), ("--gpus", -1),
+    ("--mem-gb", 0), ("--mem-gb", -1.5), ("--jobs", -1)])
 def test_numbers_of_a_job_that_cannot_be_are_refused(folder, experiment, option, value):
     code, said = experiment(write_grid(folder), "--slurm", option, value)
     assert code == 2 and option in said and not (folder / "results").exists(), said
@@ -335,7 +351,8 @@ def test_notebooks_that_cannot_report_and_folders_of_others_are_refused(folder, 
 def test_options_that_would_change_nothing_are_refused(folder, experiment):
     path = write_grid(folder)
     assert experiment(path, "--jobs", 0)[0] == 2 and "add --slurm" in experiment(path, "--gpus", 1)[1]
-    if not any(Path(p, "sbatch").exists() for p in os.environ["PATH"].split(":")): assert "no command sbatch" in experiment(path, "--slurm")[1]
+    if not any(Path(p, "sbatch").exists() for p in os.environ["PATH"].split(":")):
+        assert "no command sbatch" in experiment(path, "--slurm")[1]
 
 
 @pytest.mark.parametrize("n_critic, timed", [(1, 4), (3, 6), (4, 4), (5, 5)])
@@ -343,10 +360,12 @@ def test_whole_turns_of_a_gan_are_timed(data, tmp_path, monkeypatch, n_critic, t
     monkeypatch.setattr(compare, "_stepper", lambda *about: None)
     monkeypatch.setattr(compare, "_time", lambda step, steps, device: steps)
     model = ModelOptions("velocitygan", method="gan", n_critic=n_critic)
-    assert compare.seconds_per_step(compare.recipe(tmp_path, "gan", model, DataOptions(data, "CurveVel_A"), steps=1, batch_size=4)) == timed
+    assert compare.seconds_per_step(compare.recipe(tmp_path, "gan", model, DataOptions(data, "CurveVel_A"), steps=1,
+        batch_size=4)) == timed
 
 
 def test_no_steps_are_not_the_budgets_steps(data, tmp_path):
     with pytest.raises(InputError, match="bridge: 0 steps"):
-        compare.train_equally(tmp_path / "runs", dict(bridge=ModelOptions("tiny")), DataOptions(data, "CurveVel_A"), seconds=60.0, steps=dict(bridge=0))
+        compare.train_equally(tmp_path / "runs", dict(bridge=ModelOptions("tiny")), DataOptions(data, "CurveVel_A"),
+            seconds=60.0, steps=dict(bridge=0))
     assert not (tmp_path / "runs").exists()

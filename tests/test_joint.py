@@ -14,7 +14,8 @@ from fwi_i2sb.training.run_dir import checkpoints, read_config, read_metrics
 def families(tmp_path_factory):
     "A folder with two families of different size."
     root = tmp_path_factory.mktemp("families")
-    for name, count in (("CurveVel_A", 12), ("FlatVel_B", 6)): generate(root, name, n_train=count, n_val=4, shard_size=count, workers=1)
+    for name, count in (("CurveVel_A", 12), ("FlatVel_B", 6)):
+        generate(root, name, n_train=count, n_val=4, shard_size=count, workers=1)
     return root
 
 
@@ -29,16 +30,19 @@ def test_two_families_are_one_run(fwi, families, tmp_path):
     facts = read_config(tmp_path / "joint")[1]
     assert facts["family"] == "CurveVel_A,FlatVel_B" and facts["records"] == 18
     row = next(r for r in read_metrics(tmp_path / "joint") if "val_mae" in r)
-    assert row["val_records"] == 8 and np.isclose((row["val_mae_CurveVel_A"] + row["val_mae_FlatVel_B"]) / 2, row["val_mae"])
+    assert (row["val_records"] == 8
+        and np.isclose((row["val_mae_CurveVel_A"] + row["val_mae_FlatVel_B"]) / 2, row["val_mae"]))
     assert load_run(tmp_path / "joint").family.data_min == facts["data_min"]
-    for command in (["invert", tmp_path / "joint", "--records", 3, "--samples", 1, "--nfe", 1], ["evaluate", tmp_path / "joint", "--records", 3, "--samples", 1, "--nfe", 1, "--misfit-records", 1]):
+    for command in ((["invert", tmp_path / "joint", "--records", 3, "--samples", 1, "--nfe", 1],
+            ["evaluate", tmp_path / "joint", "--records", 3, "--samples", 1, "--nfe", 1, "--misfit-records", 1])):
         outcome = fwi(*command)
         assert outcome.code == 0, outcome.err
 
 
 def test_uniform_balance_trains_another_order_and_stores_may_lie_elsewhere(fwi, families, tmp_path):
     assert fwi("train", *joint(families, tmp_path, "size")).code == 0
-    assert fwi("train", *joint(families, tmp_path, "uniform", "--balance", "uniform", "--store-dir", tmp_path / "stores", "--in-memory", "--loader-workers", 1)).code == 0
+    assert fwi("train", *joint(families, tmp_path, "uniform", "--balance", "uniform", "--store-dir",
+        tmp_path / "stores", "--in-memory", "--loader-workers", 1)).code == 0
     assert losses(tmp_path / "size") != losses(tmp_path / "uniform")
     assert {p.name for p in (tmp_path / "stores").iterdir()} >= {"CurveVel_A", "FlatVel_B"}
 
@@ -66,7 +70,9 @@ def poisoned(monkeypatch):
     def poison(bad):
         count = iter(range(10**6))
         real = BridgeMethod.loss
-        monkeypatch.setattr(BridgeMethod, "loss", lambda *args: real(*args) * (float("nan") if next(count) // 2 in bad else 1.0))  # two microbatches per step
+        # two microbatches per step
+        monkeypatch.setattr(BridgeMethod, "loss",
+            lambda *args: real(*args) * (float("nan") if next(count) // 2 in bad else 1.0))
     return poison
 
 
@@ -81,7 +87,8 @@ def test_a_gradient_that_is_not_finite_is_skipped_counted_and_told(fwi, data, tm
 
 def test_too_many_of_them_end_the_run_with_a_sentence(refused, data, tmp_path, poisoned):
     poisoned({1, 2, 3, 4})
-    refused("train", *arguments(data, tmp_path, "nan", "--num-itr", 6, "--max-skipped", 2, "--save-every", 1), saying=("not finite in 3 of 4 steps", "--max-skipped"))
+    refused("train", *arguments(data, tmp_path, "nan", "--num-itr", 6, "--max-skipped", 2, "--save-every", 1),
+        saying=("not finite in 3 of 4 steps", "--max-skipped"))
     assert np.isfinite(weights(tmp_path / "nan")["weights"]["head.last.weight"]).all()
 
 

@@ -74,42 +74,57 @@ def test_a_method_continues_as_if_nothing_had_happened_and_inverts(trained, name
     result = run.invert(seismic, "linear", records=numbers)
     assert result.mean.shape == truth.shape and result.mean.isfinite().all()
     assert result.samples.shape[1] == (8 if run.method.stochastic(run.method.samplers[0], run.method.nfe) else 1)
-    assert result.provenance["method"] == run.method.name and result.provenance["network_calls"] == result.samples.shape[1] * run.method.nfe
+    assert (result.provenance["method"] == run.method.name
+        and result.provenance["network_calls"] == result.samples.shape[1] * run.method.nfe)
     assert torch.allclose(run.states(seismic, "linear", records=numbers)[-1].xt, result.samples[:, 0], atol=0.5)
 
 
-@pytest.mark.parametrize("words", [("--method", "ddpm"), ("--method", "gan", "--n-critic", 1)], ids=lambda words: words[1])
+@pytest.mark.parametrize("words", [("--method", "ddpm"), ("--method", "gan", "--n-critic", 1)],
+    ids=lambda words: words[1])
 def test_two_processes_learn_what_one_does(data, tmp_path, words):
     common = ("--num-itr", 3, "--microbatch", 2, "--batch-size", 4, "--precision", "fp32", "--log-every", 1, *words)
     finish(python_train(*arguments(data, tmp_path, "one", *common)))
-    finish(python_train(*arguments(data, tmp_path, "two", *common, "--num-proc-node", 1, "--node-rank", 0, "--proc-per-node", 2, "--master-port", 6131)))
+    finish(python_train(*arguments(data, tmp_path, "two", *common, "--num-proc-node", 1, "--node-rank", 0,
+        "--proc-per-node", 2, "--master-port", 6131)))
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-5)
-    critic = [[row["loss_critic"] for row in read_metrics(tmp_path / name) if "loss_critic" in row] for name in ("one", "two")]
+    critic = [[row["loss_critic"] for row in read_metrics(tmp_path / name) if "loss_critic" in row]
+        for name in ("one", "two")]
     assert bool(critic[0]) == ("gan" in words)
     np.testing.assert_allclose(*critic, rtol=1e-4)
 
 
 def test_options_of_a_method_change_its_training(trained):
-    base = {"bridge": losses(trained("bridge", "--num-itr", 2)), "gan": read_metrics(trained("gan", "--method", "gan", "--n-critic", 1, "--num-itr", 2))}
+    base = {"bridge": losses(trained("bridge", "--num-itr", 2)),
+        "gan": read_metrics(trained("gan", "--method", "gan", "--n-critic", 1, "--num-itr", 2))}
     for flag in (("--loss", "l1"), ("--step-power", 2), ("--precondition",), ("--base-noise", 0.2)):
         assert losses(trained("bridge" + flag[0], "--num-itr", 2, *flag)) != base["bridge"], flag
     for flag, key in ((("--gp-weight", 1), "loss_critic"), (("--pixel-weight", 10), "loss")):
         rows = read_metrics(trained("gan" + flag[0], "--method", "gan", "--n-critic", 1, "--num-itr", 2, *flag))
         assert rows[0][key] != base["gan"][0][key], flag
-    late = [row["loss"] for row in read_metrics(trained("late", "--method", "gan", "--n-critic", 2, "--num-itr", 2)) if "loss" in row]
+    late = [row["loss"] for row in read_metrics(trained("late", "--method", "gan", "--n-critic", 2, "--num-itr", 2))
+        if "loss" in row]
     assert late[0] is None and late[1] is not None  # the critic plays alone in the first step
 
 
 def test_what_a_method_would_ignore_is_refused(refused, data, tmp_path):
-    for words, saying in ((("--method", "regression", "--beta-max", 0.2), "--beta-max says nothing to the method regression"),
-                          (("--method", "ddpm", "--ot-ode"), "--ot-ode says nothing"), (("--n-critic", 3), "--n-critic says nothing to the method bridge"),
-                          (("--model", "inversionnet", "--corrupt", "linear"), "--corrupt says nothing to inversionnet"),
-                          (("--model", "inversionnet", "--encoder", "patch"), "--encoder says nothing to inversionnet"), (("--model", "inversionnet", "--drop-cond", 0.5), "--drop-cond"),
-                          (("--no-conditional", "--drop-cond", 0.5), "never sees seismic"), (("--method", "gan", "--num-itr", 2), "it would never learn"),
-                          (("--model", "inversionnet", "--method", "bridge"), "cannot learn the method bridge"), (("--method", "brigde"), "did you mean 'bridge'"),
-                          (("--model", "inversionet"), "did you mean 'inversionnet'"), (("--precondition", "--no-pred-x0"), "--precondition"),
-                          (("--method", "regression", "--val-nfe", 5), "one network call"), (("--step-power", -1), "--step-power"),
-                          (("--model", "inversionnet", "--batch-size", 1, "--microbatch", 1), "normalises over the samples")):
+    for words, saying in ((("--method", "regression", "--beta-max", 0.2),
+            "--beta-max says nothing to the method regression"),
+                          (("--method", "ddpm", "--ot-ode"), "--ot-ode says nothing"),
+                          (("--n-critic", 3), "--n-critic says nothing to the method bridge"),
+                          (("--model", "inversionnet", "--corrupt", "linear"),
+                              "--corrupt says nothing to inversionnet"),
+                          (("--model", "inversionnet", "--encoder", "patch"), "--encoder says nothing to inversionnet"),
+                          (("--model", "inversionnet", "--drop-cond", 0.5), "--drop-cond"),
+                          (("--no-conditional", "--drop-cond", 0.5), "never sees seismic"),
+                          (("--method", "gan", "--num-itr", 2), "it would never learn"),
+                          (("--model", "inversionnet", "--method", "bridge"), "cannot learn the method bridge"),
+                          (("--method", "brigde"), "did you mean 'bridge'"),
+                          (("--model", "inversionet"), "did you mean 'inversionnet'"),
+                          (("--precondition", "--no-pred-x0"), "--precondition"),
+                          (("--method", "regression", "--val-nfe", 5), "one network call"),
+                          (("--step-power", -1), "--step-power"),
+                          (("--model", "inversionnet", "--batch-size", 1, "--microbatch", 1),
+                              "normalises over the samples")):
         refused("train", *arguments(data, tmp_path, "no", *words), saying=(saying,))
     assert not (tmp_path / "no").exists()
 
@@ -130,11 +145,13 @@ def test_an_answer_without_seismic_must_have_been_trained(trained, refused):
 
 
 def test_the_preconditioned_target_has_unit_size_from_disturbed_starts_too():
-    method = build_method(ModelOptions("tiny", precondition=True, base_noise=0.3), FACTS | dict(moments=(0.2, 0.1, 0.1)))
+    method = build_method(ModelOptions("tiny", precondition=True, base_noise=0.3),
+        FACTS | dict(moments=(0.2, 0.1, 0.1)))
     rng = np.random.default_rng(0)
     x0, x1 = torch.from_numpy(rng.multivariate_normal([0, 0], [[0.2, 0.1], [0.1, 0.1]], size=100_000).T)
     x1 = x1 + 0.3 * torch.from_numpy(rng.standard_normal(len(x1)))
-    for step in (0, 500, 999): assert abs(method.bridge.target(step, x0, method.bridge.q_sample(step, x0, x1)).std() - 1) < 0.02
+    for step in (0, 500, 999):
+        assert abs(method.bridge.target(step, x0, method.bridge.q_sample(step, x0, x1)).std() - 1) < 0.02
 
 
 def test_while_the_critic_learns_the_generator_holds_still():
@@ -143,43 +160,57 @@ def test_while_the_critic_learns_the_generator_holds_still():
     batch = dict(x0=maps, x1=maps, seismic=torch.randn(2, 5, 250, 70), keep=torch.ones(2), mix=torch.rand(2))
     before = {name: value.clone() for name, value in method.net.state_dict().items()}
     method.loss_modules["critic"](batch).sum().backward()
-    assert all(torch.equal(value, before[name]) for name, value in method.net.state_dict().items()) and all(p.grad is None for p in method.net.parameters())
+    assert (all(torch.equal(value, before[name]) for name, value in method.net.state_dict().items())
+        and all(p.grad is None for p in method.net.parameters()))
     method.loss_modules["net"](batch).sum().backward()
-    assert any(not torch.equal(value, before[name]) for name, value in method.net.state_dict().items() if "running" in name)
+    assert any(not torch.equal(value, before[name])
+        for name, value in method.net.state_dict().items() if "running" in name)
 
 
 def test_the_average_of_a_generator_counts_its_own_updates(trained):
     run = trained("gan", *METHODS["gan"], "--num-itr", 2)  # one update of two steps
     parts, fresh = weights(run), build_method(ModelOptions("tiny", method="gan", n_critic=2), FACTS).net.state_dict()
     fresh = {name: value.numpy() for name, value in fresh.items()}
-    for name, value in parts["ema"].items(): np.testing.assert_allclose(value, fresh[name] + 0.9 * (parts["weights"][name] - fresh[name]), rtol=1e-4, atol=1e-6)
+    for name, value in parts["ema"].items():
+        np.testing.assert_allclose(value, fresh[name] + 0.9 * (parts["weights"][name] - fresh[name]),
+            rtol=1e-4, atol=1e-6)
 
 
 def test_every_encoder_serves_every_method(trained):
     for encoder in ("patch", "conv"):
         for method in ("ddpm", "regression", "gan"):
-            run = load_run(trained(f"{encoder}-{method}", "--num-itr", 1, "--encoder", encoder, "--method", method, *(("--n-critic", 1) if method == "gan" else ())), device="cpu")
+            run = load_run(trained(f"{encoder}-{method}", "--num-itr", 1, "--encoder", encoder, "--method", method,
+                *(("--n-critic", 1) if method == "gan" else ())), device="cpu")
             assert run.net.encoder.channels > 5
 
 
 def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
     file = tmp_path / "my_model.py"
     file.write_text(PLUGIN.replace("{tag}", ""))
-    refused("train", *arguments(data, tmp_path, "mine", "--model", "loudness"), saying=("unknown model 'loudness'", "--import"))
+    refused("train", *arguments(data, tmp_path, "mine", "--model", "loudness"),
+        saying=("unknown model 'loudness'", "--import"))
     assert re.search(r"^loudness +regression +2 ", fwi("models", "--import", file).out, re.M)
     run = trained("mine", "--model", "loudness", "--import", file, "--num-itr", 1)
     finish(python_train(*arguments(data, tmp_path, "again", "--model", "loudness", "--num-itr", 1, "--import", file)))
     assert fwi("invert", run, "--records", 2, "--import", file).code == 0
-    broken, silent, same, idle, leaving = (tmp_path / f"{name}.py" for name in ("broken", "silent", "same", "idle", "leaving"))
-    broken.write_text("raise RuntimeError('no')"), silent.write_text("x = 1"), same.write_text(PLUGIN.replace("loudness{tag}", "tiny"))
-    idle.write_text(PLUGIN.replace("{tag}", "3").replace('("regression",)', "()")), leaving.write_text("import sys; sys.exit(3)")
+    broken, silent, same, idle, leaving = ((tmp_path / f"{name}.py"
+        for name in ("broken", "silent", "same", "idle", "leaving")))
+    broken.write_text("raise RuntimeError('no')"), silent.write_text("x = 1"), same.write_text(PLUGIN.replace(
+        "loudness{tag}", "tiny"))
+    idle.write_text(PLUGIN.replace("{tag}", "3").replace('("regression",)', "()")), leaving.write_text(
+        "import sys; sys.exit(3)")
     typed = tmp_path / "typed.py"
-    typed.write_text("from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Width:\n    cells: int = 3\n" + PLUGIN.replace("{tag}", "-typed"))
+    typed.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Width:\n"
+        "    cells: int = 3\n" + PLUGIN.replace("{tag}", "-typed"))
     assert fwi("models", "--import", typed).code == 0
-    for path, saying in ((broken, "RuntimeError: no"), (idle, "names no method"), (leaving, "SystemExit: 3"), (silent, "registers no model"), (same, "there is a model 'tiny' already"), (tmp_path / "none.py", "is not a Python file")):
+    for path, saying in (((broken, "RuntimeError: no"), (idle, "names no method"), (leaving, "SystemExit: 3"),
+            (silent, "registers no model"), (same, "there is a model 'tiny' already"),
+            (tmp_path / "none.py", "is not a Python file"))):
         refused("models", "--import", path, saying=(saying,))
     looking = tmp_path / "looking.py"
-    looking.write_text(PLUGIN.replace("{tag}", "-looking").replace("nn.Linear(1, 1)", "nn.Linear(1, 1); float(self.line.weight)"))
+    looking.write_text(
+        PLUGIN.replace("{tag}", "-looking").replace("nn.Linear(1, 1)", "nn.Linear(1, 1); float(self.line.weight)"))
     assert fwi("models", "--import", looking).code == 0  # it cannot be built without memory
     late = tmp_path / "late.py"
     late.write_text(PLUGIN.replace("{tag}", "-late") + "raise RuntimeError('too late')")
@@ -188,12 +219,16 @@ def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
 
 
 def test_a_network_that_cannot_learn_is_refused_before_anything_is_written(refused, data, tmp_path):
-    for tag, old, new, saying in (("4", "nn.Linear(1, 1)", "nn.Linear(2, 1)", "fails on a batch of two records"), ("5", "def encode", "def read", "has no 'encode'"),
-                                  ("6", "def build(shapes, options)", "def build(shapes)", "cannot be built"), ("7", "return Loudness(shapes.map_size)", "raise ValueError('no such size')", "ValueError: no such size"),
+    for tag, old, new, saying in (("4", "nn.Linear(1, 1)", "nn.Linear(2, 1)", "fails on a batch of two records"),
+                                  ("5", "def encode", "def read", "has no 'encode'"),
+                                  ("6", "def build(shapes, options)", "def build(shapes)", "cannot be built"),
+                                  ("7", "return Loudness(shapes.map_size)", "raise ValueError('no such size')",
+                                      "ValueError: no such size"),
                                   ("8", "return Loudness(shapes.map_size)", "return None", "not a torch.nn.Module")):
         file = tmp_path / f"faulty{tag}.py"
         file.write_text(PLUGIN.replace("{tag}", tag).replace(old, new))
-        refused("train", *arguments(data, tmp_path, "no", "--model", f"loudness{tag}", "--import", file), saying=(saying,))
+        refused("train", *arguments(data, tmp_path, "no", "--model", f"loudness{tag}", "--import", file),
+            saying=(saying,))
     assert not (tmp_path / "no").exists()
 
 
@@ -203,7 +238,8 @@ def test_opening_a_run_executes_nothing_that_belongs_to_it(data, tmp_path):
     file = tmp_path / "my_model.py"
     file.write_text(PLUGIN.replace("{tag}", "2"))
     finish(python_train(*arguments(data, tmp_path, "mine", "--model", "loudness2", "--num-itr", 1, "--import", file)))
-    code = f"from fwi_i2sb import load_run\ntry: load_run({str(tmp_path / 'mine')!r})\nexcept ValueError as error: print(error)\nload_run({str(tmp_path / 'mine')!r}, plugin={str(file)!r})"
+    code = (f"from fwi_i2sb import load_run\ntry: load_run({str(tmp_path / 'mine')!r})\n"
+        f"except ValueError as error: print(error)\nload_run({str(tmp_path / 'mine')!r}, plugin={str(file)!r})")
     assert "--import" in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
 
 
@@ -211,7 +247,8 @@ def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refu
     bridge = trained("bridge", "--num-itr", 1)
     refused("invert", bridge, "--start", "first-guess", saying=("first-guess:RUN",))
     refused("invert", bridge, "--start", f"first-guess:{mini}", saying=("answers in one call",))
-    blind = trained("blind", "--num-itr", 1, "--method", "regression", "--no-conditional", "--drop-cond", 0, "--corrupt", "linear")
+    blind = trained("blind", "--num-itr", 1, "--method", "regression", "--no-conditional", "--drop-cond", 0,
+        "--corrupt", "linear")
     refused("invert", bridge, "--start", f"first-guess:{blind}", saying=("without seismic",))
     seeing = trained("seeing", "--num-itr", 1, "--method", "regression")
     refused("invert", bridge, "--start", f"first-guess:{seeing}", saying=("has seen the truth",))
@@ -223,20 +260,24 @@ def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refu
     alone = run.invert(seismic[1:2], f"first-guess:{tmp_path / 'first-guess'}", samples=1, records=numbers[1:2])
     torch.testing.assert_close(alone.start[0], result.start[1], atol=0.5, rtol=0)
     rough = load_run(tmp_path / "first-guess", device="cpu").invert(seismic, "linear", records=numbers).mean
-    smoother = replace(run, options=replace(run.options, model=replace(run.options.model, corrupt="blur-openfwi_benchmark:3")))
-    assert (smoother.invert(seismic, "first-guess", samples=1, records=numbers).start - result.start).abs().max() > 5  # smoothed as that run's training smooths
+    smoother = replace(run,
+        options=replace(run.options, model=replace(run.options.model, corrupt="blur-openfwi_benchmark:3")))
+    # smoothed as that run's training smooths
+    assert (smoother.invert(seismic, "first-guess", samples=1, records=numbers).start - result.start).abs().max() > 5
     read = invert._guesser.cache_info().misses
     again = run.invert(seismic, "first-guess", samples=1, records=numbers)
     assert invert._guesser.cache_info().misses == read and torch.equal(again.start, result.start)
     trained("first-guess", "--method", "regression", "--corrupt", "linear", "--num-itr", 3)  # trained on: another guess
     assert not torch.equal(run.invert(seismic, "first-guess", samples=1, records=numbers).start, result.start)
-    assert result.start.diff(dim=-1).abs().mean() < 0.7 * rough.clamp(1500, 4500).diff(dim=-1).abs().mean() + 1 and (mae(result.start, truth) < 1500).all()
+    assert (result.start.diff(dim=-1).abs().mean() < 0.7 * rough.clamp(1500, 4500).diff(dim=-1).abs().mean() + 1
+        and (mae(result.start, truth) < 1500).all())
 
 
 def test_classical_inversion_from_the_same_start(fwi, mini, tmp_path):
     outcome = fwi("invert", mini, "--records", 1, "--classical", 3, "--out", tmp_path)
     assert outcome.code == 0 and "classical" in outcome.out, outcome.err
-    with np.load(tmp_path / "validation-1-classical.npz", allow_pickle=False) as back: assert back["std"].max() == 0 and back["samples"].shape[1] == 1
+    with np.load(tmp_path / "validation-1-classical.npz", allow_pickle=False) as back:
+        assert back["std"].max() == 0 and back["samples"].shape[1] == 1
 
 
 def _listed(fwi, tmp_path, *words):
@@ -246,5 +287,7 @@ def _listed(fwi, tmp_path, *words):
 
 def test_the_published_sizes_are_listed(fwi, tmp_path):
     shown = fwi("models", "--json", tmp_path / "models.json").out
-    assert json.loads((tmp_path / "models.json").read_text())[0]["weights"] != json.loads(_listed(fwi, tmp_path, "--encoder", "patch"))[0]["weights"]
-    assert re.search(r"^inversionnet .* 24409123 ", shown, re.M) and re.search(r"^velocitygan .* 24409123 .*critic 1180003", shown, re.M)
+    assert json.loads((tmp_path / "models.json").read_text())[0]["weights"] != json.loads(_listed(fwi, tmp_path,
+        "--encoder", "patch"))[0]["weights"]
+    assert (re.search(r"^inversionnet .* 24409123 ", shown, re.M)
+        and re.search(r"^velocitygan .* 24409123 .*critic 1180003", shown, re.M))

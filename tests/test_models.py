@@ -39,7 +39,8 @@ def batch():
     g = torch.Generator().manual_seed(1)
     maps = [torch.randn(3, 1, 24, 26, generator=g) for _ in range(3)]
     return dict(zip(("x0", "x1", "noise"), maps)) | dict(
-        seismic=torch.randn(3, 3, 70, 24, generator=g), step=torch.tensor([3, 500, 990]), keep=torch.tensor([1.0, 1.0, 0.0]), mix=torch.tensor([0.2, 0.5, 0.8]))
+        seismic=torch.randn(3, 3, 70, 24, generator=g), step=torch.tensor([3, 500, 990]),
+        keep=torch.tensor([1.0, 1.0, 0.0]), mix=torch.tensor([0.2, 0.5, 0.8]))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -51,7 +52,8 @@ def test_losses_of_every_method_are_one_per_sample_and_reach_every_weight(pair, 
         gradients = torch.autograd.grad(loss.sum(), list(method.nets[name].parameters()), allow_unused=True)
         assert all(g is not None and g.isfinite().all() for g in gradients)
         order = [2, 0, 1]
-        torch.testing.assert_close(loss_module({key: value[order] for key, value in batch.items()}), loss[order], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(loss_module({key: value[order] for key, value in batch.items()}), loss[order],
+            rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -61,7 +63,8 @@ def test_every_walk_is_its_own_whatever_the_batch(pair, methods, batch):
     for sampler in method.samplers:
         settings = method.sampling_settings(sampler=sampler, nfe=3 if pair[1] in ("bridge", "ddpm") else None)
         before = torch.random.get_rng_state()
-        walk = lambda rows: list(method.sample(net, net.encode(batch["seismic"][rows]), batch["x1"][rows], seeds=SEEDS[rows], **settings))
+        walk = lambda rows: list(method.sample(net, net.encode(batch["seismic"][rows]), batch["x1"][rows],
+            seeds=SEEDS[rows], **settings))
         states, alone = walk(slice(0, 3)), walk(slice(1, 2))
         assert len(states) == settings["nfe"] and states[-1].step == 0 and states[-1].xt.shape == batch["x1"].shape
         for one, of_three in zip(alone, states):
@@ -77,7 +80,8 @@ def test_a_network_that_reads_the_seismic_alone_does_not_see_the_start(pair, met
     net = method.net.eval()
     with torch.inference_mode():
         cond = net.encode(batch["seismic"])
-        maps = [list(method.sample(net, cond, x1, seeds=SEEDS, **method.sampling_settings()))[-1].xt for x1 in (batch["x1"], batch["noise"])]
+        maps = [list(method.sample(net, cond, x1, seeds=SEEDS, **method.sampling_settings()))[-1].xt
+            for x1 in (batch["x1"], batch["noise"])]
     assert torch.equal(*maps)
     with pytest.raises(InputError, match="guidance"): method.sampling_settings(w=0.5)
     net.train()

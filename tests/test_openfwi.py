@@ -12,7 +12,8 @@ from fwi_i2sb.data.openfwi import discover, find_root, read_pair
 
 def shard(folder, seismic, velocity, n=2, value=1.0, shape=(5, 40, 70), cells=(70, 70)):
     "Write one pair of files; `n=None` writes a single record without the leading axis."
-    for name, array in ((seismic, np.full(shape, value, "float32")), (velocity, np.full((1, *cells), 2000 + value, "float32"))):
+    for name, array in (((seismic, np.full(shape, value, "float32")),
+            (velocity, np.full((1, *cells), 2000 + value, "float32")))):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         np.save(folder / name, array if n is None else np.stack([array] * n))
 
@@ -23,11 +24,13 @@ def names(pairs): return [(p.seismic.name, p.velocity.name, p.count) for p in pa
 def test_split_folders_with_single_records_and_shards(tmp_path):
     for k in (1, 2, 10): shard(tmp_path, f"train/data/data{k}.npy", f"train/model/model{k}.npy", n=None, value=k)
     shard(tmp_path, "val/data/seis2_1_0.npy", "val/model/vel2_1_0.npy", n=3)
-    assert names(discover(tmp_path, "FlatVel_A", split="train")) == [(f"data{k}.npy", f"model{k}.npy", 1) for k in (1, 2, 10)]
+    assert names(discover(tmp_path, "FlatVel_A", split="train")) == [(f"data{k}.npy", f"model{k}.npy", 1)
+        for k in (1, 2, 10)]
     assert names(discover(tmp_path, "FlatVel_A", split="val")) == [("seis2_1_0.npy", "vel2_1_0.npy", 3)]
     seismic, velocity = read_pair(discover(tmp_path, "FlatVel_A", split="train")[2], 0)
     assert seismic.shape == (5, 40, 70) and velocity.shape == (1, 70, 70) and velocity[0, 0, 0] == 2010
-    np.save(tmp_path / "train/model/model10.npy", np.full((70, 70), 1500.))  # a map without its leading axis, in float64
+    # a map without its leading axis, in float64
+    np.save(tmp_path / "train/model/model10.npy", np.full((70, 70), 1500.))
     velocity = read_pair(discover(tmp_path, "FlatVel_A", split="train")[2], 0)[1]
     assert velocity.shape == (1, 70, 70) and velocity.dtype == np.float32
 
@@ -47,42 +50,56 @@ def test_kaggle_copy_needs_validation_files(tmp_path):
     for k in (1, 2): shard(tmp_path / "train_samples" / "FlatVel_A", f"data/data{k}.npy", f"model/model{k}.npy")
     assert find_root(tmp_path, "FlatVel_A") == tmp_path / "train_samples" / "FlatVel_A"
     with pytest.raises(InputError, match="--val-files"): discover(tmp_path, "FlatVel_A", split="val")
-    assert names(discover(tmp_path, "FlatVel_A", split="val", val_files=["model2.npy"])) == [("data2.npy", "model2.npy", 2)]
-    assert names(discover(tmp_path, "FlatVel_A", split="train", val_files=["model2.npy"])) == [("data1.npy", "model1.npy", 2)]
-    with pytest.raises(InputError, match="data7.npy"): discover(tmp_path, "FlatVel_A", split="val", val_files=["data7.npy"])
+    assert (names(discover(tmp_path, "FlatVel_A", split="val", val_files=["model2.npy"]))
+        == [("data2.npy", "model2.npy", 2)])
+    assert (names(discover(tmp_path, "FlatVel_A", split="train", val_files=["model2.npy"]))
+        == [("data1.npy", "model1.npy", 2)])
+    with pytest.raises(InputError, match="data7.npy"):
+        discover(tmp_path, "FlatVel_A", split="val", val_files=["data7.npy"])
     report = inspect_folder(tmp_path, "FlatVel_A")
     assert "--val-files" in report.problems[0] and report.facts["unsplit"]["records"] == 4
 
 
 def test_wrong_folders(tmp_path):
-    shard(tmp_path / "FlatVel_A", "data/data1.npy", "model/model1.npy"); shard(tmp_path / "FlatVel_A", "data/data49.npy", "model/model49.npy")
+    shard(tmp_path / "FlatVel_A", "data/data1.npy", "model/model1.npy")
+    shard(tmp_path / "FlatVel_A", "data/data49.npy", "model/model49.npy")
     with pytest.raises(InputError, match="does not exist"): find_root(tmp_path / "none", "FlatVel_A")
     with pytest.raises(InputError, match="only FlatVel_A"): find_root(tmp_path, "Style_A")
-    with pytest.raises(InputError, match="holds FlatVel_A, not CurveVel_A"): find_root(tmp_path / "FlatVel_A", "CurveVel_A")
+    with pytest.raises(InputError, match="holds FlatVel_A, not CurveVel_A"):
+        find_root(tmp_path / "FlatVel_A", "CurveVel_A")
     with pytest.raises(InputError, match="did you mean 'FlatVel_A'"): find_root(tmp_path, "FlatVelA")
     shard(tmp_path / "FlatVel_A", "data/data61.npy", "model/model61.npy")
-    with pytest.raises(InputError, match="data61.npy is no official file"): discover(tmp_path, "FlatVel_A", split="train")
+    with pytest.raises(InputError, match="data61.npy is no official file"):
+        discover(tmp_path, "FlatVel_A", split="train")
 
 
 def test_partners_and_counts(tmp_path):
-    shard(tmp_path, "train/data/data1.npy", "train/model/model1.npy"); shard(tmp_path, "val/data/data2.npy", "val/model/model2.npy")
+    shard(tmp_path, "train/data/data1.npy", "train/model/model1.npy")
+    shard(tmp_path, "val/data/data2.npy", "val/model/model2.npy")
     np.save(tmp_path / "train/model/model1.npy", np.ones((3, 1, 70, 70), "float32"))
-    with pytest.raises(InputError, match="holds 2 records but .*model1.npy holds 3"): discover(tmp_path, "FlatVel_A", split="train")
+    with pytest.raises(InputError, match="holds 2 records but .*model1.npy holds 3"):
+        discover(tmp_path, "FlatVel_A", split="train")
     np.save(tmp_path / "val/data/data3.npy", np.ones((2, 5, 40, 70), "float32"))
-    with pytest.raises(InputError, match="data3.npy has no partner model3.npy .2 seismic and 1 velocity"): discover(tmp_path, "FlatVel_A", split="val")
+    with pytest.raises(InputError, match="data3.npy has no partner model3.npy .2 seismic and 1 velocity"):
+        discover(tmp_path, "FlatVel_A", split="val")
     (tmp_path / "val/data/data3.npy").rename(tmp_path / "val/model/model9.npy")
-    with pytest.raises(InputError, match="model9.npy has no seismic partner"): discover(tmp_path, "FlatVel_A", split="val")
+    with pytest.raises(InputError, match="model9.npy has no seismic partner"):
+        discover(tmp_path, "FlatVel_A", split="val")
     assert len(inspect_folder(tmp_path, "FlatVel_A").problems) >= 2
 
 
 def test_files_that_cannot_be_read(tmp_path):
     np.save(tmp_path / "good.npy", np.ones((2, 3))); good = (tmp_path / "good.npy").read_bytes()
-    np.save(tmp_path / "objects.npy", np.array([{}, 2], dtype=object)); np.save(tmp_path / "words.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "objects.npy", np.array([{}, 2], dtype=object))
+    np.save(tmp_path / "words.npy", np.array(["a", "b"]))
     np.savez(tmp_path / "several", a=np.ones(2)); (tmp_path / "folder.npy").mkdir()
-    for name, content in (("short", good[:-1]), ("header", good[:40]), ("magic", good[:3]), ("empty", b""), ("text", b"1500 1600"), ("pickle", pickle.dumps([1]))):
+    for name, content in ((("short", good[:-1]), ("header", good[:40]), ("magic", good[:3]), ("empty", b""),
+            ("text", b"1500 1600"), ("pickle", pickle.dumps([1])))):
         (tmp_path / f"{name}.npy").write_bytes(content)
-    for name, reason in (("short", "truncated"), ("header", "truncated"), ("magic", "truncated"), ("empty", "truncated"), ("text", "not a .npy"), ("pickle", "pickled"),
-                         ("objects", "pickled"), ("words", "not real numbers"), ("none", "does not exist"), ("folder", "cannot be read")):
+    for name, reason in (("short", "truncated"), ("header", "truncated"), ("magic", "truncated"),
+                         ("empty", "truncated"), ("text", "not a .npy"), ("pickle", "pickled"),
+                         ("objects", "pickled"), ("words", "not real numbers"), ("none", "does not exist"),
+                         ("folder", "cannot be read")):
         with pytest.raises(InputError, match=reason) as caught: open_npy(tmp_path / f"{name}.npy")
         assert f"{name}.npy" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="not a .npy"): open_npy(tmp_path / "several.npz")
@@ -90,7 +107,8 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_report_names_every_problem(tmp_path):
-    for split, k in (("train", 1), ("val", 2)): shard(tmp_path, f"{split}/data/data{k}.npy", f"{split}/model/model{k}.npy")
+    for split, k in (("train", 1), ("val", 2)):
+        shard(tmp_path, f"{split}/data/data{k}.npy", f"{split}/model/model{k}.npy")
     assert not inspect_folder(tmp_path, "Style_B").problems
     np.load(tmp_path / "train/data/data1.npy", mmap_mode="r+")[1, 0, 0, 0] = np.inf
     np.load(tmp_path / "val/model/model2.npy", mmap_mode="r+")[0] = 5000

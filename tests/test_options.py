@@ -35,7 +35,8 @@ def effect(*names):
 def trained(fwi, data, tmp_path):
     "Train four steps with the options given (the zero-initialised layers hide most effects for two); the run directory."
     def train(name, *words):
-        outcome = fwi("train", *arguments(data, tmp_path, name, *([] if "--num-itr" in words else ["--num-itr", 4]), *words))
+        outcome = fwi("train",
+            *arguments(data, tmp_path, name, *([] if "--num-itr" in words else ["--num-itr", 4]), *words))
         assert outcome.code == 0, outcome.err
         return tmp_path / name
     return train
@@ -50,7 +51,8 @@ def plain(data, tmp_path_factory):
 
 @pytest.fixture
 def given(trained, plain, data, tmp_path, monkeypatch, fwi, refused):
-    return SimpleNamespace(trained=trained, plain=plain, data=data, tmp=tmp_path, monkeypatch=monkeypatch, fwi=fwi, refused=refused)
+    return SimpleNamespace(trained=trained, plain=plain, data=data, tmp=tmp_path, monkeypatch=monkeypatch, fwi=fwi,
+        refused=refused)
 
 
 @effect("result-dir", "name", "seed")
@@ -77,20 +79,23 @@ def the_range_is_the_familys_or_the_configs(g):
     run = g.trained("range", "--json-data-config", config, "--store-dir", g.tmp / "store")
     facts = read_config(run)[1]
     assert (facts["data_min"], facts["data_max"]) == (-30.0, 70.0) and losses(run) != losses(g.plain)
-    g.refused("train", *["CurveVelA" if w == "CurveVel_A" else w for w in arguments(g.data, g.tmp, "no")], saying=("did you mean 'CurveVel_A'",))
+    g.refused("train", *["CurveVelA" if w == "CurveVel_A" else w for w in arguments(g.data, g.tmp, "no")],
+        saying=("did you mean 'CurveVel_A'",))
 
 
 @effect("ckpt")
 def weights_come_from_there(g):
     tuned = g.trained("tuned", "--ckpt", g.plain, "--lr", 0, "--weight-decay", 0)
-    for key, value in weights(g.plain)["ema"].items(): np.testing.assert_array_equal(weights(tuned)["weights"][key], value)
+    for key, value in weights(g.plain)["ema"].items():
+        np.testing.assert_array_equal(weights(tuned)["weights"][key], value)
 
 
 @effect("gpu")
 def one_device_is_used(g):
     from fwi_i2sb.training import processes
 
-    g.refused("train", *[w for w in arguments(g.data, g.tmp, "gpu", "--gpu", 7) if w not in ("--device", "cpu")], saying=("--gpu 7", "torch sees"))
+    g.refused("train", *[w for w in arguments(g.data, g.tmp, "gpu", "--gpu", 7) if w not in ("--device", "cpu")],
+        saying=("--gpu 7", "torch sees"))
     seen = {}
     g.monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     g.monkeypatch.setattr(torch.cuda, "set_device", lambda device: seen.update(device=device))
@@ -101,9 +106,11 @@ def one_device_is_used(g):
 
 @effect("model")
 def the_network_is_another(g):
-    sizes = {name: sum(p.numel() for p in load_run(g.trained(name, "--model", name, "--batch-size", 1, "--num-itr", 1)).net.parameters()) for name in ("unet_ch16", "unet_ch32")}
+    sizes = {name: sum(p.numel() for p in load_run(g.trained(name, "--model", name, "--batch-size", 1, "--num-itr",
+        1)).net.parameters()) for name in ("unet_ch16", "unet_ch32")}
     assert sizes["unet_ch32"] > 10 * sizes["unet_ch16"]
-    assert parse(TrainOptions, ["--result-dir", "r", "--dataset-dir", "d", "--dataset-name", "Style_A"]).model.model == "unet_ch32"
+    assert (parse(TrainOptions, ["--result-dir", "r", "--dataset-dir", "d", "--dataset-name", "Style_A"]).model.model
+        == "unet_ch32")
 
 
 @effect("image-size")
@@ -118,20 +125,24 @@ def the_network_works_on_that_size(g):
 def the_start_is_another(g):
     run = load_run(g.plain)
     truth = torch.stack([open_store(run.options)[1].physical(i)[0] for i in range(4)])
-    rough = {kind: (prepare_start(run, kind, range(4), truth=truth) - truth).abs().mean() for kind in ("blur-openfwi_custom", "blur-openfwi_benchmark")}
+    rough = {kind: (prepare_start(run, kind, range(4), truth=truth) - truth).abs().mean()
+        for kind in ("blur-openfwi_custom", "blur-openfwi_benchmark")}
     assert rough["blur-openfwi_custom"] > 1.5 * rough["blur-openfwi_benchmark"]
     assert losses(g.trained("benchmark", "--corrupt", "blur-openfwi_benchmark")) != losses(g.plain)
 
 
 @effect("val-batches", "microbatch")
 def validation_is_bounded_and_accumulation_changes_nothing(g):
-    row = next(r for r in read_metrics(g.trained("three", "--microbatch", 3, "--batch-size", 3, "--val-batches", 2)) if "val_mae" in r)
+    row = next(r for r in read_metrics(g.trained("three", "--microbatch", 3, "--batch-size", 3, "--val-batches", 2))
+        if "val_mae" in r)
     assert row["val_records"] == 6
     calls = []
     from fwi_i2sb.methods.bridge import BridgeMethod
-    g.monkeypatch.setattr(BridgeMethod, "loss", lambda *args, real=BridgeMethod.loss: calls.append(len(args[2]["x0"])) or real(*args))
+    g.monkeypatch.setattr(BridgeMethod, "loss",
+        lambda *args, real=BridgeMethod.loss: calls.append(len(args[2]["x0"])) or real(*args))
     quiet = []
-    g.monkeypatch.setattr(Accelerator, "no_sync", lambda self, model, real=Accelerator.no_sync: quiet.append(1) or real(self, model))
+    g.monkeypatch.setattr(Accelerator, "no_sync",
+        lambda self, model, real=Accelerator.no_sync: quiet.append(1) or real(self, model))
     run = g.trained("two", "--microbatch", 2)
     assert calls == [2, 2, 2, 2] * 4
     assert len(quiet) == 3 * 4  # gradients are exchanged with the last microbatch of a step only
@@ -145,14 +156,16 @@ def the_bridge_is_another(g):
     assert len(bridge.time) == 500 and math.isclose(bridge.time[0], 5) and math.isclose(bridge.time[-1], 450)
     assert len(usual.time) == 1000 and math.isclose(usual.time[0], 0.1) and math.isclose(usual.time[-1], 1000)
     assert bridge.std_sb.max() < 0.9 * usual.std_sb.max()
-    for flag, value in (("--t0", 0.01), ("--T", 0.9), ("--beta-max", 0.2)): assert losses(g.trained(flag[2:], flag, value)) != losses(g.plain)
+    for flag, value in (("--t0", 0.01), ("--T", 0.9), ("--beta-max", 0.2)):
+        assert losses(g.trained(flag[2:], flag, value)) != losses(g.plain)
 
 
 @effect("drop_cond")
 def that_share_is_trained_without_seismic(g):
     from fwi_i2sb.methods.bridge import BridgeMethod
     keeps = []
-    g.monkeypatch.setattr(BridgeMethod, "loss", lambda *args, real=BridgeMethod.loss: keeps.append(args[2]["keep"]) or real(*args))
+    g.monkeypatch.setattr(BridgeMethod, "loss",
+        lambda *args, real=BridgeMethod.loss: keeps.append(args[2]["keep"]) or real(*args))
     for drop, low, high in ((0, 1, 1), (0.5, 0.25, 0.75), (1, 0, 0)):
         keeps.clear()
         g.trained(f"drop{drop}", "--drop_cond", drop)
@@ -168,7 +181,8 @@ def the_target_is_another(g):
 @effect("ot-ode")
 def sampling_becomes_deterministic(g):
     start, seismic = torch.full((1, 1, 70, 70), 2500.0), torch.zeros(1, 5, 250, 70)
-    spread = {name: load_run(run).invert(seismic, start, samples=2, nfe=3).std.max() for name, run in (("sde", g.plain), ("ode", g.trained("ode", "--ot-ode")))}
+    spread = {name: load_run(run).invert(seismic, start, samples=2, nfe=3).std.max()
+        for name, run in (("sde", g.plain), ("ode", g.trained("ode", "--ot-ode")))}
     assert spread["ode"] == 0 and spread["sde"] > 0
     assert losses(g.tmp / "ode") != losses(g.plain)
 
@@ -184,7 +198,8 @@ def guesses_are_clipped(g):
 
 @effect("batch-size", "num-itr")
 def so_many_samples_and_steps(g):
-    state = json.loads((checkpoints(g.trained("six", "--batch-size", 6, "--microbatch", 3))[0] / "state.json").read_text())
+    state = json.loads(
+        (checkpoints(g.trained("six", "--batch-size", 6, "--microbatch", 3))[0] / "state.json").read_text())
     assert (state["step"], state["next_sample"]) == (4, 24)
 
 
@@ -192,7 +207,8 @@ def so_many_samples_and_steps(g):
 def the_rate_is_that_and_decays(g):
     run = g.trained("rate", "--lr", 3e-4, "--lr-gamma", 0.5, "--lr-step", 1)
     assert [r["lr"] for r in read_metrics(run) if "lr" in r] == [3e-4, 1.5e-4, 0.75e-4, 0.375e-4]
-    before, after = (weights(g.trained(name, "--num-itr", 1, "--lr", lr, "--weight-decay", 0))["weights"] for name, lr in (("zero", 0), ("some", 1e-3)))
+    before, after = ((weights(g.trained(name, "--num-itr", 1, "--lr", lr, "--weight-decay", 0))["weights"]
+        for name, lr in (("zero", 0), ("some", 1e-3))))
     moved = max(np.abs(after[k] - before[k]).max() for k in before)
     assert 0.9e-3 < moved < 1.1e-3  # AdamW's first step is the rate times the gradient's sign
 
@@ -210,7 +226,8 @@ def the_average_follows_at_that_rate(g):
     first = weights(g.trained("first", "--num-itr", 1, "--lr", 0, "--weight-decay", 0))["weights"]
     for key, value in at_once["weights"].items():
         np.testing.assert_array_equal(at_once["ema"][key], value)
-        np.testing.assert_allclose(slow["ema"][key], 0.1 * first[key] + 0.9 * value, atol=1e-6)  # warmed up: min(rate, 1/10) at the first step
+        # warmed up: min(rate, 1/10) at the first step
+        np.testing.assert_allclose(slow["ema"][key], 0.1 * first[key] + 0.9 * value, atol=1e-6)
 
 
 @effect("log-writer")
@@ -237,7 +254,8 @@ def in_mlflow(run):
 
     client = mlflow.MlflowClient(f"sqlite:///{(run / 'logs' / 'mlflow.db').resolve()}")
     known = (run / "logs" / "mlflow.id").read_text()
-    assert client.get_run(known).data.params["model.model"] == "tiny" and list((run / "logs" / "mlflow").rglob("step-4.png"))
+    assert (client.get_run(known).data.params["model.model"] == "tiny"
+        and list((run / "logs" / "mlflow").rglob("step-4.png")))
     return [m.value for m in sorted(client.get_metric_history(known, "loss"), key=lambda m: m.step)]
 
 
@@ -265,7 +283,8 @@ TRACKED = {"tensorboard": in_tensorboard, "mlflow": in_mlflow, "wandb": in_wandb
 @effect("master-port", "num-proc-node", "node-rank", "master-address")
 def nodes_meet_there(g):
     port = random.randrange(20000, 30000)
-    words = arguments(g.data, g.tmp, "nodes", "--num-itr", 4, "--num-proc-node", 2, "--master-address", "127.0.0.1", "--master-port", port)
+    words = arguments(g.data, g.tmp, "nodes", "--num-itr", 4, "--num-proc-node", 2, "--master-address", "127.0.0.1",
+        "--master-port", port)
     second = python_train(*words, "--node-rank", "1")
     first = python_train(*words, "--node-rank", "0")
     for process in (first, second): finish(process)
@@ -282,7 +301,8 @@ def test_no_published_option_is_missing(): assert set(EFFECTS) == set(PUBLISHED)
 def test_the_options_table_is_made_from_the_dataclass_and_stands_in_the_readme():
     table = option_table(TrainOptions)
     for name in PUBLISHED: assert f"| `--{name.replace('_', '-')}` |" in table
-    flat = [name for group in options_to_dict(parse(TrainOptions, ["--result-dir", "r", "--dataset-dir", "d", "--dataset-name", "Style_A"])).values() for name in group]
+    flat = [name for group in options_to_dict(parse(TrainOptions,
+        ["--result-dir", "r", "--dataset-dir", "d", "--dataset-name", "Style_A"])).values() for name in group]
     assert table.count("\n| `--") == len(flat)
     readme = (Path(__file__).parents[1] / "README.md").read_text()
     for line in table.splitlines(): assert line in readme, line

@@ -30,16 +30,20 @@ def same(run, alone):
 @pytest.mark.parametrize("launcher, flags", [
     ([*MPIRUN, "-np", "4"], []),
     ([], ["--proc-per-node", 2]),
-    ([*MPIRUN, "-np", "1", "-npernode", "1"], ["--num-proc-node", 1, "--node-rank", 0, "--master-address", "127.0.0.1", "--proc-per-node", 2]),
+    ([*MPIRUN, "-np", "1", "-npernode", "1"],
+        ["--num-proc-node", 1, "--node-rank", 0, "--master-address", "127.0.0.1", "--proc-per-node", 2]),
 ])
 def test_every_launcher_gives_the_losses_of_one_process(data, alone, tmp_path, launcher, flags):
     port = random.randrange(20000, 30000)
-    finish(python_train(*arguments(data, tmp_path, "many", "--num-itr", 6, "--val-every", 3, "--master-port", port, *flags), launcher=launcher))
+    finish(python_train(
+        *arguments(data, tmp_path, "many", "--num-itr", 6, "--val-every", 3, "--master-port", port, *flags),
+        launcher=launcher))
     same(tmp_path / "many", alone)
 
 
 def test_two_nodes_started_by_hand_are_one_run(data, alone, tmp_path):
-    words = arguments(data, tmp_path, "nodes", "--num-itr", 6, "--val-every", 3, "--num-proc-node", 2, "--master-address", "127.0.0.1", "--master-port", random.randrange(20000, 30000))
+    words = arguments(data, tmp_path, "nodes", "--num-itr", 6, "--val-every", 3, "--num-proc-node", 2,
+        "--master-address", "127.0.0.1", "--master-port", random.randrange(20000, 30000))
     nodes = [python_train(*words, "--node-rank", str(rank)) for rank in (1, 0)]
     for node in nodes: finish(node)
     same(tmp_path / "nodes", alone)
@@ -48,7 +52,8 @@ def test_two_nodes_started_by_hand_are_one_run(data, alone, tmp_path):
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_dead_rank_ends_the_job_and_the_last_checkpoint_resumes_on_one(data, alone, tmp_path, rank):
     words = arguments(data, tmp_path, "dead", "--num-itr", 6, "--save-every", 2, "--val-every", 3)
-    nodes = ["--num-proc-node", "2", "--master-address", "127.0.0.1", "--master-port", str(random.randrange(20000, 30000))]
+    nodes = ["--num-proc-node", "2", "--master-address", "127.0.0.1", "--master-port",
+        str(random.randrange(20000, 30000))]
     jobs = [python_train(*words, *nodes, "--node-rank", str(r)) for r in (0, 1)]
     wait_for(lambda: checkpoints(tmp_path / "dead"), jobs[0])
     jobs[rank].kill()
@@ -60,7 +65,8 @@ def test_a_dead_rank_ends_the_job_and_the_last_checkpoint_resumes_on_one(data, a
 
 
 def test_a_signal_to_the_parent_saves_and_a_killed_child_takes_all_along(data, alone, tmp_path):
-    words = arguments(data, tmp_path, "family", "--num-itr", 6, "--save-every", 100, "--val-every", 3, "--proc-per-node", 2, "--master-port", random.randrange(20000, 30000))
+    words = arguments(data, tmp_path, "family", "--num-itr", 6, "--save-every", 100, "--val-every", 3,
+        "--proc-per-node", 2, "--master-port", random.randrange(20000, 30000))
     parent = python_train(*words)
     wait_for(lambda: losses(tmp_path / "family"), parent)
     parent.send_signal(signal.SIGTERM)
@@ -83,7 +89,8 @@ def children(process) -> list[psutil.Process]:
 
 def test_bad_data_is_one_sentence_however_many_processes(tmp_path):
     (tmp_path / "CurveVel_A").mkdir()
-    err = finish(python_train(*arguments(tmp_path / "CurveVel_A", tmp_path / "runs", "bad", "--proc-per-node", 2, "--master-port", random.randrange(20000, 30000))), 2)
+    err = finish(python_train(*arguments(tmp_path / "CurveVel_A", tmp_path / "runs", "bad", "--proc-per-node", 2,
+        "--master-port", random.randrange(20000, 30000))), 2)
     assert err.count("error: ") == 1 and "Traceback" not in err
     assert not (tmp_path / "runs").exists()
 

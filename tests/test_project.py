@@ -17,7 +17,8 @@ NOTEBOOKS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_check
 
 
 def test_importing_the_package_loads_no_torch_and_load_run_comes_when_asked():
-    subprocess.run([sys.executable, "-c", "import sys, fwi_i2sb; assert 'torch' not in sys.modules; from fwi_i2sb import load_run; assert callable(load_run)"], check=True)
+    subprocess.run([sys.executable, "-c", "import sys, fwi_i2sb; assert 'torch' not in sys.modules; from fwi_i2sb "
+        "import load_run; assert callable(load_run)"], check=True)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
@@ -31,30 +32,41 @@ def test_notebooks_carry_their_outputs_and_no_error(notebook):
 
 def test_nothing_in_the_product_unpickles():
     for module in (ROOT / "fwi_i2sb").rglob("*.py"):
-        assert not re.search(r"allow_pickle=True|pickle\.loads?\(|weights_only=False|torch\.load\(", module.read_text(encoding="utf-8")), module
+        assert (not re.search(r"allow_pickle=True|pickle\.loads?\(|weights_only=False|torch\.load\(",
+            module.read_text(encoding="utf-8"))), module
 
 
 def test_every_requirement_is_pinned_by_the_constraints():
     settings = configparser.ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
-    names = {re.split(r"[<>=!]", word)[0].lower() for word in (settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]).split()}
+    names = {re.split(r"[<>=!]", word)[0].lower()
+        for word in (settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]).split()}
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
     assert names <= pinned
 
 
 def test_the_container_files_are_consistent():
-    docker, services = (ROOT / "docker" / "Dockerfile").read_text(), yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
-    assert "constraints.txt" in docker and re.search(r"^USER fwi", docker, re.M) and re.search(r"^ARG BASE=nvidia/cuda:13\.0", docker, re.M)
-    for name, port in (("lab", "8888"), ("tensorboard", "6006")): assert port in docker and services[name]["ports"] == [f"{port}:{port}"]
-    for service in services.values(): assert {volume.rpartition(":")[2] for volume in service["volumes"]} == set(json.loads(re.search(r"VOLUME (.*)", docker)[1])) == {"/data", "/results"}
-    assert services["lab"]["deploy"]["resources"]["reservations"]["devices"] == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+    docker, services = ((ROOT / "docker" / "Dockerfile").read_text(),
+        yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"])
+    assert ("constraints.txt" in docker and re.search(r"^USER fwi", docker, re.M)
+        and re.search(r"^ARG BASE=nvidia/cuda:13\.0", docker, re.M))
+    for name, port in (("lab", "8888"), ("tensorboard", "6006")):
+        assert port in docker and services[name]["ports"] == [f"{port}:{port}"]
+    for service in services.values():
+        assert ({volume.rpartition(":")[2] for volume in service["volumes"]}
+            == set(json.loads(re.search(r"VOLUME (.*)", docker)[1])) == {"/data", "/results"})
+    assert services["lab"]["deploy"]["resources"]["reservations"]["devices"] == [{"driver": "nvidia", "count": "all",
+        "capabilities": ["gpu"]}]
     assert set(services["lab"]["build"]["args"]) <= set(re.findall(r"ARG (\w+)=", docker))
 
 
 def test_shell_scripts_parse_and_the_slurm_job_saves_before_it_ends():
-    for script in (ROOT / ".ci" / "run", *(ROOT / "docker").glob("*.sbatch"), *(ROOT / "tests").rglob("*.sh")): subprocess.run(["bash", "-n", script], check=True)
+    for script in (ROOT / ".ci" / "run", *(ROOT / "docker").glob("*.sbatch"), *(ROOT / "tests").rglob("*.sh")):
+        subprocess.run(["bash", "-n", script], check=True)
     job = (ROOT / "docker" / "train.sbatch").read_text()
-    for line in ("#SBATCH --ntasks-per-node=1", "#SBATCH --signal=TERM@300", "#SBATCH --requeue", 'python -m fwi_i2sb.train "$@"'): assert line in job
+    for line in (("#SBATCH --ntasks-per-node=1", "#SBATCH --signal=TERM@300", "#SBATCH --requeue",
+            'python -m fwi_i2sb.train "$@"')):
+        assert line in job
 
 
 PUBLISHED = """result-dir dataset-dir dataset-name name seed master-port ckpt gpu model image-size corrupt val-batches t0 T interval beta-max drop_cond pred-x0 ot-ode
@@ -63,11 +75,15 @@ clip-denoise batch-size microbatch num-itr lr lr-gamma clip_grad_norm ema log-wr
 
 def test_every_option_of_the_published_scripts_exists_under_its_name():
     given = dict(zip(PUBLISHED, [None] * len(PUBLISHED))) | {
-        "result-dir": "r", "dataset-dir": "d", "dataset-name": "Style_B", "name": "n", "seed": "3", "master-port": "6021", "ckpt": "c", "gpu": "0", "model": "unet_ch64",
-        "image-size": "64", "corrupt": "linear", "val-batches": "7", "t0": "1e-3", "T": "0.9", "interval": "500", "beta-max": "0.2", "drop_cond": "0.5", "batch-size": "64",
-        "microbatch": "4", "num-itr": "9", "lr": "1e-4", "lr-gamma": "0.9", "clip_grad_norm": "1", "ema": "0.9", "log-writer": "tensorboard", "json-data-config": "j",
+        "result-dir": "r", "dataset-dir": "d", "dataset-name": "Style_B", "name": "n", "seed": "3",
+        "master-port": "6021", "ckpt": "c", "gpu": "0", "model": "unet_ch64",
+        "image-size": "64", "corrupt": "linear", "val-batches": "7", "t0": "1e-3", "T": "0.9", "interval": "500",
+        "beta-max": "0.2", "drop_cond": "0.5", "batch-size": "64",
+        "microbatch": "4", "num-itr": "9", "lr": "1e-4", "lr-gamma": "0.9", "clip_grad_norm": "1", "ema": "0.9",
+        "log-writer": "tensorboard", "json-data-config": "j",
         "num-proc-node": "2", "node-rank": "1", "master-address": "10.0.0.1"}
-    words = [word for name, value in given.items() for word in ([f"--{name}"] if value is None else [f"--{name}", value])]
+    words = [word for name, value in given.items()
+        for word in ([f"--{name}"] if value is None else [f"--{name}", value])]
     values = {k: v for group in options_to_dict(parse(TrainOptions, words)).values() for k, v in group.items()}
     for name, value in given.items():
         got = values[name.replace("-", "_")]

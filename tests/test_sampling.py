@@ -59,9 +59,11 @@ def published_walk(x1, oracle, nfe, n=1000):
 def test_deterministic_walk_is_the_published_one(nfe, device):
     x1 = np.random.default_rng(1).uniform(-1, 1, (2, 1, 6, 5))
     curve = lambda x, step: 0.3 * np.tanh(x) + step / 2000
-    mine = run_sampler(Bridge(), lambda x, step: 0.3 * x.tanh() + step / 2000, torch.tensor(x1, device=device), nfe=nfe, ot_ode=True)
+    mine = run_sampler(Bridge(), lambda x, step: 0.3 * x.tanh() + step / 2000, torch.tensor(x1, device=device),
+        nfe=nfe, ot_ode=True)
     np.testing.assert_allclose(mine.cpu(), published_walk(x1, curve, nfe), atol=1e-12)
-    single = run_sampler(Bridge(), lambda x, step: 0.3 * x.tanh() + step / 2000, torch.tensor(x1, dtype=torch.float32, device=device), nfe=nfe, ot_ode=True)
+    single = run_sampler(Bridge(), lambda x, step: 0.3 * x.tanh() + step / 2000,
+        torch.tensor(x1, dtype=torch.float32, device=device), nfe=nfe, ot_ode=True)
     assert single.dtype == torch.float32
     np.testing.assert_allclose(single.cpu(), published_walk(x1, curve, nfe), atol=1e-6)
 
@@ -92,13 +94,16 @@ def implicit_walk(x1, oracle, steps, eta, order, noises):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("eta, order, spacing", [(0, 1, "even"), (0.4, 1, "log"), (1, 1, "even"), (0, 2, "log"), (0, 2, "even")])
+@pytest.mark.parametrize("eta, order, spacing",
+    [(0, 1, "even"), (0.4, 1, "log"), (1, 1, "even"), (0, 2, "log"), (0, 2, "even")])
 def test_implicit_walk_is_that_of_its_equations(eta, order, spacing, device):
     x1 = np.random.default_rng(1).uniform(-1, 1, (1, 1, 6, 5))
     generator = np.random.default_rng((4, 2))
     noises = [generator.standard_normal(x1.shape[1:], dtype=np.float32)[None] for _ in range(4)]
-    mine = run_sampler(Bridge(), lambda x, step: 0.3 * x.tanh() + step / 2000, torch.tensor(x1, device=device), nfe=5, eta=eta, order=order, spacing=spacing, seeds=[(4, 2)])
-    walk = implicit_walk(x1, lambda x, step: 0.3 * np.tanh(x) + step / 2000, step_sequence(1000, 5, spacing), eta, order, noises)
+    mine = run_sampler(Bridge(), lambda x, step: 0.3 * x.tanh() + step / 2000, torch.tensor(x1, device=device), nfe=5,
+        eta=eta, order=order, spacing=spacing, seeds=[(4, 2)])
+    walk = implicit_walk(x1, lambda x, step: 0.3 * np.tanh(x) + step / 2000, step_sequence(1000, 5, spacing),
+        eta, order, noises)
     np.testing.assert_allclose(mine.cpu(), walk, atol=1e-6)
 
 
@@ -164,12 +169,14 @@ def test_torch_generator_is_left_alone(maps):
 
 def test_seeds_give_the_same_maps_in_another_process(maps):
     "Nothing hangs on the process: no hash, no global state."
-    code = ("import torch; from fwi_i2sb.diffusion.bridge import Bridge; from fwi_i2sb.diffusion.sampling import run_sampler; from fwi_i2sb.data.starting_models import Start, parse_start\n"
+    code = ("import torch; from fwi_i2sb.diffusion.bridge import Bridge; from fwi_i2sb.diffusion.sampling import "
+            "run_sampler; from fwi_i2sb.data.starting_models import Start, parse_start\n"
             "x0 = torch.linspace(-1, 1, 96).reshape(2, 1, 8, 6)\n"
             "x1 = Start(parse_start('blur-openfwi_custom:0.5,linear:1500:4000:0.5'))(x0, [(0, 1), 7])\n"
             "x = run_sampler(Bridge(), lambda xt, step: x0, x1, nfe=5, seeds=[(0, 2), 8])\n"
             "print(x.double().sum().item().hex())")
-    answers = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout for _ in range(2)}
+    answers = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)}
     assert len(answers) == 1 and answers.pop().strip()
 
 
@@ -190,19 +197,23 @@ def test_samplers_by_name(mini):
     answer = lambda **how: run.invert(seismic, "linear", samples=2, nfe=3, **how).samples
     trained = answer()
     assert torch.equal(trained, answer(sampler="sde")) and torch.equal(trained, answer(sampler="dbim", eta=1.0))
-    assert not torch.equal(trained, answer(sampler="dbim", eta=0.5)) and torch.equal(answer(sampler="dbim", eta=0.0), answer(sampler="dbim"))
+    assert (not torch.equal(trained, answer(sampler="dbim", eta=0.5))
+        and torch.equal(answer(sampler="dbim", eta=0.0), answer(sampler="dbim")))
     for name in ("ode", "ode2"): torch.testing.assert_close(*answer(sampler=name).unbind(1), rtol=0, atol=0.01)
 
 
 def test_samplers_on_the_command_line(fwi, refused, mini, data, tmp_path):
     words = ["invert", mini, "--records", "1", "--samples", "1", "--nfe", "2", "--out", tmp_path]
     done = fwi(*words, "--sampler", "dbim", "--eta", "0.5", "--clip-denoise", "on")
-    with np.load(tmp_path / "validation-1.npz", allow_pickle=False) as result: provenance = json.loads(str(result["provenance"]))
-    assert done.code == 0 and "(dbim)" in done.out and (provenance["sampler"], provenance["eta"], provenance["clip_denoise"]) == ("dbim", 0.5, True)
+    with np.load(tmp_path / "validation-1.npz", allow_pickle=False) as result:
+        provenance = json.loads(str(result["provenance"]))
+    assert (done.code == 0 and "(dbim)" in done.out
+        and (provenance["sampler"], provenance["eta"], provenance["clip_denoise"]) == ("dbim", 0.5, True))
     refused(*words, "--sampler", "dbmi", saying=("unknown sampler 'dbmi'", "'dbim'"))
     refused(*words, "--eta", "0.5", saying=("sde has no eta",))
     refused(*words, "--sampler", "dbim", "--eta", "1.5", saying=("eta is 1.5",))
-    card = ["evaluate", mini, "--records", "2", "--samples", "1", "--nfe", "2", "--misfit-records", "1", "--starts", "linear", "--out", tmp_path]
+    card = ["evaluate", mini, "--records", "2", "--samples", "1", "--nfe", "2", "--misfit-records", "1", "--starts",
+        "linear", "--out", tmp_path]
     assert fwi(*card, "--sampler", "dbim2", "--dataset-dir", data, "--store-dir", tmp_path / "store").code == 0
     rows = json.loads((tmp_path / "card.json").read_text())["rows"]
     assert rows[1]["sampler"] == "dbim2" and (tmp_path / "store" / "val" / "manifest.json").exists()

@@ -21,18 +21,21 @@ from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.store import convert, read_manifest, StoreDataset
 from fwi_i2sb.physics.wave import OPENFWI, surface_survey
 
-SMALL = surface_survey(12, 2, nt=40)  # two shots of 40 samples over a map of 12 x 12 cells: conversions take milliseconds
+# two shots of 40 samples over a map of 12 x 12 cells: conversions take milliseconds
+SMALL = surface_survey(12, 2, nt=40)
 OPTIONS = dict(time_samples=20, survey=SMALL)
 
 
-def write_files(folder, counts=(("data1", 150), ("data2", 50), ("data49", 100)), survey=SMALL, cells=(12, 12), name="FlatVel_A"):
+def write_files(folder, counts=(("data1", 150), ("data2", 50), ("data49", 100)), survey=SMALL, cells=(12, 12),
+        name="FlatVel_A"):
     "A family folder in the original layout with random records; returns it."
     rng, root = np.random.default_rng(0), folder / name
     shape = len(survey.sources), survey.nt, len(survey.receivers)
     for sub in ("data", "model"): (root / sub).mkdir(parents=True, exist_ok=True)
     for file, n in counts:
         np.save(root / "data" / f"{file}.npy", rng.standard_normal((n, *shape), dtype="float32"))
-        np.save(root / "model" / f"{file.replace('data', 'model')}.npy", rng.uniform(1500, 4500, (n, 1, *cells)).astype("float32"))
+        np.save(root / "model" / f"{file.replace('data', 'model')}.npy",
+            rng.uniform(1500, 4500, (n, 1, *cells)).astype("float32"))
     return root
 
 
@@ -48,9 +51,11 @@ def everything(folder): return sorted(str(p.relative_to(folder)) for p in folder
 
 def python(code, *words):
     "Start Python on an indented piece of code; `words` become `sys.argv[1:]`."
-    head = "import os, sys, signal\nfrom pathlib import Path\nfrom fwi_i2sb.data.openfwi import InputError\nfrom fwi_i2sb.data.store import convert\nfrom fwi_i2sb.physics.wave import OPENFWI, surface_survey\n"
+    head = ("import os, sys, signal\nfrom pathlib import Path\nfrom fwi_i2sb.data.openfwi import InputError\n"
+        "from fwi_i2sb.data.store import convert\nfrom fwi_i2sb.physics.wave import OPENFWI, surface_survey\n")
     head += "SMALL = surface_survey(12, 2, nt=40)\n"
-    return subprocess.Popen([sys.executable, "-c", head + textwrap.dedent(code), *map(str, words)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen([sys.executable, "-c", head + textwrap.dedent(code), *map(str, words)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 KILLED = """
@@ -63,7 +68,8 @@ KILLED = """
 @pytest.mark.parametrize("at, workers", [(64, 0), (200, 1)])
 def test_killed_and_continued_gives_the_same_bytes(tmp_path, at, workers):
     whole = convert(write_files(tmp_path / "whole"), "FlatVel_A", workers=0, **OPTIONS)
-    root = tmp_path / "killed" / "FlatVel_A"; shutil.copytree(whole, root, ignore=shutil.ignore_patterns("train", "val"))
+    root = tmp_path / "killed" / "FlatVel_A"
+    shutil.copytree(whole, root, ignore=shutil.ignore_patterns("train", "val"))
     job = python(KILLED, root, at, workers)
     job.communicate(timeout=120)  # returns when its workers have left too: they hold the same pipes
     assert job.returncode == -signal.SIGKILL
@@ -102,7 +108,8 @@ AT_RANDOM = """
 def test_killed_at_random_moments_until_done(tmp_path):
     counts = (("data1", 700), ("data2", 300), ("data49", 200))
     whole = convert(write_files(tmp_path / "whole", counts), "FlatVel_A", workers=0, **OPTIONS)
-    root = tmp_path / "killed" / "FlatVel_A"; shutil.copytree(whole, root, ignore=shutil.ignore_patterns("train", "val"))
+    root = tmp_path / "killed" / "FlatVel_A"
+    shutil.copytree(whole, root, ignore=shutil.ignore_patterns("train", "val"))
     out, err = python(AT_RANDOM, root).communicate(timeout=300)
     assert int(out) >= 5, (out, err)
     assert_equal(root, whole)
@@ -115,7 +122,8 @@ def test_interrupted_and_a_file_repaired_meanwhile(tmp_path):
         if done > 200: raise Stop
     with pytest.raises(Stop): convert(root, "FlatVel_A", workers=0, progress=progress, **OPTIONS)
     with pytest.raises(InputError, match="repeat fwi-i2sb convert to finish"): StoreDataset(root, "train")
-    with pytest.raises(InputError, match="time_samples 20, not 10"): convert(root, "FlatVel_A", workers=0, **OPTIONS | dict(time_samples=10))
+    with pytest.raises(InputError, match="time_samples 20, not 10"):
+        convert(root, "FlatVel_A", workers=0, **OPTIONS | dict(time_samples=10))
     repaired = np.load(root / "data" / "data1.npy"); repaired[0] = 7
     np.save(root / "data" / "data1.npy", repaired)
     convert(root, "FlatVel_A", workers=0, **OPTIONS)
@@ -141,19 +149,22 @@ def test_reading_from_spawned_workers(tmp_path):
     root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
     ds = StoreDataset(root, "val"); ds[0]  # opened here first: the workers must open it for themselves
     kept = StoreDataset(root, "val", in_memory=True)
-    (root / "val" / "database.lmdb").rename(tmp_path / "away"); assert len(kept.value(99)) == len(kept.value(-1)) > 0  # it needs the file no more
+    # it needs the file no more
+    (root / "val" / "database.lmdb").rename(tmp_path / "away"); assert len(kept.value(99)) == len(kept.value(-1)) > 0
     (tmp_path / "away").rename(root / "val" / "database.lmdb")
     for source, context in ((ds, "spawn"), (ds, "fork"), (JointStore([kept]), "spawn")):
         batches = list(DataLoader(source, batch_size=32, num_workers=2, multiprocessing_context=context))
         assert sum(len(b["index"]) for b in batches) == 100
         for b in batches[::2]:
-            for k, i in enumerate(b["index"].tolist()): assert (b["seismic"][k] == ds[i]["seismic"]).all() and (b["velocity"][k] == ds[i]["velocity"]).all()
+            for k, i in enumerate(b["index"].tolist()):
+                assert (b["seismic"][k] == ds[i]["seismic"]).all() and (b["velocity"][k] == ds[i]["velocity"]).all()
 
 
 def test_raw_records_come_back_exactly(tmp_path):
     root = write_files(tmp_path, (("data1", 2), ("data49", 1)), OPENFWI, (70, 70))
     for workers in (0, 2):
-        out = convert(root, "FlatVel_A", store_dir=tmp_path / f"store{workers}", time_samples=1000, dtype="float32", workers=workers)
+        out = convert(root, "FlatVel_A", store_dir=tmp_path / f"store{workers}", time_samples=1000, dtype="float32",
+            workers=workers)
         for split, file in (("train", 1), ("val", 49)):
             ds = StoreDataset(out, split)
             for i in range(len(ds)):
@@ -161,7 +172,8 @@ def test_raw_records_come_back_exactly(tmp_path):
                 np.testing.assert_array_equal(seismic, np.load(root / f"data/data{file}.npy")[i])
                 np.testing.assert_array_equal(velocity, np.load(root / f"model/model{file}.npy")[i])
     assert not (root / "train").exists()
-    assert (tmp_path / "store0/train/database.lmdb").read_bytes() == (tmp_path / "store2/train/database.lmdb").read_bytes()
+    assert ((tmp_path / "store0/train/database.lmdb").read_bytes()
+        == (tmp_path / "store2/train/database.lmdb").read_bytes())
 
 
 def spoil(root, how):
@@ -177,8 +189,10 @@ def spoil(root, how):
     return model.name if how in ("pickled", "wrong map", "infinite map") else data.name
 
 
-@pytest.mark.parametrize("how, words", [("truncated", "truncated"), ("NaN", "record 49 holds NaN"), ("infinite map", "record 3 holds NaN"), ("too large", "--dtype float32"),
-                                        ("pickled", "pickled"), ("wrong shape", r"\(2, 41, 12\)"), ("wrong map", r"\(12, 13\)")])
+@pytest.mark.parametrize("how, words", [("truncated", "truncated"), ("NaN", "record 49 holds NaN"),
+                                        ("infinite map", "record 3 holds NaN"), ("too large", "--dtype float32"),
+                                        ("pickled", "pickled"), ("wrong shape", r"\(2, 41, 12\)"),
+                                        ("wrong map", r"\(12, 13\)")])
 def test_a_bad_source_file_leaves_nothing_behind(tmp_path, how, words):
     root = write_files(tmp_path); name = spoil(root, how); before = everything(tmp_path)
     for options in (dict(), dict(store_dir=tmp_path / "deep" / "store")):
@@ -212,12 +226,16 @@ def test_a_killed_worker_is_said_and_continued(tmp_path):
 
 def test_another_store_is_never_reused(tmp_path):
     root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
-    for wish, words in ((dict(time_samples=10), "time_samples 20, not 10"), (dict(dtype="float32"), "dtype float16, not float32"),
-                        (dict(val_files=["data2.npy"]), "source files 1 .data/data49.npy to data/data49.npy., not 1 .data/data2.npy")):
+    for wish, words in ((dict(time_samples=10), "time_samples 20, not 10"),
+                        (dict(dtype="float32"), "dtype float16, not float32"),
+                        (dict(val_files=["data2.npy"]),
+                            "source files 1 .data/data49.npy to data/data49.npy., not 1 .data/data2.npy")):
         with pytest.raises(InputError, match=words): convert(root, "FlatVel_A", **OPTIONS | wish)
     files = write_files(tmp_path / "other", name="FlatVel_B")
-    with pytest.raises(InputError, match="family FlatVel_A, not FlatVel_B"): convert(files, "FlatVel_B", store_dir=root, time_samples=10, survey=SMALL)
-    with pytest.raises(InputError, match="of FlatVel_A, not of CurveVel_A"): StoreDataset(root, "train", family="CurveVel_A")
+    with pytest.raises(InputError, match="family FlatVel_A, not FlatVel_B"):
+        convert(files, "FlatVel_B", store_dir=root, time_samples=10, survey=SMALL)
+    with pytest.raises(InputError, match="of FlatVel_A, not of CurveVel_A"):
+        StoreDataset(root, "train", family="CurveVel_A")
     write_files(tmp_path, (("data2", 51),))
     with pytest.raises(InputError, match="source file .*data2.npy"): convert(root, "FlatVel_A", **OPTIONS)
 
@@ -237,10 +255,13 @@ def edit(path, change):
 
 
 @pytest.mark.parametrize("damage, words", [
-    (lambda f: edit(f / "manifest.json", lambda m: m.update(count=10)), "edited"), (lambda f: edit(f / "manifest.json", lambda m: m.pop("checksum")), "edited"),
-    (lambda f: (f / "manifest.json").write_text("{"), "damaged"), (lambda f: (f / "manifest.json").write_text("[1]"), "damaged"),
+    (lambda f: edit(f / "manifest.json", lambda m: m.update(count=10)), "edited"),
+    (lambda f: edit(f / "manifest.json", lambda m: m.pop("checksum")), "edited"),
+    (lambda f: (f / "manifest.json").write_text("{"), "damaged"),
+    (lambda f: (f / "manifest.json").write_text("[1]"), "damaged"),
     (lambda f: (f / "manifest.json").write_bytes(b"\xff\xfe"), "damaged"),
-    (lambda f: os.truncate(f / "database.lmdb", 8192), "cut short to 8192"), (lambda f: (f / "database.lmdb").unlink(), "No such file"),
+    (lambda f: os.truncate(f / "database.lmdb", 8192), "cut short to 8192"),
+    (lambda f: (f / "database.lmdb").unlink(), "No such file"),
     (lambda f: os.truncate(f / "database.lmdb", (f / "database.lmdb").stat().st_size - 1), "cut short"),
     (lambda f: (f / "database.lmdb").write_bytes(bytes((f / "database.lmdb").stat().st_size)), "damaged"),
     (lambda f: shutil.copy(f.parent / "val" / "manifest.json", f), "200 records, its manifest says 100")])
@@ -252,7 +273,8 @@ def test_a_store_without_a_valid_manifest_is_refused(tmp_path, damage, words):
 
 
 def test_the_check_command_verifies_every_value(tmp_path, fwi, refused):
-    files = write_files(tmp_path); root = convert(files, "FlatVel_A", store_dir=tmp_path / "store", workers=0, **OPTIONS)
+    files = write_files(tmp_path)
+    root = convert(files, "FlatVel_A", store_dir=tmp_path / "store", workers=0, **OPTIONS)
     for folder, records in ((root, (200, 100)), (root / "val", (100,))):
         outcome = fwi("check", folder)
         assert outcome.code == 0 and all(f"records {n}" in outcome.out for n in records), outcome
@@ -263,9 +285,11 @@ def test_the_check_command_verifies_every_value(tmp_path, fwi, refused):
     refused("check", tmp_path, "--family", "FlatVel_B", saying=("no FlatVel_B",))
     refused("check", root / "val", "--family", "FlatVel_B", saying=("of FlatVel_A, not of FlatVel_B",))
     assert fwi("check", root / "val").code == 0
-    convert(files, "FlatVel_A", workers=0, **OPTIONS); (files / "val" / "manifest.json").write_text("{")  # files and store in one folder
+    # files and store in one folder
+    convert(files, "FlatVel_A", workers=0, **OPTIONS); (files / "val" / "manifest.json").write_text("{")
     outcome = fwi("check", files)
-    assert outcome.code == 2 and "problem       " in outcome.out and "manifest.json is damaged" in outcome.out and "store train" in outcome.out and "files 2, records 200" in outcome.out
+    assert (outcome.code == 2 and "problem       " in outcome.out and "manifest.json is damaged" in outcome.out
+        and "store train" in outcome.out and "files 2, records 200" in outcome.out)
 
 
 def test_a_database_of_another_program_is_left_alone(tmp_path):
@@ -285,34 +309,43 @@ LIMITED = """
 
 def full_disk(whole, root, store):
     "The store is in the middle of the training split; it continues there, and equals an undisturbed one."
-    with lmdb.open(str(store / "train" / "database.lmdb"), subdir=False, readonly=True, lock=False) as env: done = env.stat()["entries"]
+    with lmdb.open(str(store / "train" / "database.lmdb"), subdir=False, readonly=True, lock=False) as env:
+        done = env.stat()["entries"]
     assert 0 < done < 200
     steps = []
     convert(root, "FlatVel_A", store_dir=store, workers=0, progress=lambda *step: steps.append(step), **OPTIONS)
     assert steps[0][0] > 100 + done
-    for split in ("train", "val"): assert values(store, split) == values(whole, split) and read_manifest(store / split) == read_manifest(whole / split)
+    for split in ("train", "val"):
+        assert (values(store, split) == values(whole, split)
+            and read_manifest(store / split) == read_manifest(whole / split))
     assert verify_store(store, "train") == 200
 
 
 def test_a_full_disk_loses_nothing(tmp_path):
-    root = write_files(tmp_path / "files"); whole = convert(root, "FlatVel_A", store_dir=tmp_path / "whole", workers=0, **OPTIONS)
+    root = write_files(tmp_path / "files")
+    whole = convert(root, "FlatVel_A", store_dir=tmp_path / "whole", workers=0, **OPTIONS)
     for _ in range(2):  # the second attempt gets no further, and loses nothing either
         out, err = python(LIMITED, root).communicate(timeout=120)
-        assert "cannot write the store" in out and "free disk space and repeat" in out and out.count("\n") == 1, (out, err)
+        assert "cannot write the store" in out and "free disk space and repeat" in out and out.count("\n") == 1, ((out,
+            err))
     full_disk(whole, root, root)
 
 
 def test_a_really_full_disk_loses_nothing(tmp_path):
-    root = write_files(tmp_path / "files"); whole = convert(root, "FlatVel_A", store_dir=tmp_path / "whole", workers=0, **OPTIONS)
+    root = write_files(tmp_path / "files")
+    whole = convert(root, "FlatVel_A", store_dir=tmp_path / "whole", workers=0, **OPTIONS)
     disk = tmp_path / "disk"; disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode: pytest.skip("mounting a small disk needs root")
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
     def fill(done, total):
         if done > 200:
             with open(disk / "filler", "wb", buffering=0) as file:
                 while True: file.write(bytes(4096))
     try:
-        with pytest.raises(InputError, match="No space left on device.*free disk space and repeat"): convert(root, "FlatVel_A", store_dir=disk / "store", workers=0, progress=fill, **OPTIONS)
-        with pytest.raises(InputError, match="GB are free"): convert(root, "FlatVel_A", store_dir=disk / "store", workers=0, **OPTIONS)
+        with pytest.raises(InputError, match="No space left on device.*free disk space and repeat"):
+            convert(root, "FlatVel_A", store_dir=disk / "store", workers=0, progress=fill, **OPTIONS)
+        with pytest.raises(InputError, match="GB are free"):
+            convert(root, "FlatVel_A", store_dir=disk / "store", workers=0, **OPTIONS)
         (disk / "filler").unlink()
         full_disk(whole, root, disk / "store")
     finally: subprocess.run(["umount", "--lazy", disk], check=True)
@@ -320,7 +353,8 @@ def test_a_really_full_disk_loses_nothing(tmp_path):
 
 def test_unwritable_folder(tmp_path):
     root = write_files(tmp_path); (tmp_path / "file").write_text("")
-    with pytest.raises(InputError, match="cannot write the store .*--store-dir"): convert(root, "FlatVel_A", store_dir=tmp_path / "file" / "store", **OPTIONS)
+    with pytest.raises(InputError, match="cannot write the store .*--store-dir"):
+        convert(root, "FlatVel_A", store_dir=tmp_path / "file" / "store", **OPTIONS)
 
 
 def test_not_enough_disk_is_known_beforehand(tmp_path, monkeypatch):
@@ -332,10 +366,13 @@ def test_not_enough_disk_is_known_beforehand(tmp_path, monkeypatch):
 
 def test_another_geometry_needs_its_survey(tmp_path):
     root = write_files(tmp_path)
-    with pytest.raises(InputError, match=r"shape \(2, 40, 12\), but the survey gives \(5, 1000, 70\)"): convert(root, "FlatVel_A")
-    with pytest.raises(InputError, match="exceed the width of 12 cells"): convert(root, "FlatVel_A", time_samples=20, survey=surface_survey(12, 2, nt=40, dx=10.)
-                                                                                 .__class__(**{**SMALL.to_dict(), "sources": ((0., 10.), (500., 10.))}))
-    with pytest.raises(InputError, match="does not divide the 40"): convert(root, "FlatVel_A", time_samples=30, survey=SMALL)
+    with pytest.raises(InputError, match=r"shape \(2, 40, 12\), but the survey gives \(5, 1000, 70\)"):
+        convert(root, "FlatVel_A")
+    with pytest.raises(InputError, match="exceed the width of 12 cells"):
+        convert(root, "FlatVel_A", time_samples=20, survey=surface_survey(12, 2, nt=40, dx=10.)
+               .__class__(**{**SMALL.to_dict(), "sources": ((0., 10.), (500., 10.))}))
+    with pytest.raises(InputError, match="does not divide the 40"):
+        convert(root, "FlatVel_A", time_samples=30, survey=SMALL)
     assert StoreDataset(convert(root, "FlatVel_A", workers=0, **OPTIONS), "val").survey == SMALL
 
 
@@ -356,4 +393,5 @@ def test_memory_stays_far_below_a_shard(tmp_path):
 def test_too_little_memory_is_said_beforehand(tmp_path, monkeypatch):
     root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**5))
-    with pytest.raises(InputError, match="0.0001 GB are free: leave out --in-memory"): StoreDataset(root, "val", in_memory=True)
+    with pytest.raises(InputError, match="0.0001 GB are free: leave out --in-memory"):
+        StoreDataset(root, "val", in_memory=True)

@@ -60,7 +60,9 @@ def test_a_signal_saves_and_the_command_continues(data, undisturbed, tmp_path):
 
 def test_two_ranks_give_the_losses_of_one_process(data, undisturbed, tmp_path):
     launcher = [*MPIRUN, "-np", "2"]
-    finish(python_train(*arguments(data, tmp_path, "two", "--num-itr", "8", "--val-every", "4", "--master-port", "29641"), launcher=launcher))
+    finish(python_train(
+        *arguments(data, tmp_path, "two", "--num-itr", "8", "--val-every", "4", "--master-port", "29641"),
+        launcher=launcher))
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(undisturbed), rtol=1e-5)
     maes = [[r["val_mae"] for r in read_metrics(run) if "val_mae" in r] for run in (undisturbed, tmp_path / "two")]
     np.testing.assert_allclose(*maes, rtol=1e-4)
@@ -70,7 +72,8 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(data, u
     shutil.copytree(undisturbed, tmp_path / "whole")
     ema = tmp_path / "whole" / "checkpoints" / "step-8" / "ema.safetensors"
     ema.write_bytes(ema.read_bytes()[:-100])
-    err = finish(python_train(*arguments(data, tmp_path, "whole", "--num-itr", "8", "--save-every", "2", "--val-every", "4")))
+    err = finish(python_train(*arguments(data, tmp_path, "whole", "--num-itr", "8", "--save-every", "2",
+        "--val-every", "4")))
     assert "step-8 is damaged" in err and "trying the one before it" in err
     assert_equal(weights(tmp_path / "whole"), weights(undisturbed))
     assert [p.name for p in checkpoints(tmp_path / "whole")] == ["step-8", "step-6"]
@@ -80,26 +83,31 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_again(refused, data, un
     shutil.copytree(undisturbed, tmp_path / "whole")
     for state in (tmp_path / "whole" / "checkpoints").glob("*/state.json"): state.write_text("{}")
     rows = read_metrics(tmp_path / "whole")
-    refused("train", *arguments(data, tmp_path, "whole", "--num-itr", "8", "--save-every", "2", "--val-every", "4"), saying=("no sound one",))
+    refused("train", *arguments(data, tmp_path, "whole", "--num-itr", "8", "--save-every", "2", "--val-every", "4"),
+        saying=("no sound one",))
     assert read_metrics(tmp_path / "whole") == rows
 
 
 def test_another_configuration_under_the_same_name_is_refused(refused, data, undisturbed):
     before = sorted(p.stat().st_mtime_ns for p in undisturbed.rglob("*"))
-    refused("train", *arguments(data, undisturbed.parent, "whole", "--num-itr", "8", "--drop-cond", "0.5"), saying=("--drop-cond", "0.25", "0.5"))
+    refused("train", *arguments(data, undisturbed.parent, "whole", "--num-itr", "8", "--drop-cond", "0.5"),
+        saying=("--drop-cond", "0.25", "0.5"))
     assert before == sorted(p.stat().st_mtime_ns for p in undisturbed.rglob("*"))
 
 
 def test_who_may_read_a_run_may_read_its_weights(undisturbed):
-    assert len({path.stat().st_mode & 0o777 for path in [undisturbed / "config.json", *checkpoints(undisturbed)[0].iterdir()]}) == 1
+    assert len({path.stat().st_mode & 0o777
+        for path in [undisturbed / "config.json", *checkpoints(undisturbed)[0].iterdir()]}) == 1
 
 
 def test_fine_tuning_starts_from_the_given_weights(fwi, refused, data, undisturbed, tmp_path):
-    words = arguments(data, tmp_path, "tuned", "--num-itr", "1", "--lr", "0", "--weight-decay", "0", "--ckpt", undisturbed)
+    words = arguments(data, tmp_path, "tuned", "--num-itr", "1", "--lr", "0", "--weight-decay", "0",
+        "--ckpt", undisturbed)
     assert fwi("train", *words).code == 0
     tuned = weights(tmp_path / "tuned")
     assert_equal({"weights": tuned["weights"]}, {"weights": weights(undisturbed)["ema"]})
-    refused("train", *arguments(data, tmp_path, "other", "--model", "unet_ch16", "--ckpt", undisturbed), saying=("another network",))
+    refused("train", *arguments(data, tmp_path, "other", "--model", "unet_ch16", "--ckpt", undisturbed),
+        saying=("another network",))
     assert not (tmp_path / "other").exists()
 
 
@@ -112,15 +120,18 @@ def test_microbatches_and_ranks_give_the_gradient_of_the_whole_batch(fwi, data, 
     for name, micro in (("whole", "8"), ("parts", "2")):
         assert fwi("train", *arguments(data, tmp_path, name, "--num-itr", "1", "--microbatch", micro)).code == 0
     launcher = [*MPIRUN, "-np", "2"]
-    finish(python_train(*arguments(data, tmp_path, "ranks", "--num-itr", "1", "--master-port", "29643"), launcher=launcher))
+    finish(python_train(*arguments(data, tmp_path, "ranks", "--num-itr", "1", "--master-port", "29643"),
+        launcher=launcher))
     whole, *others = (weights(tmp_path / name)["optimizer"] for name in ("whole", "parts", "ranks"))
     moments = [k for k in whole if k.endswith("exp_avg")]  # after one step a tenth of the gradient
     scale = max(np.abs(whole[k]).max() for k in moments)
     for other in others:
-        for k in moments: np.testing.assert_allclose(other[k], whole[k], rtol=1e-3, atol=1e-6 * scale)  # one thread adds 39200 cells of a bias in float32: 3e-4 were seen
+        # one thread adds 39200 cells of a bias in float32: 3e-4 were seen
+        for k in moments: np.testing.assert_allclose(other[k], whole[k], rtol=1e-3, atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize("corrupt", ["linear", "blur-openfwi_custom:0.5,linear:0.5", "blur-openfwi_benchmark", "file:MAP"])
+@pytest.mark.parametrize("corrupt",
+    ["linear", "blur-openfwi_custom:0.5,linear:0.5", "blur-openfwi_benchmark", "file:MAP"])
 @pytest.mark.parametrize("extra", [["--no-pred-x0"], ["--ot-ode", "--clip-denoise"], ["--no-conditional"]])
 def test_every_kind_of_start_and_bridge_trains(fwi, data, tmp_path, corrupt, extra):
     np.save(tmp_path / "map.npy", np.full((70, 70), 2500, np.float32))

@@ -26,7 +26,8 @@ from ..core.progress import progress_bar
 # %% ../../nbs/12_bench/03_bench.ipynb #ced638c1
 CASES = {
     "data": (bench_data.conversion, bench_data.store_size, bench_data.reading, bench_data.reading_normalised),
-    "step": (bench_net.resolution, bench_net.half_precision, bench_net.attention_block, bench_net.attention_network, bench_net.optimiser),
+    "step": (bench_net.resolution, bench_net.half_precision, bench_net.attention_block, bench_net.attention_network,
+        bench_net.optimiser),
     "sample": (bench_net.validation, bench_net.solver, bench_net.guidance, bench_net.batching, bench_net.encoding),
     "wave": (bench_data.smoothing, bench_data.engines),
 }
@@ -48,7 +49,8 @@ def selected(options: BenchOptions) -> list:
     for name in names:
         if name not in CASES: raise unknown("group", name, (*CASES, "all"))
     if options.rounds < 1: raise InputError(f"--rounds {options.rounds} cannot be: give 1 or more")
-    if options.json and not options.json.parent.is_dir(): raise InputError(f"--json {options.json}: there is no folder {options.json.parent}")
+    if options.json and not options.json.parent.is_dir():
+        raise InputError(f"--json {options.json}: there is no folder {options.json.parent}")
     return [case for name in names for case in CASES[name]] + [bench_net.compiled] * options.compile
 
 # %% ../../nbs/12_bench/03_bench.ipynb #75011abd
@@ -62,15 +64,17 @@ def bench(
     for done, case in enumerate(cases, 1):
         results.append(case(setting))
         if progress: progress(done, len(cases))
-    return dict(machine=where, load_after=machine(setting.device)["load"], rounds=options.rounds, seconds=round(time.monotonic() - began, 1), results=results)
+    return dict(machine=where, load_after=machine(setting.device)["load"], rounds=options.rounds,
+        seconds=round(time.monotonic() - began, 1), results=results)
 
 # %% ../../nbs/12_bench/03_bench.ipynb #b1ed86fd
 def headline(report: dict) -> str:
     "Where, how and how long, in one line."
     where, after = report["machine"], report["load_after"]
-    busy = "; BUSY: repeat on an idle machine before believing a ratio near its target" if max(where["load"], after) > where["cores"] else ""
-    return (f"{where['name']}, {where['cores']} cores, {where['device']}, torch {where['torch']}, {report['rounds']} rounds, {report['seconds']:.0f} s, "
-            f"load {where['load']} before and {after} after{busy}")
+    busy = ("; BUSY: repeat on an idle machine before believing a ratio near its target"
+        if max(where["load"], after) > where["cores"] else "")
+    return (f"{where['name']}, {where['cores']} cores, {where['device']}, torch {where['torch']}, {report['rounds']} "
+            f"rounds, {report['seconds']:.0f} s, load {where['load']} before and {after} after{busy}")
 
 # %% ../../nbs/12_bench/03_bench.ipynb #45bb1bcf
 def to_json(report: dict) -> str:

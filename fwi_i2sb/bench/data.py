@@ -35,7 +35,8 @@ def _source():
     with tempfile.TemporaryDirectory(prefix="fwi-bench-") as name:
         for split, n in RECORDS.items():
             seismic = np.random.default_rng(n).standard_normal((n, 5, 1000, 70), dtype=np.float32)
-            for file, values in zip(get_family(FAMILY).files(split)[0], (seismic, sample_velocity(FAMILY, n, seed=n).numpy())):
+            for file, values in (zip(get_family(FAMILY).files(split)[0],
+                    (seismic, sample_velocity(FAMILY, n, seed=n).numpy()))):
                 (Path(name) / file).parent.mkdir(exist_ok=True)
                 np.save(Path(name) / file, values)
         yield Path(name)
@@ -100,16 +101,20 @@ def conversion(setting: Setting) -> Result:
         folders = source / "plain", source / "ours"
         clear = lambda: [shutil.rmtree(folder, ignore_errors=True) for folder in folders]
         works = partial(plain_convert, source, folders[0]), partial(our_convert, source, folders[1])
-        return trial(setting, "data: conversion, per record", *works, check=lambda: _check(source), target=2.5, clock="wall",
-                     per=sum(RECORDS.values()), before=clear, reason="the anti-alias filter in time, which the published layout does without, is most of the work")
+        return trial(setting, "data: conversion, per record", *works, check=lambda: _check(source),
+                     target=2.5, clock="wall",
+                     per=sum(RECORDS.values()), before=clear, reason="the anti-alias filter in time, which the "
+                     "published layout does without, is most of the work")
 
 # %% ../../nbs/12_bench/01_data.ipynb #4e5338b0
 def store_size(setting: Setting) -> Result:
     "Bytes on the disk, per record."
     with _source() as source:
         seen = _check(source)
-        files = [[file.stat().st_size for file in (source / name).rglob("*") if file.is_file()] for name in ("plain", "ours")]
-    return Result("data: store, per record", 7, *((sum(sizes) / sum(RECORDS.values()),) for sizes in files), "bytes", seen)
+        files = [[file.stat().st_size for file in (source / name).rglob("*") if file.is_file()]
+            for name in ("plain", "ours")]
+    return Result("data: store, per record", 7,
+        *((sum(sizes) / sum(RECORDS.values()),) for sizes in files), "bytes", seen)
 
 # %% ../../nbs/12_bench/01_data.ipynb #a66fa156
 def _reading(setting, name, read, **more):
@@ -121,13 +126,15 @@ def _reading(setting, name, read, **more):
             for key in keys: plain_read(env, key)
         def fast():
             for i in order: read(ours, i)
-        return trial(setting, name, plain, fast, check=lambda: check_stores(source, env, ours), clock="wall", per=len(order), **more)
+        return trial(setting, name, plain, fast, check=lambda: check_stores(source, env, ours), clock="wall",
+            per=len(order), **more)
 
 # %% ../../nbs/12_bench/01_data.ipynb #29a76e34
 def reading(setting: Setting) -> Result:
     "Store to float32 tensors."
     return _reading(setting, "data: read to float32, per record", StoreDataset.physical, target=4,
-                    reason="what every record costs whatever its size, and the cast, weigh as much as copying its bytes")
+                    reason="what every record costs whatever its size, and the cast, weigh as much as "
+                    "copying its bytes")
 
 # %% ../../nbs/12_bench/01_data.ipynb #416706d1
 def reading_normalised(setting: Setting) -> Result:
@@ -148,7 +155,8 @@ def smoothing(setting: Setting) -> Result:
         return torch.from_numpy(blurred)[:, None].to(x0).clamp(-1, 1)
 
     ours = partial(blur_custom, x0, amount, sigma, noise)
-    return trial(setting, "wave: smoothing, per map", plain, ours, check=lambda: compare(plain(), ours(), within=1e-5, differs=True), target=4, per=64,
+    return trial(setting, "wave: smoothing, per map", plain, ours,
+                 check=lambda: compare(plain(), ours(), within=1e-5, differs=True), target=4, per=64,
                  reason="every map's own matrices are built, and that does not depend on the blur")
 
 # %% ../../nbs/12_bench/01_data.ipynb #bf8180fa
@@ -156,4 +164,5 @@ def engines(setting: Setting) -> Result:
     "The gathers of one map."
     velocity = sample_velocity(FAMILY, 1).to(setting.device)
     exact, deepwave = (partial(simulate, velocity, engine=name) for name in ("openfwi", "deepwave"))
-    return trial(setting, "wave: exact scheme or deepwave, per record", exact, deepwave, check=lambda: compare(exact(), deepwave(), within=0.05, differs=True))
+    return trial(setting, "wave: exact scheme or deepwave, per record", exact, deepwave,
+        check=lambda: compare(exact(), deepwave(), within=0.05, differs=True))

@@ -54,7 +54,8 @@ def _answer(setting, net, batch, precision="fp32"):
 # %% ../../nbs/12_bench/02_network.ipynb #82c56ef1
 def _training(setting, net, precision="fp32", compiled=False):
     "A function that does one step of training on a microbatch of two."
-    batch, average, method = _batch(setting), copy.deepcopy(net), build_method(ModelOptions("tiny"), dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70)))
+    batch, average, method = (_batch(setting), copy.deepcopy(net),
+        build_method(ModelOptions("tiny"), dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70))))
     model = torch.compile(Denoiser(net)) if compiled else Denoiser(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True)
 
@@ -74,22 +75,28 @@ def resolution(setting: Setting) -> Result:
     resize = lambda x, side: F.interpolate(x, size=(side, side), mode="bilinear")
 
     def check():
-        with torch.no_grad(): by_hand = native(resize(one["x0"], 256), one["step"].float(), large.encode(one["seismic"]))
+        with torch.no_grad():
+            by_hand = native(resize(one["x0"], 256), one["step"].float(), large.encode(one["seismic"]))
         return compare(_answer(setting, large, one), resize(by_hand, 70), within=1e-5)
 
-    return trial(setting, "step: unet_ch32 at 256 or native", *(_training(setting, net) for net in (large, native)), check=check, target=13,
-                 reason="optimiser and averaged weights cost the same at any size, and small grids use a processor less well")
+    return trial(setting, "step: unet_ch32 at 256 or native", *(_training(setting, net) for net in (large, native)),
+                 check=check, target=13,
+                 reason="optimiser and averaged weights cost the same at any size, and small grids use a "
+                 "processor less well")
 
 # %% ../../nbs/12_bench/02_network.ipynb #7ddfdee5
 def half_precision(setting: Setting) -> Result:
     "Training step of `unet_ch32` in fp32 and under bf16 autocast."
     name, precisions = "step: unet_ch32 native, fp32 or bf16", ("fp32", "bf16")
-    if resolve_precision("auto", setting.device) != "bf16": return Result(name, 1.4, stopped="skipped: no bf16 arithmetic here")
+    if resolve_precision("auto", setting.device) != "bf16":
+        return Result(name, 1.4, stopped="skipped: no bf16 arithmetic here")
     net, batch = _network(setting, "unet_ch32"), _batch(setting)
     plain, ours = (partial(_answer, setting, net, batch, precision) for precision in precisions)
-    check = lambda: f"{compare(plain(), ours(), within=0.03, differs=True)}, {check_kernel(ours, 'convolution', dtype='bfloat16')}"
+    check = (lambda:
+        f"{compare(plain(), ours(), within=0.03, differs=True)}, {check_kernel(ours, 'convolution', dtype='bfloat16')}")
     works = (_training(setting, copy.deepcopy(net), precision) for precision in precisions)
-    return trial(setting, name, *works, check=check, target=1.4, reason="casting weights and activations costs part of what the products save")
+    return trial(setting, name, *works, check=check, target=1.4,
+        reason="casting weights and activations costs part of what the products save")
 
 # %% ../../nbs/12_bench/02_network.ipynb #4a60ddd4
 def _bound(setting, kernel, work):
@@ -100,13 +107,16 @@ def _bound(setting, kernel, work):
 
 # %% ../../nbs/12_bench/02_network.ipynb #22d50796
 def _check_attention(plain, ours, within):
-    try: return ", ".join([compare(plain(), ours(), within=within, differs=True), check_kernel(plain, "_safe_softmax"), check_kernel(ours, "_scaled_dot_product_flash")])
+    try:
+        return ", ".join([compare(plain(), ours(), within=within, differs=True), check_kernel(plain, "_safe_softmax"),
+            check_kernel(ours, "_scaled_dot_product_flash")])
     except RuntimeError as error: raise WrongOutput(f"the fused kernel refuses: {error}") from None
 
 # %% ../../nbs/12_bench/02_network.ipynb #9f40b477
 def _attention(setting, name, module, *inputs, **more):
     "Forward and backward of a module with written-out and with fused attention."
-    variants = [_bound(setting, kernel, partial(module, *inputs)) for kernel in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)]
+    variants = [_bound(setting, kernel, partial(module, *inputs))
+        for kernel in (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION)]
     step = lambda variant: variant().square().mean().backward()
     check = lambda: _check_attention(*map(torch.no_grad(), variants), 0.03 if setting.device == "cuda" else 1e-5)
     return trial(setting, name, *(partial(step, variant) for variant in variants), check=check, target=2.5, **more)
@@ -115,14 +125,17 @@ def _attention(setting, name, module, *inputs, **more):
 def attention_block(setting: Setting) -> Result:
     "The attention of `unet_ch16` at image size 256 by itself."
     x = torch.randn(2, 64, 64, 64, generator=torch.Generator().manual_seed(0)).to(setting.device)
-    return _attention(setting, "step: attention of 4096 cells", _network(setting, "unet_ch16").unet.bottom[0].attention, x)
+    return _attention(setting, "step: attention of 4096 cells",
+        _network(setting, "unet_ch16").unet.bottom[0].attention, x)
 
 # %% ../../nbs/12_bench/02_network.ipynb #db683007
 def attention_network(setting: Setting) -> Result:
     "All of `unet_ch16` at image size 256."
     net, batch = _network(setting, "unet_ch16", image_size=256), _batch(setting)
-    return _attention(setting, "step: unet_ch16 at 256, its attention", net, batch["x0"], batch["step"].float(), net.encode(batch["seismic"]),
-                      reason="most of the step with fused attention is convolutions, which no attention kernel makes cheaper")
+    return _attention(setting, "step: unet_ch16 at 256, its attention", net, batch["x0"], batch["step"].float(),
+                      net.encode(batch["seismic"]),
+                      reason="most of the step with fused attention is convolutions, which no attention kernel "
+                      "makes cheaper")
 
 # %% ../../nbs/12_bench/02_network.ipynb #346d9da5
 def _update(net, fused):
@@ -147,7 +160,8 @@ def optimiser(setting: Setting) -> Result:
     def check():
         plain()
         seen = check_kernel(ours, "_fused_adamw_", "_foreach_lerp_")
-        moved = (torch.cat([(a - p).flatten() for a, p in zip(average.parameters(), net.parameters())]) for average in (slow, fast))
+        moved = (torch.cat([(a - p).flatten() for a, p in zip(average.parameters(), net.parameters())])
+            for average in (slow, fast))
         return f"{compare(*moved, within=1e-5)}, {seen}"
 
     return trial(setting, "step: AdamW and average, loops or fused", plain, ours, check=check, target=2.5,
@@ -173,14 +187,18 @@ def compiled(setting: Setting) -> Result:
 def validation(setting: Setting) -> Result:
     "Network calls of one validation sample."
     calls = []
-    run_sampler(Bridge(), lambda xt, step: calls.append(step) or xt, torch.zeros(1, 1, 8, 8), nfe=BridgeMethod.nfe, seeds=[0])
-    return Result("sample: validation, network calls", 999 / 10, (999,), (len(calls),), "calls", "counted while sampling")
+    run_sampler(Bridge(), lambda xt, step: calls.append(step) or xt, torch.zeros(1, 1, 8, 8),
+        nfe=BridgeMethod.nfe, seeds=[0])
+    return Result("sample: validation, network calls", 999 / 10, (999,), (len(calls),), "calls",
+        "counted while sampling")
 
 # %% ../../nbs/12_bench/02_network.ipynb #c84e3fe5
 def solver(setting: Setting) -> Result:
     "Network calls for an error of 1 % on the mixture of Gaussians."
-    first, second = (calls_for_error(GaussianMixtureBridge(), 0.01, **sampler_settings(name)) for name in ("ode", "ode2"))
-    return Result("sample: calls for 1 % error, ode or ode2", first / 8, (first,), (second,), "calls", "counted on a mixture of Gaussians")
+    first, second = ((calls_for_error(GaussianMixtureBridge(), 0.01, **sampler_settings(name))
+        for name in ("ode", "ode2")))
+    return Result("sample: calls for 1 % error, ode or ode2", first / 8, (first,), (second,), "calls",
+        "counted on a mixture of Gaussians")
 
 # %% ../../nbs/12_bench/02_network.ipynb #22812d2c
 @torch.no_grad()
@@ -193,7 +211,8 @@ def guidance(setting: Setting) -> Result:
     net, batch, bridge = _network(setting, "unet_ch32"), _batch(setting), Bridge()
     cond, x = net.encode(batch["seismic"]), batch["x0"]
     with_, without, guided = (predictor(bridge, net, cond, w=w) for w in (1, 0, 2))
-    return _calls(setting, "sample: guidance, two calls or one", lambda: 2 * with_(x, 500) - without(x, 500), partial(guided, x, 500))
+    return _calls(setting, "sample: guidance, two calls or one", lambda: 2 * with_(x, 500) - without(x, 500),
+        partial(guided, x, 500))
 
 # %% ../../nbs/12_bench/02_network.ipynb #02b42f6b
 def batching(setting: Setting) -> Result:
@@ -209,4 +228,5 @@ def encoding(setting: Setting) -> Result:
     net, batch, bridge = _network(setting, "unet_ch16", encoder="conv"), _batch(setting), Bridge()
     guesser = lambda: predictor(bridge, net, net.encode(batch["seismic"]))
     walk = lambda guess: run_sampler(bridge, guess, batch["x1"], nfe=5, seeds=[0, 1])
-    return _calls(setting, "sample: encode per call or once, per record", lambda: walk(lambda *state: guesser()(*state)), lambda: walk(guesser()), per=2)
+    return _calls(setting, "sample: encode per call or once, per record",
+        lambda: walk(lambda *state: guesser()(*state)), lambda: walk(guesser()), per=2)

@@ -232,14 +232,17 @@ def table(
     head = f"{'':<44}{'plain':>26}{'ours':>26}{'ratio':>8}{'target':>8}"
     notes = [f"{r.name}: {r.check}" for r in results if r.check]
     notes += [f"{r.name} missed: {r.reason or 'reason not known'}" for r in results if r.verdict == "missed"]
-    notes += [f"{r.name}: peak memory {r.memory[0] / 1e6:.0f} MB plain, {r.memory[1] / 1e6:.0f} MB ours" for r in results if r.memory]
+    notes += [f"{r.name}: peak memory {r.memory[0] / 1e6:.0f} MB plain, {r.memory[1] / 1e6:.0f} MB ours"
+        for r in results if r.memory]
     return "\n".join([head, *map(_line, results), "", *notes])
 
 # %% ../../nbs/12_bench/00_timing.ipynb #85e97834
 def machine(device: str) -> dict:
     "Where a measurement was made: processor or GPU, versions, and the load average of the last minute."
-    name = torch.cuda.get_device_name() if device == "cuda" else torch.cpu.get_capabilities().get("cpu_name") or platform.processor()
-    return dict(device=device, name=name, cores=os.cpu_count(), torch=torch.__version__, python=platform.python_version(), load=round(os.getloadavg()[0], 2))
+    name = (torch.cuda.get_device_name() if device == "cuda" else torch.cpu.get_capabilities().get("cpu_name")
+        or platform.processor())
+    return dict(device=device, name=name, cores=os.cpu_count(), torch=torch.__version__,
+        python=platform.python_version(), load=round(os.getloadavg()[0], 2))
 
 # %% ../../nbs/12_bench/00_timing.ipynb #5163d57f
 def to_dict(result: Result) -> dict:

@@ -16,7 +16,8 @@ import tyro
 from .errors import InputError
 
 # %% ../../nbs/A0_core/02_commands.ipynb #48eee16e
-Plugin = Annotated[Path | None, tyro.conf.arg(name="import")]  # `import` is a word of Python's own and cannot name a field
+# `import` is a word of Python's own and cannot name a field
+Plugin = Annotated[Path | None, tyro.conf.arg(name="import")]
 
 # %% ../../nbs/A0_core/02_commands.ipynb #2eaf4314
 def parse(
@@ -63,17 +64,24 @@ def options_from_dict(options_type: type, values: dict):
 # %% ../../nbs/A0_core/02_commands.ipynb #393c006b
 def _typed(name, kind, value):
     plain = get_args(kind) or (kind,)
-    if {*plain} <= {bool, int, float, str, type(None)} and not (type(value) in plain or float in plain and type(value) is int):
-        raise InputError(f"config has {value!r} for the option {name!r}, which is of type {getattr(kind, '__name__', kind)}")
+    if ({*plain} <= {bool, int, float, str, type(None)}
+            and not (type(value) in plain or float in plain and type(value) is int)):
+        raise InputError(
+            f"config has {value!r} for the option {name!r}, which is of type {getattr(kind, '__name__', kind)}")
     if dataclasses.is_dataclass(kind): return options_from_dict(kind, value)
     if value is not None and kind in (Path, Path | None, Plugin): return Path(value)
     return tuple(value) if isinstance(value, list) else value
 
 # %% ../../nbs/A0_core/02_commands.ipynb #4091acac
 _MANY = float("inf")
-LIMITS = {name: (1, _MANY) for name in ("time_samples", "image_size", "batch_size", "microbatch", "num_itr", "lr_step", "log_every", "val_every", "val_batches",
-                                        "val_nfe", "save_every", "keep", "n_critic", "num_proc_node", "proc_per_node", "records", "samples", "nfe", "misfit_records", "shard_size", "steps")}  # least and largest value
-LIMITS |= {name: (0, _MANY) for name in ("seed", "loader_workers", "max_skipped", "cond_weight", "step_power", "base_noise", "gp_weight", "pixel_weight", "lr", "warmup", "weight_decay", "clip_grad_norm", "gpu", "node_rank", "train", "val", "workers")}
+LIMITS = {name: (1, _MANY) for name in ("time_samples", "image_size", "batch_size", "microbatch", "num_itr", "lr_step",
+                                        "log_every", "val_every", "val_batches",
+                                        # least and largest value
+                                        "val_nfe", "save_every", "keep", "n_critic", "num_proc_node", "proc_per_node",
+                                        "records", "samples", "nfe", "misfit_records", "shard_size", "steps")}
+LIMITS |= {name: (0, _MANY) for name in ("seed", "loader_workers", "max_skipped", "cond_weight", "step_power",
+    "base_noise", "gp_weight", "pixel_weight", "lr", "warmup", "weight_decay", "clip_grad_norm", "gpu", "node_rank",
+    "train", "val", "workers")}
 LIMITS |= {name: (0, 1) for name in ("drop_cond", "lr_gamma", "ema")} | {"master_port": (1, 65535)}
 
 # %% ../../nbs/A0_core/02_commands.ipynb #5462fcb2
@@ -120,4 +128,5 @@ def need(
     option: str,  # what asked for it
 ):
     "Raise `InputError` where a library is missing."
-    if importlib.util.find_spec(library) is None: raise InputError(f"{option} needs the package {library}, which is not installed: pip install {library}")
+    if importlib.util.find_spec(library) is None:
+        raise InputError(f"{option} needs the package {library}, which is not installed: pip install {library}")

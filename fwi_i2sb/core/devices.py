@@ -15,13 +15,15 @@ from .errors import InputError
 # %% ../../nbs/A0_core/04_devices.ipynb #440325db
 def resolve_device(device: str) -> str:
     "`auto` as 'cuda' where there is one, else 'cpu'. Raises `InputError` for a 'cuda' that is not there."
-    if device == "cuda" and not torch.cuda.is_available(): raise InputError("--device cuda: this machine has no CUDA device that torch can use")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: this machine has no CUDA device that torch can use")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"
 
 # %% ../../nbs/A0_core/04_devices.ipynb #94d283bb
 def resolve_precision(precision: str, device: str) -> str:
     "`auto` as 'bf16' or 'fp32': bf16 on GPUs and processors that compute in it (AVX512-BF16, AMX). Raises `InputError` for a GPU without it."
-    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported(): raise InputError("--precision bf16: this GPU does not compute in it")
+    if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
+        raise InputError("--precision bf16: this GPU does not compute in it")
     if precision != "auto": return precision
     if device == "cuda": return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     able = torch.cpu.get_capabilities()
@@ -31,9 +33,11 @@ def resolve_precision(precision: str, device: str) -> str:
 def check_compiler():
     "Raise `InputError` where torch.compile would find no C++ compiler."
     compiler = os.environ.get("CXX", "g++")
-    if not shutil.which(compiler): raise InputError(f"torch.compile needs a C++ compiler, and {compiler} is not on this machine")
+    if not shutil.which(compiler):
+        raise InputError(f"torch.compile needs a C++ compiler, and {compiler} is not on this machine")
 
 # %% ../../nbs/A0_core/04_devices.ipynb #6da306e9
 def device_name(device: torch.device) -> str:
     "The device's own name, for provenance."
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads)"
+    return (torch.cuda.get_device_name(device) if device.type == "cuda"
+        else f"cpu ({torch.cpu.get_capabilities()['cpu_name']}, {torch.get_num_threads()} threads)")

@@ -35,7 +35,8 @@ def open_npy(path:str|Path,        # the file
     except Exception as error: raise InputError(f"{path} {_npy_fault(path, error)}") from None
     if array.dtype.kind not in "fiu": raise InputError(f"{path} holds {array.dtype}, not real numbers")
     if ndim and array.ndim not in np.atleast_1d(ndim):
-        raise InputError(f"{path} has shape {array.shape}: {' or '.join(map(str, np.atleast_1d(ndim)))} axes are expected")
+        raise InputError(
+            f"{path} has shape {array.shape}: {' or '.join(map(str, np.atleast_1d(ndim)))} axes are expected")
     return array
 
 # %% ../../nbs/A0_core/01_files.ipynb #682c17fe
@@ -65,10 +66,15 @@ def check_writable(
 ) -> None:
     "Refuse a folder that cannot be made or written to, or holds a folder where a file is to be, without making anything."
     there = next(path for path in (folder, *folder.parents) if path.exists())
-    if not there.is_dir(): raise InputError(f"results cannot be written to {folder}: {there} is a file; name another folder with --out")
-    if not os.access(there, os.W_OK | os.X_OK): raise InputError(f"results cannot be written to {folder}: {there} may not be written to; name another folder with --out")
+    if not there.is_dir():
+        raise InputError(f"results cannot be written to {folder}: {there} is a file; name another folder with --out")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise InputError(
+            f"results cannot be written to {folder}: {there} may not be written to; name another folder with --out")
     for name in names:
-        if (folder / name).is_dir(): raise InputError(f"results cannot be written to {folder}: {folder / name} is a folder; name another folder with --out")
+        if (folder / name).is_dir():
+            raise InputError(
+                f"results cannot be written to {folder}: {folder / name} is a folder; name another folder with --out")
 
 # %% ../../nbs/A0_core/01_files.ipynb #2b5a7383
 def write_json(path:Path, # the file
@@ -107,7 +113,8 @@ def claim(folder: Path):
     try: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         file.close()
-        raise InputError(f"run {folder} is being trained by another process: wait for it, or take another --name") from None
+        raise InputError(
+            f"run {folder} is being trained by another process: wait for it, or take another --name") from None
     return file
 
 

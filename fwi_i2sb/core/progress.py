@@ -14,7 +14,8 @@ from tqdm.auto import tqdm
 @contextlib.contextmanager
 def progress_bar(name: str, unit: str = "it", every: float = 20.0):
     "A callback `progress(done, total)`: a bar with rate and time left on a terminal, else a line every `every` seconds."
-    bar, began, told = tqdm(desc=name, unit=unit, disable=not sys.stderr.isatty()), time.monotonic(), [time.monotonic(), None]
+    bar, began, told = (tqdm(desc=name, unit=unit, disable=not sys.stderr.isatty()), time.monotonic(),
+        [time.monotonic(), None])
 
     def progress(done: int, total: int):
         first = told[1] = done if told[1] is None else told[1]
@@ -23,6 +24,7 @@ def progress_bar(name: str, unit: str = "it", every: float = 20.0):
         now = time.monotonic()
         if not bar.disable or (now - told[0] < every and done < total) or done == first: return
         rate, told[0] = (done - first) / (now - began), now
-        print(f"{name} {done}/{total} {unit}, {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left", file=sys.stderr, flush=True)
+        print(f"{name} {done}/{total} {unit}, {rate:.1f} {unit}/s, {(total - done) / rate:.0f} s left",
+            file=sys.stderr, flush=True)
 
     with bar: yield progress

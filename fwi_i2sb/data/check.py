@@ -28,7 +28,8 @@ class Report:
 
     def lines(self)->list[str]: # ready to print
         "The report as text."
-        show = lambda v: ", ".join(f"{k} {show(x)}" for k, x in v.items()) if isinstance(v, dict) else f"{v:.6g}" if isinstance(v, float) else str(v)
+        show = (lambda v: ", ".join(f"{k} {show(x)}" for k, x in v.items()) if isinstance(v, dict) else f"{v:.6g}"
+            if isinstance(v, float) else str(v))
         found = [f"problem       {p}" for p in self.problems] or ["problems      none"]
         return [f"{k:13} {show(v)}" for k, v in {"path": self.path, **self.facts}.items()] + found
 
@@ -49,7 +50,9 @@ def verify_store(root:str|Path,  # what `convert` returned
             found = zlib.crc32(store.value(i), found)
             if progress: progress(i + 1, len(store))
         i += 1
-        if found != expected: raise InputError(f"{store.folder}: the records of {source['seismic']} are damaged: remove the store and convert again")
+        if found != expected:
+            raise InputError(
+                f"{store.folder}: the records of {source['seismic']} are damaged: remove the store and convert again")
     return i
 
 # %% ../../nbs/02_data/09_check.ipynb #32a9bf59
@@ -59,7 +62,8 @@ def _check_stores(root, family, progress):
     for folder in (p for p in (root, root / "train", root / "val") if (p / "manifest.json").is_file()):
         try:
             store = StoreDataset(folder.parent, folder.name, family=family); seismic = store.manifest["seismic"]
-            facts[f"store {folder.name}"] = dict(family=store.family.name, records=len(store), shape=str(tuple(seismic["shape"])), dtype=seismic["dtype"])
+            facts[f"store {folder.name}"] = dict(family=store.family.name, records=len(store),
+                shape=str(tuple(seismic["shape"])), dtype=seismic["dtype"])
             verify_store(folder.parent, folder.name, progress=progress)
         except InputError as error: problems.append(str(error))
     return facts, problems
@@ -81,11 +85,15 @@ class _Range:
 def _judge(seismic, velocity, family):
     "Sentences about ranges and shapes that do not fit the family."
     for name, seen in (("seismic", seismic), ("velocity", velocity)):
-        if len(seen.shapes) > 1: yield f"{name} records differ in shape: " + ", ".join(f"{shape} in {path}" for shape, path in seen.shapes.items())
+        if len(seen.shapes) > 1:
+            yield f"{name} records differ in shape: " + ", ".join(f"{shape} in {path}"
+                for shape, path in seen.shapes.items())
     if velocity.low < VELOCITY_MIN or velocity.high > VELOCITY_MAX:
-        yield f"velocity {velocity.low:g} to {velocity.high:g} m/s leaves the network's {VELOCITY_MIN:g} to {VELOCITY_MAX:g} m/s"
+        yield (f"velocity {velocity.low:g} to {velocity.high:g} m/s leaves the network's {VELOCITY_MIN:g} to "
+            f"{VELOCITY_MAX:g} m/s")
     if seismic.low < 2 * family.data_min or seismic.high > 2 * family.data_max:
-        yield f"pressure {seismic.low:g} to {seismic.high:g} is far outside {family.name}'s {family.data_min:g} to {family.data_max:g}: another unit?"
+        yield (f"pressure {seismic.low:g} to {seismic.high:g} is far outside {family.name}'s {family.data_min:g} to "
+            f"{family.data_max:g}: another unit?")
 
 # %% ../../nbs/02_data/09_check.ipynb #9d230c16
 def _pairs_by_split(root, family, val_files, problems):
@@ -111,12 +119,14 @@ def _check_files(root, family, val_files, progress):
         d, v = read_pair(p, i)
         problems += seismic.add(d, p.seismic, i) + velocity.add(v, p.velocity, i)
         if progress: progress(done + 1, len(records))
-    facts = dict(family=family.name, **{s: dict(files=len(p), records=sum(x.count for x in p)) for s, p in splits.items()})
+    facts = dict(family=family.name,
+        **{s: dict(files=len(p), records=sum(x.count for x in p)) for s, p in splits.items()})
     if records:
         problems += _judge(seismic, velocity, family)
         (s, t, r), = list(seismic.shapes)[:1]
         facts |= dict(seismic=seismic.facts(), velocity=velocity.facts(), disk={
-            "store needs GB": store_bytes(len(records), (s, min(t, 250), r), v.shape) / 1e9, "free GB": shutil.disk_usage(root).free / 1e9})
+            "store needs GB": store_bytes(len(records), (s, min(t, 250), r), v.shape) / 1e9,
+            "free GB": shutil.disk_usage(root).free / 1e9})
     return facts, problems
 
 # %% ../../nbs/02_data/09_check.ipynb #b7140417
@@ -156,14 +166,20 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers)
         report.problems.append(f"shape {d.shape} holds no value")
         return report
     bad = np.argwhere(~np.isfinite(d))
-    if len(bad): report.problems.append(f"NaN or infinite values ({len(bad)} of {d.size}), the first at shot, time, receiver {tuple(bad[0].tolist())}")
+    if len(bad):
+        report.problems.append(f"NaN or infinite values ({len(bad)} of {d.size}), the first at shot, time, receiver "
+            f"{tuple(bad[0].tolist())}")
     low, high = float(np.nanmin(d)), float(np.nanmax(d))
     fits = [f.name for f in FAMILIES.values() if f.data_min <= low and high <= f.data_max]
-    report.facts |= dict(min=low, max=high, rms=float(np.sqrt(np.nanmean(d.astype(np.float64)**2))), inside_range_of=", ".join(fits) or "no family")
+    report.facts |= dict(min=low, max=high, rms=float(np.sqrt(np.nanmean(d.astype(np.float64)**2))),
+        inside_range_of=", ".join(fits) or "no family")
     if d.shape != (5, 1000, 70):
-        report.problems.append(f"shape {d.shape} is not OpenFWI's (5, 1000, 70): it needs a network trained on its own geometry")
+        report.problems.append(
+            f"shape {d.shape} is not OpenFWI's (5, 1000, 70): it needs a network trained on its own geometry")
         return report
     v = _source_velocities(d); inside = (v > VELOCITY_MIN - 1) & (v < VELOCITY_MAX + 1)
     report.facts["velocity under the sources (m/s)"] = " ".join(f"{x:.0f}" for x in v)
-    if not inside.all(): report.problems.append("its first samples are not those of OpenFWI's source: other units, time zero or geometry")
+    if not inside.all():
+        report.problems.append(
+            "its first samples are not those of OpenFWI's source: other units, time zero or geometry")
     return report

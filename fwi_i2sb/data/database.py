@@ -54,7 +54,8 @@ def _check(path, count):
     except (OSError, lmdb.Error) as error: raise InputError(f"{path} is damaged ({error}): {again}") from None
     size, least = os.path.getsize(path), (last + 1) * found["psize"]
     if size < least: raise InputError(f"{path} was cut short to {size} of {least} bytes: {again}")
-    if found["entries"] != count: raise InputError(f"{path} holds {found['entries']} records, its manifest says {count}: {again}")
+    if found["entries"] != count:
+        raise InputError(f"{path} holds {found['entries']} records, its manifest says {count}: {again}")
 
 # %% ../../nbs/02_data/04_database.ipynb #8ee3e7a1
 class Values:
@@ -82,7 +83,8 @@ def read(self, i:int, # number of the value
         with _environment(self._path).begin(buffers=True) as txn:
             if (buffer := txn.get(_key(int(i) % len(self)))) is None: raise lmdb.NotFoundError("it is not there")
             return use(buffer)
-    except (OSError, lmdb.Error) as error: raise InputError(f"record {i} of {self._path} cannot be read ({error}): convert again") from None
+    except (OSError, lmdb.Error) as error:
+        raise InputError(f"record {i} of {self._path} cannot be read ({error}): convert again") from None
 
 Values.read = Values.__getitem__ = read
 
@@ -93,7 +95,8 @@ def _read_all(values):
     free = min(psutil.virtual_memory().available, shutil.disk_usage("/dev/shm").free)
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # every process of a node reads its own
     if copies * math.prod(shape) > free:
-        raise InputError(f"{values._path} takes {copies * math.prod(shape) / 1e9:.3g} GB of shared memory, {free / 1e9:.3g} GB are free: leave out --in-memory")
+        raise InputError(f"{values._path} takes {copies * math.prod(shape) / 1e9:.3g} GB of shared memory, "
+            f"{free / 1e9:.3g} GB are free: leave out --in-memory")
     memory = torch.empty(shape, dtype=torch.uint8).share_memory_()
     for i, row in enumerate(memory.numpy()): row[:] = np.frombuffer(values[i], np.uint8)
     return memory

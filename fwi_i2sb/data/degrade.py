@@ -21,13 +21,18 @@ from ..physics.wave import OPENFWI, simulate, Survey
 
 # %% ../../nbs/02_data/08_degrade.ipynb #98312921
 def _check(self):
-    if self.snr is not None and not abs(self.snr) <= 200: raise InputError(f"--snr {self.snr:g} is no signal-to-noise ratio: give dB from -200 to 200, for instance 10")
+    if self.snr is not None and not abs(self.snr) <= 200:
+        raise InputError(f"--snr {self.snr:g} is no signal-to-noise ratio: give dB from -200 to 200, for instance 10")
     if self.missing_shots < 0: raise InputError(f"--missing-shots {self.missing_shots} is no number of shots")
-    if not 0 <= self.missing_traces < 1: raise InputError(f"--missing-traces {self.missing_traces:g} is no share of the traces: give a number from 0 to below 1")
-    if self.freq is not None and not 0 < self.freq < math.inf: raise InputError(f"--freq {self.freq:g} is no frequency: give Hz, for instance 10")
+    if not 0 <= self.missing_traces < 1:
+        raise InputError(
+            f"--missing-traces {self.missing_traces:g} is no share of the traces: give a number from 0 to below 1")
+    if self.freq is not None and not 0 < self.freq < math.inf:
+        raise InputError(f"--freq {self.freq:g} is no frequency: give Hz, for instance 10")
 
 # %% ../../nbs/02_data/08_degrade.ipynb #1fe2a3d1
-_WORDS = dict(freq="peak frequency {:g} Hz".format, snr="noise at {:g} dB".format, missing_shots="{} missing shot(s)".format, missing_traces=lambda share: f"{100 * share:g}% of the traces missing")
+_WORDS = dict(freq="peak frequency {:g} Hz".format, snr="noise at {:g} dB".format,
+    missing_shots="{} missing shot(s)".format, missing_traces=lambda share: f"{100 * share:g}% of the traces missing")
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,9 @@ class Degradation:
     freq: float | None = None  # peak frequency of the wavelet in Hz, if it is not the survey's
     __post_init__ = _check
 
-    def __str__(self): return ", ".join(text(getattr(self, k)) for k, text in _WORDS.items() if getattr(self, k) != getattr(Degradation, k)) or "as stored"
+    def __str__(self):
+        return ", ".join(text(getattr(self, k))
+            for k, text in _WORDS.items() if getattr(self, k) != getattr(Degradation, k)) or "as stored"
 
 # %% ../../nbs/02_data/08_degrade.ipynb #db7cab14
 def _generator(seed, stream):
@@ -48,7 +55,8 @@ def _generator(seed, stream):
 
 
 def _one_key_each(seeds, seismic):
-    if len(seeds) != len(seismic): raise InputError(f"{len(seeds)} keys were given for {len(seismic)} record(s): give one each")
+    if len(seeds) != len(seismic):
+        raise InputError(f"{len(seeds)} keys were given for {len(seismic)} record(s): give one each")
 
 
 def add_noise(
@@ -59,9 +67,12 @@ def add_noise(
     "Add white Gaussian noise. Raises `InputError` for a record of zeros, whose signal-to-noise ratio is undefined."
     _one_key_each(seeds, seismic)
     power = seismic.double().square().flatten(1).mean(1)
-    if not power.all(): raise InputError(f"record {int(power.argmin())} of the batch is all zeros: noise at {snr:g} dB of it is undefined")
+    if not power.all():
+        raise InputError(
+            f"record {int(power.argmin())} of the batch is all zeros: noise at {snr:g} dB of it is undefined")
     noise = np.stack([_generator(seed, 1).standard_normal(seismic.shape[1:], dtype=np.float32) for seed in seeds])
-    return seismic + torch.from_numpy(noise).to(seismic) * (power / 10 ** (snr / 10)).sqrt().to(seismic).reshape(-1, 1, 1, 1)
+    return seismic + torch.from_numpy(noise).to(seismic) * (power / 10 ** (snr / 10)).sqrt().to(seismic).reshape(-1, 1,
+        1, 1)
 
 # %% ../../nbs/02_data/08_degrade.ipynb #7bb0bbaf
 def _first(generator, size, number):
@@ -78,10 +89,14 @@ def live_traces(
 ) -> Tensor:  # (batch, shots, 1, receivers): 1 where a trace was recorded, 0 where not
     "Which traces of every record were recorded. Raises `InputError` where nothing would be left of a record, and for a share too small to lose a trace."
     shots, receivers = shape
-    if what.missing_shots >= shots: raise InputError(f"--missing-shots {what.missing_shots} leaves nothing of a record of {shots} shots")
+    if what.missing_shots >= shots:
+        raise InputError(f"--missing-shots {what.missing_shots} leaves nothing of a record of {shots} shots")
     lost = round(what.missing_traces * shots * receivers)
-    if what.missing_traces and not lost: raise InputError(f"--missing-traces {what.missing_traces:g} loses none of the {shots * receivers} traces of a record: give {1 / (shots * receivers):.2g} or more")
-    live = np.stack([_first(_generator(seed, 2), shots, what.missing_shots)[:, None] * _first(_generator(seed, 3), shots * receivers, lost).reshape(shape) for seed in seeds])
+    if what.missing_traces and not lost:
+        raise InputError(f"--missing-traces {what.missing_traces:g} loses none of the {shots * receivers} traces of a "
+            f"record: give {1 / (shots * receivers):.2g} or more")
+    live = np.stack([_first(_generator(seed, 2), shots, what.missing_shots)[:, None]
+        * _first(_generator(seed, 3), shots * receivers, lost).reshape(shape) for seed in seeds])
     if not live.any((1, 2)).all(): raise InputError(f"{what} leaves nothing of some record: lose fewer traces")
     return torch.from_numpy(live)[:, :, None]
 
@@ -92,7 +107,9 @@ def at_frequency(
 ) -> Survey:
     "The same survey with another wavelet. Raises `InputError` where grid or record cannot hold it."
     low, high = 2.2 / (survey.nt * survey.dt), VELOCITY_MIN / (4 * survey.dx)
-    if not low <= freq <= high: raise InputError(f"--freq {freq:g} is out of range: a record of {survey.nt * survey.dt:g} s on a grid of {survey.dx:g} m holds {low:.2g} to {high:.3g} Hz")
+    if not low <= freq <= high:
+        raise InputError(f"--freq {freq:g} is out of range: a record of {survey.nt * survey.dt:g} s on a grid of "
+            f"{survey.dx:g} m holds {low:.2g} to {high:.3g} Hz")
     return replace(survey, freq=freq)
 
 # %% ../../nbs/02_data/08_degrade.ipynb #4c47cadf

@@ -49,7 +49,8 @@ def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, e
     if n_train + n_val == 0: raise InputError("nothing to generate: n_train and n_val are both 0")
     survey = survey or surface_survey(shape[1])
     sample_velocity(family, 1, shape=shape, seed=seed, layers=layers)
-    simulate(torch.full((1, 1, *shape), VELOCITY_MAX), replace(survey, nt=1), engine=engine)  # the fastest map there can be
+    # the fastest map there can be
+    simulate(torch.full((1, 1, *shape), VELOCITY_MAX), replace(survey, nt=1), engine=engine)
     return dict(family=family, n_train=n_train, n_val=n_val, shard_size=shard_size, seed=seed, engine=engine,
                 layers=layers and list(layers), shape=list(shape), survey=survey.to_dict())
 
@@ -83,7 +84,8 @@ def _assemble(folder, shard):
             for chunk in chunks:
                 with np.load(chunk, allow_pickle=False) as z: part = z[key]
                 if chunk == chunks[0]:
-                    header = dict(shape=(shard.count, *part.shape[1:]), fortran_order=False, descr=np.lib.format.dtype_to_descr(part.dtype))
+                    header = dict(shape=(shard.count, *part.shape[1:]), fortran_order=False,
+                        descr=np.lib.format.dtype_to_descr(part.dtype))
                     np.lib.format.write_array_header_1_0(f, header)
                 f.write(part.data)
             f.flush(); os.fsync(f.fileno())
@@ -97,15 +99,16 @@ def _serve():
     torch.set_num_threads(1)
     for line in sys.stdin:
         try: _make_chunk(**json.loads(line)); reply = None
-        except Exception as error: reply = [error.errno, error.strerror] if getattr(error, "errno", 0) else f"{type(error).__name__}: {error}"
+        except Exception as error:
+            reply = [error.errno, error.strerror] if getattr(error, "errno", 0) else f"{type(error).__name__}: {error}"
         print(json.dumps(reply), flush=True)
 
 # %% ../../nbs/02_data/03_generate.ipynb #81bcf6a7
 def _start_worker():
     env = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE",
                PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    return subprocess.Popen([sys.executable, "-c", "from fwi_i2sb.data.generate import _serve; _serve()"], env=env, text=True,
-                            stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen([sys.executable, "-c", "from fwi_i2sb.data.generate import _serve; _serve()"], env=env,
+                            text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
 # %% ../../nbs/02_data/03_generate.ipynb #5f5d3c2d
 def _send(worker, task):
@@ -119,8 +122,8 @@ def _check_reply(worker, task):
     if line == "null\n": return
     if line.startswith("["): raise OSError(*json.loads(line))
     fault = f"failed: {json.loads(line)}" if line.endswith("\n") else f"died (exit status {worker.wait()})"
-    raise ChildProcessError(f"the worker process for samples {task['first']} to {task['first'] + task['count'] - 1} {fault}; "
-                            "finished samples are kept, repeat the call to continue")
+    raise ChildProcessError(f"the worker process for samples {task['first']} to {task['first'] + task['count'] - 1} "
+                            f"{fault}; finished samples are kept, repeat the call to continue")
 
 # %% ../../nbs/02_data/03_generate.ipynb #78d52915
 def _stop(worker):
@@ -149,7 +152,8 @@ def _run_tasks(tasks, workers):
 def _check_folder(folder, settings):
     try: known = json.loads((folder / "generate.json").read_text())
     except FileNotFoundError:
-        if folder.exists() and (not folder.is_dir() or {f.name for f in folder.iterdir()} - {".lock", "generate.json.tmp"}):
+        if (folder.exists()
+                and (not folder.is_dir() or {f.name for f in folder.iterdir()} - {".lock", "generate.json.tmp"})):
             raise InputError(f"{folder} exists and was not made by generate; choose another folder") from None
         return
     except ValueError: raise InputError(f"{folder / 'generate.json'} is damaged; choose another folder") from None
@@ -163,9 +167,11 @@ def _check_space(folder, settings, samples):
     survey, (depth, width) = settings["survey"], settings["shape"]
     each = 4 * (len(survey["sources"]) * survey["nt"] * len(survey["receivers"]) + depth * width)
     there = sum(f.stat().st_size for f in folder.glob(".parts/*"))  # chunks of an interrupted run
-    need = each * (samples + min(samples, settings["shard_size"])) - there  # a shard lies there twice while it is put together
+    # a shard lies there twice while it is put together
+    need = each * (samples + min(samples, settings["shard_size"])) - there
     if (free := shutil.disk_usage(folder).free) < need:
-        raise InputError(f"{need / 1e9:.1f} GB are needed under {folder} and {free / 1e9:.1f} GB are free: free some, or choose another folder")
+        raise InputError(f"{need / 1e9:.1f} GB are needed under {folder} and {free / 1e9:.1f} GB are free: free some, "
+            f"or choose another folder")
 
 # %% ../../nbs/02_data/03_generate.ipynb #7e27d502
 def _cannot_write(folder, error):
@@ -177,7 +183,8 @@ def _cannot_write(folder, error):
 def _fill(folder, settings, shards, workers, progress, total):
     "Make the missing chunks of `shards` and put each shard together when its last one is there."
     left = {s: {c for c in _chunks(s) if not _chunk_file(folder, c[0]).exists()} for s in shards}
-    tasks = [dict(folder=str(folder.resolve()), settings=settings, first=i, count=n) for s in shards for i, n in sorted(left[s])]
+    tasks = [dict(folder=str(folder.resolve()), settings=settings, first=i, count=n) for s in shards
+        for i, n in sorted(left[s])]
     owner, done = {i: s for s in shards for i, _ in _chunks(s)}, total - sum(task["count"] for task in tasks)
     progress(done, total)
     for shard in shards:
@@ -189,7 +196,8 @@ def _fill(folder, settings, shards, workers, progress, total):
         progress(done, total)
 
 # %% ../../nbs/02_data/03_generate.ipynb #b7bdf4e7
-def _missing(folder, shards): return [s for s in shards if not ((folder / s.seismic).exists() and (folder / s.velocity).exists())]
+def _missing(folder, shards):
+    return [s for s in shards if not ((folder / s.seismic).exists() and (folder / s.velocity).exists())]
 
 def _generate(folder, settings, shards, workers, progress):
     "Make what is missing in the folder, as the only process that does."

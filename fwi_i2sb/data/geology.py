@@ -73,7 +73,8 @@ def _curve(u, sines, width, depth):
     weight, cycles, phase = u[:, 2:].reshape(len(u), 3, sines).transpose(1, 2, 0)[..., None, None]
     weight = (weight + 0.2) * (np.arange(sines)[:, None, None, None] < _whole(u[:, :1, None], 1, sines))
     def wave(x):
-        return sum(a * np.sin(2 * np.pi * (_between(c, 0.6, 2.) * x / width + p)) for a, c, p in zip(weight, cycles, phase))
+        return sum(
+            a * np.sin(2 * np.pi * (_between(c, 0.6, 2.) * x / width + p)) for a, c, p in zip(weight, cycles, phase))
     line = wave(np.arange(width)[None, None])
     height = _between(u[:, 1:2, None], *BEND) * depth / 70 / np.ptp(line, axis=-1, keepdims=True)
     return lambda x: height * (wave(x) - line.mean(-1, keepdims=True))
@@ -136,7 +137,8 @@ def _recipe(name, layers):
         return RECIPES.get(name)
     low, high = layers
     if not 1 <= low <= high <= 70 // THINNEST:
-        raise InputError(f"layers must be two whole numbers with 1 <= fewest <= most <= {70 // THINNEST}, not {low}, {high}")
+        raise InputError(
+            f"layers must be two whole numbers with 1 <= fewest <= most <= {70 // THINNEST}, not {low}, {high}")
     return Recipe((low, high), RECIPES[name].ascending, RECIPES[name].sines, RECIPES[name].faults)
 
 # %% ../../nbs/02_data/02_geology.ipynb #7fb00c56

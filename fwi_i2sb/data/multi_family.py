@@ -21,7 +21,8 @@ def joint_family(families, # one or more `Family`
     "One family as it is; several as one, with their names joined by commas and the least and largest pressure of them all."
     first, *others = families = tuple(families)
     if not others: return first
-    return Family(",".join(f.name for f in families), min(f.data_min for f in families), max(f.data_max for f in families), range(0), range(0))
+    return Family(",".join(f.name for f in families), min(f.data_min for f in families),
+        max(f.data_max for f in families), range(0), range(0))
 
 # %% ../../nbs/02_data/06_multi_family.ipynb #fc71d373
 def _check_fit(stores):
@@ -30,9 +31,12 @@ def _check_fit(stores):
     for store in stores[1:]:
         old, new = first.manifest, store.manifest
         pairs = [(f"survey {k}", old["survey"][k], v) for k, v in new["survey"].items()]
-        pairs += [("time_samples", old["time_samples"], new["time_samples"]), ("maps of shape", old["velocity"]["shape"], new["velocity"]["shape"])]
+        pairs += [("time_samples", old["time_samples"], new["time_samples"]),
+            ("maps of shape", old["velocity"]["shape"], new["velocity"]["shape"])]
         for what, a, b in pairs:
-            if a != b: raise InputError(f"{store.folder} has {what} {b}, but {first.folder} has {a}: only stores of one geometry can be read together")
+            if a != b:
+                raise InputError(f"{store.folder} has {what} {b}, but {first.folder} has {a}: only stores of one "
+                    f"geometry can be read together")
 
 # %% ../../nbs/02_data/06_multi_family.ipynb #b770be57
 class JointStore(torch.utils.data.Dataset):
@@ -47,7 +51,8 @@ class JointStore(torch.utils.data.Dataset):
         self.stores: tuple[StoreDataset, ...] = tuple(stores)
         _check_fit(self.stores)
         self.sizes, self.names = tuple(len(s) for s in self.stores), tuple(s.family.name for s in self.stores)
-        self.family, self.survey, self.factor = joint_family(s.family for s in self.stores), self.stores[0].survey, self.stores[0].factor
+        self.family, self.survey, self.factor = (joint_family(s.family for s in self.stores), self.stores[0].survey,
+            self.stores[0].factor)
         prints = [s.fingerprint for s in self.stores]
         self.fingerprint = prints[0] if len(prints) == 1 else f"{zlib.crc32(' '.join(prints).encode()):08x}"
         self._ends = np.cumsum(self.sizes)
@@ -70,6 +75,7 @@ def physical(self, i:int, # record
 # %% ../../nbs/02_data/06_multi_family.ipynb #f6ea8527
 def __getitem__(self, i):
     velocity, seismic = self.physical(i)
-    return dict(velocity=normalize_velocity(velocity), seismic=normalize_seismic(seismic, self.family), index=int(i) % len(self))
+    return dict(velocity=normalize_velocity(velocity), seismic=normalize_seismic(seismic, self.family),
+        index=int(i) % len(self))
 
 JointStore.store_of, JointStore.physical, JointStore.__getitem__ = which, physical, __getitem__

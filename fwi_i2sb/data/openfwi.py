@@ -53,7 +53,8 @@ FAMILIES = {f.name: f for f in (
     Family("FlatVel_A", -26.95, 52.77, *_VEL), Family("FlatVel_B", -27.17, 56.05, *_VEL),
     Family("CurveVel_A", -27.11, 55.10, *_VEL), Family("CurveVel_B", -29.04, 57.03, *_VEL),
     Family("FlatFault_A", -26.10, 50.86, *_FAULT, (2, 3, 4)), Family("FlatFault_B", -24.86, 50.28, *_FAULT, (6, 7, 8)),
-    Family("CurveFault_A", -26.48, 52.32, *_FAULT, (2, 3, 4)), Family("CurveFault_B", -24.93, 50.98, *_FAULT, (6, 7, 8)),
+    Family("CurveFault_A", -26.48, 52.32, *_FAULT, (2, 3, 4)),
+    Family("CurveFault_B", -24.93, 50.98, *_FAULT, (6, 7, 8)),
     Family("Style_A", -24.96, 48.93, *_STYLE), Family("Style_B", -23.76, 46.01, *_STYLE))}
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #527d19f7
@@ -88,7 +89,8 @@ def load_families(path:str|Path, # JSON such as {"flatvel-a": {"data_min": -26.9
         raise InputError(f"{path} is no JSON table of families with data_min and data_max ({error!r})") from None
     for family, (low, high) in table.items():
         if not low < high: raise InputError(f"{path}: data_min of {family.name} must be below its data_max")
-    return {f.name: replace(f, data_min=table[f][0], data_max=table[f][1]) if f in table else f for f in FAMILIES.values()}
+    return {f.name: replace(f, data_min=table[f][0], data_max=table[f][1]) if f in table else f
+        for f in FAMILIES.values()}
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #11b30bea
 def _log(d): return d.sign() * d.abs().log1p()
@@ -120,7 +122,8 @@ def _partner(seismic):
     return (seismic.parent.with_name("model") if seismic.parent.name == "data" else seismic.parent) / name
 
 def _find(folder, sub, prefixes):
-    found = folder.glob(f"{sub}/*.npy") if (folder / "data").is_dir() else (p for x in prefixes for p in folder.glob(f"{x}*.npy"))
+    found = (folder.glob(f"{sub}/*.npy") if (folder / "data").is_dir()
+        else (p for x in prefixes for p in folder.glob(f"{x}*.npy")))
     return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
 
 def _match(folder):
@@ -186,7 +189,8 @@ class Pair:
 def _pair(seismic, velocity):
     d, v = open_npy(seismic, ndim=(3, 4)), open_npy(velocity, ndim=(2, 3, 4))
     n_d, n_v = (len(a) if a.ndim == 4 else 1 for a in (d, v))
-    if v.ndim > 2 and v.shape[-3] != 1: raise InputError(f"{velocity} has shape {v.shape}: (n, 1, depth, x) is expected")
+    if v.ndim > 2 and v.shape[-3] != 1:
+        raise InputError(f"{velocity} has shape {v.shape}: (n, 1, depth, x) is expected")
     if n_d != n_v: raise InputError(f"{seismic} holds {n_d} records but {velocity} holds {n_v} maps")
     if not n_d: raise InputError(f"{seismic} holds no record")
     return Pair(seismic, velocity, n_d, d.shape[-3:], v.shape[-2:])

@@ -39,7 +39,8 @@ def linear_velocity(
     "A map whose velocity changes linearly from the top row to the bottom row. Raises `InputError` outside 1500 to 4500 m/s."
     for name, v in (("top", top), ("bottom", bottom)):
         if not VELOCITY_MIN <= v <= VELOCITY_MAX:
-            raise InputError(f"the linear start has {v:g} m/s at the {name}, but velocities run from {VELOCITY_MIN:g} to {VELOCITY_MAX:g} m/s")
+            raise InputError(f"the linear start has {v:g} m/s at the {name}, but velocities run from {VELOCITY_MIN:g} "
+                f"to {VELOCITY_MAX:g} m/s")
     return torch.linspace(top, bottom, shape[0])[:, None].expand(tuple(shape)).contiguous()
 
 # %% ../../nbs/02_data/07_starting_models.ipynb #a3aa03e8
@@ -85,14 +86,16 @@ def _arguments(name, words, dx):
         return (":".join(words),)
     counts = {"blur-openfwi_custom": (0, 2), "blur-openfwi_benchmark": (0, 1), "linear": (0, 2)}[name]
     if len(words) not in counts:
-        raise InputError(f"the start {':'.join([name, *words])!r} has {len(words)} number(s) after its name; {name} takes {' or '.join(map(str, counts))}"
-                         " (and a weight, only in a mixture)")
+        raise InputError(f"the start {':'.join([name, *words])!r} has {len(words)} number(s) after its name; {name} "
+                         f"takes {' or '.join(map(str, counts))} (and a weight, only in a mixture)")
     if name == "linear":
         args = tuple(_number(word, "velocity in m/s") for word in words)
         if args: linear_velocity((2, 1), *args)
         return args
     args = tuple(width_in_cells(word, dx) for word in words)
-    if args != tuple(sorted(args)): raise InputError(f"the start {name} has its widths in falling order, {words[0]} to {words[1]}: give the smaller first")
+    if args != tuple(sorted(args)):
+        raise InputError(
+            f"the start {name} has its widths in falling order, {words[0]} to {words[1]}: give the smaller first")
     return args
 
 # %% ../../nbs/02_data/07_starting_models.ipynb #95089e59
@@ -110,7 +113,8 @@ def parse_start(
         if len(entries) > 1:
             if not words: raise InputError(f"{name!r} is part of a mixture and needs a weight, such as {name}:0.5")
             weight = _number(words.pop(), "weight")
-            if not 0 < weight < float("inf"): raise InputError(f"the weight of {name!r} in the mixture is {weight:g}: give a positive number")
+            if not 0 < weight < float("inf"):
+                raise InputError(f"the weight of {name!r} in the mixture is {weight:g}: give a positive number")
         specs.append(StartSpec(name, _arguments(name, words, dx), weight))
     return tuple(specs)
 
@@ -146,13 +150,16 @@ class Start:
 def _check(self, spec):
     "Refuse an entry whose line or map is missing or unusable."
     if spec.name == "linear" and not spec.args and self.linear is None:
-        raise InputError("the start 'linear' without numbers needs a line fitted to a training set: give its ends, as in linear:1500:4000")
+        raise InputError("the start 'linear' without numbers needs a line fitted to a training set: give its ends, as "
+            "in linear:1500:4000")
     if spec.name != "file": return
     if spec.args[0] not in self.maps: raise InputError(f"the map {spec.args[0]} of a 'file' start was not given")
     v = self.maps[spec.args[0]]
-    if v.ndim != 2: raise InputError(f"the starting model {spec.args[0]} has shape {tuple(v.shape)}: give one map (depth, x)")
+    if v.ndim != 2:
+        raise InputError(f"the starting model {spec.args[0]} has shape {tuple(v.shape)}: give one map (depth, x)")
     if not (v.isfinite().all() and v.min() >= VELOCITY_MIN and v.max() <= VELOCITY_MAX):
-        raise InputError(f"the starting model {spec.args[0]} spans {v.min():g} to {v.max():g}: give velocities in m/s from {VELOCITY_MIN:g} to {VELOCITY_MAX:g}")
+        raise InputError(f"the starting model {spec.args[0]} spans {v.min():g} to {v.max():g}: give velocities in m/s "
+            f"from {VELOCITY_MIN:g} to {VELOCITY_MAX:g}")
 
 # %% ../../nbs/02_data/07_starting_models.ipynb #f521d4c3
 def _custom(self, spec, x0, generators):
@@ -169,7 +176,9 @@ def _linear(self, spec, x0, generators):
 
 def _file(self, spec, x0, generators):
     v = self.maps[spec.args[0]]
-    if v.shape != x0.shape[-2:]: raise InputError(f"the starting model {spec.args[0]} has {tuple(v.shape)} cells, the maps have {tuple(x0.shape[-2:])} (depth, x)")
+    if v.shape != x0.shape[-2:]:
+        raise InputError(f"the starting model {spec.args[0]} has {tuple(v.shape)} cells, the maps have "
+            f"{tuple(x0.shape[-2:])} (depth, x)")
     return normalize_velocity(v).to(x0).expand_as(x0)
 
 _MAKERS = dict(zip(STARTS, (_custom, _benchmark, _linear, _file)))
@@ -181,7 +190,8 @@ def _call(
     seeds: Sequence,  # one key (int or tuple of ints) per sample
 ) -> Tensor:  # starting models, shape, dtype and device of x0
     "Make one starting model per map, each from its own key."
-    if len(seeds) != len(x0): raise InputError(f"{len(seeds)} seeds were given for {len(x0)} maps: give one seed per map")
+    if len(seeds) != len(x0):
+        raise InputError(f"{len(seeds)} seeds were given for {len(x0)} maps: give one seed per map")
     generators = [np.random.default_rng(seed) for seed in seeds]
     choice = np.searchsorted(self._edges[:-1], [g.random() for g in generators], side="right")
     x1 = torch.empty_like(x0)

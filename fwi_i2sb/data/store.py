@@ -29,20 +29,23 @@ def _encode(seismic, velocity, factor, dtype, where):
     if not np.isfinite(seismic).all() or not np.isfinite(velocity).all():
         raise InputError(f"{where} holds NaN or infinite values: repair or remove the file")
     kept = decimate(torch.from_numpy(seismic), factor)
-    if dtype == "float16" and kept.abs().max() > torch.finfo(torch.float16).max: raise InputError(f"{where} does not fit float16: use --dtype float32")
+    if dtype == "float16" and kept.abs().max() > torch.finfo(torch.float16).max:
+        raise InputError(f"{where} does not fit float16: use --dtype float32")
     return velocity.tobytes() + kept.to(getattr(torch, dtype)).numpy().tobytes()
 
 warnings.filterwarnings("ignore", "The given buffer is not writable")  # it is only read
 
 def _parts(manifest):
     "Number type, count, place and shape of velocity and seismic in a value."
-    shapes, kinds = zip(*((manifest[k]["shape"], getattr(torch, manifest[k]["dtype"])) for k in ("velocity", "seismic")))
+    shapes, kinds = (zip(*((manifest[k]["shape"], getattr(torch, manifest[k]["dtype"]))
+        for k in ("velocity", "seismic"))))
     counts = [math.prod(shape) for shape in shapes]
     return [*zip(kinds, counts, (0, counts[0] * kinds[0].itemsize), shapes)]
 
 def _decode(buffer, parts):
     "`(velocity, seismic)` of a value as float32 tensors of their own."
-    return tuple([torch.frombuffer(buffer, dtype=kind, count=count, offset=place).to(torch.float32, copy=True).view(shape) for kind, count, place, shape in parts])
+    return tuple([torch.frombuffer(buffer, dtype=kind, count=count, offset=place).to(torch.float32, copy=True)
+            .view(shape) for kind, count, place, shape in parts])
 
 # %% ../../nbs/02_data/05_store.ipynb #3214d0ee
 def _seal(manifest):
@@ -61,13 +64,15 @@ def _load(folder):
     try: manifest = json.loads(path.read_text()); whole = manifest["checksum"] == _seal(manifest)
     except (OSError, ValueError, KeyError, TypeError): whole = False
     if not whole: raise InputError(f"{path} is damaged or was edited: {again}")
-    if manifest["format"] != FORMAT: raise InputError(f"{path} is {manifest['format']!r}, this program reads {FORMAT!r}: {again}")
+    if manifest["format"] != FORMAT:
+        raise InputError(f"{path} is {manifest['format']!r}, this program reads {FORMAT!r}: {again}")
     return manifest
 
 def read_manifest(folder:str|Path, # holds database.lmdb and manifest.json
 )->dict: # family, survey, shapes, source files, checksums
     "The manifest of one split's store. Raises `InputError` unless it is whole, unedited, and that of a finished store."
-    if not (Path(folder) / "manifest.json").is_file(): raise InputError(f"{folder} is not a store (no manifest.json): run fwi-i2sb convert")
+    if not (Path(folder) / "manifest.json").is_file():
+        raise InputError(f"{folder} is not a store (no manifest.json): run fwi-i2sb convert")
     manifest = _load(Path(folder))
     if "unfinished" in manifest: raise InputError(f"{folder} is not a store yet: repeat fwi-i2sb convert to finish it")
     return manifest
@@ -77,11 +82,14 @@ def _check_shapes(pairs, survey):
     "Shape (1, depth, x) of the maps; `InputError` unless every file fits the survey."
     expected, size = (len(survey.sources), survey.nt, len(survey.receivers)), pairs[0].cells
     for p in pairs:
-        if p.shape != expected: raise InputError(f"{p.seismic} has records of shape {p.shape}, but the survey gives {expected} (shots, time, receivers)")
+        if p.shape != expected:
+            raise InputError(
+                f"{p.seismic} has records of shape {p.shape}, but the survey gives {expected} (shots, time, receivers)")
         if p.cells != size: raise InputError(f"{p.velocity} has maps of {p.cells} cells, {pairs[0].velocity} of {size}")
     for what, limit, axis in (("width", size[1], 0), ("depth", size[0], 1)):
         if max(q[axis] for q in (*survey.sources, *survey.receivers)) > (limit - 1) * survey.dx + 1e-6:
-            raise InputError(f"{pairs[0].velocity}: the survey's positions exceed the {what} of {limit} cells of {survey.dx:g} m")
+            raise InputError(
+                f"{pairs[0].velocity}: the survey's positions exceed the {what} of {limit} cells of {survey.dx:g} m")
     return [1, *size]
 
 # %% ../../nbs/02_data/05_store.ipynb #9b5c60cd
@@ -91,18 +99,22 @@ def _settings(family, split, pairs, root, cells, survey, time_samples, dtype):
     "The manifest but for what only the finished database can tell."
     factor = survey.nt // time_samples
     settings = dict(
-        format=FORMAT, split=split, family=_family_entry(family), count=sum(p.count for p in pairs), time_samples=time_samples, factor=factor,
-        dt=survey.dt * factor, filter="none" if factor == 1 else f"zero-phase FIR low-pass, every {factor}th sample kept", survey=survey.to_dict(),
+        format=FORMAT, split=split, family=_family_entry(family), count=sum(p.count for p in pairs),
+        time_samples=time_samples, factor=factor,
+        dt=survey.dt * factor, filter="none" if factor == 1
+            else f"zero-phase FIR low-pass, every {factor}th sample kept", survey=survey.to_dict(),
         velocity=dict(shape=cells, dtype="float32", unit="m/s"),
         seismic=dict(shape=[len(survey.sources), time_samples, len(survey.receivers)], dtype=dtype, unit="pressure"),
-        sources=[dict(seismic=str(p.seismic.relative_to(root)), velocity=str(p.velocity.relative_to(root)), count=p.count,
+        sources=[dict(seismic=str(p.seismic.relative_to(root)),
+                      velocity=str(p.velocity.relative_to(root)), count=p.count,
                       bytes=[p.seismic.stat().st_size, p.velocity.stat().st_size]) for p in pairs])
     return json.loads(json.dumps(settings))
 
 # %% ../../nbs/02_data/05_store.ipynb #51acc555
 def _difference(old, new):
     "A sentence part naming the first setting in which two manifests differ, or None."
-    pairs = [("family", old["family"]["name"], new["family"]["name"]), ("time_samples", old["time_samples"], new["time_samples"]),
+    pairs = [("family", old["family"]["name"], new["family"]["name"]),
+             ("time_samples", old["time_samples"], new["time_samples"]),
              ("dtype", old["seismic"]["dtype"], new["seismic"]["dtype"])]
     pairs += [(f"{part} {k}", old[part][k], v) for part in ("family", "survey") for k, v in new[part].items()]
     files = [sorted(s["seismic"] for s in m["sources"]) for m in (old, new)]
@@ -116,12 +128,15 @@ class _Prepared(Dataset):
     def __init__(self, pairs, factor, dtype):
         self.pairs, self.factor, self.dtype = pairs, factor, dtype
         self.place = [(k, i) for k, p in enumerate(pairs) for i in range(p.count)]  # pair and record in it
-        self.opened = None, None  # a pair's files, opened again every 16 records: a map that is read on and on fills memory
+        # a pair's files, opened again every 16 records: a map that is read on and on fills memory
+        self.opened = None, None
 
     def __getitem__(self, i):
         k, i = self.place[i]; pair = self.pairs[k]
         if self.opened[0] != (k, i // 16): self.opened = (k, i // 16), (open_npy(pair.seismic), open_npy(pair.velocity))
-        try: return _encode(*read_pair(pair, i, self.opened[1]), self.factor, self.dtype, f"{pair.seismic} or {pair.velocity.name}: record {i}")
+        try:
+            return _encode(*read_pair(pair, i, self.opened[1]), self.factor, self.dtype,
+                f"{pair.seismic} or {pair.velocity.name}: record {i}")
         except InputError as error: return error
 
 # %% ../../nbs/02_data/05_store.ipynb #b2044071
@@ -139,7 +154,9 @@ def _batches(records, done, workers):
         yield batch
 
 # %% ../../nbs/02_data/05_store.ipynb #53805159
-def _space(settings): return store_bytes(settings["count"], settings["seismic"]["shape"], settings["velocity"]["shape"], settings["seismic"]["dtype"])
+def _space(settings):
+    return store_bytes(settings["count"], settings["seismic"]["shape"], settings["velocity"]["shape"],
+        settings["seismic"]["dtype"])
 
 def _fill(database, settings, pairs, workers, report):
     "Write every record that is not in the database yet; the checksums per source file."
@@ -151,7 +168,8 @@ def _fill(database, settings, pairs, workers, report):
 # %% ../../nbs/02_data/05_store.ipynb #8d164184
 def _build(folder, settings, pairs, workers, report):
     "Make or continue the store of one split."
-    database, plan = folder / "database.lmdb", dict(settings, unfinished=[[f.stat().st_mtime_ns for f in (p.seismic, p.velocity)] for p in pairs])
+    database, plan = (folder / "database.lmdb",
+        dict(settings, unfinished=[[f.stat().st_mtime_ns for f in (p.seismic, p.velocity)] for p in pairs]))
     if not (folder / "manifest.json").exists() or _load(folder)["checksum"] != _seal(plan):
         database.unlink(missing_ok=True); folder.mkdir(exist_ok=True); _write_manifest(folder, plan)
     _write_manifest(folder, dict(settings, crc32=_fill(database, settings, pairs, workers, report)))
@@ -165,10 +183,12 @@ def _finished(folder, settings):
     "Whether the store is there already. `InputError` if it is another one, or if something else is in its place."
     if not (folder / "manifest.json").exists():
         if (folder / "database.lmdb").exists():
-            raise InputError(f"{folder / 'database.lmdb'} has no manifest, so it is not a store: move it away, or name another folder with --store-dir")
+            raise InputError(f"{folder / 'database.lmdb'} has no manifest, so it is not a store: move it away, or name "
+                f"another folder with --store-dir")
         return False
     if difference := _difference(old := _load(folder), settings):
-        raise InputError(f"the store {folder} has {difference}: name the folder of the data that are meant with --dataset-dir, another one for the store with --store-dir, or remove this one")
+        raise InputError(f"the store {folder} has {difference}: name the folder of the data that are meant with "
+            f"--dataset-dir, another one for the store with --store-dir, or remove this one")
     if "unfinished" in old: return False
     Values(folder / "database.lmdb", old["count"])  # raises an error unless it is whole
     return True
@@ -183,7 +203,9 @@ def _convert(root, wanted, pairs, workers, progress):
         _check_space(root, {split: wanted[split] for split in left})
         before = total - sum(wanted[split]["count"] for split in left)
         for k, split in enumerate(left):
-            try: _build(root / split, wanted[split], pairs[split], workers, lambda n: progress and progress(before + n, total))
+            try:
+                _build(root / split, wanted[split], pairs[split], workers,
+                    lambda n: progress and progress(before + n, total))
             except InputError:
                 for made in left[:k + 1]: _discard(root / made)
                 raise
@@ -191,8 +213,11 @@ def _convert(root, wanted, pairs, workers, progress):
 
 def _check_space(root, wanted):
     files = [root / split / "database.lmdb" for split in wanted]
-    needed, free = sum(map(_space, wanted.values())) - sum(file.stat().st_size for file in files if file.exists()), shutil.disk_usage(root).free
-    if needed > free: raise InputError(f"{root} needs {needed / 1e9:.3g} GB more disk, {free / 1e9:.3g} GB are free: free some and repeat the command, or name another folder with --store-dir")
+    needed, free = (sum(map(_space, wanted.values())) - sum(file.stat().st_size for file in files if file.exists()),
+        shutil.disk_usage(root).free)
+    if needed > free:
+        raise InputError(f"{root} needs {needed / 1e9:.3g} GB more disk, {free / 1e9:.3g} GB are free: free some and "
+            f"repeat the command, or name another folder with --store-dir")
 
 # %% ../../nbs/02_data/05_store.ipynb #f1312e2c
 def _reuse(root, family, time_samples, dtype):
@@ -200,7 +225,8 @@ def _reuse(root, family, time_samples, dtype):
     if not all((root / s / "manifest.json").exists() for s in ("train", "val")): return False
     for split in ("train", "val"):
         old = read_manifest(root / split)
-        _finished(root / split, dict(old, family=_family_entry(family), time_samples=time_samples, seismic=dict(old["seismic"], dtype=dtype)))
+        _finished(root / split, dict(old, family=_family_entry(family), time_samples=time_samples,
+            seismic=dict(old["seismic"], dtype=dtype)))
     return True
 
 # %% ../../nbs/02_data/05_store.ipynb #c7c68c87
@@ -226,15 +252,21 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
         root = Path(store_dir or dataset_dir)
         if Path(dataset_dir).is_dir() and _reuse(root, family, time_samples, dtype): return root
         raise
-    if time_samples < 1 or survey.nt % time_samples: raise InputError(f"--time-samples {time_samples} does not divide the {survey.nt} samples of the records")
-    root, pairs = Path(store_dir or source), {s: discover(source, family, split=s, val_files=val_files) for s in ("val", "train")}
+    if time_samples < 1 or survey.nt % time_samples:
+        raise InputError(f"--time-samples {time_samples} does not divide the {survey.nt} samples of the records")
+    root, pairs = (Path(store_dir or source),
+        {s: discover(source, family, split=s, val_files=val_files) for s in ("val", "train")})
     cells = _check_shapes([*pairs["val"], *pairs["train"]], survey)
     wanted = {s: _settings(family, s, p, source, cells, survey, time_samples, dtype) for s, p in pairs.items()}
     try:
-        if not all([_finished(root / s, w) for s, w in wanted.items()]): _convert(root, wanted, pairs, workers, progress)
-    except RuntimeError as error: raise ChildProcessError(f"a preparing process was lost ({error}): repeat the command to continue, with fewer --workers if memory ran out") from None
+        if not all([_finished(root / s, w) for s, w in wanted.items()]):
+            _convert(root, wanted, pairs, workers, progress)
+    except RuntimeError as error:
+        raise ChildProcessError(f"a preparing process was lost ({error}): repeat the command to continue, with fewer "
+            f"--workers if memory ran out") from None
     except (OSError, lmdb.Error) as error:
-        raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): free disk space and repeat the command, or name a writable folder with --store-dir") from None
+        raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): free disk "
+            f"space and repeat the command, or name a writable folder with --store-dir") from None
     return root
 
 # %% ../../nbs/02_data/05_store.ipynb #1360fd05
@@ -252,7 +284,8 @@ class StoreDataset(Dataset):
         self.folder = Path(root) / split
         self.manifest = read_manifest(self.folder)
         entry, self.fingerprint, self.factor = (self.manifest[k] for k in ("family", "checksum", "factor"))
-        self.family, self.survey = replace(get_family(entry["name"]), **entry), Survey.from_dict(self.manifest["survey"])
+        self.family, self.survey = (replace(get_family(entry["name"]), **entry),
+            Survey.from_dict(self.manifest["survey"]))
         if family is not None and get_family(family).name != entry["name"]:
             raise InputError(f"{self.folder} is a store of {entry['name']}, not of {get_family(family).name}")
         self._parts = _parts(self.manifest)
@@ -273,6 +306,7 @@ def physical(self, i:int, # record
 
 def __getitem__(self, i):
     velocity, seismic = self.physical(i)
-    return dict(velocity=normalize_velocity(velocity), seismic=normalize_seismic(seismic, self.family), index=int(i) % len(self))
+    return dict(velocity=normalize_velocity(velocity), seismic=normalize_seismic(seismic, self.family),
+        index=int(i) % len(self))
 
 StoreDataset.value, StoreDataset.physical, StoreDataset.__getitem__ = value, physical, __getitem__

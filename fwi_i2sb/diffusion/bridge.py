@@ -22,7 +22,8 @@ def symmetric_betas(
     Raises `InputError` for an odd or too small `n_steps` and for a `beta_max` that is not positive.
     """
     if n_steps < 2 or n_steps % 2:
-        raise InputError(f"the bridge has n_steps = {n_steps}, but its schedule is mirrored in the middle: give an even number of at least 2")
+        raise InputError(f"the bridge has n_steps = {n_steps}, but its schedule is mirrored in the middle: give an "
+            f"even number of at least 2")
     if not beta_max > 0: raise InputError(f"beta_max is {beta_max}: the bridge needs a positive noise level")
     rising = torch.linspace(1e-4**0.5, (beta_max / n_steps) ** 0.5, n_steps, dtype=torch.float64).square()
     half = rising[: n_steps // 2]
@@ -53,7 +54,8 @@ class Bridge:
         t_end: float = 1.0,  # network time of the last step, divided by n_steps
         beta_max: float = 0.3,  # noise level: 0.3 gives a standard deviation of 0.188 in the middle
     ):
-        if not 0 <= t0 < t_end: raise InputError(f"the bridge's times run from t0 = {t0} to {t_end}: give 0 <= t0 < t_end")
+        if not 0 <= t0 < t_end:
+            raise InputError(f"the bridge's times run from t0 = {t0} to {t_end}: give 0 <= t0 < t_end")
         self.n_steps, self.t0, self.t_end, self.beta_max = n_steps, t0, t_end, beta_max
         self.betas = symmetric_betas(n_steps, beta_max)
         self.std_fwd = self.betas.cumsum(0).sqrt()
@@ -62,7 +64,8 @@ class Bridge:
         self.std_sb = variance.sqrt()
         self.time = torch.linspace(t0, t_end, n_steps, dtype=torch.float64) * n_steps
 
-    def __repr__(self): return f"Bridge(n_steps={self.n_steps}, t0={self.t0}, t_end={self.t_end}, beta_max={self.beta_max})"
+    def __repr__(self):
+        return f"Bridge(n_steps={self.n_steps}, t0={self.t0}, t_end={self.t_end}, beta_max={self.beta_max})"
 
 # %% ../../nbs/03_diffusion/00_bridge.ipynb #615df24a
 def at_step(
@@ -141,12 +144,14 @@ class Preconditioned(Bridge):
     ):
         super().__init__(*args, **kwargs)
         var0, var1, cov = moments
-        if not (var0 > 0 and var1 >= 0 and cov**2 <= var0 * var1): raise InputError(f"no two maps have variances {var0:g} and {var1:g} and covariance {cov:g}")
+        if not (var0 > 0 and var1 >= 0 and cov**2 <= var0 * var1):
+            raise InputError(f"no two maps have variances {var0:g} and {var1:g} and covariance {cov:g}")
         noise = 0 if ot_ode else self.std_sb**2
         shared = self.mu_x0 * var0 + self.mu_x1 * cov
         total = self.mu_x0**2 * var0 + self.mu_x1**2 * var1 + 2 * self.mu_x0 * self.mu_x1 * cov + noise
         self.c_skip = shared / total
-        self.c_out = (var0 - shared**2 / total).clamp(min=1e-6 * var0).sqrt()  # at the clean end of a noiseless bridge nothing is left over
+        # at the clean end of a noiseless bridge nothing is left over
+        self.c_out = (var0 - shared**2 / total).clamp(min=1e-6 * var0).sqrt()
 
     def target(self, step, x0, xt):
         "What the best linear guess leaves over, at unit size; arguments and shape as `Bridge.target`."
@@ -171,11 +176,13 @@ def posterior(
 
     No noise is added with `ot_ode` or when `step_prev` is 0. Raises `InputError` unless 0 <= step_prev < step < n_steps.
     """
-    if not step_prev < step: raise InputError(f"cannot go back from step {step} to step {step_prev}: the second must be smaller")
+    if not step_prev < step:
+        raise InputError(f"cannot go back from step {step} to step {step_prev}: the second must be smaller")
     here, there = (at_step(self.std_fwd, n, xt) ** 2 for n in (step, step_prev))
     w_x0, w_xt, variance = gaussian_product(there, here - there)
     previous = w_x0 * x0 + w_xt * xt
-    if not ot_ode and step_prev > 0: previous = previous + variance.sqrt() * (torch.randn_like(xt) if noise is None else noise)
+    if not ot_ode and step_prev > 0:
+        previous = previous + variance.sqrt() * (torch.randn_like(xt) if noise is None else noise)
     return previous.to(xt.dtype)
 
 Bridge.posterior = posterior

@@ -96,7 +96,8 @@ def jump(
     noise: Tensor | None = None,  # unit noise of the same shape; drawn from torch's generator if not given
 ) -> Tensor:  # noisy states at step_prev, shape and dtype of xt; x0 where step_prev is 0
     "Go back from a step to an earlier one, given the clean map (arXiv 2010.02502, equations 12 and 16). Raises `InputError` unless 0 <= step_prev < step < n_steps."
-    if not step_prev < step: raise InputError(f"cannot go back from step {step} to step {step_prev}: the second must be smaller")
+    if not step_prev < step:
+        raise InputError(f"cannot go back from step {step} to step {step_prev}: the second must be smaller")
     here, there = (at_step(self.alpha_bar, n, xt) for n in (step, step_prev))
     if step_prev == 0: return x0.to(xt.dtype)
     fresh = eta * ((1 - there) / (1 - here) * (1 - here / there)).sqrt()
@@ -124,7 +125,8 @@ def denoise(
     With `seeds` the result does not depend on how samples are batched. Guesses are used as they come: clip them in `predict_x0`.
     Raises `InputError` for an impossible `nfe` or `eta`, or a wrong number of seeds.
     """
-    if not 0 <= eta <= 1: raise InputError(f"eta is {eta}: the share of fresh noise lies between 0 (ddim) and 1 (ancestral)")
+    if not 0 <= eta <= 1:
+        raise InputError(f"eta is {eta}: the share of fresh noise lies between 0 (ddim) and 1 (ancestral)")
     draw = (lambda: torch.randn_like(like)) if seeds is None else noise_source(seeds, like)
     steps, xt = step_sequence(diffusion.n_steps, nfe), draw()
     for step, step_prev in zip(steps, steps[1:]):

@@ -83,7 +83,8 @@ def exact_answer(problem: GaussianMixtureBridge, **settings) -> Tensor:
 # %% ../../nbs/03_diffusion/03_gaussian_mixture.ipynb #41827985
 def walk_error(problem: GaussianMixtureBridge, nfe: int, exact: Tensor, **settings) -> float:
     "Relative distance of a walk's answer from the exact one."
-    answer = run_sampler(problem.bridge, problem.guesser(settings.get("ot_ode", False)), problem.x1, nfe=nfe, seeds=range(len(problem.x1)), **settings)
+    answer = run_sampler(problem.bridge, problem.guesser(settings.get("ot_ode", False)), problem.x1, nfe=nfe,
+        seeds=range(len(problem.x1)), **settings)
     return ((answer - exact).norm() / exact.norm()).item()
 
 # %% ../../nbs/03_diffusion/03_gaussian_mixture.ipynb #49d038da

@@ -26,13 +26,15 @@ def step_sequence(
     spacing: str = "even",  # even, or log: evenly in the logarithm of the step
 ) -> list[int]:  # nfe + 1 steps, from n_steps - 1 down to 0
     "The steps to visit, rounded half to even. Raises `InputError` for an impossible `nfe` or an unknown spacing."
-    if not 1 <= nfe < n_steps: raise InputError(f"NFE is {nfe}, but a walk over {n_steps} steps takes 1 to {n_steps - 1} network calls")
+    if not 1 <= nfe < n_steps:
+        raise InputError(f"NFE is {nfe}, but a walk over {n_steps} steps takes 1 to {n_steps - 1} network calls")
     if spacing == "even": return [round(Fraction(k * (n_steps - 1), nfe)) for k in range(nfe, -1, -1)]
     if spacing == "log": return [max(round(n_steps ** (k / nfe)) - 1, k) for k in range(nfe, -1, -1)]
     raise unknown("spacing", spacing, ("even", "log"))
 
 # %% ../../nbs/03_diffusion/01_sampling.ipynb #f3344345
-STREAMS = {"order": 1, "draw": 2, "start": 3, "sample": 4, "validation": 5, "base": 6}  # last number of every random key: no two uses share one
+# last number of every random key: no two uses share one
+STREAMS = {"order": 1, "draw": 2, "start": 3, "sample": 4, "validation": 5, "base": 6}
 
 # %% ../../nbs/03_diffusion/01_sampling.ipynb #f740f1b4
 def noise_source(
@@ -40,7 +42,8 @@ def noise_source(
     like: Tensor,  # the batch (batch, ...) whose shape, precision and device are meant
 ) -> Callable[[], Tensor]:  # every call draws the next unit noise, shaped as the batch
     "Unit noise for a batch, each sample from a generator of its own. Raises `InputError` for a wrong number of seeds."
-    if len(seeds) != len(like): raise InputError(f"{len(seeds)} seeds were given for {len(like)} samples: give one seed per sample")
+    if len(seeds) != len(like):
+        raise InputError(f"{len(seeds)} seeds were given for {len(like)} samples: give one seed per sample")
     generators = [np.random.default_rng(seed) for seed in seeds]
 
     def draw():
@@ -88,10 +91,16 @@ def sample(
 # %% ../../nbs/03_diffusion/01_sampling.ipynb #a1966e47
 def _check_walk(ot_ode, eta, order):
     "Refuse walks that do not exist."
-    if not 0 <= eta <= 1: raise InputError(f"eta is {eta}: the share of fresh noise lies between 0 (one draw at the start) and 1 (the posterior)")
-    if ot_ode and eta != 1: raise InputError(f"eta = {eta} weighs the noise of a walk, but the noiseless walk (ot_ode) has none: leave one of them out")
+    if not 0 <= eta <= 1:
+        raise InputError(
+            f"eta is {eta}: the share of fresh noise lies between 0 (one draw at the start) and 1 (the posterior)")
+    if ot_ode and eta != 1:
+        raise InputError(
+            f"eta = {eta} weighs the noise of a walk, but the noiseless walk (ot_ode) has none: leave one of them out")
     if order not in (1, 2): raise InputError(f"order is {order}: a walk uses its last guess (1) or its last two (2)")
-    if order == 2 and not ot_ode and eta: raise InputError(f"order 2 extrapolates along a smooth path, but eta = {eta} adds noise to it: take eta = 0 or ot_ode")
+    if order == 2 and not ot_ode and eta:
+        raise InputError(
+            f"order 2 extrapolates along a smooth path, but eta = {eta} adds noise to it: take eta = 0 or ot_ode")
 
 # %% ../../nbs/03_diffusion/01_sampling.ipynb #bd9defc3
 def run_sampler(
@@ -159,8 +168,10 @@ def sampler_settings(
 ) -> dict:  # ot_ode, eta, order and spacing for `sample`
     "What a sampler's name stands for. Raises `InputError` for an unknown name, or an `eta` that the sampler does not have."
     if name not in SAMPLERS: raise unknown("sampler", name, SAMPLERS)
-    if eta is not None and name != "dbim": raise InputError(f"sampler {name} has no eta to set: leave it out, or take the sampler dbim")
-    settings = dict(ot_ode=False, eta=1.0, order=1, spacing="even") | SAMPLERS[name] | ({} if eta is None else dict(eta=eta))
+    if eta is not None and name != "dbim":
+        raise InputError(f"sampler {name} has no eta to set: leave it out, or take the sampler dbim")
+    settings = dict(ot_ode=False, eta=1.0, order=1, spacing="even") | SAMPLERS[name] | ({} if eta is None
+        else dict(eta=eta))
     _check_walk(settings["ot_ode"], settings["eta"], settings["order"])
     return settings
 
@@ -175,7 +186,9 @@ def predictor(
     clip_denoise: bool = False,  # clip every guess to [-1, 1]
 ) -> Callable[[Tensor, int], Tensor]:  # (xt, step) -> guess of the clean map
     "A network as the guesser that `sample` calls. Raises `InputError` for guidance without a condition."
-    if cond is None and w != 1: raise InputError(f"guidance w = {w} compares answers with and without seismic, but this network takes no seismic: use w = 1")
+    if cond is None and w != 1:
+        raise InputError(
+            f"guidance w = {w} compares answers with and without seismic, but this network takes no seismic: use w = 1")
     conds = _conditions(cond, w)
 
     def predict_x0(xt, step):

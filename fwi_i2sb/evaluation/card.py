@@ -9,7 +9,8 @@ __all__ = ['FORMAT', 'Tally', 'add', 'row', 'rows', 'assemble', 'notes', 'title'
 import numpy as np
 from torch import Tensor
 
-from ..metrics.calibration import bootstrap, coverage, crps, expected_coverage, LEVELS, spread_correlation, spread_skill, variance
+from fwi_i2sb.metrics.calibration import (bootstrap, coverage, crps, expected_coverage, LEVELS, spread_correlation,
+    spread_skill, variance)
 from ..metrics.accuracy import mae, NORMALIZED, rmse, ssim
 from ..metrics.published import LABEL
 from ..data.starting_models import sees_truth
@@ -42,12 +43,17 @@ def add(
     new = dict(mae=mae(maps, truth), rmse=rmse(maps, truth), ssim=ssim(maps, truth))
     new["crps"] = new["mae"] if ensemble is None else crps(ensemble, truth)
     if ensemble is not None and ensemble.shape[1] > 1:
-        new |= dict(variance=variance(ensemble), correlation=spread_correlation(ensemble, truth), coverage=coverage(ensemble, truth))
+        new |= dict(variance=variance(ensemble), correlation=spread_correlation(ensemble, truth),
+            coverage=coverage(ensemble, truth))
         new["coverage"][~new["mae"].isfinite()] = np.nan
-    for name, values in (misfits or {}).items(): new[name] = np.pad(values, (0, len(maps) - len(values)), constant_values=np.nan)
+    for name, values in (misfits or {}).items():
+        new[name] = np.pad(values, (0, len(maps) - len(values)), constant_values=np.nan)
     before, n = len(self), len(maps)
-    if "seconds_per_record" in cost: cost["seconds_per_record"] = (before * self.cost.get("seconds_per_record", 0) + n * cost["seconds_per_record"]) / (before + n)
-    self.values = {name: np.concatenate([self.values.get(name, np.empty((0, *np.shape(values)[1:]))), values]) for name, values in new.items()}
+    if "seconds_per_record" in cost:
+        cost["seconds_per_record"] = (
+            (before * self.cost.get("seconds_per_record", 0) + n * cost["seconds_per_record"]) / (before + n))
+    self.values = {name: np.concatenate([self.values.get(name, np.empty((0, *np.shape(values)[1:]))), values])
+        for name, values in new.items()}
     self.cost = cost
 
 
@@ -57,11 +63,13 @@ Tally.add = add
 def _columns(values, k):
     "For every score of a row: columns with a line per record, and the function of their means that it is."
     same = lambda mean: mean
-    columns = {name: (values[name], same) for name in ("mae", "ssim", "misfit", "misfit_low", "crps", "correlation") if name in values}
+    columns = {name: (values[name], same)
+        for name in ("mae", "ssim", "misfit", "misfit_low", "crps", "correlation") if name in values}
     columns["rmse"] = values["rmse"] ** 2, np.sqrt
     if "variance" in values:
         columns["spread"] = values["variance"], np.sqrt
-        columns["spread_skill"] = np.stack([values["variance"], values["rmse"] ** 2], 1), lambda mean: spread_skill(mean[..., 0], mean[..., 1], k)
+        columns["spread_skill"] = (np.stack([values["variance"], values["rmse"] ** 2], 1),
+            lambda mean: spread_skill(mean[..., 0], mean[..., 1], k))
         for level in (50, 90): columns[f"coverage_{level}"] = values["coverage"][:, LEVELS.index(level / 100)], same
     return columns
 
@@ -86,11 +94,14 @@ def row(
             found[name] = _number(statistic(column.mean(0))) if len(column) else None
             ends = bootstrap(column, statistic=statistic, seed=seed)
             interval[name] = list(ends) if ends and np.isfinite(ends).all() else None
-    for name in ("mae", "rmse"): found[f"{name}_norm"], interval[f"{name}_norm"] = found[name] and found[name] / NORMALIZED, interval[name] and [end / NORMALIZED for end in interval[name]]
+    for name in ("mae", "rmse"):
+        found[f"{name}_norm"], interval[f"{name}_norm"] = (found[name] and found[name] / NORMALIZED,
+            interval[name] and [end / NORMALIZED for end in interval[name]])
     if "coverage" in values: found["reliability"] = [_number(share) for share in values["coverage"].mean(0)]
     count = lambda name: int(np.isfinite(values.get(name, ())).sum())
     records = len(values["mae"])
-    return dict(tally.about, family=family, records=records, misfit_records=count("misfit"), not_finite=records - count("mae"), **found, interval=interval, **tally.cost)
+    return dict(tally.about, family=family, records=records, misfit_records=count("misfit"),
+        not_finite=records - count("mae"), **found, interval=interval, **tally.cost)
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #4c26740e
 def _beside_classical(tallies):
@@ -98,7 +109,8 @@ def _beside_classical(tallies):
     for tally in tallies:
         yield tally
         others = tallies if tally.about["kind"] == "classical" else []
-        for other in (t for t in others if t.about["start"] == tally.about["start"] and t.about["kind"] in ("start", "method")):
+        for other in ((t for t in others
+                if t.about["start"] == tally.about["start"] and t.about["kind"] in ("start", "method"))):
             few = Tally(tally.about["start"], f"{other.about['method']}, first {len(tally)}", "subset")
             few.values, few.cost = {name: v[:len(tally)] for name, v in other.values.items()}, other.cost
             yield few
@@ -115,7 +127,8 @@ def rows(
     groups |= {name: np.array(families) == name for name in names}
     starts = list(dict.fromkeys(tally.about["start"] for tally in tallies))
     ordered = sorted(_beside_classical(tallies), key=lambda tally: starts.index(tally.about["start"]))
-    return [row(tally, keep[:len(tally)], family, seed) for family, keep in groups.items() for tally in ordered if keep[:len(tally)].any()]
+    return [row(tally, keep[:len(tally)], family, seed) for family, keep in groups.items()
+        for tally in ordered if keep[:len(tally)].any()]
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #897b7943
 FORMAT = "fwi_i2sb card 1"
@@ -132,17 +145,24 @@ def assemble(
     level = lambda value: expected_coverage(value, settings["samples"])
     digits = lambda v: [digits(x) for x in v] if np.ndim(v) else None if _number(v) is None else float(f"{v:.6g}")
     return dict(
-        format=FORMAT, **about, settings=settings, units=dict(mae="m/s", rmse="m/s", crps="m/s", spread="m/s", mae_norm=f"{NORMALIZED:g} m/s", rmse_norm=f"{NORMALIZED:g} m/s"),
-        interval="95 % percentile bootstrap over records", expected=dict(levels=list(LEVELS), coverage=[level(value) for value in LEVELS]),
+        format=FORMAT, **about, settings=settings, units=dict(mae="m/s", rmse="m/s", crps="m/s", spread="m/s",
+            mae_norm=f"{NORMALIZED:g} m/s", rmse_norm=f"{NORMALIZED:g} m/s"),
+        interval="95 % percentile bootstrap over records",
+        expected=dict(levels=list(LEVELS), coverage=[level(value) for value in LEVELS]),
         rows=rows(tallies, families, settings["seed"]), records=dict(number=list(numbers), family=list(families)),
         values=[tally.about | {name: digits(v) for name, v in tally.values.items()} for tally in tallies])
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #712a6a0f
-_SCREEN = {"MAE m/s": ("mae", ".1f"), "RMSE": ("rmse", ".1f"), "SSIM": ("ssim", ".3f"), "misfit": ("misfit", ".3f"), "< 5 Hz": ("misfit_low", ".3f"), "CRPS": ("crps", ".1f"),
-           "spr/sk": ("spread_skill", ".2f"), "50 %": ("coverage_50", ".2f"), "90 %": ("coverage_90", ".2f"), "calls": ("network_calls", "g"), "s/rec": ("seconds_per_record", ".2f")}
-_PAPER = {"MAE m/s": ("mae", ".1f"), "RMSE m/s": ("rmse", ".1f"), "MAE [-1,1]": ("mae_norm", ".4f"), "RMSE [-1,1]": ("rmse_norm", ".4f"), "SSIM": ("ssim", ".3f"), "misfit": ("misfit", ".3f"),
-          "misfit < 5 Hz": ("misfit_low", ".3f"), "CRPS m/s": ("crps", ".1f"), "spread/skill": ("spread_skill", ".2f"), "covered 50 %": ("coverage_50", ".2f"), "covered 90 %": ("coverage_90", ".2f"),
-          "correlation": ("correlation", ".2f"), "NFE": ("nfe", "g"), "network calls": ("network_calls", "g"), "wave solves": ("wave_solves", "g"), "s/record": ("seconds_per_record", ".2f")}
+_SCREEN = {"MAE m/s": ("mae", ".1f"), "RMSE": ("rmse", ".1f"), "SSIM": ("ssim", ".3f"), "misfit": ("misfit", ".3f"),
+           "< 5 Hz": ("misfit_low", ".3f"), "CRPS": ("crps", ".1f"),
+           "spr/sk": ("spread_skill", ".2f"), "50 %": ("coverage_50", ".2f"), "90 %": ("coverage_90", ".2f"),
+           "calls": ("network_calls", "g"), "s/rec": ("seconds_per_record", ".2f")}
+_PAPER = {"MAE m/s": ("mae", ".1f"), "RMSE m/s": ("rmse", ".1f"), "MAE [-1,1]": ("mae_norm", ".4f"),
+          "RMSE [-1,1]": ("rmse_norm", ".4f"), "SSIM": ("ssim", ".3f"), "misfit": ("misfit", ".3f"),
+          "misfit < 5 Hz": ("misfit_low", ".3f"), "CRPS m/s": ("crps", ".1f"), "spread/skill": ("spread_skill", ".2f"),
+          "covered 50 %": ("coverage_50", ".2f"), "covered 90 %": ("coverage_90", ".2f"),
+          "correlation": ("correlation", ".2f"), "NFE": ("nfe", "g"), "network calls": ("network_calls", "g"),
+          "wave solves": ("wave_solves", "g"), "s/record": ("seconds_per_record", ".2f")}
 
 
 def _star(row): return row["start"] + ("*" if row["sees_truth"] else "")
@@ -158,16 +178,25 @@ def _cell(row, key, form, interval):
 def notes(card: dict) -> list[str]:
     "The sentences that belong under a card's table."
     rows, data, said = card["rows"], card["data"], []
-    if any(row["sees_truth"] for row in rows): said.append("* the start is the true map, blurred: it has seen the answer, so read its rows against their controls")
-    if not card["reads_start"]: said.append(f"{card['model']} reads the seismic alone: its rows are the same from every starting model")
-    broken = [f"{row['method']} from {row['start']}, {row['not_finite']} of {row['records']}" for row in rows if row["not_finite"] and row["family"] == rows[0]["family"]]
+    if any(row["sees_truth"] for row in rows):
+        said.append(
+            "* the start is the true map, blurred: it has seen the answer, so read its rows against their controls")
+    if not card["reads_start"]:
+        said.append(f"{card['model']} reads the seismic alone: its rows are the same from every starting model")
+    broken = [f"{row['method']} from {row['start']}, {row['not_finite']} of {row['records']}"
+        for row in rows if row["not_finite"] and row["family"] == rows[0]["family"]]
     if broken: said.append(f"some answers are not finite, so their rows have no means: {'; '.join(broken)}")
-    if any(row["kind"] == "oracle" for row in rows): said.append("oracle: the best of the samples of every record, chosen with the truth in hand; nobody can have it")
+    if any(row["kind"] == "oracle" for row in rows):
+        said.append(
+            "oracle: the best of the samples of every record, chosen with the truth in hand; nobody can have it")
     if any("spread_skill" in row for row in rows):
         expected = dict(zip(card["expected"]["levels"], card["expected"]["coverage"]))
-        said.append(f"50 %, 90 %: share of cells inside that central interval of the samples; {card['settings']['samples']} calibrated samples would have {expected[0.5]:.2f} and {expected[0.9]:.2f}, and spread/skill 1")
+        said.append(
+            f"50 %, 90 %: share of cells inside that central interval of the samples; {card['settings']['samples']} "
+            f"calibrated samples would have {expected[0.5]:.2f} and {expected[0.9]:.2f}, and spread/skill 1")
     said.append("CRPS of a single map is its MAE; (a-b) is a 95 % bootstrap interval over records")
-    if data["misfit_records"] < data["records"]: said.append(f"data misfits are means over the first {data['misfit_records']} record(s)")
+    if data["misfit_records"] < data["records"]:
+        said.append(f"data misfits are means over the first {data['misfit_records']} record(s)")
     return said
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #83591515
@@ -176,7 +205,8 @@ def title(card: dict) -> list[str]:
     how, families = card["settings"], ",".join(card["data"]["families"])
     walk = ", ".join([how["sampler"], *(f"{name} = {how[name]:g}" for name in ("eta", "w") if how[name] is not None)])
     trained = f" (trained on {card['trained_on']})" if families != card["trained_on"] else ""
-    return [f"{card['name']}, step {card['step']}: {card['method']} ({card['model']}), {how['samples']} sample(s) at NFE {how['nfe']} ({walk}), seed {how['seed']}, {card['device']}",
+    return [f"{card['name']}, step {card['step']}: {card['method']} ({card['model']}), {how['samples']} sample(s) at "
+            f"NFE {how['nfe']} ({walk}), seed {how['seed']}, {card['device']}",
             f"{card['data']['records']} validation records of {families}{trained}, {card['degradation']['text']}"]
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #91f4fc04
@@ -214,7 +244,8 @@ _COMPARED = ("mae_norm", "rmse_norm", "ssim")
 def _beside(card):
     "Lines with the card's rows and the published ones, errors on [-1, 1]."
     lines = [f"{'errors on [-1, 1]':<56}{'MAE':>8}{'RMSE':>8}{'SSIM':>8}"]
-    line = lambda name, row: lines.append(f"  {name:<54}" + "".join(f"{_cell(row, key, '.4f', False):>8}" for key in _COMPARED))
+    line = lambda name, row: lines.append(
+        f"  {name:<54}" + "".join(f"{_cell(row, key, '.4f', False):>8}" for key in _COMPARED))
     for row in _ours(card): line(f"{row['family']}: {row['method']}, {_star(row)}", row)
     lines.append(LABEL)
     for row in card["published"]: line(f"{row['family']}: {_paper(row)}", row)
@@ -229,13 +260,16 @@ def _grid(head, lines):
 def markdown(card: dict) -> str:
     "A card as a Markdown page: what was judged, the table with all intervals, the notes."
     head = ["family", "start", "method", "records", *_PAPER]
-    lines = [[row["family"], _star(row), row["method"], str(row["records"]), *(_cell(row, key, form, True) for key, form in _PAPER.values())] for row in card["rows"]]
-    page = ["# Evaluation card", *title(card), _grid(head, lines), "\n".join(f"- {note}" for note in notes(card)).replace("- *", "- \\*")]
+    lines = [[row["family"], _star(row), row["method"], str(row["records"]),
+        *(_cell(row, key, form, True) for key, form in _PAPER.values())] for row in card["rows"]]
+    page = ["# Evaluation card", *title(card), _grid(head, lines),
+        "\n".join(f"- {note}" for note in notes(card)).replace("- *", "- \\*")]
     if "published" in card:
         line = lambda name, row: [row["family"], name, *(_cell(row, key, ".4f", False) for key in _COMPARED)]
         head = ["family", "method", "MAE [-1,1]", "RMSE [-1,1]", "SSIM"]
         page += ["## This run", _grid(head, [line(f"{row['method']}, {_star(row)}", row) for row in _ours(card)]),
-                 f"## {LABEL[0].upper()}{LABEL[1:]}", _grid(head, [line(_paper(row), row) for row in card["published"]])]
+                 f"## {LABEL[0].upper()}{LABEL[1:]}",
+                 _grid(head, [line(_paper(row), row) for row in card["published"]])]
     return "\n\n".join(page) + "\n"
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #144897ad
@@ -252,7 +286,10 @@ def compare(
             if row["kind"] not in kinds or known or row["family"] != card["rows"][0]["family"]: continue
             if row["kind"] == "start": starts.add(which)
             name = "-" if row["kind"] == "start" else card["name"]
-            lines.append([name, row["method"], _star(row), f"{row['family']}, {card['degradation']['text']}", str(row["records"]), *(_cell(row, key, form, key == "mae") for key, form in _PAPER.values())])
+            lines.append([name, row["method"], _star(row), f"{row['family']}, {card['degradation']['text']}",
+                str(row["records"]), *(_cell(row, key, form, key == "mae") for key, form in _PAPER.values())])
     same = len({(card["data"]["fingerprint"], str(card["records"]["number"])) for card in cards}) == 1
-    star = ["\\* the start is the true map, blurred: it has seen the answer"] if any(row["sees_truth"] for card in cards for row in card["rows"]) else []
-    return "\n\n".join([_grid(head, lines), *star, *([] if same else ["These cards were made from different records: their rows are not comparable."])])
+    star = (["\\* the start is the true map, blurred: it has seen the answer"]
+        if any(row["sees_truth"] for card in cards for row in card["rows"]) else [])
+    return "\n\n".join([_grid(head, lines), *star,
+        *([] if same else ["These cards were made from different records: their rows are not comparable."])])

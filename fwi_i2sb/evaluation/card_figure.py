@@ -23,8 +23,10 @@ def _draw_errors(ax, rows):
     for place, row in enumerate(rows):
         colour, mae = f"C{starts.index(row['start'])}", np.array(row["mae"], dtype=float)  # NaN where it is None
         ax.plot(row["interval"]["mae"] or [mae] * 2, [place] * 2, color=colour, linewidth=1)
-        ax.plot(mae, place, _MARKS[row["kind"]], color=colour, markersize=5, markerfacecolor=colour if row["kind"] == "method" else "white")
-    ax.set(xlabel="MAE (m/s), 95 % interval over records", yticks=range(len(rows)), yticklabels=[row["method"] for row in rows], xlim=(0, None))
+        ax.plot(mae, place, _MARKS[row["kind"]], color=colour, markersize=5,
+            markerfacecolor=colour if row["kind"] == "method" else "white")
+    ax.set(xlabel="MAE (m/s), 95 % interval over records", yticks=range(len(rows)),
+        yticklabels=[row["method"] for row in rows], xlim=(0, None))
     ax.tick_params(axis="y", labelsize="small")
     ax.invert_yaxis()
     for start in starts: ax.plot([], [], color=f"C{starts.index(start)}", label=start + "*" * (start in seen))
@@ -35,14 +37,16 @@ def _draw_reliability(ax, answers, expected):
     "Covered against nominal share of the central intervals, one line per starting model."
     ax.plot((0, 1), (0, 1), color="0.85")
     ax.plot(expected["levels"], expected["coverage"], "k--", linewidth=1, label="calibrated")
-    for i, row in enumerate(answers): ax.plot(expected["levels"], np.array(row["reliability"], dtype=float), "o-", color=f"C{i}", markersize=3)
+    for i, row in enumerate(answers):
+        ax.plot(expected["levels"], np.array(row["reliability"], dtype=float), "o-", color=f"C{i}", markersize=3)
     ax.set(xlabel="interval of the samples", ylabel="cells inside", xlim=(0, 1), ylim=(0, 1))
     ax.legend(fontsize="x-small")
 
 # %% ../../nbs/09_evaluation/01_card_figure.ipynb #d56dce6a
 def _draw_spread(ax, values, k):
     "Error against spread, a dot per record."
-    points = [(np.sqrt(np.array(entry["variance"], dtype=float)), np.array(entry["rmse"], dtype=float)) for entry in values]
+    points = [(np.sqrt(np.array(entry["variance"], dtype=float)), np.array(entry["rmse"], dtype=float))
+        for entry in values]
     for i, (spread, error) in enumerate(points): ax.plot(spread, error, ".", color=f"C{i}", markersize=4)
     top = 1.05 * max((v for v in np.ravel(points) if np.isfinite(v)), default=1.0)
     ax.plot((0, top), (0, top * np.sqrt((k + 1) / k)), "k--", linewidth=1)
@@ -62,7 +66,9 @@ def card_figure(
     _draw_errors(axes[0], rows)
     if answers:
         _draw_reliability(axes[1], answers, card["expected"])
-        _draw_spread(axes[2], [entry for entry in card["values"] if entry["kind"] == "method"], card["settings"]["samples"])
-    _draw_models(lower, *(np.array(card["example"][name], dtype=float) for name in ("truth", "start", "mean", "std")), survey, "batlow")
+        _draw_spread(axes[2], [entry for entry in card["values"] if entry["kind"] == "method"],
+            card["settings"]["samples"])
+    _draw_models(lower, *(np.array(card["example"][name], dtype=float) for name in ("truth", "start", "mean", "std")),
+        survey, "batlow")
     figure.suptitle(f"{card['name']} ({card['method']}), records {card['degradation']['text']}", fontsize="medium")
     return figure

@@ -55,7 +55,8 @@ class _Job:
     def swaps(self) -> bool: return self.controls and self.run.net.conditional  # whether a wrong record is asked
 
     def read(self, first: int, size: int) -> Batch:
-        return read_batch(self.run, self.data, self.numbers, first, size, degradation=self.degradation, seed=self.how["seed"], engine=self.engine, others=self.swaps)
+        return read_batch(self.run, self.data, self.numbers, first, size, degradation=self.degradation,
+            seed=self.how["seed"], engine=self.engine, others=self.swaps)
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #e0b59965
 _COST = ("samples", "nfe", "sampler", "eta", "network_calls", "wave_solves", "seconds_per_record")
@@ -73,26 +74,31 @@ def _answers(job: _Job, batch: Batch, start: str):
     yield "starting model", "start", result.start, None, {}
     yield name, "method", result.mean, result.samples, cost
     if (k := cost["samples"]) > 1:
-        share = {name: (cost[name] - result.provenance[start]) / k + result.provenance[start] for name, start in (("network_calls", "start_calls"), ("seconds_per_record", "start_seconds"))}
+        share = {name: (cost[name] - result.provenance[start]) / k + result.provenance[start]
+            for name, start in (("network_calls", "start_calls"), ("seconds_per_record", "start_seconds"))}
         yield f"{name}, single sample", "sample", result.samples[:, 0], None, cost | dict(samples=1) | share
         errors = torch.stack([mae(sample, batch.truth) for sample in result.samples.unbind(1)], 1)
-        yield f"{name}, best of {k} (oracle)", "oracle", result.samples[range(len(errors)), errors.nan_to_num(torch.inf).argmin(1)], None, cost
+        yield (f"{name}, best of {k} (oracle)", "oracle",
+            result.samples[range(len(errors)), errors.nan_to_num(torch.inf).argmin(1)], None, cost)
     if job.controls: yield from _controls(job, batch, result)
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #b8a92de9
 def _controls(job: _Job, batch: Batch, answer):
-    given, before = {}, dict(network_calls=answer.provenance["start_calls"], seconds_per_record=answer.provenance["start_seconds"])
+    given, before = ({},
+        dict(network_calls=answer.provenance["start_calls"], seconds_per_record=answer.provenance["start_seconds"]))
     if job.run.method.guidable: given["seismic switched off"] = batch.seismic, dict(w=0.0)
     if job.swaps: given["wrong record"] = batch.other, {}
     for name, (seismic, other) in given.items():
         result, cost = _invert(job, batch, answer.start, seismic, **other)
-        yield name, "control", result.mean, result.samples, cost | {key: cost[key] + of_start for key, of_start in before.items()}
+        yield (name, "control", result.mean, result.samples,
+            cost | {key: cost[key] + of_start for key, of_start in before.items()})
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #0fdacaf4
 def _classical(job: _Job, batch: Batch, start: str):
     "The row of classical inversion from the same starting model."
     result = job.shot.classical(batch.seismic, start, truth=batch.truth, records=batch.numbers, seed=job.how["seed"])
-    yield f"classical FWI, first {job.classical}", "classical", result.mean, None, {k: result.provenance[k] for k in _COST}
+    yield (f"classical FWI, first {job.classical}", "classical", result.mean, None,
+        {k: result.provenance[k] for k in _COST})
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #4c50f3b8
 def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
@@ -112,14 +118,21 @@ STARTS = ("blur-openfwi_custom", "linear")  # a start that has seen the truth, a
 def _check(job: _Job, starts: tuple[str, ...]):
     "Refuse an evaluation that cannot be, before it starts."
     records, what = len(job.numbers), job.degradation
-    if records < 2 and job.swaps: raise InputError("an evaluation needs at least two records: the wrong record's gather is one of its controls")
+    if records < 2 and job.swaps:
+        raise InputError("an evaluation needs at least two records: the wrong record's gather is one of its controls")
     if job.misfit_records < 1: raise InputError("--misfit-records must be at least 1")
-    if not 0 <= job.classical <= records: raise InputError(f"--classical {job.classical} is out of range: {records} records are evaluated")
-    if job.classical and (what.missing_shots or what.missing_traces): raise InputError("classical inversion would fit lost traces as silence: leave --classical out, or lose none")
-    if what != Degradation() and not job.run.net.conditional: raise InputError(f"{what}: this run does not read the seismic, so nothing would change")
+    if not 0 <= job.classical <= records:
+        raise InputError(f"--classical {job.classical} is out of range: {records} records are evaluated")
+    if job.classical and (what.missing_shots or what.missing_traces):
+        raise InputError("classical inversion would fit lost traces as silence: leave --classical out, or lose none")
+    if what != Degradation() and not job.run.net.conditional:
+        raise InputError(f"{what}: this run does not read the seismic, so nothing would change")
     for start in starts:
-        if starts.count(start) > 1: raise InputError(f"the start {start} is named twice in --starts: name each start once")
-        if is_map_file(start) and (shape := open_npy(start).shape)[:-2] not in ((), (1,), (1, 1)): raise InputError(f"{start} holds maps of shape {shape}: an evaluation takes one map (depth, x) for all its records")
+        if starts.count(start) > 1:
+            raise InputError(f"the start {start} is named twice in --starts: name each start once")
+        if is_map_file(start) and (shape := open_npy(start).shape)[:-2] not in ((), (1,), (1, 1)):
+            raise InputError(
+                f"{start} holds maps of shape {shape}: an evaluation takes one map (depth, x) for all its records")
     batch = replace(job, controls=False).read(0, 1)
     for start in starts: starting_models(job.run, start, batch.seismic, batch.numbers, batch.truth, job.how["seed"])
 
@@ -153,9 +166,13 @@ def _about(job: _Job) -> dict:
     "What the card says of run, records and machine."
     run, data = job.run, job.data
     return dict(
-        run=str(run.path), name=run.path.resolve().name, step=run.step, method=run.method.name, model=run.options.model.model, reads_start=run.method.model.reads_map, trained_on=run.family.name, device=device_name(run.device),
-        data=dict(families=list(data.names), records=len(job.numbers), misfit_records=min(job.misfit_records, len(job.numbers)), engine=job.engine, fingerprint=data.fingerprint),
-        degradation=asdict(job.degradation) | dict(text=str(job.degradation)), version=fwi_i2sb.__version__, torch=torch.__version__)
+        run=str(run.path), name=run.path.resolve().name, step=run.step, method=run.method.name,
+        model=run.options.model.model, reads_start=run.method.model.reads_map, trained_on=run.family.name,
+        device=device_name(run.device),
+        data=dict(families=list(data.names), records=len(job.numbers),
+            misfit_records=min(job.misfit_records, len(job.numbers)), engine=job.engine, fingerprint=data.fingerprint),
+        degradation=asdict(job.degradation) | dict(text=str(job.degradation)), version=fwi_i2sb.__version__,
+        torch=torch.__version__)
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #7488e2ec
 def evaluate(
@@ -178,20 +195,29 @@ def evaluate(
     progress=None,  # called with (done, total) records
 ) -> dict:  # see `09_evaluation/00_card`
     "The evaluation card of a run. Raises `InputError` for a single record where a wrong one is asked, and for what run, record or method do not allow."
-    if batch_size < 1 or seed < 0: raise InputError(f"the batch size is {batch_size} and the seed {seed}: give 1 or more, and 0 or more")
+    if batch_size < 1 or seed < 0:
+        raise InputError(f"the batch size is {batch_size} and the seed {seed}: give 1 or more, and 0 or more")
     if starts is None: starts = STARTS if run.method.model.reads_map else STARTS[1:]
-    if not starts or isinstance(starts, str): raise InputError(f"starts is {starts!r}: give a tuple of starting models, for instance ('linear',)")
+    if not starts or isinstance(starts, str):
+        raise InputError(f"starts is {starts!r}: give a tuple of starting models, for instance ('linear',)")
     data = validation_data(run) if data is None else data
     settings = run.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w) | dict(seed=seed)
-    shot = run if degradation.freq is None else replace(run, facts=run.facts | dict(survey=at_frequency(run.survey, degradation.freq).to_dict()))
-    job = _Job(run, shot, data, first_records(data, records), dict(samples=samples, nfe=nfe, sampler=sampler, eta=eta, w=w, seed=seed), degradation, engine, misfit_records, classical, controls)
+    shot = (run if degradation.freq is None
+        else replace(run, facts=run.facts | dict(survey=at_frequency(run.survey, degradation.freq).to_dict())))
+    job = _Job(run, shot, data, first_records(data, records),
+        dict(samples=samples, nfe=nfe, sampler=sampler, eta=eta, w=w, seed=seed), degradation, engine, misfit_records,
+        classical, controls)
     starts = tuple(start.strip() for start in starts)
     _check(job, starts)
     tallies, tell = {}, progress or (lambda done, total: None)
-    for first in range(0, len(job.numbers), batch_size): _score(job, _answers, first, batch_size, starts, tallies, lambda i: tell(_done(job, i, 0), len(job.numbers)))
-    for first in range(classical): _score(replace(job, controls=False), _classical, first, 1, starts, tallies, lambda i: tell(_done(job, len(job.numbers), i), len(job.numbers)))
+    for first in range(0, len(job.numbers), batch_size):
+        _score(job, _answers, first, batch_size, starts, tallies, lambda i: tell(_done(job, i, 0), len(job.numbers)))
+    for first in range(classical):
+        _score(replace(job, controls=False), _classical, first, 1, starts, tallies,
+            lambda i: tell(_done(job, len(job.numbers), i), len(job.numbers)))
     settings["samples"] = tallies[starts[0], run.method.name].cost["samples"]
-    return assemble(list(tallies.values()), job.numbers, [data.names[data.store_of(i)] for i in job.numbers], settings, example=_example(job, starts[0]), **_about(job))
+    return assemble(list(tallies.values()), job.numbers, [data.names[data.store_of(i)] for i in job.numbers], settings,
+        example=_example(job, starts[0]), **_about(job))
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #12ea60ae
 @dataclass(frozen=True)
@@ -231,7 +257,8 @@ def write_card(
     folder.mkdir(parents=True, exist_ok=True)
     with part_of(folder / "card.png") as part: card_figure(card).savefig(part, format="png", dpi=120)
     write_atomic(folder / "card.md", markdown(card))
-    write_atomic(folder / "card.json", "{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in card.items()) + "}\n")
+    write_atomic(folder / "card.json",
+        "{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in card.items()) + "}\n")
 
 
 
@@ -244,10 +271,13 @@ def evaluate_command(options: EvaluateOptions) -> list[dict]:
     check_writable(folder, "card.json", "card.md", "card.png")
     check_samples(run, options)
     data = validation_data(run, options.dataset_dir, options.store_dir, options.dataset_name)
-    rows = dict(published=[row for family in dict.fromkeys(data.names) for row in published(family)]) if options.published else {}
-    same = ("records", "starts", "samples", "nfe", "sampler", "eta", "w", "seed", "misfit_records", "engine", "classical", "batch_size")
+    rows = (dict(published=[row for family in dict.fromkeys(data.names) for row in published(family)])
+        if options.published else {})
+    same = ("records", "starts", "samples", "nfe", "sampler", "eta", "w", "seed", "misfit_records", "engine",
+        "classical", "batch_size")
     with progress_bar("evaluate", "records") as progress:
-        card = evaluate(run, data, degradation=damage, progress=progress, **{name: getattr(options, name) for name in same})
+        card = evaluate(run, data, degradation=damage, progress=progress,
+            **{name: getattr(options, name) for name in same})
     card |= rows
     write_card(folder, card)
     print(f"{table(card)}\nwrote {folder / 'card.json'}, card.md and card.png")

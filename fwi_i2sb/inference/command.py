@@ -53,24 +53,34 @@ class InvertOptions:
 
 # %% ../../nbs/08_inference/03_command.ipynb #2215eb6a
 def _record(options: InvertOptions, run: TrainedRun):
-    given = [name for name in ("records", "dataset_dir", "store_dir") if getattr(options, name) != getattr(InvertOptions, name)]
-    if options.record and given: raise InputError(f"--{given[0].replace('_', '-')} chooses validation records, and --record brings its own: leave one of them out")
+    given = [name for name in ("records", "dataset_dir", "store_dir")
+        if getattr(options, name) != getattr(InvertOptions, name)]
+    if options.record and given:
+        raise InputError(f"--{given[0].replace('_', '-')} chooses validation records, and --record brings its own: "
+            f"leave one of them out")
     if options.record is None:
-        if options.dt is not None or options.dx is not None: raise InputError("--dt and --dx describe the record given with --record; validation records bring their own")
+        if options.dt is not None or options.dx is not None:
+            raise InputError(
+                "--dt and --dx describe the record given with --record; validation records bring their own")
         seismic, truth, numbers = validation_records(run, options.records, options.dataset_dir, options.store_dir)
-        return seismic, truth, numbers, run.options.model.corrupt if options.start is None else options.start, f"validation-{len(numbers)}"
+        return (seismic, truth, numbers, run.options.model.corrupt if options.start is None else options.start,
+            f"validation-{len(numbers)}")
     survey = replace(run.survey, **{k: getattr(options, k) for k in ("dt", "dx") if getattr(options, k) is not None})
     seismic = prepare_seismic(run, open_npy(options.record), survey)
-    return seismic, None, list(range(len(seismic))), "linear" if options.start is None else options.start, options.record.stem
+    return (seismic, None, list(range(len(seismic))), "linear" if options.start is None else options.start,
+        options.record.stem)
 
 # %% ../../nbs/08_inference/03_command.ipynb #af1eaa16
 def _answer(options: InvertOptions, run: TrainedRun, seismic, given: dict) -> Inversion:
     settings = {name: getattr(options, name) for name in ("samples", "nfe", "w", "sampler", "eta")}
     if options.classical is None:
         check_samples(run, options)
-        return run.invert(seismic, **given, **settings, clip_denoise={"run": None, "on": True, "off": False}[options.clip_denoise])
+        return run.invert(seismic, **given, **settings,
+            clip_denoise={"run": None, "on": True, "off": False}[options.clip_denoise])
     for name, value in [*settings.items(), ("clip_denoise", options.clip_denoise)]:
-        if value != getattr(InvertOptions, name): raise InputError(f"--{name.replace('_', '-')} is a setting of the network, and --classical does not ask it: leave one of them out")
+        if value != getattr(InvertOptions, name):
+            raise InputError(f"--{name.replace('_', '-')} is a setting of the network, and --classical does not ask "
+                f"it: leave one of them out")
     return run.classical(seismic, iterations=options.classical, **given)
 
 # %% ../../nbs/08_inference/03_command.ipynb #292b86ba
@@ -79,9 +89,13 @@ def report(result: Inversion, misfits: dict, truth=None) -> str:
     before, after = (float(np.mean(misfits[k])) for k in ("start", "mean"))
     p = result.provenance
     start = f"start {p['start']}" if p["reads_start"] else "seismic alone, beside the start " + p["start"]
-    lines = [f"{len(result.mean)} record(s), {p['method']}, {start}, {p['samples']} sample(s) at NFE {p['nfe']} ({p['sampler']}), {p['seconds_per_record']:.2f} s per record on {p['device']}",
-             f"relative data misfit: start {before:.3f}, {p['method']} mean {after:.3f}" + (" - it got WORSE: do not trust this map" if after > before else "")]
-    if truth is not None: lines.append("MAE: start {:.1f} m/s, {} mean {:.1f} m/s".format(float(mae(result.start, truth).mean()), p["method"], float(mae(result.mean, truth).mean())))
+    lines = [f"{len(result.mean)} record(s), {p['method']}, {start}, {p['samples']} sample(s) at NFE {p['nfe']} "
+             f"({p['sampler']}), {p['seconds_per_record']:.2f} s per record on {p['device']}",
+             f"relative data misfit: start {before:.3f}, {p['method']} mean "
+             f"{after:.3f}" + (" - it got WORSE: do not trust this map" if after > before else "")]
+    if truth is not None:
+        lines.append("MAE: start {:.1f} m/s, {} mean {:.1f} m/s".format(float(mae(result.start, truth).mean()),
+            p["method"], float(mae(result.mean, truth).mean())))
     return "\n".join(lines)
 
 # %% ../../nbs/08_inference/03_command.ipynb #6a528c6a
@@ -91,13 +105,16 @@ def invert_command(options: InvertOptions) -> Path:
     seismic, truth, numbers, start, name = _record(options, run)
     folder, name = options.out or run.path / "evaluation", name + ("" if options.classical is None else "-classical")
     check_writable(folder, f"{name}.npz", f"{name}.png")
-    with progress_bar("invert") as progress: result = _answer(options, run, seismic, dict(start=start, seed=options.seed, records=numbers, truth=truth, progress=progress))
+    with progress_bar("invert") as progress:
+        result = _answer(options, run, seismic,
+            dict(start=start, seed=options.seed, records=numbers, truth=truth, progress=progress))
     again = {k: resimulate(run, getattr(result, k), options.engine) for k in ("start", "mean")}
     misfits = {k: misfit(v, seismic).tolist() for k, v in again.items()}
     folder.mkdir(parents=True, exist_ok=True)
     result.provenance.update(record=str(options.record or name), misfit=misfits, misfit_engine=options.engine)
     path = result.save(folder / f"{name}.npz", **({} if truth is None else {"truth": truth}))
-    figure = plot.plot_result(start=result.start[0], mean=result.mean[0], std=result.std[0], truth=None if truth is None else truth[0], seismic=seismic[0], resimulated=again["mean"][0], survey=run.survey)
+    figure = plot.plot_result(start=result.start[0], mean=result.mean[0], std=result.std[0],
+        truth=None if truth is None else truth[0], seismic=seismic[0], resimulated=again["mean"][0], survey=run.survey)
     with part_of(path.with_suffix(".png")) as part: figure.savefig(part, format="png", dpi=120)
     print(report(result, misfits, truth))
     print(f"wrote {path} and {path.with_suffix('.png')}")

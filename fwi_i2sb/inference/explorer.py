@@ -69,8 +69,10 @@ class Explorer:
 # %% ../../nbs/08_inference/04_explorer.ipynb #f16ef578
 def _first_choices(run: TrainedRun, numbers: list[int]) -> dict:
     survey, method = run.survey, run.method
-    return dict(record=numbers[0], start=run.options.model.corrupt, sampler=method.samplers[0], nfe=method.nfe, w=1.0, samples=8 if method.stochastic(method.samplers[0], method.nfe) else 1, seed=0,
-                sample=0, call=method.nfe // 2 + 1, x=run.facts["map_size"][1] // 2 * survey.dx, shot=len(survey.sources) // 2)
+    return dict(record=numbers[0], start=run.options.model.corrupt, sampler=method.samplers[0], nfe=method.nfe, w=1.0,
+                samples=8 if method.stochastic(method.samplers[0], method.nfe) else 1, seed=0,
+                sample=0, call=method.nfe // 2 + 1, x=run.facts["map_size"][1] // 2 * survey.dx,
+                shot=len(survey.sources) // 2)
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #8934728a
 def update(
@@ -94,7 +96,8 @@ Explorer.update = update
 # %% ../../nbs/08_inference/04_explorer.ipynb #fb3c37f6
 @_stage
 def _pair(explorer, record):
-    if record not in explorer.records: raise InputError(f"record {record} is none of the {len(explorer.records)} validation records to choose from")
+    if record not in explorer.records:
+        raise InputError(f"record {record} is none of the {len(explorer.records)} validation records to choose from")
     return explorer.records[record]
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #5d3138e9
@@ -106,12 +109,14 @@ def _start_map(explorer, pair, record, start, seed) -> torch.Tensor:
 # %% ../../nbs/08_inference/04_explorer.ipynb #1eb8de4c
 @_stage
 def _inversion(explorer, pair, record, start, sampler, nfe, w, samples, seed) -> Inversion:
-    return explorer.run.invert(pair[0], start, samples=samples, nfe=nfe, w=w, sampler=sampler, seed=seed, records=[record], truth=pair[1])
+    return explorer.run.invert(pair[0], start, samples=samples, nfe=nfe, w=w, sampler=sampler, seed=seed,
+        records=[record], truth=pair[1])
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #c31fc5ba
 @_stage
 def _walk(explorer, pair, record, start, sampler, nfe, w, seed, sample) -> list:
-    return explorer.run.states(pair[0], start, sample=sample, nfe=nfe, w=w, sampler=sampler, seed=seed, records=[record], truth=pair[1])
+    return explorer.run.states(pair[0], start, sample=sample, nfe=nfe, w=w, sampler=sampler, seed=seed,
+        records=[record], truth=pair[1])
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #8197095b
 def _record(explorer, velocity) -> torch.Tensor:
@@ -131,9 +136,11 @@ def _mean_record(explorer, inversion): return _record(explorer, inversion.mean)
 @_stage
 def _numbers(explorer, pair, start_map, inversion, start_record, mean_record) -> dict:
     seismic, truth = pair
-    worth = lambda maps: dict(mae=mae(maps, truth.expand_as(maps)).mean().item(), ssim=ssim(maps, truth.expand_as(maps)).mean().item())
+    worth = lambda maps: dict(mae=mae(maps, truth.expand_as(maps)).mean().item(),
+        ssim=ssim(maps, truth.expand_as(maps)).mean().item())
     return {"start": worth(start_map) | dict(misfit=misfit(start_record, seismic).item()),
-            "mean": worth(inversion.mean) | dict(misfit=misfit(mean_record, seismic).item(), std=inversion.std.mean().item()),
+            "mean": worth(inversion.mean) | dict(misfit=misfit(mean_record, seismic).item(),
+                std=inversion.std.mean().item()),
             "single samples": worth(inversion.samples[0])}
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #4a900f4c
@@ -145,11 +152,15 @@ def _notes(explorer, start, sampler, nfe, samples, w, numbers) -> list[str]:
     reads_start = run.method.model.reads_map
     notes = {
         f"{run.options.model.model} reads the record alone: the start changes nothing.": not reads_start,
-        "This start is made from the truth: what it already shows was not found in the record.": reads_start and sees_truth(start),
-        f"The run was trained from {trained}; this start is of another kind.": reads_start and not _kinds(start) <= _kinds(trained),
-        f"The sampler {sampler} draws no noise at NFE {nfe}: all samples are equal.": samples > 1 and not run.method.stochastic(sampler, nfe),
+        "This start is made from the truth: what it already shows was not found in the record.": reads_start
+            and sees_truth(start),
+        f"The run was trained from {trained}; this start is of another kind.": reads_start
+            and not _kinds(start) <= _kinds(trained),
+        f"The sampler {sampler} draws no noise at NFE {nfe}: all samples are equal.": samples > 1
+            and not run.method.stochastic(sampler, nfe),
         "Guidance 0: the record is not used. What remains is the start and what the network knows of geology.": w == 0,
-        "The mean explains the record worse than the start does: do not trust it.": numbers["mean"]["misfit"] > numbers["start"]["misfit"]}
+        "The mean explains the record worse than the start does: do not trust "
+        "it.": numbers["mean"]["misfit"] > numbers["start"]["misfit"]}
     return [note for note, true in notes.items() if true]
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #4fae6aaa
@@ -164,7 +175,8 @@ def _settled(explorer, kind: str, figure: plot.Figure) -> plot.Figure:
     return figure
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #6d74a3ec
-def _maps_of(pair, inversion): return dict(start=inversion.start[0], mean=inversion.mean[0], std=inversion.std[0], truth=pair[1][0])
+def _maps_of(pair, inversion):
+    return dict(start=inversion.start[0], mean=inversion.mean[0], std=inversion.std[0], truth=pair[1][0])
 
 @_stage
 def _figure(explorer, pair, inversion) -> plot.Figure:
@@ -178,7 +190,8 @@ def _maps(explorer, figure, x) -> bytes:
 # %% ../../nbs/08_inference/04_explorer.ipynb #61773aac
 @_stage
 def _profile(explorer, pair, inversion, x) -> bytes:
-    return plot.png(_settled(explorer, "profile", plot.plot_profile(x, survey=explorer.run.survey, samples=inversion.samples[0], **_maps_of(pair, inversion))))
+    return plot.png(_settled(explorer, "profile",
+        plot.plot_profile(x, survey=explorer.run.survey, samples=inversion.samples[0], **_maps_of(pair, inversion))))
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #2fc29581
 @_stage
@@ -194,4 +207,5 @@ def _state(explorer, walk, call) -> bytes:
 def _gather(explorer, pair, mean_record, shot) -> bytes:
     shots = len(explorer.run.survey.sources)
     if not 0 <= shot < shots: raise InputError(f"shot {shot} does not exist: there are {shots}, counted from 0")
-    return plot.png(_settled(explorer, "gather", plot.plot_records(pair[0], mean_record, shot=shot, survey=explorer.run.survey)))
+    return plot.png(_settled(explorer, "gather",
+        plot.plot_records(pair[0], mean_record, shot=shot, survey=explorer.run.survey)))

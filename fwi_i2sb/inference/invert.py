@@ -43,7 +43,8 @@ class Inversion:
         path = Path(path)
         arrays = {name: getattr(self, name).numpy() for name in ("mean", "std", "samples", "start")}
         with part_of(path) as part, open(part, "wb") as file:
-            np.savez_compressed(file, **arrays, **{k: np.asarray(v) for k, v in more.items()}, units=np.array("m/s"), provenance=np.array(json.dumps(self.provenance)))
+            np.savez_compressed(file, **arrays, **{k: np.asarray(v) for k, v in more.items()}, units=np.array("m/s"),
+                provenance=np.array(json.dumps(self.provenance)))
         return path
 
 # %% ../../nbs/08_inference/01_invert.ipynb #fc8616cb
@@ -56,10 +57,13 @@ def first_guess(
 ) -> torch.Tensor:  # (batch, 1, depth, x), m/s
     "The map of a regressor that has not seen the truth, smoothed as this run's training smooths the truth, else as `blur-openfwi_custom` does. Raises `InputError` if there is none, or if its own start has."
     path = Path(path) if path else run.path.resolve().parent / "first-guess"
-    if not (path / "config.json").exists(): raise InputError(f"the start first-guess needs a run that reads the seismic from a truth-free start, and {path} is none: name it, first-guess:RUN")
+    if not (path / "config.json").exists():
+        raise InputError(f"the start first-guess needs a run that reads the seismic from a truth-free start, and "
+            f"{path} is none: name it, first-guess:RUN")
     guesser, start = _guesser(path, str(run.device), _newest(path))
     guess = normalize_velocity(guesser.invert(seismic, start, seed=seed, records=numbers, survey=run.survey).mean)
-    smooth = tuple(spec for spec in parse_start(run.options.model.corrupt) if spec.uses_truth) or parse_start("blur-openfwi_custom")
+    smooth = (tuple(spec for spec in parse_start(run.options.model.corrupt) if spec.uses_truth)
+        or parse_start("blur-openfwi_custom"))
     return denormalize_velocity(Start(smooth)(guess, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
 
 
@@ -72,10 +76,15 @@ def _newest(path: Path) -> tuple:
 def _guesser(path: Path, device: str, newest: tuple) -> tuple[TrainedRun, str]:
     "The regressor, read once for all batches, and the start that it was trained on."
     guesser = load_run(path, device=device)
-    if not guesser.net.conditional: raise InputError(f"the run {path} was trained without seismic: its map is no guess of a record")
-    if guesser.method.nfe != 1: raise InputError(f"the run {path} learnt the method {guesser.method.name}: a first guess comes from a regression, which answers in one call")
+    if not guesser.net.conditional:
+        raise InputError(f"the run {path} was trained without seismic: its map is no guess of a record")
+    if guesser.method.nfe != 1:
+        raise InputError(f"the run {path} learnt the method {guesser.method.name}: a first guess comes from a "
+            f"regression, which answers in one call")
     start = guesser.options.model.corrupt if guesser.method.model.reads_map else "linear"
-    if any(spec.uses_truth for spec in parse_start(start)): raise InputError(f"the run {path} starts from {start}, which has seen the truth: train one with --corrupt linear")
+    if any(spec.uses_truth for spec in parse_start(start)):
+        raise InputError(
+            f"the run {path} starts from {start}, which has seen the truth: train one with --corrupt linear")
     return guesser, start
 
 # %% ../../nbs/08_inference/01_invert.ipynb #1c5638b9
@@ -110,17 +119,21 @@ def invert(
     how = run.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     samples = (8 if run.method.stochastic(how["sampler"], how["nfe"]) else 1) if samples is None else samples
     if samples < 1: raise InputError("at least one sample is needed")
-    if batch_size < 1 or seed < 0: raise InputError(f"the batch size is {batch_size} and the seed {seed}: give 1 or more, and 0 or more")
+    if batch_size < 1 or seed < 0:
+        raise InputError(f"the batch size is {batch_size} and the seed {seed}: give 1 or more, and 0 or more")
     d, numbers = _records(run, seismic, survey, records)
     began = time.perf_counter()
     x1 = starting_models(run, start, d, numbers, truth, seed)
     start_seconds = (time.perf_counter() - began) / len(d)
     jobs = [(r, k) for r in range(len(d)) for k in range(samples)]
-    states = _walk(run, normalize_seismic(d, run.family), normalize_velocity(x1), jobs, numbers, how, seed, batch_size, progress)
+    states = _walk(run, normalize_seismic(d, run.family), normalize_velocity(x1), jobs, numbers, how, seed,
+        batch_size, progress)
     maps = denormalize_velocity(torch.cat([last.xt for *_, last in states])).reshape(len(d), samples, *x1.shape[1:])
-    about = dict(samples=samples, nfe=how["nfe"], sampler=how["sampler"], eta=how["eta"], w=w, clip_denoise=how["clip"], network_calls=samples * how["nfe"] * (1 if w in (0, 1) else 2) + is_guess(start), start_calls=int(is_guess(start)),
-                 start_seconds=start_seconds, wave_solves=0)
-    return Inversion(maps.mean(1), maps.std(1, correction=0), maps, x1, _provenance(run, start, seed, numbers, began) | about)
+    about = dict(samples=samples, nfe=how["nfe"], sampler=how["sampler"], eta=how["eta"], w=w, clip_denoise=how["clip"],
+                 network_calls=samples * how["nfe"] * (1 if w in (0, 1) else 2) + is_guess(start),
+                 start_calls=int(is_guess(start)), start_seconds=start_seconds, wave_solves=0)
+    return Inversion(maps.mean(1), maps.std(1, correction=0), maps, x1,
+        _provenance(run, start, seed, numbers, began) | about)
 
 
 TrainedRun.invert = invert
@@ -133,18 +146,22 @@ def _records(run, seismic, survey, records):
     return d, numbers
 
 def _provenance(run, start, seed, numbers, began):
-    return dict(run=str(run.path), method=run.method.name, model=run.options.model.model, step=run.step, start=start if isinstance(start, str) else "given map", reads_start=run.method.model.reads_map,
-                seed=seed, records=numbers, linear=run.facts["linear"], seconds_per_record=(time.perf_counter() - began) / len(numbers), device=device_name(run.device),
+    return dict(run=str(run.path), method=run.method.name, model=run.options.model.model, step=run.step,
+                start=start if isinstance(start, str) else "given map", reads_start=run.method.model.reads_map,
+                seed=seed, records=numbers, linear=run.facts["linear"],
+                seconds_per_record=(time.perf_counter() - began) / len(numbers), device=device_name(run.device),
                 version=fwi_i2sb.__version__, torch=torch.__version__)
 
 # %% ../../nbs/08_inference/01_invert.ipynb #76686b0b
 def _walk(run, seismic, x1, jobs, numbers, how, seed, batch_size, progress=None):
     "The running states of every batch of jobs (record, sample), on the CPU."
-    conds = torch.cat([run.net.encode(part.to(run.device)) for part in seismic.split(batch_size)]) if run.net.conditional else None
+    conds = (torch.cat([run.net.encode(part.to(run.device)) for part in seismic.split(batch_size)])
+        if run.net.conditional else None)
     for first in range(0, len(jobs), batch_size):
         part = jobs[first:first + batch_size]
         rows, seeds = [r for r, _ in part], [(seed, numbers[r], k, STREAMS["sample"]) for r, k in part]
-        walk = run.method.sample(run.net, conds[rows] if run.net.conditional else None, x1[rows].to(run.device), seeds=seeds, **how)
+        walk = run.method.sample(run.net, conds[rows] if run.net.conditional else None, x1[rows].to(run.device),
+            seeds=seeds, **how)
         yield (TrajectoryPoint(state.step, state.xt.cpu(), state.x0.cpu()) for state in walk)
         if progress: progress(first + len(part), len(jobs))
 
@@ -161,8 +178,10 @@ def states(
     how = run.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     d, numbers = _records(run, seismic, survey, records)
     x1 = normalize_velocity(starting_models(run, start, d, numbers, truth, seed))
-    walks = _walk(run, normalize_seismic(d, run.family), x1, [(r, sample) for r in range(len(d))], numbers, how, seed, len(d))
-    return [TrajectoryPoint(state.step, denormalize_velocity(state.xt), denormalize_velocity(state.x0)) for walk in walks for state in walk]
+    walks = _walk(run, normalize_seismic(d, run.family), x1, [(r, sample) for r in range(len(d))], numbers,
+        how, seed, len(d))
+    return [TrajectoryPoint(state.step, denormalize_velocity(state.xt), denormalize_velocity(state.x0))
+        for walk in walks for state in walk]
 
 
 TrainedRun.states = states
@@ -182,9 +201,11 @@ def classical(
     began = time.perf_counter()
     x1 = starting_models(run, start, d, numbers, truth, seed)
     found = descend(d, x1, run.survey, factor=run.facts["factor"], iterations=iterations, lr=lr, progress=progress)
-    about = dict(method="classical", model=None, step=None, reads_start=True, samples=1, nfe=0, sampler="adam", eta=None, w=None, clip_denoise=None, iterations=iterations, lr=lr, bands=list(BANDS),
+    about = dict(method="classical", model=None, step=None, reads_start=True, samples=1, nfe=0, sampler="adam",
+                 eta=None, w=None, clip_denoise=None, iterations=iterations, lr=lr, bands=list(BANDS),
                  network_calls=int(is_guess(start)), wave_solves=found.wave_solves, device=device_name(d.device))
-    return Inversion(found.velocity, torch.zeros_like(x1), found.velocity[:, None], x1, _provenance(run, start, seed, numbers, began) | about)
+    return Inversion(found.velocity, torch.zeros_like(x1), found.velocity[:, None], x1,
+        _provenance(run, start, seed, numbers, began) | about)
 
 
 TrainedRun.classical = classical
@@ -194,4 +215,5 @@ def check_samples(run: TrainedRun, options) -> None:
     "Raise `InputError` where a command asks for several samples that would be equal."
     how = run.method.sampling_settings(nfe=options.nfe, sampler=options.sampler, eta=options.eta, w=options.w)
     if (options.samples or 1) > 1 and not run.method.stochastic(how["sampler"], how["nfe"]):
-        raise InputError(f"--samples {options.samples} would be equal: {run.method.name}, sampler {how['sampler']}, draws no noise at NFE {how['nfe']}; leave --samples out")
+        raise InputError(f"--samples {options.samples} would be equal: {run.method.name}, sampler {how['sampler']}, "
+            f"draws no noise at NFE {how['nfe']}; leave --samples out")

@@ -47,7 +47,8 @@ class TrainedRun:
     @property
     def bridge(self) -> Bridge:
         "The bridge. Raises `InputError` for a run of another method."
-        if self.method.name != "bridge": raise InputError(f"run {self.path} learnt the method {self.method.name} and has no bridge")
+        if self.method.name != "bridge":
+            raise InputError(f"run {self.path} learnt the method {self.method.name} and has no bridge")
         return self.method.bridge
 
     @property
@@ -74,13 +75,16 @@ def load_run(
     import_plugin(plugin)
     method, device = build_method(options.model, facts), torch.device(resolve_device(device))
     try: method.net.load_state_dict(found.tensors["ema"])
-    except RuntimeError: raise InputError(f"checkpoint {found.path} holds another network than the model {options.model.model} of its config.json") from None
+    except RuntimeError:
+        raise InputError(f"checkpoint {found.path} holds another network than the model {options.model.model} of its "
+            f"config.json") from None
     method.net.requires_grad_(False).eval().to(device)
     return TrainedRun(folder, options, facts, method, found.step, device)
 
 # %% ../../nbs/08_inference/00_run.ipynb #d9bfc78d
 def _tensor(values):
-    return values.detach().float().cpu() if isinstance(values, torch.Tensor) else torch.from_numpy(np.array(values, dtype=np.float32))
+    return (values.detach().float().cpu() if isinstance(values, torch.Tensor)
+        else torch.from_numpy(np.array(values, dtype=np.float32)))
 
 # %% ../../nbs/08_inference/00_run.ipynb #945e2569
 def check_survey(
@@ -90,7 +94,9 @@ def check_survey(
     "Raise `InputError` where a record's clock, spacing, wavelet or geometry is not what the run was trained on."
     for name, unit in (("dt", "s"), ("dx", "m"), ("freq", "Hz")):
         theirs, ours = getattr(survey, name), getattr(run.survey, name)
-        if theirs != ours: raise InputError(f"the record has {name} = {theirs:g} {unit}, the run was trained on {ours:g} {unit}: resample it, or train on such records")
+        if theirs != ours:
+            raise InputError(f"the record has {name} = {theirs:g} {unit}, the run was trained on {ours:g} {unit}: "
+                f"resample it, or train on such records")
     if (survey.sources, survey.receivers) != (run.survey.sources, run.survey.receivers):
         raise InputError("the record's source and receiver positions differ from those the run was trained on")
 
@@ -105,9 +111,11 @@ def prepare_seismic(
     d, facts = _tensor(seismic), run.facts
     if d.ndim == 3: d = d[None]
     if not d.numel(): raise InputError(f"the record has shape {tuple(d.shape)}: it holds no values")
-    raw, kept = (facts["shots"], run.survey.nt, facts["receivers"]), (facts["shots"], facts["time_samples"], facts["receivers"])
+    raw, kept = ((facts["shots"], run.survey.nt, facts["receivers"]),
+        (facts["shots"], facts["time_samples"], facts["receivers"]))
     if d.ndim != 4 or tuple(d.shape[1:]) not in (raw, kept):
-        raise InputError(f"the record has shape {tuple(d.shape[-3:])} (shots, time, receivers); the run was trained on {raw} at {1e3 * run.survey.dt:g} ms")
+        raise InputError(f"the record has shape {tuple(d.shape[-3:])} (shots, time, receivers); the run was trained on "
+            f"{raw} at {1e3 * run.survey.dt:g} ms")
     if not torch.isfinite(d).all(): raise InputError("the record holds values that are not finite (NaN or infinite)")
     return d if tuple(d.shape[1:]) == kept else decimate(d, facts["factor"])
 
@@ -124,9 +132,12 @@ def prepare_start(
     if not isinstance(start, str): return _given_start(run, _tensor(start), len(numbers))
     specs = parse_start(start)
     if truth is None and any(spec.uses_truth for spec in specs):
-        raise InputError(f"the starting model {start} blurs the true map, and a record of its own has none: take linear, linear:TOP:BOTTOM or a .npy map")
+        raise InputError(f"the starting model {start} blurs the true map, and a record of its own has none: take "
+            f"linear, linear:TOP:BOTTOM or a .npy map")
     shape = (len(numbers), 1, *run.facts["map_size"])
-    if truth is not None and tuple(truth.shape) != shape: raise InputError(f"the true maps have shape {tuple(truth.shape)}, and {len(numbers)} record(s) of this run need {shape}")
+    if truth is not None and tuple(truth.shape) != shape:
+        raise InputError(
+            f"the true maps have shape {tuple(truth.shape)}, and {len(numbers)} record(s) of this run need {shape}")
     x0 = normalize_velocity(truth) if truth is not None else torch.zeros(shape)
     maps = Start(specs, linear=run.facts["linear"], maps=read_start_maps(start))
     return denormalize_velocity(maps(x0, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
@@ -139,11 +150,13 @@ def _given_start(run, v, batch):
     "Maps that were handed over, checked: one for all records, or one each."
     size = tuple(run.facts["map_size"])
     if not v.numel(): raise InputError(f"the starting model has shape {tuple(v.shape)}: it holds no values")
-    if tuple(v.shape[-2:]) != size: raise InputError(f"the starting model has shape {tuple(v.shape)}; the run's maps are {size} (depth, x)")
+    if tuple(v.shape[-2:]) != size:
+        raise InputError(f"the starting model has shape {tuple(v.shape)}; the run's maps are {size} (depth, x)")
     if not (torch.isfinite(v).all() and 500 <= v.min() and v.max() <= 10000):
         raise InputError(f"the starting model spans {v.min():g} to {v.max():g}: velocities in m/s are expected")
     v = v.reshape(-1, 1, *size)
-    if len(v) not in (1, batch): raise InputError(f"{len(v)} starting models were given for {batch} record(s): give one for all, or one each")
+    if len(v) not in (1, batch):
+        raise InputError(f"{len(v)} starting models were given for {batch} record(s): give one for all, or one each")
     return v.expand(batch, -1, -1, -1)
 
 # %% ../../nbs/08_inference/00_run.ipynb #d78029a7
@@ -153,4 +166,5 @@ def resimulate(
     engine: str = "deepwave",  # or "openfwi", exact
 ) -> torch.Tensor:  # (batch, shots, time_samples, receivers), pressure
     "Records of velocity maps (kept within 500 to 6000 m/s, where the scheme is stable) on the run's survey, decimated as its store."
-    return torch.cat([decimate(simulate(v[None].clamp(500, 6000), run.survey, engine=engine), run.facts["factor"]) for v in velocity])
+    return torch.cat([decimate(simulate(v[None].clamp(500, 6000), run.survey, engine=engine), run.facts["factor"])
+        for v in velocity])

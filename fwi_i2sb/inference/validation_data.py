@@ -27,12 +27,14 @@ def _located(
     dataset_dir: Path | None, store_dir: Path | None, dataset_name: str | None,  # as of `validation_data`
 ) -> DataOptions:
     "Where the records asked for lie, and their store."
-    old, new = parse_families(data.dataset_name), parse_families(data.dataset_name if dataset_name is None else dataset_name)
+    old, new = (parse_families(data.dataset_name),
+        parse_families(data.dataset_name if dataset_name is None else dataset_name))
     source, store = Path(dataset_dir or data.dataset_dir), store_dir or (None if dataset_dir else data.store_dir)
     if len(new) == 1 and new != old:
         if (source / new[0]).is_dir(): source = source / new[0]
         if store and not store_dir: store = store / new[0]
-    return replace(data, dataset_dir=source, store_dir=store, dataset_name=",".join(new), val_files=data.val_files if set(new) <= set(old) else None, in_memory=False)
+    return replace(data, dataset_dir=source, store_dir=store, dataset_name=",".join(new),
+        val_files=data.val_files if set(new) <= set(old) else None, in_memory=False)
 
 # %% ../../nbs/08_inference/02_validation_data.ipynb #ada5eca7
 def validation_data(
@@ -45,8 +47,11 @@ def validation_data(
     store = open_store(replace(run.options, data=_located(run.options.data, dataset_dir, store_dir, dataset_name)))[1]
     check_survey(run, store.survey)
     velocity, seismic = store.physical(0)
-    for what, theirs, ours in (("maps", velocity.shape[1:], run.facts["map_size"]), ("records", seismic.shape, [run.facts[k] for k in ("shots", "time_samples", "receivers")])):
-        if list(theirs) != list(ours): raise InputError(f"{store.stores[0].folder} holds {what} of shape {list(theirs)}, the run was trained on {list(ours)}")
+    for what, theirs, ours in ((("maps", velocity.shape[1:], run.facts["map_size"]),
+            ("records", seismic.shape, [run.facts[k] for k in ("shots", "time_samples", "receivers")]))):
+        if list(theirs) != list(ours):
+            raise InputError(
+                f"{store.stores[0].folder} holds {what} of shape {list(theirs)}, the run was trained on {list(ours)}")
     return store
 
 # %% ../../nbs/08_inference/02_validation_data.ipynb #35902d2d
@@ -98,5 +103,7 @@ def read_batch(
     needed = list(dict.fromkeys([*chosen, *following]))
     truth, seismic = (torch.stack(part) for part in zip(*(data.physical(i) for i in needed)))
     keys, n = [(seed, i, 0, 0) for i in needed], len(chosen)
-    seismic, live = degrade(seismic, degradation, keys, velocity=truth, survey=run.survey, factor=run.facts["factor"], engine=engine)
-    return Batch(first, chosen, truth[:n], seismic[:n], live[:n], seismic[[needed.index(i) for i in following]] if others else None)
+    seismic, live = (degrade(seismic, degradation, keys, velocity=truth, survey=run.survey,
+        factor=run.facts["factor"], engine=engine))
+    return Batch(first, chosen, truth[:n], seismic[:n], live[:n],
+        seismic[[needed.index(i) for i in following]] if others else None)

@@ -19,8 +19,10 @@ from .run import load_run, TrainedRun
 def _starts(run: TrainedRun, chosen: str) -> dict[str, str]:
     "The starting models to choose from, `chosen` among them: what the list says -> text with gaps for the controls."
     trained = run.options.model.corrupt
-    known = {"as trained": trained, "blurred truth, width": "blur-openfwi_custom:{width}:{width}", "linear, fitted": "linear", "linear, two velocities": "linear:{top}:{bottom}"}
-    if (run.path.resolve().parent / "first-guess" / "config.json").exists(): known["first guess of a regressor"] = "first-guess"
+    known = {"as trained": trained, "blurred truth, width": "blur-openfwi_custom:{width}:{width}",
+        "linear, fitted": "linear", "linear, two velocities": "linear:{top}:{bottom}"}
+    if (run.path.resolve().parent / "first-guess" / "config.json").exists():
+        known["first guess of a regressor"] = "first-guess"
     return known if chosen in known.values() else {chosen: chosen} | known
 
 # %% ../../nbs/08_inference/05_widget.ipynb #74d11007
@@ -30,13 +32,20 @@ def _controls(explorer) -> dict[str, widgets.Widget]:
     slow, narrow = dict(continuous_update=False), dict(layout=dict(width="190px"))
     shots = [(f"{x:g} m", number) for number, (x, _) in enumerate(run.survey.sources)]
     made = dict(
-        record=widgets.SelectionSlider(options=list(explorer.records), **slow), start=widgets.Dropdown(options=_starts(run, chosen["start"])),
+        record=widgets.SelectionSlider(options=list(explorer.records), **slow),
+        start=widgets.Dropdown(options=_starts(run, chosen["start"])),
         width=widgets.FloatSlider(12, min=1, max=32, step=1, description=f"{dx:g} m cells", **slow),
-        top=widgets.IntSlider(1500, min=1500, max=4500, step=50, description="top (m/s)", **slow), bottom=widgets.IntSlider(4000, min=1500, max=4500, step=50, description="bottom (m/s)", **slow),
-        w=widgets.FloatSlider(min=min(0, chosen["w"]), max=max(3, chosen["w"]), step=0.1, description="guidance w", **slow), sampler=widgets.Dropdown(options=run.method.samplers, **narrow),
-        nfe=widgets.IntText(description="NFE", **slow, **narrow), samples=widgets.IntText(**slow, **narrow), seed=widgets.IntText(**slow, **narrow),
-        x=widgets.FloatSlider(max=(run.facts["map_size"][1] - 1) * dx, step=dx, readout_format=".0f", description="profile x (m)"),
-        sample=widgets.IntSlider(min=0, max=chosen["samples"] - 1), call=widgets.IntSlider(min=1, max=chosen["nfe"], description="network call"), shot=widgets.SelectionSlider(options=shots))
+        top=widgets.IntSlider(1500, min=1500, max=4500, step=50, description="top (m/s)", **slow),
+        bottom=widgets.IntSlider(4000, min=1500, max=4500, step=50, description="bottom (m/s)", **slow),
+        w=widgets.FloatSlider(min=min(0, chosen["w"]), max=max(3, chosen["w"]), step=0.1, description="guidance w",
+            **slow), sampler=widgets.Dropdown(options=run.method.samplers, **narrow),
+        nfe=widgets.IntText(description="NFE", **slow, **narrow), samples=widgets.IntText(**slow, **narrow),
+        seed=widgets.IntText(**slow, **narrow),
+        x=widgets.FloatSlider(max=(run.facts["map_size"][1] - 1) * dx, step=dx, readout_format=".0f",
+            description="profile x (m)"),
+        sample=widgets.IntSlider(min=0, max=chosen["samples"] - 1),
+        call=widgets.IntSlider(min=1, max=chosen["nfe"], description="network call"),
+        shot=widgets.SelectionSlider(options=shots))
     for name, control in made.items():
         if name in chosen: control.value = chosen[name]
         control.description, control.style.description_width = control.description or name, "95px"
@@ -46,13 +55,18 @@ def _controls(explorer) -> dict[str, widgets.Widget]:
 # %% ../../nbs/08_inference/05_widget.ipynb #cad40793
 def _report(explorer) -> str:
     "Numbers and remarks as HTML."
-    columns = dict(mae=("MAE (m/s)", ".0f"), ssim=("SSIM", ".3f"), misfit=("data misfit", ".3f"), std=("std (m/s)", ".0f"))
+    columns = dict(mae=("MAE (m/s)", ".0f"), ssim=("SSIM", ".3f"), misfit=("data misfit", ".3f"),
+        std=("std (m/s)", ".0f"))
     rows = [["", *(title for title, _ in columns.values())]]
-    rows += [[name, *(format(values[key], digits) if key in values else "" for key, (_, digits) in columns.items())] for name, values in explorer["numbers"].items()]
-    cells = ["".join(f"<td style='padding: 0 8px; line-height: 1.5; text-align: {'right' if i else 'left'}'>{word}</td>" for i, word in enumerate(row)) for row in rows]
+    rows += [[name, *(format(values[key], digits) if key in values else "" for key, (_, digits) in columns.items())]
+        for name, values in explorer["numbers"].items()]
+    cells = ["".join(f"<td style='padding: 0 8px; line-height: 1.5; text-align: {'right' if i else 'left'}'>{word}</td>"
+        for i, word in enumerate(row)) for row in rows]
     how = explorer["inversion"].provenance
-    about = f"Start {how['start']}; {how['network_calls']} network calls ({how['sampler']}, NFE {how['nfe']}): {how['seconds_per_record']:.2f} s on {how['device'].split(' (')[0]}."
-    return f"<table><tr>{'</tr><tr>'.join(cells)}</tr></table>" + "".join(f"<div style='line-height: 1.3; margin: 4px 8px'>{html.escape(note)}</div>" for note in [about, *explorer["notes"]])
+    about = (f"Start {how['start']}; {how['network_calls']} network calls ({how['sampler']}, NFE {how['nfe']}): "
+        f"{how['seconds_per_record']:.2f} s on {how['device'].split(' (')[0]}.")
+    return f"<table><tr>{'</tr><tr>'.join(cells)}</tr></table>" + "".join(f"<div style='line-height: 1.3; margin: 4px "
+        f"8px'>{html.escape(note)}</div>" for note in [about, *explorer["notes"]])
 
 # %% ../../nbs/08_inference/05_widget.ipynb #990837bb
 class ExplorerBox(widgets.VBox):
@@ -60,27 +74,33 @@ class ExplorerBox(widgets.VBox):
 
     def __init__(self, explorer: Explorer):
         self.explorer, self.control = explorer, _controls(explorer)
-        self.picture = {name: widgets.Image(format="png", layout=dict(max_width="100%")) for name in ("maps", "profile", "state", "gather")}
+        self.picture = {name: widgets.Image(format="png", layout=dict(max_width="100%"))
+            for name in ("maps", "profile", "state", "gather")}
         self.report, self.status = widgets.HTML(), widgets.HTML()
         for name, part in (self.picture | dict(status=self.status)).items(): part.add_class(f"fwi-{name}")
-        column = lambda *names, **layout: widgets.VBox([(self.control | self.picture)[name] for name in names], layout=dict(align_items="flex-start", **layout))
+        column = lambda *names, **layout: widgets.VBox([(self.control | self.picture)[name] for name in names],
+            layout=dict(align_items="flex-start", **layout))
         rigid = dict(flex="0 0 auto")  # where the page is narrow, the numbers give way
-        above = widgets.HBox([column("record", "start", "width", "top", "bottom", "w", **rigid), column("sampler", "nfe", "samples", "seed", **rigid), self.report])
+        above = widgets.HBox([column("record", "start", "width", "top", "bottom", "w", **rigid),
+            column("sampler", "nfe", "samples", "seed", **rigid), self.report])
         walk = widgets.VBox([widgets.HBox([self.control["sample"], self.control["call"]]), column("state")])
-        super().__init__([above, self.status, column("maps"), widgets.HBox([column("x", "profile"), walk]), column("shot", "gather")], _dom_classes=["fwi-explorer"])
+        super().__init__([above, self.status, column("maps"), widgets.HBox([column("x", "profile"), walk]),
+            column("shot", "gather")], _dom_classes=["fwi-explorer"])
         for control in self.control.values(): control.observe(self.refresh, "value")
         self.refresh()
 
 # %% ../../nbs/08_inference/05_widget.ipynb #3a8f7d21
 def _choices(self) -> dict:
     values = {name: control.value for name, control in self.control.items()}
-    for name in ("width", "top", "bottom"): values["start"] = values["start"].replace(f"{{{name}}}", f"{values.pop(name):g}")
+    for name in ("width", "top", "bottom"):
+        values["start"] = values["start"].replace(f"{{{name}}}", f"{values.pop(name):g}")
     return values
 
 # %% ../../nbs/08_inference/05_widget.ipynb #bcb0e742
 def refresh(self, change=None):
     "Work out what the controls ask for and show it; an impossible choice is answered by one sentence, and the pictures stay."
-    for name in ("width", "top", "bottom"): self.control[name].layout.display = None if f"{{{name}}}" in self.control["start"].value else "none"
+    for name in ("width", "top", "bottom"):
+        self.control[name].layout.display = None if f"{{{name}}}" in self.control["start"].value else "none"
     self.status.value = "<i>working ...</i>"
     try: self.explorer.update(**_choices(self))
     except Exception as error:

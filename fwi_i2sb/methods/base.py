@@ -32,7 +32,8 @@ class LossModule(nn.Module):
 class Method:
     "A training style: networks that learn, their losses, and the walk from a starting model to a map. `methods.build_method` makes one."
 
-    samplers, nfe, maps = ("direct",), 1, 1  # names, the first is the default; network calls unless told otherwise; maps shown side by side
+    # names, the first is the default; network calls unless told otherwise; maps shown side by side
+    samplers, nfe, maps = ("direct",), 1, 1
     betas = (0.9, 0.999)  # of AdamW
 
     def __init__(self, method: str, model: Model, options: ModelOptions, shapes: Shapes, moments=None):
@@ -72,7 +73,8 @@ class Method:
 def loss(self, denoise_: nn.Module, batch: dict) -> Tensor:
     "Error of the network's one answer, per sample."
     t = torch.zeros(len(batch["x0"]), device=batch["x0"].device)
-    return sample_loss(denoise_(batch["x1"], t, batch["seismic"], batch["keep"]), batch["x0"], batch["keep"], self.options)
+    return sample_loss(denoise_(batch["x1"], t, batch["seismic"], batch["keep"]), batch["x0"],
+        batch["keep"], self.options)
 
 
 def network_time(self, step, like): return torch.zeros(len(like), device=like.device)
@@ -98,8 +100,11 @@ def how(
     nfe, sampler = self.nfe if nfe is None else nfe, self.samplers[0] if sampler is None else sampler
     if sampler not in self.samplers: raise unknown("sampler", sampler, self.samplers)
     if not math.isfinite(w): raise InputError(f"guidance w = {w} is no weight: 1 uses the seismic fully, 0 not at all")
-    if w != 1 and not self.guidable: raise InputError(f"guidance w = {w} needs an answer without seismic, and this {self.model.name} has not learnt one: use w = 1, or train a U-Net with --drop-cond")
-    return dict(nfe=self.check_nfe(nfe), sampler=sampler, eta=self.noise_share(sampler, eta), w=w, clip=self.clips if clip is None else clip)
+    if w != 1 and not self.guidable:
+        raise InputError(f"guidance w = {w} needs an answer without seismic, and this {self.model.name} has not learnt "
+            f"one: use w = 1, or train a U-Net with --drop-cond")
+    return dict(nfe=self.check_nfe(nfe), sampler=sampler, eta=self.noise_share(sampler, eta), w=w,
+        clip=self.clips if clip is None else clip)
 
 
 def check_nfe(self, nfe: int) -> int:

@@ -39,7 +39,8 @@ class BridgeMethod(Method):
         super().__init__(method, model, options, shapes)
         schedule = dict(n_steps=options.interval, t0=options.t0, t_end=options.T, beta_max=options.beta_max)
         if options.precondition: moments = moments[0], moments[1] + options.base_noise**2, moments[2]
-        self.bridge = Preconditioned(moments, **schedule, ot_ode=options.ot_ode) if options.precondition else Bridge(**schedule)
+        self.bridge = (Preconditioned(moments, **schedule, ot_ode=options.ot_ode) if options.precondition
+            else Bridge(**schedule))
         self.names_x0 = options.pred_x0 and not options.precondition
         if options.ot_ode: self.samplers = ("ode", *(name for name in SAMPLERS if name != "ode"))
 
@@ -61,8 +62,11 @@ def _bridge_share(self, sampler, eta): return sampler_settings(sampler, eta)["et
 def _bridge_walk(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
     predict = predictor(self.bridge, net, cond, w=w, pred_x0=self.names_x0, clip_denoise=clip)
     settings = sampler_settings(sampler, eta if sampler == "dbim" else None)
-    yield from sample(self.bridge, predict, disturb(x1, self.options.base_noise, seeds), nfe=nfe, seeds=seeds, **settings)
+    yield from sample(self.bridge, predict, disturb(x1, self.options.base_noise, seeds), nfe=nfe,
+        seeds=seeds, **settings)
 
-def _bridge_stochastic(self, sampler, nfe): return nfe > 1 and not SAMPLERS[sampler].get("ot_ode") or self.options.base_noise > 0
+def _bridge_stochastic(self, sampler, nfe):
+    return nfe > 1 and not SAMPLERS[sampler].get("ot_ode") or self.options.base_noise > 0
 
-BridgeMethod.check_nfe, BridgeMethod.noise_share, BridgeMethod.sample, BridgeMethod.stochastic = _check_steps, _bridge_share, _bridge_walk, _bridge_stochastic
+BridgeMethod.check_nfe, BridgeMethod.noise_share, BridgeMethod.sample, BridgeMethod.stochastic = (_check_steps,
+    _bridge_share, _bridge_walk, _bridge_stochastic)

@@ -32,12 +32,14 @@ class DDPMMethod(Method):
         "Error of the network's answer in noise, per sample."
         x0, step, keep = batch["x0"], batch["step"], batch["keep"]
         xt = self.diffusion.q_sample(step, x0, batch["noise"])
-        answer = denoise_(torch.cat([xt, batch["x1"]], 1), self.diffusion.network_time(step, xt), batch["seismic"], keep)
+        answer = denoise_(torch.cat([xt, batch["x1"]], 1), self.diffusion.network_time(step, xt),
+            batch["seismic"], keep)
         return sample_loss(answer, x0 if self.options.pred_x0 else batch["noise"], keep, self.options)
 
 # %% ../../nbs/06_methods/04_ddpm.ipynb #5afe173d
 def _diffusion_share(self, sampler, eta):
-    if eta is not None and sampler != "ddim": raise InputError(f"sampler {sampler} has no eta to set: leave it out, or take the sampler ddim")
+    if eta is not None and sampler != "ddim":
+        raise InputError(f"sampler {sampler} has no eta to set: leave it out, or take the sampler ddim")
     return DDPM_SAMPLERS[sampler] if eta is None else eta
 
 @torch.no_grad()

@@ -30,7 +30,8 @@ class GANMethod(Method):
     def nets(self): return {"net": self.net, "critic": self.critic}
 
     @property
-    def loss_modules(self): return {"net": LossModule(self.denoiser, self.loss), "critic": LossModule(self.critic, self.critic_loss)}
+    def loss_modules(self):
+        return {"net": LossModule(self.denoiser, self.loss), "critic": LossModule(self.critic, self.critic_loss)}
 
     def due(self, step): return ("critic", "net") if (step + 1) % self.options.n_critic == 0 else ("critic",)
 
@@ -53,7 +54,8 @@ def _generator_loss(self, denoise_, batch):
     fake = self.fake(denoise_, batch)
     self.critic.requires_grad_(False)
     with torch.autocast(fake.device.type, enabled=False):
-        loss = generator_loss(self.critic, fake, batch["x0"], l1=self.options.pixel_weight, l2=self.options.pixel_weight)
+        loss = generator_loss(self.critic, fake, batch["x0"], l1=self.options.pixel_weight,
+            l2=self.options.pixel_weight)
     self.critic.requires_grad_(True)
     return loss
 

@@ -31,7 +31,8 @@ def sample_loss(
 ) -> torch.Tensor:  # (batch,)
     "Mean squared or absolute error of every sample, weighted."
     error = answer.float() - wanted
-    return (error.abs() if options.loss == "l1" else error.square()).flatten(1).mean(1) * (1 + (options.cond_weight - 1) * keep)
+    return (error.abs() if options.loss == "l1"
+        else error.square()).flatten(1).mean(1) * (1 + (options.cond_weight - 1) * keep)
 
 # %% ../../nbs/06_methods/00_losses.ipynb #5562773a
 def gradient_penalty(

@@ -43,14 +43,20 @@ def build_method(
         torch.manual_seed(seed)
         method = kind(method, model, options, shapes, facts.get("moments"))
     for part in ("encode", "conditional"):
-        if not hasattr(method.net, part): raise InputError(f"the model {model.name} has no {part!r}: a network answers encode(seismic) and net(xt, t, cond), and says whether it is conditional")
+        if not hasattr(method.net, part):
+            raise InputError(f"the model {model.name} has no {part!r}: a network answers encode(seismic) and net(xt, "
+                f"t, cond), and says whether it is conditional")
     return method
 
 # %% ../../nbs/06_methods/06_registry.ipynb #f8e56626
 def try_network(method: Method, facts: dict):
     "Loss and backward of every loss_module on a made-up batch of two. Raises `InputError` with the network's own complaint."
     maps = torch.zeros(2, 1, *facts["map_size"])
-    batch = dict(x0=maps, x1=maps, noise=maps, seismic=torch.zeros(2, facts["shots"], facts["time_samples"], facts["receivers"]), step=torch.zeros(2, dtype=torch.long), keep=torch.ones(2), mix=torch.ones(2))
+    batch = dict(x0=maps, x1=maps, noise=maps,
+        seismic=torch.zeros(2, facts["shots"], facts["time_samples"], facts["receivers"]),
+        step=torch.zeros(2, dtype=torch.long), keep=torch.ones(2), mix=torch.ones(2))
     try:
         for loss_module in method.loss_modules.values(): loss_module(batch).sum().backward()
-    except Exception as error: raise InputError(f"the model {method.model.name} fails on a batch of two records: {type(error).__name__}: {error}") from error
+    except Exception as error:
+        raise InputError(f"the model {method.model.name} fails on a batch of two records: {type(error).__name__}: "
+            f"{error}") from error

@@ -21,7 +21,8 @@ NORMALIZED = (VELOCITY_MAX - VELOCITY_MIN) / 2  # m/s per unit of the scale [-1,
 def _pair(pred, true):
     "Two batches in float64; refused unless their shapes are equal."
     if pred.shape != true.shape or pred.ndim < 2:
-        raise InputError(f"cannot compare shapes {tuple(pred.shape)} and {tuple(true.shape)}: both must be batches of the same shape")
+        raise InputError(f"cannot compare shapes {tuple(pred.shape)} and {tuple(true.shape)}: both must be batches of "
+            f"the same shape")
     return pred.double(), true.double()
 
 # %% ../../nbs/05_metrics/00_accuracy.ipynb #0a694bb1
@@ -62,9 +63,11 @@ def ssim(
     Raises `InputError` for different shapes or more than one channel.
     """
     x, y = ((v - VELOCITY_MIN) / (VELOCITY_MAX - VELOCITY_MIN) for v in _pair(pred, true))
-    if x.ndim != 4 or x.shape[1] != 1: raise InputError(f"SSIM compares maps (batch, 1, depth, x), not {tuple(x.shape)}")
+    if x.ndim != 4 or x.shape[1] != 1:
+        raise InputError(f"SSIM compares maps (batch, 1, depth, x), not {tuple(x.shape)}")
     mean_x, mean_y = _window_means(x), _window_means(y)
-    var_x, var_y, cov = (_window_means(p) - m for p, m in ((x * x, mean_x**2), (y * y, mean_y**2), (x * y, mean_x * mean_y)))
+    var_x, var_y, cov = ((_window_means(p) - m
+        for p, m in ((x * x, mean_x**2), (y * y, mean_y**2), (x * y, mean_x * mean_y))))
     c1, c2 = 0.01**2, 0.03**2
     score = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return score.mean(dim=(1, 2, 3))
@@ -77,7 +80,9 @@ def misfit(
     "Relative L2 data misfit of every record. Raises `InputError` for different shapes or a record that is all zeros."
     simulated, observed = _pair(simulated, observed)
     norm = observed.flatten(1).norm(dim=1)
-    if not norm.all(): raise InputError(f"observed record {int(norm.argmin())} of the batch is all zeros: its relative misfit is undefined")
+    if not norm.all():
+        raise InputError(
+            f"observed record {int(norm.argmin())} of the batch is all zeros: its relative misfit is undefined")
     return (simulated - observed).flatten(1).norm(dim=1) / norm
 
 # %% ../../nbs/05_metrics/00_accuracy.ipynb #5fa4d2f2
@@ -97,10 +102,12 @@ def add(
     observed: Tensor | None = None,  # measured records
 ) -> None:
     "Add a batch. Raises `InputError` as `mae`, `ssim` and `misfit` do, and when only some batches come with records."
-    if (simulated is None) != (observed is None): raise InputError("a data misfit needs both the re-simulated and the observed record")
+    if (simulated is None) != (observed is None):
+        raise InputError("a data misfit needs both the re-simulated and the observed record")
     new = dict(mae=mae(pred, true), rmse=rmse(pred, true), ssim=ssim(pred, true))
     if observed is not None: new["misfit"] = misfit(simulated, observed)
-    if len(self) and ("misfit" in new) != bool(self.values["misfit"]): raise InputError("either all batches of a summary come with records or none does")
+    if len(self) and ("misfit" in new) != bool(self.values["misfit"]):
+        raise InputError("either all batches of a summary come with records or none does")
     for name, value in new.items(): self.values[name] += value.tolist()
 
 Summary.add = add

@@ -21,7 +21,8 @@ from ..core.errors import InputError
 def _checked(samples, truth):
     "Both in float64, refused unless they are `(batch, k, ...)` and `(batch, ...)`."
     if samples.ndim != truth.ndim + 1 or samples.shape[:1] + samples.shape[2:] != truth.shape:
-        raise InputError(f"samples {tuple(samples.shape)} do not belong to a truth {tuple(truth.shape)}: (batch, k, ...) and (batch, ...) are needed")
+        raise InputError(f"samples {tuple(samples.shape)} do not belong to a truth {tuple(truth.shape)}: (batch, k, "
+            f"...) and (batch, ...) are needed")
     return samples.double(), truth.double()
 
 # %% ../../nbs/05_metrics/01_calibration.ipynb #097536ee
@@ -102,7 +103,8 @@ def spread_correlation(
 @lru_cache(maxsize=8)
 def _draws(records, draws, seed):
     "Weights (draws, records) of a bootstrap: how often each record was drawn, as a share."
-    return np.random.default_rng((seed, records)).multinomial(records, np.full(records, 1 / records), size=draws) / records
+    return np.random.default_rng((seed, records)).multinomial(records, np.full(records, 1 / records),
+        size=draws) / records
 
 
 def bootstrap(

@@ -37,5 +37,6 @@ def published(
     for method, figures in zip(_METHODS, zip(*[iter(words)] * 3)):
         pairs = list(zip(*(word.split("/") for word in figures)))
         for loss, (mae, rmse, ssim) in zip(("l1", "l2") if len(pairs) == 2 else (None,), pairs):
-            rows.append(dict(family=name, method=method, loss=loss, mae_norm=float(mae), rmse_norm=float(rmse), ssim=float(ssim)))
+            rows.append(dict(family=name, method=method, loss=loss, mae_norm=float(mae), rmse_norm=float(rmse),
+                ssim=float(ssim)))
     return rows

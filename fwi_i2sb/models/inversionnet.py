@@ -15,7 +15,8 @@ from .encoders import crop_map
 from ..core.errors import InputError
 
 # %% ../../nbs/04_models/02_inversionnet.ipynb #efc269c3
-_TIME = ((32, 7, 2), (64, 3, 2), (64, 3, 1), (64, 3, 2), (64, 3, 1), (128, 3, 2), (128, 3, 1))  # channels, samples of the kernel, stride
+# channels, samples of the kernel, stride
+_TIME = ((32, 7, 2), (64, 3, 2), (64, 3, 1), (64, 3, 2), (64, 3, 1), (128, 3, 2), (128, 3, 1))
 _SQUARE = ((128, 2), (128, 1), (256, 2), (256, 1), (256, 2), (256, 1))  # channels, stride
 _LATENT = 512
 
@@ -49,7 +50,8 @@ def _decoder(map_size):
     "(batch, 512, 1, 1) -> (batch, 32, ...), the next multiples of 16 cells."
     blocks, c_in = [], _LATENT
     for level, c_out in enumerate(_WIDTHS):
-        grow = dict(kernel_size=4, stride=2, padding=1) if level else dict(kernel_size=tuple(-(-side // 16) for side in map_size))
+        grow = (dict(kernel_size=4, stride=2, padding=1) if level
+            else dict(kernel_size=tuple(-(-side // 16) for side in map_size)))
         blocks += [_block(nn.ConvTranspose2d(c_in, c_out, **grow)), _block(nn.Conv2d(c_out, c_out, 3, padding=1))]
         c_in = c_out
     return nn.Sequential(*blocks)
@@ -72,7 +74,8 @@ class InversionNet(nn.Module):
         super().__init__()
         self.gathers, self.map_size = (shots, time_samples, receivers), tuple(map_size)
         if min(*self.gathers, *self.map_size) < 1:
-            raise InputError(f"InversionNet cannot turn gathers of {shots} x {time_samples} x {receivers} into a map of {' x '.join(map(str, map_size))} cells: every size is at least 1")
+            raise InputError(f"InversionNet cannot turn gathers of {shots} x {time_samples} x {receivers} into a map "
+                f"of {' x '.join(map(str, map_size))} cells: every size is at least 1")
         self.encoder, self.decoder = _encoder(*self.gathers), _decoder(self.map_size)
         self.last = _block(nn.Conv2d(_WIDTHS[-1], 1, 3, padding=1), nn.Tanh())
 
@@ -83,10 +86,12 @@ def encode(
 ) -> Tensor:  # (batch, 512, 1, 1)
     "Squeeze records into vectors. Raises `InputError` for gathers of another size than built for, and for training on a single record."
     if tuple(seismic.shape[1:]) != self.gathers:
-        raise InputError(f"this InversionNet reads gathers of {' x '.join(map(str, self.gathers))} (shots x time x receivers), not "
-                         f"{' x '.join(map(str, seismic.shape[1:]))}: build it for your records, or sample them as in its training")
+        raise InputError(f"this InversionNet reads gathers of {' x '.join(map(str, self.gathers))} (shots x time x "
+                         f"receivers), not {' x '.join(map(str, seismic.shape[1:]))}: build it for your records, or "
+                         f"sample them as in its training")
     if self.training and len(seismic) == 1:
-        raise InputError("batch normalisation cannot learn from one record at a time: train InversionNet with a microbatch of 2 or more")
+        raise InputError("batch normalisation cannot learn from one record at a time: train InversionNet with a "
+            "microbatch of 2 or more")
     return self.encoder(seismic.float())
 
 InversionNet.encode = encode
@@ -94,7 +99,8 @@ InversionNet.encode = encode
 # %% ../../nbs/04_models/02_inversionnet.ipynb #cb18506e
 def _forward(self, xt, t, cond=None):
     if tuple(xt.shape[-2:]) != self.map_size:
-        raise InputError(f"this InversionNet writes maps of {' x '.join(map(str, self.map_size))} cells, not {' x '.join(map(str, xt.shape[-2:]))}")
+        raise InputError(f"this InversionNet writes maps of {' x '.join(map(str, self.map_size))} cells, not "
+            f"{' x '.join(map(str, xt.shape[-2:]))}")
     if cond is None: cond = xt.new_zeros(len(xt), _LATENT, 1, 1, dtype=torch.float32)
     if len(cond) != len(xt): raise InputError(f"{len(xt)} maps are wanted, but {len(cond)} records were encoded")
     features = crop_map(self.decoder(cond), self.map_size)
@@ -133,7 +139,9 @@ def _scale():
 
 def _score(self, maps):
     if tuple(maps.shape[1:]) != (1, *self.map_size):
-        raise InputError(f"this critic scores maps of shape (batch, 1, {', '.join(map(str, self.map_size))}), not {tuple(maps.shape)}")
-    with torch.autocast(maps.device.type, enabled=False): return self.layers(maps.to(self.layers[0].weight.dtype)).flatten()
+        raise InputError(f"this critic scores maps of shape (batch, 1, {', '.join(map(str, self.map_size))}), not "
+            f"{tuple(maps.shape)}")
+    with torch.autocast(maps.device.type, enabled=False):
+        return self.layers(maps.to(self.layers[0].weight.dtype)).flatten()
 
 Critic.forward = _score

@@ -61,7 +61,8 @@ def register(
 
     Raises `InputError` for a name that is taken or a method that does not exist."""
     if name in MODELS: raise InputError(f"there is a model {name!r} already: take another name")
-    if not methods: raise InputError(f"the model {name!r} names no method that it can learn: give some of {', '.join(METHODS)}")
+    if not methods:
+        raise InputError(f"the model {name!r} names no method that it can learn: give some of {', '.join(METHODS)}")
     for method in methods:
         if method not in METHODS: raise unknown("method", method, METHODS)
 
@@ -75,7 +76,8 @@ def register(
 def _unet(name):
     @register(name, methods=tuple(METHODS), about="U-Net on the starting model and the seismic")
     def build(shapes, options):
-        return build_network(name, shots=shapes.shots, time_samples=shapes.time_samples, receivers=shapes.receivers, map_size=shapes.map_size, maps=shapes.maps,
+        return build_network(name, shots=shapes.shots, time_samples=shapes.time_samples, receivers=shapes.receivers,
+                             map_size=shapes.map_size, maps=shapes.maps,
                              encoder=options.encoder, conditional=options.conditional, image_size=options.image_size)
 
 
@@ -83,16 +85,20 @@ for _name in PRESETS: _unet(_name)
 
 # %% ../../nbs/04_models/03_registry.ipynb #03baacbb
 def _inversionnet(shapes, options):
-    return InversionNet(shots=shapes.shots, time_samples=shapes.time_samples, receivers=shapes.receivers, map_size=shapes.map_size)
+    return InversionNet(shots=shapes.shots, time_samples=shapes.time_samples, receivers=shapes.receivers,
+        map_size=shapes.map_size)
 
 
-register("inversionnet", methods=("regression", "gan"), about="InversionNet (Wu and Lin 2020), seismic alone", reads_map=False)(_inversionnet)
-register("velocitygan", methods=("gan",), about="VelocityGAN (Zhang and Lin 2020), seismic alone", reads_map=False)(_inversionnet);
+register("inversionnet", methods=("regression", "gan"), about="InversionNet (Wu and Lin 2020), seismic alone",
+    reads_map=False)(_inversionnet)
+register("velocitygan", methods=("gan",), about="VelocityGAN (Zhang and Lin 2020), seismic alone",
+    reads_map=False)(_inversionnet);
 
 # %% ../../nbs/04_models/03_registry.ipynb #395cf26c
 def find_model(name: str) -> Model:
     "The model of a name. Raises `InputError` with the nearest name."
-    if name not in MODELS: raise InputError(f"{unknown('model', name, MODELS)}; a model of your own comes with --import FILE.py")
+    if name not in MODELS:
+        raise InputError(f"{unknown('model', name, MODELS)}; a model of your own comes with --import FILE.py")
     return MODELS[name]
 
 
@@ -103,7 +109,8 @@ def find_method(
     "The method that a model is to learn. Raises `InputError` for one that does not exist, or that the model cannot learn."
     if name is None: return model.methods[0]
     if name not in METHODS: raise unknown("method", name, METHODS)
-    if name not in model.methods: raise InputError(f"{model.name} cannot learn the method {name}: it takes {' or '.join(model.methods)}")
+    if name not in model.methods:
+        raise InputError(f"{model.name} cannot learn the method {name}: it takes {' or '.join(model.methods)}")
     return name
 
 # %% ../../nbs/04_models/03_registry.ipynb #e5233c74
@@ -122,14 +129,19 @@ def check_used(
 ) -> None:
     "Raise `InputError` for the first option that the method or the model would ignore."
     foreign = {name: f"the method {method}" for name, methods in USED_BY.items() if method not in methods}
-    if not options.conditional: foreign |= dict.fromkeys(("encoder", "drop_cond", "cond_weight"), "a network that never sees seismic")
-    if not model.reads_map: foreign |= dict.fromkeys(("corrupt", "encoder", "conditional", "image_size", "drop_cond", "cond_weight"), f"{model.name}, which reads the seismic alone")
+    if not options.conditional:
+        foreign |= dict.fromkeys(("encoder", "drop_cond", "cond_weight"), "a network that never sees seismic")
+    if not model.reads_map:
+        foreign |= dict.fromkeys(("corrupt", "encoder", "conditional", "image_size", "drop_cond", "cond_weight"),
+            f"{model.name}, which reads the seismic alone")
     usual = type(options)()
     for name, who in foreign.items():
         value = getattr(options, name)
         if value != getattr(usual, name) and (name, value) != ("drop_cond", 0.0):
-            raise InputError(f"--{'no-' if value is False else ''}{name.replace('_', '-')} says nothing to {who}: leave it out")
-    if options.precondition and not options.pred_x0: raise InputError("--precondition is a way to predict x0: leave --no-pred-x0 out")
+            raise InputError(
+                f"--{'no-' if value is False else ''}{name.replace('_', '-')} says nothing to {who}: leave it out")
+    if options.precondition and not options.pred_x0:
+        raise InputError("--precondition is a way to predict x0: leave --no-pred-x0 out")
 
 # %% ../../nbs/04_models/03_registry.ipynb #bf197119
 _IMPORTED = set()
@@ -140,14 +152,18 @@ def import_plugin(path: Path | None):
     if path is None or (path := Path(path).resolve()) in _IMPORTED: return
     if path.suffix != ".py" or not path.is_file(): raise InputError(f"--import {path} is not a Python file")
     spec, before = importlib.util.spec_from_file_location(f"plugin_{len(_IMPORTED)}_{path.stem}", path), dict(MODELS)
-    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)  # where dataclasses look for their own module
+    # where dataclasses look for their own module
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try:
         spec.loader.exec_module(module)
-        if MODELS.keys() == before.keys(): raise InputError(f"--import {path} registers no model: decorate a function with fwi_i2sb.models.registry.register")
+        if MODELS.keys() == before.keys():
+            raise InputError(
+                f"--import {path} registers no model: decorate a function with fwi_i2sb.models.registry.register")
     except (Exception, SystemExit) as error:
         del sys.modules[spec.name]
         for name in MODELS.keys() - before.keys(): del MODELS[name]
-        raise error if isinstance(error, InputError) else InputError(f"--import {path} failed: {type(error).__name__}: {error}") from error
+        raise error if isinstance(error, InputError) else InputError(
+            f"--import {path} failed: {type(error).__name__}: {error}") from error
     _IMPORTED.add(path)
 
 # %% ../../nbs/04_models/03_registry.ipynb #0ef672f0
@@ -155,8 +171,11 @@ def build_net(model: Model, shapes: Shapes, options) -> nn.Module:
     "The network of a model, with fresh weights. Raises `InputError` where its function fails or gives something else."
     try: net = model.build(shapes, options)
     except InputError: raise
-    except Exception as error: raise InputError(f"the model {model.name} cannot be built: {type(error).__name__}: {error}") from error
-    if not isinstance(net, nn.Module): raise InputError(f"the model {model.name} cannot be built: its function gives a {type(net).__name__}, not a torch.nn.Module")
+    except Exception as error:
+        raise InputError(f"the model {model.name} cannot be built: {type(error).__name__}: {error}") from error
+    if not isinstance(net, nn.Module):
+        raise InputError(
+            f"the model {model.name} cannot be built: its function gives a {type(net).__name__}, not a torch.nn.Module")
     return net
 
 # %% ../../nbs/04_models/03_registry.ipynb #a554f7f2
@@ -166,7 +185,8 @@ def model_sizes(
 ) -> list[dict]:  # name, methods, weights, critic (None where none learns), about
     "What there is, with the number of trainable weights; no memory is taken for them, unless a network of one's own looks at its values while it is built."
     with torch.device("meta"): critic = count_parameters(Critic(shapes.map_size))
-    return [dict(name=m.name, methods=list(m.methods), weights=_weights(m, shapes, options), critic=critic if m.methods[0] == "gan" else None, about=m.about) for m in MODELS.values()]
+    return [dict(name=m.name, methods=list(m.methods), weights=_weights(m, shapes, options),
+        critic=critic if m.methods[0] == "gan" else None, about=m.about) for m in MODELS.values()]
 
 
 def _weights(model: Model, shapes: Shapes, options) -> int:

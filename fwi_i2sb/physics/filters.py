@@ -44,7 +44,8 @@ def decimate(seismic,  # `(..., time, receivers)`, any floating dtype and device
     """Anti-alias along time (axis -2) without phase shift and keep every `factor`-th sample.
 
     Sample k of the result belongs to time `k * factor * dt`; `factor` 1 returns the input."""
-    if factor != int(factor) or factor < 1: raise InputError(f"the decimation factor must be a whole number >= 1, not {factor}")
+    if factor != int(factor) or factor < 1:
+        raise InputError(f"the decimation factor must be a whole number >= 1, not {factor}")
     if factor == 1: return seismic
     factor = int(factor)
     weights, parts = _decimation(seismic.shape[-2], factor).to(seismic), []
@@ -63,4 +64,5 @@ def low_band(
     n = seismic.shape[-2]
     f = torch.fft.rfftfreq(2 * n, dt, device=seismic.device, dtype=torch.float64)
     gain = 1 / (1 + (f / cut) ** 8)
-    return torch.fft.irfft(torch.fft.rfft(seismic.double(), 2 * n, dim=-2) * gain[:, None], 2 * n, dim=-2)[..., :n, :].to(seismic)
+    return torch.fft.irfft(torch.fft.rfft(seismic.double(), 2 * n, dim=-2) * gain[:, None], 2 * n,
+        dim=-2)[..., :n, :].to(seismic)

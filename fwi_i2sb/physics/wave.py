@@ -75,8 +75,8 @@ def _nodes(points, survey, shape, what):
         if max(abs(row - round(row)), abs(col - round(col))) > 1e-6:
             raise InputError(f"the {what} at x={x:g} m, z={z:g} m is not on a node of the {survey.dx:g} m grid")
         if not (0 <= round(row) < shape[0] and 0 <= round(col) < shape[1]):
-            raise InputError(f"the {what} at x={x:g} m, z={z:g} m lies outside the map of {shape[0]} x {shape[1]} nodes "
-                             f"(depth x width, {survey.dx:g} m apart); give a survey that fits the map")
+            raise InputError(f"the {what} at x={x:g} m, z={z:g} m lies outside the map of {shape[0]} x {shape[1]} "
+                             f"nodes (depth x width, {survey.dx:g} m apart); give a survey that fits the map")
     return [round(row) for row, _ in nodes], [round(col) for _, col in nodes]
 
 # %% ../../nbs/01_physics/00_wave.ipynb #51122aa3
@@ -123,7 +123,8 @@ def _step(past, now, alpha, kappa_1, centre, work):
 # %% ../../nbs/01_physics/00_wave.ipynb #168e495b
 def _places(survey, shape, device):
     "Rows and columns of sources and of receivers on the grid with frame and repeated cells."
-    nodes = [_nodes(points, survey, shape, name) for points, name in ((survey.sources, "source"), (survey.receivers, "receiver"))]
+    nodes = [_nodes(points, survey, shape, name)
+        for points, name in ((survey.sources, "source"), (survey.receivers, "receiver"))]
     return [[torch.tensor(axis, device=device) + NBC + 2 for axis in pair] for pair in nodes]
 
 # %% ../../nbs/01_physics/00_wave.ipynb #cac7618e
@@ -152,8 +153,8 @@ def _check_courant(velocity, survey):
     a, b = (v / survey.dx)**2, 3 / 16 * rate
     largest = (math.sqrt(b**2 + 1.5 * a) - b) / (2 * a)
     if survey.dt > largest:
-        raise InputError(f"the time step is too long for engine 'openfwi': with v_max = {v:.0f} m/s and dx = {survey.dx:g} m, "
-                         f"dt = {survey.dt:g} s is more than the largest stable {largest:.3g} s")
+        raise InputError(f"the time step is too long for engine 'openfwi': with v_max = {v:.0f} m/s and dx = "
+                         f"{survey.dx:g} m, dt = {survey.dt:g} s is more than the largest stable {largest:.3g} s")
 
 # %% ../../nbs/01_physics/00_wave.ipynb #097b5dd8
 def _deepwave(velocity, survey, max_velocity):

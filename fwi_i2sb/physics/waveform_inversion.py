@@ -36,14 +36,20 @@ class Descent(NamedTuple):
 # %% ../../nbs/01_physics/03_waveform_inversion.ipynb #72defc4b
 def _check(seismic, start, survey, factor, iterations, lr, low, high, bands, smooth):
     "Refuse what cannot be inverted."
-    if iterations < 1 or not lr > 0: raise InputError(f"a descent needs at least one iteration and a positive learning rate, not {iterations} and {lr}")
-    if not bands or not all(cut is None or cut > 0 for cut in bands): raise InputError(f"bands end at positive frequencies or are the whole record, not at {bands}")
+    if iterations < 1 or not lr > 0:
+        raise InputError(
+            f"a descent needs at least one iteration and a positive learning rate, not {iterations} and {lr}")
+    if not bands or not all(cut is None or cut > 0 for cut in bands):
+        raise InputError(f"bands end at positive frequencies or are the whole record, not at {bands}")
     if not smooth > 0: raise InputError(f"the gradient is smoothed by a positive number of cells, not by {smooth}")
-    if not 0 < low < high: raise InputError(f"the velocity is to stay between {low} and {high} m/s: give 0 < low < high")
-    if start.ndim != 4 or start.shape[1] != 1: raise InputError(f"starting models have shape (batch, 1, depth, x), not {tuple(start.shape)}")
+    if not 0 < low < high:
+        raise InputError(f"the velocity is to stay between {low} and {high} m/s: give 0 < low < high")
+    if start.ndim != 4 or start.shape[1] != 1:
+        raise InputError(f"starting models have shape (batch, 1, depth, x), not {tuple(start.shape)}")
     shape = (len(start), len(survey.sources), -(-survey.nt // factor), len(survey.receivers))
     if tuple(seismic.shape) != shape:
-        raise InputError(f"{len(start)} starting models and a survey of {shape[1]} shots, {survey.nt} samples ({shape[2]} after decimation by {factor}) and {shape[3]} "
+        raise InputError(f"{len(start)} starting models and a survey of {shape[1]} shots, {survey.nt} samples "
+                         f"({shape[2]} after decimation by {factor}) and {shape[3]} "
                          f"receivers need gathers of shape {shape}, not {tuple(seismic.shape)}")
     if not bool(seismic.isfinite().all()): raise InputError("the gathers hold values that are not finite")
 
@@ -72,7 +78,8 @@ def descend(
     with torch.inference_mode(False), torch.enable_grad():
         for i in range(len(start)):
             tell = progress and (lambda done, i=i: progress(i * iterations + done, len(start) * iterations))
-            results.append(_descend_one(seismic[i : i + 1].clone(), start[i : i + 1].clone(), survey, factor, plan, lr, (low, high), smooth, tell))
+            results.append(_descend_one(seismic[i : i + 1].clone(), start[i : i + 1].clone(), survey, factor, plan, lr,
+                (low, high), smooth, tell))
     velocity, misfit = map(torch.cat, zip(*results))
     return Descent(velocity, misfit, 2 * iterations + 1)
 

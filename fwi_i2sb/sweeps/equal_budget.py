@@ -39,7 +39,8 @@ from ..inference.run import TrainedRun
 def _digest(*what) -> str:
     "Names a set of generated data: by what was asked for, and by the code that makes it."
     package = Path(fwi_i2sb.__file__).parent
-    code = b"".join(path.read_bytes() for chapter in ("physics", "data") for path in sorted((package / chapter).glob("*.py")))
+    code = b"".join(path.read_bytes() for chapter in ("physics", "data")
+        for path in sorted((package / chapter).glob("*.py")))
     return hashlib.sha256(code + json.dumps(what).encode()).hexdigest()[:12]
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #fe8df0fe
@@ -51,11 +52,13 @@ def small_data(
     seed: int = 0,
 ) -> Path:  # the folder that holds a folder per family
     "Generated data in the cache, made once per version of the code, by one process at a time. Raises `InputError` as `generate` does."
-    root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fwi_i2sb" / f"data-{_digest(families, n_train, n_val, layers, seed)}"
+    root = Path(os.environ.get("XDG_CACHE_HOME",
+        Path.home() / ".cache")) / "fwi_i2sb" / f"data-{_digest(families, n_train, n_val, layers, seed)}"
     root.mkdir(parents=True, exist_ok=True)
     with open(root / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        for family in parse_families(families): generate(root, family, n_train=n_train, n_val=n_val, layers=layers, seed=seed)
+        for family in parse_families(families):
+            generate(root, family, n_train=n_train, n_val=n_val, layers=layers, seed=seed)
     return root
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #a6721c6d
@@ -72,9 +75,11 @@ def recipe(
     curve_records: int = 32,  # validation records behind each
 ) -> TrainOptions:
     "Training options of an experiment; nothing in them depends on the method."
-    optim = OptimOptions(batch_size, batch_size, steps, lr=lr, lr_schedule="cosine", warmup=min(100, steps // 10), clip_grad_norm=1.0, ema=0.99)
+    optim = OptimOptions(batch_size, batch_size, steps, lr=lr, lr_schedule="cosine", warmup=min(100, steps // 10),
+        clip_grad_norm=1.0, ema=0.99)
     every = max(1, -(-steps // points))
-    log = LogOptions("none", log_every=every, val_every=every, val_batches=max(1, curve_records // batch_size), save_every=4 * every, keep=1)
+    log = LogOptions("none", log_every=every, val_every=every, val_batches=max(1, curve_records // batch_size),
+        save_every=4 * every, keep=1)
     hardware = DeviceOptions(gpu=0 if torch.cuda.is_available() else None)
     return TrainOptions(RunOptions(Path(folder), name, seed), data, model, optim, log, hardware)
 
@@ -104,8 +109,10 @@ def seconds_per_step(
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #23d87966
 def _stepper(options, store, start, method, steps: int, accelerator):
     "A function that makes the next of `steps` optimiser steps."
-    fitted = replace(options, optim=replace(check_batch(options.optim, accelerator.num_processes), num_itr=steps), model=resolve(options.model)[0])
-    state, batches = new_state(method.nets, fitted, accelerator.device), microbatches(fitted, store, start, 0, accelerator)
+    fitted = replace(options, optim=replace(check_batch(options.optim, accelerator.num_processes), num_itr=steps),
+        model=resolve(options.model)[0])
+    state, batches = (new_state(method.nets, fitted, accelerator.device),
+        microbatches(fitted, store, start, 0, accelerator))
     loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
     return lambda: train_step(loss_modules, state, batches, method, fitted, accelerator)
 
@@ -124,7 +131,8 @@ def steps_for(
 ) -> int:
     "Optimiser steps that a budget buys, or those of the run where it exists. Raises `InputError` for a budget below one step."
     if (options.folder / "config.json").exists(): return read_config(options.folder)[0].optim.num_itr
-    if budget < cost: raise InputError(f"{options.run.name}: a step takes {cost:.2g} s, more than the budget of {budget:.2g} s")
+    if budget < cost:
+        raise InputError(f"{options.run.name}: a step takes {cost:.2g} s, more than the budget of {budget:.2g} s")
     return int(budget / cost)
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #df2e0d2d
@@ -137,7 +145,8 @@ class Entrant(NamedTuple):
     @property
     def curve(self) -> list[dict]:
         "Steps, seconds and MAE (m/s) of every validation on the way."
-        return [dict(step=row["step"], seconds=row["step"] * self.cost, mae=row["val_mae"]) for row in read_metrics(self.run.path) if "val_mae" in row]
+        return [dict(step=row["step"], seconds=row["step"] * self.cost, mae=row["val_mae"])
+            for row in read_metrics(self.run.path) if "val_mae" in row]
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #71c44586
 def train_equally(
@@ -154,19 +163,23 @@ def train_equally(
     for name in (*times, *steps, *lr):
         if name not in models: raise unknown("entrant", name, models)
         if steps.get(name, 1) < 1: raise InputError(f"{name}: {steps[name]} steps are no training: give 1 or more")
-    plans = {name: recipe(folder, name, model, data, steps=1, **settings | ({"lr": lr[name]} if name in lr else {})) for name, model in models.items()}
-    return {name: _entrant(plan, seconds * times.get(name, 1), steps.get(name), settings) for name, plan in plans.items()}
+    plans = {name: recipe(folder, name, model, data, steps=1, **settings | ({"lr": lr[name]} if name in lr else {}))
+        for name, model in models.items()}
+    return {name: _entrant(plan, seconds * times.get(name, 1), steps.get(name), settings)
+        for name, plan in plans.items()}
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #c0917f87
 def _entrant(plan: TrainOptions, seconds: float, steps: int | None, settings: dict) -> Entrant:
     cost = seconds_per_step(plan)
     if steps is None: steps = steps_for(plan, seconds, cost)
-    plan = recipe(plan.run.result_dir, plan.run.name, plan.model, plan.data, steps=steps, **settings | dict(lr=plan.optim.lr))
+    plan = recipe(plan.run.result_dir, plan.run.name, plan.model, plan.data, steps=steps,
+        **settings | dict(lr=plan.optim.lr))
     return Entrant(load_run(train(plan, progress=False)), steps, cost)
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #fd5d0716
 NUMBERS = ("mae", "rmse", "ssim", "crps", "misfit", "spread_skill", "coverage_50", "coverage_90",
-           "samples", "nfe", "network_calls", "wave_solves", "seconds_per_record")  # what experiments keep of a card's row
+           # what experiments keep of a card's row
+           "samples", "nfe", "network_calls", "wave_solves", "seconds_per_record")
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #f8e76ca3
 def card_row(
@@ -178,10 +191,12 @@ def card_row(
     "The scores of a card's row over all its records, with the 95 % interval of the MAE. Raises `InputError` where the card has no such row."
     row = next((row for row in card["rows"] if row["start"] == start and which in (row["kind"], row["method"])), None)
     if row is None: raise InputError(f"the card of {card['name']} has no row {which!r} from the start {start!r}")
-    return dict(**about, start=start, sees_truth=row["sees_truth"], method=row["method"], records=row["records"], **{k: row.get(k) for k in NUMBERS}, mae_interval=row["interval"]["mae"])
+    return dict(**about, start=start, sees_truth=row["sees_truth"], method=row["method"], records=row["records"],
+        **{k: row.get(k) for k in NUMBERS}, mae_interval=row["interval"]["mae"])
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #c878948e
-SHOWN = {"SSIM": ("ssim", ".3f"), "CRPS": ("crps", ".1f"), "misfit": ("misfit", ".3f"), "spr/sk": ("spread_skill", ".2f"), "90 %": ("coverage_90", ".2f"), "calls": ("network_calls", "g")}
+SHOWN = {"SSIM": ("ssim", ".3f"), "CRPS": ("crps", ".1f"), "misfit": ("misfit", ".3f"),
+    "spr/sk": ("spread_skill", ".2f"), "90 %": ("coverage_90", ".2f"), "calls": ("network_calls", "g")}
 
 
 def _word(row: dict, name: str, marked: bool) -> str:
@@ -204,7 +219,8 @@ def rows_table(
     width = [max(map(len, column)) + 2 for column in zip(*words)]
     scores = [f"{'MAE m/s':>8}{'':<16}" + "".join(f"{name:>8}" for name in SHOWN), *map(_scores, rows)]
     lines = ["".join(f"{word:<{w}}" for word, w in zip(line, width)) + score for line, score in zip(words, scores)]
-    return "\n".join(lines + ["* the start is the true map, blurred: it has seen the answer"] * any(row["sees_truth"] for row in rows))
+    return "\n".join(lines + ["* the start is the true map, blurred: it has seen the answer"] * any(row["sees_truth"]
+        for row in rows))
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #2ea25396
 def bars(
@@ -224,7 +240,8 @@ def bars(
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #94436797
 def card_about(card: dict) -> dict:
     "What a card says of run, records and machine: the provenance of rows taken from it."
-    return {key: card[key] for key in ("run", "step", "method", "model", "trained_on", "device", "data", "degradation", "settings", "version", "torch")}
+    return {key: card[key] for key in ("run", "step", "method", "model", "trained_on", "device", "data", "degradation",
+        "settings", "version", "torch")}
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #24b22c27
 def save_experiment(

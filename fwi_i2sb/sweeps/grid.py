@@ -23,7 +23,9 @@ def code_digest(
     notebook: Path,  # .ipynb
 ) -> str:  # hexadecimal
     "Digest of the sources of a notebook's code cells, without texts and outputs. Raises `InputError` for a file that is no notebook."
-    try: code = ["".join(cell["source"]) for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+    try:
+        code = ["".join(cell["source"])
+            for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError): raise InputError(f"{notebook} is no notebook") from None
     return _digest(code)
 
@@ -37,7 +39,8 @@ def package_digest() -> str:  # version and hexadecimal
     "Version of this package and digest of its source, without lines that are comments; as it was when this process first asked."
     home = Path(fwi_i2sb.__file__).parent
     files = sorted(set(home.rglob("*.py")) - {home / "_modidx.py"})
-    code = [[line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")] for file in files]
+    code = [[line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
+        for file in files]
     return f"{fwi_i2sb.__version__} {_digest([[str(file.relative_to(home)) for file in files], code])}"
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #1bada5fb
@@ -72,7 +75,8 @@ def state(self) -> dict:
     "What `cell.json` says: identity, state (running, finished, failed, stopped), seconds, error. Empty if there is none, only `state: damaged` if it is no such file."
     path = self.folder / "cell.json"
     found = _load(path) or {}
-    return found if {"state", "notebook", "parameters"} <= found.keys() else {"state": "damaged"} if path.exists() else {}
+    return (found if {"state", "notebook", "parameters"} <= found.keys() else {"state": "damaged"}
+        if path.exists() else {})
 
 
 Cell.state = state
@@ -80,9 +84,11 @@ Cell.state = state
 # %% ../../nbs/10_sweeps/00_grid.ipynb #19b3caef
 def stale(self) -> str | None:
     "Why the folder belongs to another run, in words; None if it does not."
-    before, words = self.state(), dict(parameters="its parameters", notebook="the notebook's code", package="the code of fwi_i2sb")
+    before, words = (self.state(),
+        dict(parameters="its parameters", notebook="the notebook's code", package="the code of fwi_i2sb"))
     if before.get("state") == "damaged": return "its cell.json is damaged"
-    return next((f"{words[key]} changed" for key, value in self.identity().items() if before and _text(before.get(key)) != _text(value)), None)
+    return next((f"{words[key]} changed"
+        for key, value in self.identity().items() if before and _text(before.get(key)) != _text(value)), None)
 
 
 def _text(value) -> str:
@@ -131,7 +137,8 @@ def _read(path: Path) -> dict:
     if not isinstance(grid, dict): raise InputError("it must hold the entries notebook, out and cross")
     for key, value in grid.items():
         if key not in ENTRIES: raise unknown("entry", key, ENTRIES)
-        if value == "" or not isinstance(value, ENTRIES[key]): raise InputError(f"{key} must be a {dict(str='text', dict='mapping', list='list')[ENTRIES[key].__name__]}")
+        if value == "" or not isinstance(value, ENTRIES[key]):
+            raise InputError(f"{key} must be a {dict(str='text', dict='mapping', list='list')[ENTRIES[key].__name__]}")
     for key in ("notebook", "out"):
         if key not in grid: raise InputError(f"it has no entry {key!r}")
     return {"fixed": {}, "cross": {}, "cells": [{}]} | {key: _json(value) for key, value in grid.items()}
@@ -139,7 +146,9 @@ def _read(path: Path) -> dict:
 # %% ../../nbs/10_sweeps/00_grid.ipynb #2c3af258
 def _json(value):
     try: return json.loads(json.dumps(value, allow_nan=False))
-    except (TypeError, ValueError): raise InputError(f"{value!r} cannot be a parameter: give finite numbers, texts, true, false, null, lists and mappings") from None
+    except (TypeError, ValueError):
+        raise InputError(f"{value!r} cannot be a parameter: give finite numbers, texts, true, false, null, lists and "
+            f"mappings") from None
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #1222bbf4
 def _check_lists(grid: dict):
@@ -150,8 +159,10 @@ def _check_lists(grid: dict):
         for value, text in zip(values, texts):
             if texts.count(text) > 1: raise InputError(f"{name} holds {value} twice")
     for given in grid["cells"]:
-        if not isinstance(given, dict): raise InputError(f"every entry of 'cells' must be a mapping of parameters, not {given!r}")
-        for name in given.keys() & grid["cross"].keys() | given.keys() & grid["fixed"].keys() | grid["cross"].keys() & grid["fixed"].keys():
+        if not isinstance(given, dict):
+            raise InputError(f"every entry of 'cells' must be a mapping of parameters, not {given!r}")
+        for name in (given.keys() & grid["cross"].keys() | given.keys() & grid["fixed"].keys() | grid["cross"].keys()
+                & grid["fixed"].keys()):
             raise InputError(f"the parameter {name!r} is given twice: in one of fixed, cross and cells only")
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #944d59e5
@@ -160,14 +171,17 @@ def _check_parameters(notebook: Path, grid: dict):
 
     try: known = inspect_notebook(str(notebook))
     except ValueError as error: raise InputError(f"{notebook} cannot be run: {error}") from None
-    if "out_dir" not in known: raise InputError(f"{notebook.name} has no parameter out_dir in a cell tagged 'parameters': it must write metrics.json there")
+    if "out_dir" not in known:
+        raise InputError(
+            f"{notebook.name} has no parameter out_dir in a cell tagged 'parameters': it must write metrics.json there")
     for name, value in _pairs(grid):
         if name == "out_dir": raise InputError("out_dir cannot be given: every cell gets its own folder")
         if name not in known: raise unknown(f"parameter of {notebook.name}", name, known)
         _check_type(name, value, known[name]["inferred_type_name"].strip())
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #0bb8cdb1
-KINDS = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}  # types that can be checked
+# types that can be checked
+KINDS = {"int": int, "float": (int, float), "str": str, "bool": bool, "list": list, "dict": dict}
 
 
 def _check_type(name: str, value, kind: str):
@@ -187,7 +201,8 @@ def cell_name(
 ) -> str:
     "The name of a cell's folder: `nfe=10,seed=0`; lists, mappings, long and odd values end in a digest."
     if not varied: return "single"
-    plain = ",".join(f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}" for name, value in sorted(varied.items()))
+    plain = ",".join(f"{name}={value if isinstance(value, str) else json.dumps(value, separators=(',', ':'))}"
+        for name, value in sorted(varied.items()))
     safe = re.sub(r"[^\w.,=+-]+", "-", plain, flags=re.ASCII)[:80].strip("-")
     return safe if safe == plain else f"{safe}-{hashlib.sha256(_text(varied).encode()).hexdigest()[:6]}"
 
@@ -220,25 +235,29 @@ def _grid(path: Path, grid: dict) -> Grid:
     names = [cell_name(values) for values in varied]
     for name in names:
         if names.count(name) > 1: raise InputError(f"two cells would have the name {name}")
-    return Grid(path, out, tuple(Cell(name, notebook, digest, package, grid["fixed"] | values, out / name, path.parent) for name, values in zip(names, varied)))
+    return Grid(path, out, tuple(Cell(name, notebook, digest, package, grid["fixed"] | values, out / name, path.parent)
+        for name, values in zip(names, varied)))
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #0a1af088
 def collect(
     grid: Grid,
 ) -> list[dict]:  # one per cell: cell, state, seconds, error if it failed, parameters, metrics
     "What became of each cell, with the single values of its metrics."
-    return [dict(cell=cell.name, **_result(cell), parameters=cell.parameters, metrics=_scalars(cell)) for cell in grid.cells]
+    return [dict(cell=cell.name, **_result(cell), parameters=cell.parameters, metrics=_scalars(cell))
+        for cell in grid.cells]
 
 
 def _result(cell: Cell) -> dict:
     if cell.stale(): return {"state": "changed"}
     state = {"state": "not run"} | cell.state()
-    if state["state"] == "finished" and not cell.finished(): state |= dict(state="failed", error="its metrics.json is missing or damaged")
+    if state["state"] == "finished" and not cell.finished():
+        state |= dict(state="failed", error="its metrics.json is missing or damaged")
     return {key: state[key] for key in ("state", "seconds", "error") if key in state}
 
 
 def _scalars(cell: Cell) -> dict:
-    return {key: value for key, value in cell.metrics().items() if not isinstance(value, (list, dict))} if cell.finished() else {}
+    return ({key: value for key, value in cell.metrics().items() if not isinstance(value, (list, dict))}
+        if cell.finished() else {})
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #e6f1aaf7
 OWN = ("cell", "state", "seconds")  # columns of every table
@@ -247,9 +266,11 @@ OWN = ("cell", "state", "seconds")  # columns of every table
 def _flat(rows: list[dict]) -> list[dict]:
     "The rows without levels: the same columns in the same order in each."
     given, found = (dict.fromkeys(name for row in rows for name in row[part]) for part in ("parameters", "metrics"))
-    columns = {_column("parameters", name, OWN): ("parameters", name) for name in given} | {_column("metrics", name, [*OWN, *given]): ("metrics", name) for name in found}
+    columns = ({_column("parameters", name, OWN): ("parameters", name) for name in given}
+        | {_column("metrics", name, [*OWN, *given]): ("metrics", name) for name in found})
     values = [{column: _single(row[part].get(name, "")) for column, (part, name) in columns.items()} for row in rows]
-    return [dict(cell=row["cell"], state=row["state"], **value, seconds=row.get("seconds", "")) for row, value in zip(rows, values)]
+    return [dict(cell=row["cell"], state=row["state"], **value, seconds=row.get("seconds", ""))
+        for row, value in zip(rows, values)]
 
 
 def _column(part: str, name: str, taken) -> str:
@@ -261,7 +282,8 @@ def _single(value):
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #9a1a9e30
 def _markdown(rows: list[dict]) -> str:
-    common = {_column("parameters", name, OWN): value for name, value in rows[0]["parameters"].items() if all(row["parameters"].get(name) == value for row in rows)}
+    common = {_column("parameters", name, OWN): value
+        for name, value in rows[0]["parameters"].items() if all(row["parameters"].get(name) == value for row in rows)}
     flat = [{name: _shown(value) for name, value in row.items() if name not in common} for row in _flat(rows)]
     lines = [map(_shown, flat[0]), ["---"] * len(flat[0]), *(row.values() for row in flat)]
     below = f"\nAll cells: {json.dumps(common)[1:-1]}\n" if common else ""
@@ -279,5 +301,6 @@ def write_tables(grid: Grid) -> list[dict]:
     table = csv.DictWriter(text, flat[0])
     table.writeheader()
     table.writerows(flat)
-    for name, content in dict(json=json.dumps(rows, indent=1), csv=text.getvalue(), md=_markdown(rows)).items(): write_atomic(grid.out / f"table.{name}", content)
+    for name, content in dict(json=json.dumps(rows, indent=1), csv=text.getvalue(), md=_markdown(rows)).items():
+        write_atomic(grid.out / f"table.{name}", content)
     return rows

@@ -47,21 +47,27 @@ def threads_each(jobs: int) -> int:
 # %% ../../nbs/10_sweeps/01_runner.ipynb #8832be50
 def _start(cell: Cell, threads: int, lock=None) -> subprocess.Popen:
     "Start papermill on a cell."
-    write_atomic(cell.folder / "parameters.yaml", yaml.safe_dump(cell.parameters | dict(out_dir=str(cell.folder)), sort_keys=False, allow_unicode=True))
-    words = [sys.executable, "-m", "papermill", cell.notebook, cell.folder / "notebook.ipynb", "--parameters_file", cell.folder / "parameters.yaml",
+    write_atomic(cell.folder / "parameters.yaml",
+        yaml.safe_dump(cell.parameters | dict(out_dir=str(cell.folder)), sort_keys=False, allow_unicode=True))
+    words = [sys.executable, "-m", "papermill", cell.notebook, cell.folder / "notebook.ipynb", "--parameters_file",
+             cell.folder / "parameters.yaml",
              "--kernel", "python3", "--cwd", cell.home, "--no-progress-bar", "--log-output"]
     with open(cell.folder / "log.txt", "w") as log:
-        about = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": str(threads)})
-        return subprocess.Popen(list(map(str, words)), start_new_session=True, pass_fds=[lock.fileno()] if lock else [], **about)
+        about = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+        return subprocess.Popen(list(map(str, words)), start_new_session=True,
+            pass_fds=[lock.fileno()] if lock else [], **about)
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #ccffc27a
 def _fault(cell: Cell, code: int) -> str | None:
     "What went wrong: the last lines of the log, a signal, or metrics that are missing."
     if code < 0: return f"killed by signal {-code}"
     if code:
-        lines = re.sub(r"\x1b\[[\d;]*m", "", (cell.folder / "log.txt").read_text(encoding="utf-8", errors="replace")).strip().splitlines()
+        lines = re.sub(r"\x1b\[[\d;]*m", "",
+            (cell.folder / "log.txt").read_text(encoding="utf-8", errors="replace")).strip().splitlines()
         return "\n".join([line for line in lines if line.strip()][-3:])
-    return None if cell.metrics() is not None else "the notebook wrote no metrics.json to out_dir, or one that is no JSON object"
+    return (None if cell.metrics() is not None
+        else "the notebook wrote no metrics.json to out_dir, or one that is no JSON object")
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #4e3f9fcd
 class Children:
@@ -101,7 +107,8 @@ def run_cell(
     children, began = children or Children(), time.monotonic()
     child = children.start(cell, threads)
     fault = _fault(cell, child.wait()) if child else "not started"
-    result = dict(state="finished") if not fault else dict(state="stopped") if children.stopped else dict(state="failed", error=fault)
+    result = (dict(state="finished") if not fault else dict(state="stopped") if children.stopped
+        else dict(state="failed", error=fault))
     _note(cell, seconds=round(time.monotonic() - began, 1), **result)
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #eaac359a
@@ -136,15 +143,18 @@ LEAST = {"minutes": 1, "cpus": 1, "gpus": 0, "mem_gb": 0.001, "jobs": 1}  # of t
 
 def _check_numbers(**values):
     for name, value in values.items():
-        if name in LEAST and value is not None and not LEAST[name] <= value < float("inf"): raise InputError(f"--{name.replace('_', '-')} {value} cannot be: give {LEAST[name]} or more")
+        if name in LEAST and value is not None and not LEAST[name] <= value < float("inf"):
+            raise InputError(f"--{name.replace('_', '-')} {value} cannot be: give {LEAST[name]} or more")
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #7090a789
 def _executor(folder: Path, name: str, options: SlurmOptions, jobs: int | None):
     "submitit's executor with what each job asks for."
     from submitit import AutoExecutor
     executor = AutoExecutor(folder, cluster="slurm")
-    given = dict(slurm_partition=options.partition, slurm_account=options.account, gpus_per_node=options.gpus or None, mem_gb=options.mem_gb, slurm_array_parallelism=jobs)
-    executor.update_parameters(name=name, timeout_min=options.minutes, cpus_per_task=options.cpus, **{k: v for k, v in given.items() if v is not None})
+    given = dict(slurm_partition=options.partition, slurm_account=options.account, gpus_per_node=options.gpus or None,
+        mem_gb=options.mem_gb, slurm_array_parallelism=jobs)
+    executor.update_parameters(name=name, timeout_min=options.minutes, cpus_per_task=options.cpus,
+        **{k: v for k, v in given.items() if v is not None})
     return executor
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #207a5472
@@ -176,7 +186,8 @@ def _await(waiting: dict[str, Cell], name: str, logs: Path, report, every: float
         for number in [] if queued is None else [n for n in waiting if n not in queued]:
             over = waiting[number].state().get("state") != "running"
             if not over and time.monotonic() - gone.setdefault(number, time.monotonic()) < patience: continue
-            if not over: _note(waiting[number], state="failed", error=f"job {number} ended without a result, see {logs}")
+            if not over:
+                _note(waiting[number], state="failed", error=f"job {number} ended without a result, see {logs}")
             report(waiting.pop(number))
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #0d2904d1
@@ -185,14 +196,20 @@ def _job_name(out: Path) -> str:
     name = f"fwi-{hashlib.sha256(str(out).encode()).hexdigest()[:10]}"
     if not shutil.which("sbatch"): raise InputError("--slurm needs Slurm: there is no command sbatch on this machine")
     queued = _queue(name)
-    if queued is None: raise InputError("squeue does not answer, so jobs of this grid may still run: try again when it does")
-    if queued: raise InputError(f"jobs of this grid are still in the queue: wait for them, or end them with scancel --name={name}")
+    if queued is None:
+        raise InputError("squeue does not answer, so jobs of this grid may still run: try again when it does")
+    if queued:
+        raise InputError(
+            f"jobs of this grid are still in the queue: wait for them, or end them with scancel --name={name}")
     return name
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #7e5b6fdc
-def run_slurm(cells: list[Cell], out: Path, options: SlurmOptions, jobs: int | None, name: str, report, every: float = 5.0, patience: float = 60.0):
+def run_slurm(cells: list[Cell], out: Path, options: SlurmOptions, jobs: int | None, name: str, report,
+        every: float = 5.0, patience: float = 60.0):
     "Run cells as jobs of this name; `report(cell)` as each ends. Ends the jobs if it is interrupted."
-    try: _await(_submit(_executor(out / ".slurm", name, options, jobs), cells, options.cpus), name, out / ".slurm", report, every, patience)
+    try:
+        _await(_submit(_executor(out / ".slurm", name, options, jobs), cells, options.cpus), name, out / ".slurm",
+            report, every, patience)
     except BaseException:
         subprocess.run(["scancel", f"--name={name}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         raise
@@ -220,7 +237,8 @@ class Report:
 def _outcome(cell: Cell) -> str:
     state = cell.state()
     if state.get("state") == "finished": return f"{cell.name}: {state['seconds']:.0f} s"
-    return "\n  ".join([f"{cell.name}: FAILED", *state.get("error", "its cell.json is missing or damaged").splitlines(), f"see {cell.folder / 'log.txt'}"])
+    return "\n  ".join([f"{cell.name}: FAILED", *state.get("error", "its cell.json is missing or damaged").splitlines(),
+        f"see {cell.folder / 'log.txt'}"])
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #ae5e73bd
 def run_grid(
@@ -234,11 +252,14 @@ def run_grid(
     with _alone(grid.out) as lock, handled(_leave), progress_bar("experiment", "cells") as progress:
         left = [cell for cell in grid.cells if not cell.finished()]
         for cell in left: _look(cell)
-        report, name = Report(len(grid.cells), len(grid.cells) - len(left), progress), _job_name(grid.out) if slurm and left else None
+        report, name = (Report(len(grid.cells), len(grid.cells) - len(left), progress),
+            _job_name(grid.out) if slurm and left else None)
         with _ending(grid, left):
             if name: run_slurm(left, grid.out, slurm, jobs, name, report)
             elif left: run_here(left, jobs or 1, threads, lock, report)
-    if report.failed: raise ChildProcessError(f"{len(report.failed)} of {len(grid.cells)} cells failed, the first is {report.failed[0].name}: repeat the command to run them again")
+    if report.failed:
+        raise ChildProcessError(f"{len(report.failed)} of {len(grid.cells)} cells failed, the first is "
+            f"{report.failed[0].name}: repeat the command to run them again")
     return collect(grid)
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #55a60309
@@ -253,7 +274,8 @@ def _ending(grid: Grid, cells: list[Cell]):
 # %% ../../nbs/10_sweeps/01_runner.ipynb #f3d03913
 def _look(cell: Cell):
     "Refuse a folder that no grid made; say why a cell runs again."
-    if cell.folder.exists() and any(cell.folder.iterdir()) and not cell.state(): raise InputError(f"{cell.folder} holds files, but no cell.json: it was not made by a grid, and is left alone")
+    if cell.folder.exists() and any(cell.folder.iterdir()) and not cell.state():
+        raise InputError(f"{cell.folder} holds files, but no cell.json: it was not made by a grid, and is left alone")
     lost = "its metrics.json is missing or damaged" if cell.state().get("state") == "finished" else None
     if why := cell.stale() or lost: tqdm.write(f"{cell.name}: {why}, it runs again", file=sys.stderr)
 
@@ -261,7 +283,9 @@ def _look(cell: Cell):
 def _alone(folder: Path):
     "The folder's lock. The cells inherit it: they keep it as long as they run, even if this process is killed."
     try: return claim(folder)
-    except InputError: raise InputError(f"{folder} is in use: another process runs this grid, or the last cells of a killed one are still ending") from None
+    except InputError:
+        raise InputError(f"{folder} is in use: another process runs this grid, or the last cells of a killed one are "
+            f"still ending") from None
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #f98d4a8f
 @dataclass(frozen=True)
@@ -276,7 +300,9 @@ class ExperimentOptions:
 def experiment_command(options: ExperimentOptions) -> list[dict]:
     "Run a grid and print its table."
     if options.slurm: need("submitit", "--slurm")
-    elif options.job != SlurmOptions(): raise InputError("--partition, --account, --minutes, --cpus, --gpus and --mem-gb describe a job of Slurm: add --slurm")
+    elif options.job != SlurmOptions():
+        raise InputError(
+            "--partition, --account, --minutes, --cpus, --gpus and --mem-gb describe a job of Slurm: add --slurm")
     grid = read_grid(options.grid)
     rows = run_grid(grid, jobs=options.jobs, slurm=options.job if options.slurm else None)
     print(f"{(grid.out / 'table.md').read_text(encoding='utf-8')}table in {grid.out}/table.md, .csv and .json")

@@ -73,7 +73,8 @@ class TrainingSamples(Dataset):
                     seismic=normalize_seismic(seismic, self.store.family),
                     step=torch.tensor([draw_step(rng, self.model.interval, self.model.step_power) for rng in rngs]),
                     keep=torch.tensor([float(rng.random() >= self.model.drop_cond) for rng in rngs]),
-                    noise=torch.from_numpy(np.stack([rng.standard_normal(x0.shape[1:], dtype=np.float32) for rng in rngs])),
+                    noise=torch.from_numpy(np.stack([rng.standard_normal(x0.shape[1:], dtype=np.float32)
+                        for rng in rngs])),
                     mix=torch.tensor([rng.random() for rng in rngs], dtype=torch.float32))
 
 
@@ -99,15 +100,18 @@ def start_moments(
 class Microbatches:
     "The keys of this rank's microbatches from one step on: a batch sampler for `DataLoader`."
 
-    def __init__(self, sizes: tuple[int, ...], optim: OptimOptions, seed: int, steps: range, rank: int, world: int, balance: str = "size"):
-        self.sizes, self.optim, self.seed, self.steps, self.rank, self.world, self.balance = sizes, optim, seed, steps, rank, world, balance
+    def __init__(self, sizes: tuple[int, ...], optim: OptimOptions, seed: int, steps: range, rank: int, world: int,
+            balance: str = "size"):
+        self.sizes, self.optim, self.seed, self.steps, self.rank, self.world, self.balance = (sizes, optim, seed, steps,
+            rank, world, balance)
 
     def __len__(self): return len(self.steps) * self.optim.batch_size // (self.optim.microbatch * self.world)
 
     def __iter__(self):
         share = self.optim.batch_size // self.world
         for step in self.steps:
-            keys = [(step, slot, i) for slot, i in enumerate(batch_indices(self.sizes, self.optim.batch_size, step, self.seed, self.balance))]
+            keys = [(step, slot, i) for slot, i in enumerate(batch_indices(self.sizes, self.optim.batch_size, step,
+                self.seed, self.balance))]
             mine = keys[self.rank * share:(self.rank + 1) * share]
             yield from (mine[k:k + self.optim.microbatch] for k in range(0, share, self.optim.microbatch))
 
@@ -116,7 +120,8 @@ def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
     "The options with a microbatch that fits. Raises `InputError` if the global batch does not divide by microbatch × ranks."
     micro = min(optim.microbatch, max(1, optim.batch_size // world))
     if optim.batch_size % (micro * world):
-        raise InputError(f"--batch-size {optim.batch_size} does not divide by --microbatch {micro} x {world} process{'es' if world > 1 else ''}")
+        raise InputError(f"--batch-size {optim.batch_size} does not divide by --microbatch {micro} x {world} "
+            f"process{'es' if world > 1 else ''}")
     return replace(optim, microbatch=micro)
 
 # %% ../../nbs/07_training/04_batches.ipynb #03840503
@@ -144,10 +149,13 @@ def microbatches(
     cuda, seed, workers = accelerator.device.type == "cuda", options.run.seed, options.data.loader_workers
     if workers is None: workers = 4 if cuda else 0
     samples = TrainingSamples(store, start, options.model, seed)
-    keys = Microbatches(store.sizes, options.optim, seed, range(first, options.optim.num_itr), accelerator.process_index, accelerator.num_processes, options.data.balance)
-    return iter(DataLoader(samples, batch_sampler=keys, collate_fn=already_collated, num_workers=workers, worker_init_fn=_leave_signals,
+    keys = Microbatches(store.sizes, options.optim, seed, range(first, options.optim.num_itr),
+        accelerator.process_index, accelerator.num_processes, options.data.balance)
+    return iter(DataLoader(samples, batch_sampler=keys, collate_fn=already_collated, num_workers=workers,
+                      worker_init_fn=_leave_signals,
                       multiprocessing_context="spawn" if workers else None, pin_memory=cuda))
 
 # %% ../../nbs/07_training/04_batches.ipynb #d93f1b5e
 def _leave_signals(worker):
-    for number in STOP_SIGNALS: signal.signal(number, signal.SIG_IGN)  # they reach reading processes too; the main one decides
+    # they reach reading processes too; the main one decides
+    for number in STOP_SIGNALS: signal.signal(number, signal.SIG_IGN)

@@ -100,19 +100,24 @@ class TrainOptions:
 
 # %% ../../nbs/07_training/00_options.ipynb #0a53fa4c
 FREE_OPTIONS = {
-    "run.result_dir", "run.plugin", "data.dataset_dir", "data.store_dir", "data.loader_workers", "data.in_memory", "optim.microbatch", "optim.max_skipped",
-    "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.val_nfe", "log.save_every", "log.keep", "hardware.device", "hardware.gpu", "hardware.compile",
-    "hardware.num_proc_node", "hardware.node_rank", "hardware.proc_per_node", "hardware.master_address", "hardware.master_port",
+    "run.result_dir", "run.plugin", "data.dataset_dir", "data.store_dir", "data.loader_workers", "data.in_memory",
+    "optim.microbatch", "optim.max_skipped",
+    "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.val_nfe", "log.save_every", "log.keep",
+    "hardware.device", "hardware.gpu", "hardware.compile",
+    "hardware.num_proc_node", "hardware.node_rank", "hardware.proc_per_node", "hardware.master_address",
+    "hardware.master_port",
 }
 
 # %% ../../nbs/07_training/00_options.ipynb #65cffb69
 def run_identity(options: TrainOptions) -> dict:
     "The options that make a run what it is, by flag."
     free = FREE_OPTIONS | ({"optim.num_itr"} if options.optim.lr_schedule == "step" else set())
-    return {flag_of(name): value for group, values in options_to_dict(options).items() for name, value in values.items() if f"{group}.{name}" not in free}
+    return {flag_of(name): value for group, values in options_to_dict(options).items()
+        for name, value in values.items() if f"{group}.{name}" not in free}
 
 
 def first_difference(old: TrainOptions, new: TrainOptions) -> str | None:
     "The first option that makes `new` another run than `old`, as `--name (old, now new)`; None if it is the same run."
     before, now = run_identity(old), run_identity(new)
-    return next((f"{flag} ({before.get(flag)}, now {value})" for flag, value in now.items() if before.get(flag) != value), None)
+    return next(
+        (f"{flag} ({before.get(flag)}, now {value})" for flag, value in now.items() if before.get(flag) != value), None)

@@ -65,7 +65,8 @@ def _judge(self):
         silent = [r for r, heard in enumerate(self.heard) if time.monotonic() - heard > self.limit]
         lost = silent[0] if silent else self.lost
         if lost is None or self.over.is_set(): continue
-        print(f"error: process {lost} of {self.ranks.world} is gone: repeat the command to continue from the last checkpoint", file=sys.stderr, flush=True)
+        print(f"error: process {lost} of {self.ranks.world} is gone: repeat the command to continue from the last "
+            f"checkpoint", file=sys.stderr, flush=True)
         os._exit(1)
 
 Watch._beat, Watch._judge = _beat, _judge
@@ -74,20 +75,27 @@ Watch._beat, Watch._judge = _beat, _judge
 def interface_to(address: str, port: int) -> str | None:
     "Name of the network interface that leads to an address; None if no route is known. Raises `InputError` for a name that is no address."
     try: family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
-    except socket.gaierror: raise InputError(f"the address of rank 0, {address!r}, is not known here: see --master-address") from None
+    except socket.gaierror:
+        raise InputError(f"the address of rank 0, {address!r}, is not known here: see --master-address") from None
     with socket.socket(family, kind) as probe, contextlib.suppress(OSError):
         probe.connect(target)  # sends nothing: only asks for the route
         own = probe.getsockname()[0]
-        return next((name for name, found in psutil.net_if_addrs().items() if own in [a.address.split("%")[0] for a in found]), None)
+        return next(
+            (name for name, found in psutil.net_if_addrs().items() if own in [a.address.split("%")[0] for a in found]),
+            None)
 
 # %% ../../nbs/07_training/03_processes.ipynb #e5485e16
 def rank_variables(ranks: Ranks) -> dict[str, str]:
     "The environment variables, in torchrun's names, that tell a process its place."
-    values = dict(RANK=ranks.rank, WORLD_SIZE=ranks.world, LOCAL_RANK=ranks.local_rank, LOCAL_WORLD_SIZE=ranks.local_world, MASTER_ADDR=ranks.address, MASTER_PORT=ranks.port,
-                  OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS", max(1, len(os.sched_getaffinity(0)) // ranks.local_world)))
+    values = dict(RANK=ranks.rank, WORLD_SIZE=ranks.world, LOCAL_RANK=ranks.local_rank,
+                  LOCAL_WORLD_SIZE=ranks.local_world, MASTER_ADDR=ranks.address, MASTER_PORT=ranks.port,
+                  OMP_NUM_THREADS=os.environ.get("OMP_NUM_THREADS",
+                      max(1, len(os.sched_getaffinity(0)) // ranks.local_world)))
     interface = interface_to(ranks.address, ranks.port)
-    if interface != "lo" or ranks.address in ("localhost", "127.0.0.1", "::1"):  # a host's own name often leads to itself, and no other host
-        values |= {name: os.environ.get(name, interface) for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface}
+    # a host's own name often leads to itself, and no other host
+    if interface != "lo" or ranks.address in ("localhost", "127.0.0.1", "::1"):
+        values |= {name: os.environ.get(name, interface)
+            for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface}
     return {name: str(value) for name, value in values.items()}
 
 # %% ../../nbs/07_training/03_processes.ipynb #97e78e33
@@ -110,13 +118,17 @@ def join(
     everyone, limit = [f"beat/{r}" for r in range(ranks.world)], timedelta(seconds=patience)
     try:
         store = next(dist.rendezvous("env://", timeout=limit))[0]
-        if store.add(f"rank/{ranks.rank}", 1) > 1: raise InputError(f"two processes have rank {ranks.rank}: see --node-rank, or another run listens on --master-port {ranks.port}")
+        if store.add(f"rank/{ranks.rank}", 1) > 1:
+            raise InputError(f"two processes have rank {ranks.rank}: see --node-rank, or another run listens on "
+                f"--master-port {ranks.port}")
         store.set(everyone[ranks.rank], "")
         store.wait(everyone, limit)
         return store
     except RuntimeError as error:
-        if "EADDRINUSE" in str(error): raise InputError(f"--master-port {ranks.port} is in use on this host: give another one") from None
-        raise ChildProcessError(f"not all {ranks.world} processes came to {ranks.address}:{ranks.port} within {patience:.0f} s") from None
+        if "EADDRINUSE" in str(error):
+            raise InputError(f"--master-port {ranks.port} is in use on this host: give another one") from None
+        raise ChildProcessError(
+            f"not all {ranks.world} processes came to {ranks.address}:{ranks.port} within {patience:.0f} s") from None
 
 # %% ../../nbs/07_training/03_processes.ipynb #dbb96bec
 class Peers:
@@ -149,7 +161,8 @@ def _await_rank_zero(self):
 def _tell(self, code: int):
     self.store.set("prepared", str(code))
     if code:
-        with contextlib.suppress(RuntimeError): self.store.wait([f"heard/{r}" for r in range(1, self.ranks.world)], timedelta(seconds=10))
+        with contextlib.suppress(RuntimeError):
+            self.store.wait([f"heard/{r}" for r in range(1, self.ranks.world)], timedelta(seconds=10))
 
 Peers._await_rank_zero, Peers._tell = _await_rank_zero, _tell
 
@@ -166,7 +179,8 @@ def agree(
     theirs = json.loads(self.store.get("plan"))
     for key, value in text.items():
         if theirs.get(key) != value:
-            raise InputError(f"process {self.ranks.rank} has {key} {value}, process 0 {theirs.get(key)}: give all the same options, data and --result-dir")
+            raise InputError(f"process {self.ranks.rank} has {key} {value}, process 0 {theirs.get(key)}: give all the "
+                f"same options, data and --result-dir")
     dist.barrier()
 
 Peers.agree = agree
@@ -183,10 +197,12 @@ def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "n
         peers = Peers(ranks, join(ranks) if ranks.world > 1 else None)
         try:
             if peers.store: _open_group(ranks, device, peers.store)
-            yield Accelerator(cpu=device == "cpu", mixed_precision=precision, project_dir=folder, log_with=None if log_writer == "none" else log_writer), peers
+            yield Accelerator(cpu=device == "cpu", mixed_precision=precision, project_dir=folder,
+                log_with=None if log_writer == "none" else log_writer), peers
             if peers.store: _leave(peers)
         except RuntimeError as error:
-            if lost := _lost(error): raise ChildProcessError(f"{lost}: repeat the command to continue from the last checkpoint") from None
+            if lost := _lost(error):
+                raise ChildProcessError(f"{lost}: repeat the command to continue from the last checkpoint") from None
             raise
         finally: _close(peers)
 
@@ -194,13 +210,15 @@ def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "n
 def _lost(error: RuntimeError) -> str | None:
     "Which process an error tells the death of, if it does: a rank, or one that reads for the `DataLoader`, whose signal handler may raise anywhere."
     if isinstance(error, dist.DistError) or "gloo" in str(error): return "another process of the run is gone"
-    return f"a reading process was lost (memory?): {str(error).splitlines()[0].strip(' .')}" if "DataLoader worker" in str(error) else None
+    return (f"a reading process was lost (memory?): {str(error).splitlines()[0].strip(' .')}"
+        if "DataLoader worker" in str(error) else None)
 
 # %% ../../nbs/07_training/03_processes.ipynb #44c06327
 def _open_group(ranks: Ranks, device: str, store: dist.Store):
     if device == "cuda": torch.cuda.set_device(ranks.local_rank % torch.cuda.device_count())
     else: torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.PrefixStore("group", store), rank=ranks.rank, world_size=ranks.world, timeout=_FOREVER)
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.PrefixStore("group", store),
+        rank=ranks.rank, world_size=ranks.world, timeout=_FOREVER)
 
 def _leave(peers: Peers):
     "Nobody closes the store while another one looks at it."
@@ -216,7 +234,8 @@ def _close(peers: Peers):
     AcceleratorState._reset_state(reset_partial_state=True)
 
 # %% ../../nbs/07_training/03_processes.ipynb #0fb9dd74
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # "save and end": Ctrl-C, clusters, and what mpirun passes on
+# "save and end": Ctrl-C, clusters, and what mpirun passes on
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 @contextlib.contextmanager
@@ -245,7 +264,8 @@ def start_processes(
         running, code = list(processes), 0
         while running:
             ended = wait([p.sentinel for p in running], None if not code or signals else grace)
-            for process in running: process.sentinel in ended and process.join()  # the sentinel comes before the exit code
+            # the sentinel comes before the exit code
+            for process in running: process.sentinel in ended and process.join()
             code = code or next((p.exitcode for p in running if p.sentinel in ended and p.exitcode), 0)
             if not ended:
                 for process in running: process.kill()
@@ -255,7 +275,9 @@ def start_processes(
 # %% ../../nbs/07_training/03_processes.ipynb #473df40d
 def _start(work: Callable, ranks: Ranks, k: int):
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(work,), daemon=False)
-    with environment(rank_variables(Ranks(ranks.rank + k, ranks.world, k, ranks.local_world, ranks.address, ranks.port))): process.start()
+    with environment(rank_variables(Ranks(ranks.rank + k, ranks.world, k, ranks.local_world,
+            ranks.address, ranks.port))):
+        process.start()
     return process
 
 def _child(work: Callable):

@@ -31,7 +31,8 @@ class Ranks:
 # %% ../../nbs/07_training/02_ranks.ipynb #4eeee5e5
 LAUNCHERS = {  # rank, world, local rank, local world
     "torchrun": ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"),
-    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE"),
+    "Open MPI": ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK",
+        "OMPI_COMM_WORLD_LOCAL_SIZE"),
     "MPICH": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS"),
     "Slurm": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID", "SLURM_STEP_TASKS_PER_NODE"),
 }
@@ -40,10 +41,13 @@ LAUNCHERS = {  # rank, world, local rank, local world
 def _launched(env: Mapping[str, str]) -> tuple[str, int, int, int, int]:
     "The launcher's name, and the four numbers that it gives."
     for name, variables in LAUNCHERS.items():
-        if not all(v in env for v in variables[:2 if name == "torchrun" else 3]): continue  # Slurm sets some of MPICH's too
+        # Slurm sets some of MPICH's too
+        if not all(v in env for v in variables[:2 if name == "torchrun" else 3]): continue
         rank, world, local_rank, tasks = (env.get(v, default) for v, default in zip(variables, "0101"))
         try: return name, int(rank), int(world), int(local_rank), _tasks(tasks, int(env.get("SLURM_NODEID", 0)))
-        except (ValueError, IndexError): raise InputError(f"{name} says {', '.join(f'{v}={env.get(v)}' for v in variables)}, which are no ranks") from None
+        except (ValueError, IndexError):
+            raise InputError(
+                f"{name} says {', '.join(f'{v}={env.get(v)}' for v in variables)}, which are no ranks") from None
     return "none", 0, 1, 0, 1
 
 # %% ../../nbs/07_training/02_ranks.ipynb #f0b97c28
@@ -60,10 +64,13 @@ def _starts(hardware: DeviceOptions, launcher: str, local_world: int) -> int:
     "How many processes this one starts on its node."
     wanted, cuda = hardware.proc_per_node, resolve_device(hardware.device) == "cuda"
     if launcher == "torchrun" or local_world > 1:
-        if wanted not in (None, local_world): raise InputError(f"--proc-per-node {wanted}, but the launcher started {local_world} here: leave the flag out")
+        if wanted not in (None, local_world):
+            raise InputError(
+                f"--proc-per-node {wanted}, but the launcher started {local_world} here: leave the flag out")
         return 1
     gpus = torch.cuda.device_count() if cuda and hardware.gpu is None else 1
-    if cuda and wanted and wanted > gpus: raise InputError(f"--proc-per-node {wanted}: there is one process per GPU, and torch sees {gpus}")
+    if cuda and wanted and wanted > gpus:
+        raise InputError(f"--proc-per-node {wanted}: there is one process per GPU, and torch sees {gpus}")
     return wanted or gpus
 
 # %% ../../nbs/07_training/02_ranks.ipynb #008db4b7
@@ -81,7 +88,8 @@ def find_ranks(
         world = hardware.num_proc_node * local_world
         if hardware.node_rank is not None: rank = hardware.node_rank * local_world + local_rank
     elif hardware.node_rank is not None: raise InputError("--node-rank needs --num-proc-node, the number of nodes")
-    if not 0 <= rank < world: raise InputError(f"rank {rank} does not exist among {world} processes: see --num-proc-node and --node-rank")
+    if not 0 <= rank < world:
+        raise InputError(f"rank {rank} does not exist among {world} processes: see --num-proc-node and --node-rank")
     _check_gpu(hardware, world)
     port = hardware.master_port or env.get("MASTER_PORT", "6020")
     if not str(port).isdigit(): raise InputError(f"MASTER_PORT={port} is no port")
@@ -96,7 +104,8 @@ def _address(hardware: DeviceOptions, env: Mapping[str, str], far: bool) -> str:
 
 def _check_gpu(hardware: DeviceOptions, world: int):
     if hardware.gpu is None: return
-    if hardware.device == "cpu": raise InputError(f"--gpu {hardware.gpu} and --device cpu contradict each other: leave one out")
+    if hardware.device == "cpu":
+        raise InputError(f"--gpu {hardware.gpu} and --device cpu contradict each other: leave one out")
     if world > 1: raise InputError("--gpu picks the one device of a single process; leave it out with several")
     if not 0 <= hardware.gpu < torch.cuda.device_count():
         raise InputError(f"--gpu {hardware.gpu}: torch sees {torch.cuda.device_count()} CUDA devices")

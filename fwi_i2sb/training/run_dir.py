@@ -37,7 +37,9 @@ def write_config(folder: Path, options: TrainOptions, facts: dict):
     write_atomic(Path(folder) / "config.json", json.dumps({**options_to_dict(options), "facts": facts}, indent=1))
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #c240dc5f
-FACTS = ("family", "data_min", "data_max", "survey", "shots", "time_samples", "receivers", "factor", "map_size", "linear")  # what no run can do without
+# what no run can do without
+FACTS = ("family", "data_min", "data_max", "survey", "shots", "time_samples", "receivers", "factor",
+    "map_size", "linear")
 
 
 def read_config(
@@ -61,7 +63,8 @@ def read_config(
 def open_store(options: TrainOptions, progress=None) -> tuple[JointStore, JointStore]:
     "Training and validation records of a run's data set; what is not converted yet is converted by the first process to come, while the others wait."
     roots = {name: _convert(options.data, name, progress) for name in parse_families(options.data.dataset_name)}
-    return tuple(JointStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory) for name, root in roots.items()]) for split in ("train", "val"))
+    return tuple(JointStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
+        for name, root in roots.items()]) for split in ("train", "val"))
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #6b22a545
 def _convert(data: DataOptions, name: str, progress) -> Path:
@@ -69,7 +72,8 @@ def _convert(data: DataOptions, name: str, progress) -> Path:
     alone = parse_families(data.dataset_name) == (name,)
     source = data.dataset_dir if alone or not (data.dataset_dir / name).is_dir() else data.dataset_dir / name
     families = load_families(data.json_data_config) if data.json_data_config else None
-    return convert(source, name, store_dir=data.store_dir if alone or not data.store_dir else data.store_dir / name, time_samples=data.time_samples, dtype=data.dtype,
+    return convert(source, name, store_dir=data.store_dir if alone or not data.store_dir else data.store_dir / name,
+                   time_samples=data.time_samples, dtype=data.dtype,
                    val_files=data.val_files, families=families, progress=progress)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #b7f400d3
@@ -79,22 +83,26 @@ def first_records(
 ) -> list[int]:  # fewer where the store holds fewer
     "The first records of a data set, of several families in turn."
     ends = np.cumsum(store.sizes)
-    turns = sorted((place, first + place) for first, size in zip(ends - store.sizes, store.sizes) for place in range(min(size, count)))
+    turns = sorted((place, first + place) for first, size in zip(ends - store.sizes, store.sizes)
+        for place in range(min(size, count)))
     return [int(record) for _, record in turns[:count]]
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #8ac71779
 def read_start_maps(corrupt: str) -> dict:
     "The maps named by `file:PATH` in a --corrupt text, as tensors (depth, x) in m/s, by path."
-    return {spec.args[0]: torch.from_numpy(np.array(open_npy(spec.args[0], ndim=2), dtype=np.float32)) for spec in parse_start(corrupt) if spec.name == "file"}
+    return {spec.args[0]: torch.from_numpy(np.array(open_npy(spec.args[0], ndim=2), dtype=np.float32))
+        for spec in parse_start(corrupt) if spec.name == "file"}
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #486b3b7d
 def data_facts(store: JointStore) -> dict:
     "What the model must know about its data: range, survey, shapes, decimation and the fitted linear start."
     velocity, seismic = store.physical(0)
     maps = (store.physical(int(i))[0] for i in np.linspace(0, len(store) - 1, min(len(store), 2000)))
-    return dict(family=store.family.name, data_min=store.family.data_min, data_max=store.family.data_max, survey=store.survey.to_dict(),
+    return dict(family=store.family.name, data_min=store.family.data_min, data_max=store.family.data_max,
+                survey=store.survey.to_dict(),
                 shots=seismic.shape[0], time_samples=seismic.shape[1], receivers=seismic.shape[2], factor=store.factor,
-                map_size=list(velocity.shape[1:]), linear=list(fit_linear(maps)), records=len(store), fingerprint=store.fingerprint)
+                map_size=list(velocity.shape[1:]), linear=list(fit_linear(maps)), records=len(store),
+                fingerprint=store.fingerprint)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #1f2be42e
 def check_same_options(options: TrainOptions):
@@ -136,11 +144,13 @@ def save_checkpoint(
             _fsync(part / f"{name}.safetensors")
         sums = {name: _sha256(part / f"{name}.safetensors") for name in tensors}
         write_atomic(part / "state.json", json.dumps({"step": step, "sha256": sums, **state}))
-        for name in tensors: shutil.copymode(part / "state.json", part / f"{name}.safetensors")  # safetensors lets nobody else read
+        # safetensors lets nobody else read
+        for name in tensors: shutil.copymode(part / "state.json", part / f"{name}.safetensors")
         _fsync(part)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise InputError(f"cannot write checkpoint {final} ({error}): free disk space and repeat the command to continue from the checkpoint before it") from None
+        raise InputError(f"cannot write checkpoint {final} ({error}): free disk space and repeat the command to "
+            f"continue from the checkpoint before it") from None
     shutil.rmtree(final, ignore_errors=True)
     os.replace(part, final)
     _fsync(final.parent)
@@ -166,9 +176,11 @@ def read_checkpoint(
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         for name in parts:
-            if _sha256(path / f"{name}.safetensors") != state["sha256"][name]: raise ValueError(f"{name}.safetensors has changed since it was written")
+            if _sha256(path / f"{name}.safetensors") != state["sha256"][name]:
+                raise ValueError(f"{name}.safetensors has changed since it was written")
         return Checkpoint(path, state["step"], state, {name: load_file(path / f"{name}.safetensors") for name in parts})
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:  # a disk that does not answer is no damage
+    # a disk that does not answer is no damage
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint {path} is damaged: {error}") from None
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #6df78230
@@ -194,7 +206,8 @@ def drop_checkpoints(folder: Path, after: int):
 # %% ../../nbs/07_training/01_run_dir.ipynb #b35c4711
 def prune_checkpoints(folder: Path, keep: int):
     "Delete all but the newest `keep` checkpoints, and what an interrupted save left."
-    for path in checkpoints(folder)[keep:] + list((Path(folder) / "checkpoints").glob(".step-*.part")): shutil.rmtree(path)
+    for path in checkpoints(folder)[keep:] + list((Path(folder) / "checkpoints").glob(".step-*.part")):
+        shutil.rmtree(path)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #6e9fe322
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

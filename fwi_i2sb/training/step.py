@@ -16,7 +16,8 @@ from torch import nn
 
 from ..core.errors import InputError
 from .options import TrainOptions
-from .run_dir import Checkpoint, checkpoints, load_optimizer, newest_checkpoint, optimizer_tensors, prune_checkpoints, read_checkpoint, save_checkpoint
+from .run_dir import (Checkpoint, checkpoints, load_optimizer, newest_checkpoint, optimizer_tensors,
+    prune_checkpoints, read_checkpoint, save_checkpoint)
 from .options import OptimOptions
 import math
 
@@ -31,11 +32,13 @@ class TrainState:
     skipped: int = 0  # steps skipped because the gradient was not finite
 
 # %% ../../nbs/07_training/05_step.ipynb #63421580
-def new_state(nets: dict[str, nn.Module], options: TrainOptions, device: torch.device, betas: tuple[float, float] = (0.9, 0.999)) -> TrainState:
+def new_state(nets: dict[str, nn.Module], options: TrainOptions, device: torch.device,
+        betas: tuple[float, float] = (0.9, 0.999)) -> TrainState:
     "The state before the first step, on a device, with the decay rates of AdamW's moments."
     for net in nets.values(): net.to(device)
     average = copy.deepcopy(nets["net"]).requires_grad_(False).eval()
-    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=options.optim.lr, weight_decay=options.optim.weight_decay, betas=betas, fused=True) for name, net in nets.items()}
+    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=options.optim.lr,
+        weight_decay=options.optim.weight_decay, betas=betas, fused=True) for name, net in nets.items()}
     return TrainState(nets, average, optimizers)
 
 # %% ../../nbs/07_training/05_step.ipynb #8ec36dd9
@@ -47,7 +50,8 @@ def parts(name: str) -> tuple[str, str]:
 def save_state(state: TrainState, options: TrainOptions):
     "Write a checkpoint of the run, and delete those beyond the newest `keep`."
     tensors = dict(ema=state.average.state_dict())
-    for name, net in state.nets.items(): tensors |= zip(parts(name), (net.state_dict(), optimizer_tensors(state.optimizers[name])))
+    for name, net in state.nets.items():
+        tensors |= zip(parts(name), (net.state_dict(), optimizer_tensors(state.optimizers[name])))
     about = dict(seed=options.run.seed, next_sample=state.step * options.optim.batch_size, skipped=state.skipped)
     save_checkpoint(options.folder, state.step, about, tensors)
     prune_checkpoints(options.folder, options.log.keep)
@@ -63,7 +67,8 @@ def restore_state(state: TrainState, options: TrainOptions):
             load_optimizer(state.optimizers[name], moments)
         state.step, state.skipped = found.step, found.state["skipped"]
     elif damaged := checkpoints(options.folder):
-        raise InputError(f"run {options.folder} has checkpoints but no sound one: remove {damaged[0].parent} to start again, or take another --name")
+        raise InputError(f"run {options.folder} has checkpoints but no sound one: remove {damaged[0].parent} to start "
+            f"again, or take another --name")
     elif options.run.ckpt:
         given = given_checkpoint(options.run.ckpt)
         for module in (state.nets["net"], state.average): load_weights(module, given)
@@ -82,13 +87,16 @@ def given_checkpoint(
 def load_weights(module: nn.Module, checkpoint: Checkpoint):
     "Put a checkpoint's averaged weights into a network. Raises `InputError` if they belong to another one."
     try: module.load_state_dict(checkpoint.tensors["ema"])
-    except RuntimeError: raise InputError(f"checkpoint {checkpoint.path} holds another network than --model and its options ask for") from None
+    except RuntimeError:
+        raise InputError(
+            f"checkpoint {checkpoint.path} holds another network than --model and its options ask for") from None
 
 # %% ../../nbs/07_training/05_step.ipynb #8e4fb6dd
 def learning_rate(optim: OptimOptions, step: int) -> float:
     "Learning rate of optimiser step `step` (from 0): warm-up times step decay or cosine."
     rise = min(1.0, (step + 1) / max(1, optim.warmup))
-    decay = 0.5 * (1 + math.cos(math.pi * step / optim.num_itr)) if optim.lr_schedule == "cosine" else optim.lr_gamma ** (step // optim.lr_step)
+    decay = (0.5 * (1 + math.cos(math.pi * step / optim.num_itr)) if optim.lr_schedule == "cosine"
+        else optim.lr_gamma ** (step // optim.lr_step))
     return optim.lr * rise * decay
 
 
@@ -135,7 +143,8 @@ def train_step(
     return losses
 
 # %% ../../nbs/07_training/05_step.ipynb #03138768
-def _add_gradients(loss_module: LossModule, share, parts: int, optim: OptimOptions, accelerator: Accelerator) -> torch.Tensor:
+def _add_gradients(loss_module: LossModule, share, parts: int, optim: OptimOptions,
+        accelerator: Accelerator) -> torch.Tensor:
     "Forward and backward over this process's share of the global batch; its part of the loss."
     total = torch.zeros((), device=accelerator.device)
     for part, batch in enumerate(share):
@@ -159,7 +168,8 @@ def _update(name: str, state: TrainState, method: Method, options: TrainOptions)
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     norm = nn.utils.get_total_norm(gradients)
     if norm.isfinite():
-        if optim.clip_grad_norm is not None: nn.utils.clip_grads_with_norm_(net.parameters(), optim.clip_grad_norm, norm)
+        if optim.clip_grad_norm is not None:
+            nn.utils.clip_grads_with_norm_(net.parameters(), optim.clip_grad_norm, norm)
         for group in optimizer.param_groups: group["lr"] = learning_rate(optim, state.step)
         optimizer.step()
         if name == "net": update_ema(state.average, net, optim.ema, method.updates(state.step))

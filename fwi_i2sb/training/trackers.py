@@ -27,7 +27,8 @@ SHOW_FIGURE = {  # by tracker: takes (tracker, figure, its file, step)
 def _settings(name: str, folder: Path, known: str | None, first: int) -> dict:
     "What a tracker is started with; `known` is its own name of a run that goes on."
     if name == "tensorboard": return dict(purge_step=first + 1)
-    if name == "wandb": return dict(name=folder.name, dir=str(folder / "logs"), id=known, resume="allow" if known else None)
+    if name == "wandb":
+        return dict(name=folder.name, dir=str(folder / "logs"), id=known, resume="allow" if known else None)
     return dict(run_name=folder.name, run_id=known, **_mlflow_home((folder / "logs").resolve()))
 
 def _mlflow_home(logs: Path) -> dict:
@@ -51,13 +52,18 @@ def open_tracker(
     known = note.read_text() if note.exists() else None
     if accelerator.is_main_process: logs.mkdir(parents=True, exist_ok=True)
     config = None if known or name == "tensorboard" else flat(options)  # TensorBoard would make a second log of it
-    try: accelerator.init_trackers("" if name == "tensorboard" else "fwi_i2sb", config, {name: _settings(name, options.folder, known, first)})
-    except Exception as error: raise InputError(f"--log-writer {name} cannot start: {error}") from None  # a login, a server: each library has errors of its own
+    try:
+        accelerator.init_trackers("" if name == "tensorboard" else "fwi_i2sb", config,
+            {name: _settings(name, options.folder, known, first)})
+    # a login, a server: each library has errors of its own
+    except Exception as error: raise InputError(f"--log-writer {name} cannot start: {error}") from None
     tracker = accelerator.get_tracker(name)
-    if accelerator.is_main_process and name != "tensorboard": note.write_text(tracker.tracker.id if name == "wandb" else tracker.tracker.info.run_id)
+    if accelerator.is_main_process and name != "tensorboard":
+        note.write_text(tracker.tracker.id if name == "wandb" else tracker.tracker.info.run_id)
     return tracker
 
 # %% ../../nbs/07_training/07_trackers.ipynb #23847763
 def flat(options: TrainOptions) -> dict[str, int | float | str]:
     "All options by `group.name`, as trackers list them."
-    return {f"{group}.{name}": value if isinstance(value, (int, float)) else str(value) for group, values in options_to_dict(options).items() for name, value in values.items()}
+    return {f"{group}.{name}": value if isinstance(value, (int, float)) else str(value)
+        for group, values in options_to_dict(options).items() for name, value in values.items()}

@@ -37,7 +37,9 @@ def invert_batch(
     keys = [(i, 0, 0, STREAMS["validation"]) for i in records]
     x1 = start(x0, keys)
     with accelerator.autocast():
-        for state in method.sample(net, net.encode(seismic), x1, seeds=[(*key[:3], STREAMS["sample"]) for key in keys], **how): pass
+        for state in (method.sample(net, net.encode(seismic), x1,
+                seeds=[(*key[:3], STREAMS["sample"]) for key in keys], **how)):
+            pass
     maps = {"truth": x0, "start": x1, method.name: state.xt}
     return {name: denormalize_velocity(v.float().cpu()) for name, v in maps.items()}
 
@@ -53,13 +55,15 @@ def validate(
 ) -> tuple[dict, dict]:  # metrics of the set; maps in m/s of this rank's first batch
     "Invert up to `val_batches` batches with `val_nfe` network calls, with the method's own sampler. MAE and RMSE in m/s, and normalised; of several families also the MAE of each."
     size, rank, world = options.optim.microbatch, accelerator.process_index, accelerator.num_processes
-    chosen, how, shown = first_records(store, size * options.log.val_batches), method.sampling_settings(nfe=options.log.val_nfe), {}
+    chosen, how, shown = (first_records(store, size * options.log.val_batches),
+        method.sampling_settings(nfe=options.log.val_nfe), {})
     totals = torch.zeros(len(store.sizes), 4, dtype=torch.float64)
     for first in range(rank * size, len(chosen), size * world):
         records = chosen[first:first + size]
         maps = invert_batch(method, net, store, records, start, how, accelerator)
         pred, true = maps[method.name], maps["truth"]
-        values = torch.stack([torch.ones(len(records)).double(), metrics.mae(pred, true), metrics.rmse(pred, true).square(), metrics.ssim(pred, true)], dim=1)
+        values = torch.stack([torch.ones(len(records)).double(), metrics.mae(pred, true),
+            metrics.rmse(pred, true).square(), metrics.ssim(pred, true)], dim=1)
         totals.index_add_(0, torch.tensor([store.store_of(i) for i in records]), values)
         shown = shown or maps
     totals = accelerator.reduce(totals.to(accelerator.device), "sum").cpu()
@@ -70,4 +74,5 @@ def _means(totals: torch.Tensor, names: tuple[str, ...]) -> dict:
     "Metrics from the sums of every family."
     n, mae, mse, ssim = totals.sum(0).tolist()
     each = {f"mae_{name}": (row[1] / row[0]).item() for name, row in zip(names, totals) if len(names) > 1 and row[0]}
-    return dict(mae=mae / n, mae_norm=mae / n / metrics.NORMALIZED, rmse=math.sqrt(mse / n), rmse_norm=math.sqrt(mse / n) / metrics.NORMALIZED, ssim=ssim / n, records=int(n), **each)
+    return dict(mae=mae / n, mae_norm=mae / n / metrics.NORMALIZED, rmse=math.sqrt(mse / n),
+        rmse_norm=math.sqrt(mse / n) / metrics.NORMALIZED, ssim=ssim / n, records=int(n), **each)

@@ -65,7 +65,8 @@ def becomes(page, explorer, **choices):
         page.wait_for_timeout(100)
 
 
-def sources(page) -> dict[str, str]: return {name: page.locator(f".fwi-{name}").get_attribute("src") for name in PICTURES}
+def sources(page) -> dict[str, str]:
+    return {name: page.locator(f".fwi-{name}").get_attribute("src") for name in PICTURES}
 
 
 def changed(page, before: dict) -> set[str]:
@@ -138,7 +139,8 @@ def test_the_shot_changes_the_gather_alone(page, explorer):
 def test_neither_the_page_nor_the_cell_reported_an_error(page, tmp_path_factory):
     page.screenshot(path=tmp_path_factory.getbasetemp() / "explorer.png")
     assert page.faults == []
-    assert page.locator(".jp-OutputArea-output[data-mime-type*='error'], .jp-OutputArea-output[data-mime-type*='stderr']").count() == 0
+    assert page.locator(
+        ".jp-OutputArea-output[data-mime-type*='error'], .jp-OutputArea-output[data-mime-type*='stderr']").count() == 0
 
 
 def test_tensorboard_shows_losses_learning_rate_metrics_and_validation_maps(browser, mini):

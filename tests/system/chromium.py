@@ -45,7 +45,8 @@ def server(words: list, address: str, **env: str):
 def chromium():
     "A headless Chromium."
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])  # no sandbox: root
+        # no sandbox: root
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         try: yield browser
         finally: browser.close()
 
@@ -61,14 +62,17 @@ def lab(folder: Path, code: str):
     "Make a notebook of one cell in a folder, and show it in JupyterLab; yields its address."
     kernel = dict(name="python3", display_name="Python 3", language="python")
     cell = dict(id="one", cell_type="code", source=code, metadata={}, outputs=[], execution_count=None)
-    (folder / "notebook.ipynb").write_text(json.dumps(dict(nbformat=4, nbformat_minor=5, metadata=dict(kernelspec=kernel), cells=[cell])))
+    (folder / "notebook.ipynb").write_text(json.dumps(dict(nbformat=4, nbformat_minor=5,
+        metadata=dict(kernelspec=kernel), cells=[cell])))
     home, port = folder / ".home", free_port()
     news = home / "lab" / "user-settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
     news.parent.mkdir(parents=True)
     news.write_text('{"fetchNews": "false"}')  # no question over a corner of the page
     options = f"--no-browser --allow-root --port {port} --ServerApp.port_retries=0 --IdentityProvider.token=test"
-    words = ["make", "--assume-old", f"{sys.prefix}/installed", "lab", f"VENV={sys.prefix}", f"LAB={folder}", f"LAB_ARGS={options}"]
-    with server(words, f"http://127.0.0.1:{port}/api", JUPYTER_CONFIG_DIR=str(home), JUPYTER_RUNTIME_DIR=str(home / "runtime"), IPYTHONDIR=str(home / "ipython")):
+    words = ["make", "--assume-old", f"{sys.prefix}/installed", "lab", f"VENV={sys.prefix}", f"LAB={folder}",
+        f"LAB_ARGS={options}"]
+    with server(words, f"http://127.0.0.1:{port}/api", JUPYTER_CONFIG_DIR=str(home),
+            JUPYTER_RUNTIME_DIR=str(home / "runtime"), IPYTHONDIR=str(home / "ipython")):
         yield f"http://127.0.0.1:{port}/lab/tree/notebook.ipynb?token=test"
 
 
@@ -83,7 +87,8 @@ def tensorboard(browser: Browser, runs: Path):
         page.get_by_role("combobox", name="Filter tags (regex)").fill("(loss|lr|mae|rmse|ssim)$|valid|maps")
         page.get_by_text("Enable step selection and data table").click()
         page.get_by_label("Toggle settings side pane").click()
-        page.wait_for_function("document.querySelectorAll('card-view').length >= 6 && [...document.querySelectorAll('card-view img')].some(image => image.naturalWidth)")
+        page.wait_for_function("document.querySelectorAll('card-view').length >= 6 && "
+            "[...document.querySelectorAll('card-view img')].some(image => image.naturalWidth)")
         page.wait_for_load_state("networkidle")
         yield page
 

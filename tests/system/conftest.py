@@ -37,7 +37,8 @@ def hosts():
             subprocess.run(["ip", "netns", "delete", name])
             (Path("/etc/netns") / name / "hosts").unlink(missing_ok=True)
             (Path("/etc/netns") / name).rmdir()
-        if not any(Path("/run/netns").iterdir()): subprocess.run(["umount", "/run/netns"])  # a mount that the first `ip netns add` makes
+        # a mount that the first `ip netns add` makes
+        if not any(Path("/run/netns").iterdir()): subprocess.run(["umount", "/run/netns"])
 
 
 @pytest.fixture
@@ -55,7 +56,8 @@ def start():
     def begin(host, *words):
         inside = ["ip", "netns", "exec", host] if host else []
         print("$", *inside, *words)
-        running.append(subprocess.Popen([*inside, *map(str, words)], env={**os.environ, "OMP_NUM_THREADS": "1"}, start_new_session=True))
+        running.append(subprocess.Popen([*inside, *map(str, words)], env={**os.environ, "OMP_NUM_THREADS": "1"},
+            start_new_session=True))
         return running[-1]
 
     yield begin

@@ -31,13 +31,17 @@ def test_one_launch_per_host_gives_the_losses_of_one_process(start, hosts, data,
 
 def test_one_mpirun_over_two_hosts(start, hosts, data, alone, tmp_path):
     agent = tmp_path / "agent"  # in the place of ssh: HOST COMMAND...
-    agent.write_text(f'#!/bin/sh\necho $1 >> {agent}.called\nhost=$1\nshift\nexec ip netns exec $host unshare --uts sh -c "hostname $host; $*"\n')
+    agent.write_text(f'#!/bin/sh\necho $1 >> {agent}.called\nhost=$1\nshift\n'
+        f'exec ip netns exec $host unshare --uts sh -c "hostname $host; $*"\n')
     agent.chmod(0o755)
-    command = shlex.join(training(data, tmp_path, "run", "--num-itr", 6)) + f" --num-proc-node 2 --node-rank $OMPI_COMM_WORLD_RANK --master-address {hosts.addresses[0]}"
-    mpirun = [Path(sys.executable).parent / "mpirun", "--allow-run-as-root", "--prtemca", "plm_ssh_agent", agent, "--prtemca", "prte_if_include", "up0",
+    command = shlex.join(training(data, tmp_path, "run", "--num-itr",
+        6)) + f" --num-proc-node 2 --node-rank $OMPI_COMM_WORLD_RANK --master-address {hosts.addresses[0]}"
+    mpirun = [Path(sys.executable).parent / "mpirun", "--allow-run-as-root", "--prtemca", "plm_ssh_agent", agent,
+              "--prtemca", "prte_if_include", "up0",
               "--host", ",".join(f"{name}:1" for name in hosts.names), "-np", 2, "-npernode", 1, "bash", "-c", command]
     assert start(None, agent, hosts.names[0], shlex.join(map(str, mpirun))).wait(200) == 0
-    assert Path(f"{agent}.called").read_text().split() == list(hosts.names)  # on the first host by hand, on the second by mpirun
+    # on the first host by hand, on the second by mpirun
+    assert Path(f"{agent}.called").read_text().split() == list(hosts.names)
     np.testing.assert_allclose(losses(tmp_path / "run"), alone, rtol=1e-5)
 
 

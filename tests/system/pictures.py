@@ -19,8 +19,11 @@ IMAGES = ROOT / "nbs" / "images"
 
 def trained(folder: Path) -> Path:
     "The mini run, for longer and on more records."
-    options = mini_options(folder, generate(folder / "data", "CurveVel_A", n_train=400, n_val=16, layers=(4, 8), shard_size=100))
-    longer = replace(options, run=replace(options.run, name="small"), optim=replace(options.optim, num_itr=500, warmup=50, ema=0.99), log=replace(options.log, log_every=10, val_every=50))
+    options = mini_options(folder,
+        generate(folder / "data", "CurveVel_A", n_train=400, n_val=16, layers=(4, 8), shard_size=100))
+    longer = replace(options, run=replace(options.run, name="small"),
+        optim=replace(options.optim, num_itr=500, warmup=50, ema=0.99),
+        log=replace(options.log, log_every=10, val_every=50))
     return train(longer)
 
 

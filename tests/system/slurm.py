@@ -40,25 +40,31 @@ PartitionName=all Nodes=ALL Default=YES
 def slurm(hosts, tmp_path_factory):
     "Call a command of Slurm on the first host; returns what it prints."
     folder = tmp_path_factory.mktemp("slurm")
-    (folder / "slurm.conf").write_text(CONFIG.format(here=socket.gethostname().split(".")[0], folder=folder, **vars(hosts)))
+    (folder / "slurm.conf").write_text(CONFIG.format(here=socket.gethostname().split(".")[0],
+        folder=folder, **vars(hosts)))
     (folder / "gres.conf").write_text("Name=gpu File=/dev/null\n")
     (folder / "cgroup.conf").write_text("CgroupPlugin=cgroup/v1\n")
     (folder / "key").write_bytes(os.urandom(1024))
     (folder / "key").chmod(0o400)
     (folder / "state").mkdir()
-    env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1", "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    env = os.environ | {"SLURM_CONF": str(folder / "slurm.conf"), "OMP_NUM_THREADS": "1",
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
 
     def call(*words, host=hosts.names[0]):
         print("$", *words)
-        return subprocess.run(["ip", "netns", "exec", host, *map(str, words)], env=env, stdout=subprocess.PIPE, text=True, timeout=300, check=True).stdout
+        return subprocess.run(["ip", "netns", "exec", host, *map(str, words)], env=env, stdout=subprocess.PIPE,
+            text=True, timeout=300, check=True).stdout
 
-    daemons = [["munged", "--force", "--foreground", f"--key-file={folder}/key", f"--socket={folder}/munge.sock", f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log",
-                f"--seed-file={folder}/seed"], ["slurmctld", "-D"], *(["slurmd", "-D", "-N", name] for name in hosts.names)]
+    daemons = [["munged", "--force", "--foreground", f"--key-file={folder}/key", f"--socket={folder}/munge.sock",
+                f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log",
+                f"--seed-file={folder}/seed"], ["slurmctld", "-D"],
+                *(["slurmd", "-D", "-N", name] for name in hosts.names)]
     where = (hosts.names[0], hosts.names[0], *hosts.names)
     running = []
     try:
         for host, words in zip(where, daemons):
-            running.append(subprocess.Popen(["ip", "netns", "exec", host, *words], env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
+            running.append(subprocess.Popen(["ip", "netns", "exec", host, *words], env=env, stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL))
             time.sleep(1)
         yield call
         call("scancel", "--user", "root")
@@ -69,7 +75,8 @@ def slurm(hosts, tmp_path_factory):
 
 def submit(slurm, data, root, options, *more) -> str:
     "The number of a job."
-    return slurm("sbatch", "--parsable", f"--output={root}/log", *options, SCRIPT, *arguments(data, root, "run", *more)).strip()
+    return slurm("sbatch", "--parsable", f"--output={root}/log", *options, SCRIPT,
+        *arguments(data, root, "run", *more)).strip()
 
 
 def until(slurm, job, state, also=lambda: True):
@@ -91,13 +98,15 @@ def test_a_job_over_two_nodes_gives_the_losses_of_one_process(slurm, data, alone
 
 def test_a_job_that_must_leave_saves_queues_again_and_goes_on(slurm, data, alone, tmp_path):
     run, length = tmp_path / "run", ["--save-every", 10**6, "--val-every", 10**6]
-    job = submit(slurm, data, tmp_path, [], "--num-itr", 10**6, *length)  # without an end: it is still at work when the signal comes
+    # without an end: it is still at work when the signal comes
+    job = submit(slurm, data, tmp_path, [], "--num-itr", 10**6, *length)
     until(slurm, job, "RUNNING", lambda: losses(run))
     slurm("scancel", "--signal=TERM", job)
     until(slurm, job, "PENDING")
     left = len(losses(run))
     assert [path.name for path in checkpoints(run)] == [f"step-{left}"]
-    slurm("scontrol", "update", f"JobId={job}", "StartTime=now+5")  # in the second of its end Slurm would still hold the old start for the new one
+    # in the second of its end Slurm would still hold the old start for the new one
+    slurm("scontrol", "update", f"JobId={job}", "StartTime=now+5")
     assert "Restarts=1" in until(slurm, job, "RUNNING", lambda: len(losses(run)) >= max(left + 2, len(alone)))
     slurm("scancel", job)
     until(slurm, job, "CANCELLED")
@@ -107,7 +116,8 @@ def test_a_job_that_must_leave_saves_queues_again_and_goes_on(slurm, data, alone
 def grid(slurm, path, meanwhile=":", *options) -> str:
     "Run a grid on Slurm, something else while its second cell runs, and return the last word: the exit code."
     wait = f"until [ -e '{path.parent}/results/size=2/began' ]; do sleep 0.2; done"
-    return slurm("bash", "-c", f"fwi-i2sb experiment {path} --slurm --minutes 5 {' '.join(options)} & grid=$!; {wait}; {meanwhile}; wait $grid; echo $?").split()[-1]
+    return slurm("bash", "-c", f"fwi-i2sb experiment {path} --slurm --minutes 5 {' '.join(options)} & grid=$!; {wait}; "
+        f"{meanwhile}; wait $grid; echo $?").split()[-1]
 
 
 def test_a_grid_runs_as_jobs_and_goes_on_after_cells_that_fail_or_are_killed(slurm, tmp_path):
