@@ -23,7 +23,9 @@ from .inference.command import invert_command, InvertOptions
 from .data.check import check_record, inspect_folder
 from .core.errors import InputError, unknown
 from .data.openfwi import load_families
-from .models.registry import import_plugin, model_sizes, Shapes
+from .core.registry import import_plugin
+from .methods.registry import model_sizes
+from .models.registry import Shapes
 from .core.commands import Plugin, run_command
 from .methods.options import ModelOptions
 from .training.options import DataOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
@@ -177,7 +179,8 @@ class ModelsOptions:
 def models_command(options: ModelsOptions) -> list[dict]:
     "Print the list: name, methods, weights, one line about each."
     import_plugin(options.plugin)
-    rows = model_sizes(options, Shapes(time_samples=options.time_samples))
+    chosen = ModelOptions(encoder=options.encoder, image_size=options.image_size, conditional=options.conditional)
+    rows = model_sizes(chosen, Shapes(time_samples=options.time_samples))
     if options.json: write_atomic(options.json, json.dumps(rows, indent=1))
     print(f"{'model':<16}{'kind':<32}{'weights':>10}  about")
     for row in rows:

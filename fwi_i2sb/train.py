@@ -22,7 +22,7 @@ from .training.batches import microbatches
 from .core.devices import check_compiler
 from .training.ranks import find_ranks
 from .methods.registry import build_method, resolve, try_network
-from .models.registry import import_plugin
+from .core.registry import import_plugin
 from .training.batches import check_batch, start_moments
 from .training.step import learning_rate
 from .core.errors import InputError

@@ -7,7 +7,6 @@ __all__ = ['ModelOptions']
 
 # %% ../../nbs/06_methods/01_options.ipynb #0bd9ce4b
 from dataclasses import dataclass
-from typing import Literal
 
 # %% ../../nbs/06_methods/01_options.ipynb #fe3b6de2
 @dataclass(frozen=True)
@@ -28,7 +27,7 @@ class ModelOptions:
     pred_x0: bool = True  # the network predicts x0 itself instead of (xt - x0) / std (published default: off)
     ot_ode: bool = False  # no noise in the bridge: the optimal-transport limit, deterministic sampling
     clip_denoise: bool = False  # clip the predicted map to [-1, 1] at every sampling step
-    loss: Literal["l2", "l1"] = "l2"  # squared or absolute error; l2 aims at the mean of what is possible, l1 at the median
+    loss: str = "l2"  # pointwise loss: l2 (squared error) aims at the mean of what is possible, l1 (absolute) at the median
     step_power: float = 0.0  # training steps are drawn with a density that grows as step ** POWER: more near the starting model
     precondition: bool = False  # with --pred-x0: the network predicts what a linear guess of x0 from xt leaves over, at unit size
     base_noise: float = 0.0  # standard deviation of noise added to the starting model, on [-1, 1]: more diverse samples
