@@ -20,7 +20,7 @@ from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
 from ..data.openfwi import normalize_seismic
 from ..data.scale import denormalize_velocity, normalize_velocity
-from ..core.files import part_of
+from ..core.files import atomic
 from ..training.run_dir import checkpoints
 from ..diffusion.sampling import TrajectoryPoint
 from ..data.starting_models import parse_start, Start
@@ -42,7 +42,7 @@ class Inversion:
         "Write everything to one `.npz` (arrays in m/s, `provenance` as JSON text); `more` adds arrays."
         path = Path(path)
         arrays = {name: getattr(self, name).numpy() for name in ("mean", "std", "samples", "start")}
-        with part_of(path) as part, open(part, "wb") as file:
+        with atomic(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, **arrays, **{k: np.asarray(v) for k, v in more.items()}, units=np.array("m/s"),
                 provenance=np.array(json.dumps(self.provenance)))
         return path
