@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 
 from .core.errors import InputError, unknown
-from .data.scale import VELOCITY_MAX, VELOCITY_MIN
+from .data.scale import OPENFWI_SCALE
 from .physics.wave import OPENFWI, Survey
 
 # %% ../nbs/05_metrics/03_plot.ipynb #85ab2349
@@ -66,7 +66,7 @@ def plot_maps(
     *,
     survey: Survey = OPENFWI,  # supplies the grid spacing
     cmap: str = "batlow",  # see `colour_map`
-    limits: tuple[float, float] = (VELOCITY_MIN, VELOCITY_MAX),  # colour scale in m/s, shared by all panels
+    limits: tuple[float, float] = (OPENFWI_SCALE.low, OPENFWI_SCALE.high),  # colour scale in m/s, shared by all panels
     size: float = 1.7,  # width of a panel in inches
 ) -> Figure:
     "One row per record, one column per title, one colour scale for all."
@@ -89,7 +89,7 @@ def plot_velocity(
     title: str | None = None,  # above the panel
     survey: Survey = OPENFWI,  # supplies the grid spacing, and the positions that are marked
     cmap: str = "batlow",  # see `colour_map`
-    limits: tuple[float, float] = (VELOCITY_MIN, VELOCITY_MAX),  # colour scale in m/s
+    limits: tuple[float, float] = (OPENFWI_SCALE.low, OPENFWI_SCALE.high),  # colour scale in m/s
 ) -> Figure:
     "One velocity map, with the sources of the survey marked by stars."
     figure = plot_maps({title: _array(velocity, 2)}, survey=survey, cmap=cmap, limits=limits, size=2.5)
@@ -146,7 +146,8 @@ def _draw_models(figure, truth, start, mean, std, survey, cmap):
         spreads["error of\nthe mean"] = error["mean"]
     left, right = figure.subfigures(1, 2, wspace=0, width_ratios=(len(maps) + 0.5, len(spreads) + 0.5))
     top = max(100.0, *(float(np.percentile(values, 99)) for values in spreads.values()))
-    _draw_row(left, maps, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (VELOCITY_MIN, VELOCITY_MAX)),
+    _draw_row(left, maps,
+        lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (OPENFWI_SCALE.low, OPENFWI_SCALE.high)),
         "velocity (m/s)")
     _draw_row(right, spreads, lambda ax, v, title: _draw_map(ax, v, survey, title, cmap, (0, top)), "m/s")
 
@@ -236,7 +237,7 @@ def plot_profile(
     for values, label, style in (start, "start", "C1--"), (mean, "mean", "C0-"), (truth, "truth", "k-"):
         if values is not None: ax.plot(_array(values, 2)[:, column], depth, style, linewidth=1.4, label=label)
     ax.set(title=f"x = {column * survey.dx:g} m", xlabel="velocity (m/s)", ylabel="depth (m)",
-        xlim=(VELOCITY_MIN - 100, VELOCITY_MAX + 100), ylim=(depth[-1], 0))
+        xlim=(OPENFWI_SCALE.low - 100, OPENFWI_SCALE.high + 100), ylim=(depth[-1], 0))
     figure.legend(fontsize="small", loc="outside lower center", ncols=2)
     return figure
 

@@ -9,7 +9,6 @@ from fwi_i2sb.models.inversionnet import InversionNet
 from fwi_i2sb.metrics.accuracy import misfit
 from fwi_i2sb.models.registry import MODELS
 from fwi_i2sb.core.errors import InputError
-from fwi_i2sb.data.openfwi import normalize_seismic
 from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.data.starting_models import linear_velocity
 from fwi_i2sb.methods.registry import build_method
@@ -98,7 +97,7 @@ def test_inversionnet_reads_records_as_the_store_keeps_them(stored):
     run, seismic, truth = stored
     facts = run.facts
     net = InversionNet(facts["shots"], facts["time_samples"], facts["receivers"], facts["map_size"]).eval()
-    with torch.inference_mode(): answer = net(truth, None, net.encode(normalize_seismic(seismic, run.family)))
+    with torch.inference_mode(): answer = net(truth, None, net.encode(run.family.pressure.normalize(seismic)))
     assert answer.shape == truth.shape and answer.isfinite().all()
 
 

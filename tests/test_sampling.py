@@ -11,7 +11,7 @@ import torch
 from fwi_i2sb.diffusion.bridge import Bridge
 from fwi_i2sb.metrics.accuracy import Summary
 from fwi_i2sb.models.unet import build_network
-from fwi_i2sb.data.scale import denormalize_velocity, normalize_velocity
+from fwi_i2sb.data.scale import OPENFWI_SCALE
 from fwi_i2sb import load_run
 from fwi_i2sb.diffusion.sampling import predictor, run_sampler, sample, sampler_settings, SAMPLERS, step_sequence
 from fwi_i2sb.data.starting_models import fit_linear, parse_start, Start
@@ -111,7 +111,7 @@ def test_implicit_walk_is_that_of_its_equations(eta, order, spacing, device):
 @pytest.mark.parametrize("w, calls", [(1, 1), (0, 1), (0.5, 2)])
 def test_guidance_with_a_real_network(maps, encoder, w, calls):
     net, bridge, seismic = network(encoder=encoder), Bridge(), torch.randn(6, 5, 250, 30)
-    xt, cond, seen = normalize_velocity(maps), net.encode(seismic), []
+    xt, cond, seen = OPENFWI_SCALE.normalize(maps), net.encode(seismic), []
     net.register_forward_hook(lambda module, given, out: seen.append(len(out)))
     x0 = predictor(bridge, net, cond, w=w)(xt, 500)
     assert sum(seen) == calls * len(maps) and len(seen) == 1
@@ -124,7 +124,8 @@ def test_guidance_with_a_real_network(maps, encoder, w, calls):
 
 def test_unconditional_network_walks_without_seismic(maps):
     net = network(conditional=False)
-    states = list(sample(Bridge(), predictor(Bridge(), net, None), normalize_velocity(maps), nfe=3, seeds=range(6)))
+    states = list(sample(Bridge(), predictor(Bridge(), net, None), OPENFWI_SCALE.normalize(maps), nfe=3,
+        seeds=range(6)))
     assert [s.step for s in states] == step_sequence(1000, 3)[1:]
     assert states[-1].xt.shape == maps.shape and states[-1].xt.isfinite().all()
 
@@ -138,22 +139,22 @@ def test_chain_does_not_depend_on_batches(maps, sampler, pred_x0, device):
 
     def invert(rows):
         keys = [(0, r) for r in range(6)][rows]
-        x1 = start(normalize_velocity(maps[rows]).to(device), [(*key, 3) for key in keys])
+        x1 = start(OPENFWI_SCALE.normalize(maps[rows]).to(device), [(*key, 3) for key in keys])
         guess = predictor(bridge, net, net.encode(seismic[rows]), w=1.0, pred_x0=pred_x0, clip_denoise=True)
         return run_sampler(bridge, guess, x1, nfe=4, seeds=[(*key, 5) for key in keys], **sampler_settings(sampler))
 
     whole, parts = invert(slice(0, 6)), [invert(slice(0, 4)), invert(slice(4, 6))]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=1e-4 if device == "cuda" else 1e-5)
     one, two = Summary(), Summary()
-    one.add(denormalize_velocity(whole.cpu()), maps)
-    for part, true in zip(parts, (maps[:4], maps[4:])): two.add(denormalize_velocity(part.cpu()), true)
+    one.add(OPENFWI_SCALE.denormalize(whole.cpu()), maps)
+    for part, true in zip(parts, (maps[:4], maps[4:])): two.add(OPENFWI_SCALE.denormalize(part.cpu()), true)
     assert one.result() == pytest.approx(two.result(), rel=1e-3 if device == "cuda" else 1e-5)
 
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_start_is_the_same_on_every_device(maps, device):
     start = Start(parse_start("blur-openfwi_custom:2,blur-openfwi_benchmark:1,linear:1"), linear=(1600, 4000))
-    x0, keys = normalize_velocity(maps), [(1, r) for r in range(6)]
+    x0, keys = OPENFWI_SCALE.normalize(maps), [(1, r) for r in range(6)]
     x1 = start(x0.to(device), keys)
     assert x1.device.type == device
     torch.testing.assert_close(x1.cpu(), start(x0, keys), rtol=0, atol=1e-6)
@@ -162,7 +163,7 @@ def test_start_is_the_same_on_every_device(maps, device):
 def test_torch_generator_is_left_alone(maps):
     "Keyed draws must not move the global random state, or resuming a training would."
     before = torch.random.get_rng_state()
-    x1 = Start(parse_start("blur-openfwi_custom"))(normalize_velocity(maps), range(6))
+    x1 = Start(parse_start("blur-openfwi_custom"))(OPENFWI_SCALE.normalize(maps), range(6))
     run_sampler(Bridge(), lambda xt, step: xt, x1, nfe=3, seeds=range(6))
     assert torch.equal(before, torch.random.get_rng_state())
 

@@ -18,8 +18,8 @@ from scipy.ndimage import gaussian_filter
 
 # %% ../../nbs/12_bench/01_data.ipynb #956131ea
 from ..data.geology import sample_velocity
-from ..data.openfwi import discover, get_family, normalize_seismic, read_pair
-from ..data.scale import normalize_velocity
+from ..data.openfwi import discover, get_family, read_pair
+from ..data.scale import OPENFWI_SCALE
 from ..physics.smoothing import blur_custom
 from ..data.store import convert, StoreDataset
 from .timing import compare, Result, Setting, trial
@@ -47,7 +47,7 @@ SIDE = 256  # cells, in both directions, of what the published program stores
 def plain_record(pair, i) -> torch.Tensor:
     "Gathers and map of a record as the published layout holds them: (6, 256, 256), on the network's scale."
     seismic, velocity = map(torch.from_numpy, read_pair(pair, i))
-    scaled = normalize_seismic(seismic, get_family(FAMILY)), normalize_velocity(velocity)
+    scaled = get_family(FAMILY).pressure.normalize(seismic), OPENFWI_SCALE.normalize(velocity)
     return torch.cat([F.interpolate(part[None], size=(SIDE, SIDE), mode="bilinear")[0] for part in scaled])
 
 # %% ../../nbs/12_bench/01_data.ipynb #d2317615
@@ -144,7 +144,7 @@ def reading_normalised(setting: Setting) -> Result:
 # %% ../../nbs/12_bench/01_data.ipynb #0d519b5a
 def smoothing(setting: Setting) -> Result:
     "Starting models of 64 maps, per map."
-    rng, x0 = np.random.default_rng(0), normalize_velocity(sample_velocity(FAMILY, 64)).to(setting.device)
+    rng, x0 = np.random.default_rng(0), OPENFWI_SCALE.normalize(sample_velocity(FAMILY, 64)).to(setting.device)
     amount, sigma = (torch.from_numpy(rng.uniform(*limits, 64)) for limits in ((0, 0.2), (8, 16)))
     noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(x0)
 

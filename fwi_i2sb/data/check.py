@@ -15,7 +15,7 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.files import open_npy
 from .openfwi import _match, _pair, _split, FAMILIES, Family, find_root, get_family, read_pair, store_bytes
-from .scale import VELOCITY_MAX, VELOCITY_MIN
+from .scale import OPENFWI_SCALE
 from .store import StoreDataset
 
 # %% ../../nbs/02_data/09_check.ipynb #00f33d7c
@@ -88,9 +88,9 @@ def _judge(seismic, velocity, family):
         if len(seen.shapes) > 1:
             yield f"{name} records differ in shape: " + ", ".join(f"{shape} in {path}"
                 for shape, path in seen.shapes.items())
-    if velocity.low < VELOCITY_MIN or velocity.high > VELOCITY_MAX:
-        yield (f"velocity {velocity.low:g} to {velocity.high:g} m/s leaves the network's {VELOCITY_MIN:g} to "
-            f"{VELOCITY_MAX:g} m/s")
+    if velocity.low < OPENFWI_SCALE.low or velocity.high > OPENFWI_SCALE.high:
+        yield (f"velocity {velocity.low:g} to {velocity.high:g} m/s leaves the network's {OPENFWI_SCALE.low:g} to "
+            f"{OPENFWI_SCALE.high:g} m/s")
     if seismic.low < 2 * family.data_min or seismic.high > 2 * family.data_max:
         yield (f"pressure {seismic.low:g} to {seismic.high:g} is far outside {family.name}'s {family.data_min:g} to "
             f"{family.data_max:g}: another unit?")
@@ -177,7 +177,7 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers)
         report.problems.append(
             f"shape {d.shape} is not OpenFWI's (5, 1000, 70): it needs a network trained on its own geometry")
         return report
-    v = _source_velocities(d); inside = (v > VELOCITY_MIN - 1) & (v < VELOCITY_MAX + 1)
+    v = _source_velocities(d); inside = (v > OPENFWI_SCALE.low - 1) & (v < OPENFWI_SCALE.high + 1)
     report.facts["velocity under the sources (m/s)"] = " ".join(f"{x:.0f}" for x in v)
     if not inside.all():
         report.problems.append(

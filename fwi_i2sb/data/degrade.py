@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from .scale import VELOCITY_MIN
+from .scale import OPENFWI_SCALE
 from ..physics.filters import decimate
 from ..physics.wave import OPENFWI, simulate, Survey
 
@@ -106,7 +106,7 @@ def at_frequency(
     freq: float,  # peak frequency of the wavelet in Hz
 ) -> Survey:
     "The same survey with another wavelet. Raises `InputError` where grid or record cannot hold it."
-    low, high = 2.2 / (survey.nt * survey.dt), VELOCITY_MIN / (4 * survey.dx)
+    low, high = 2.2 / (survey.nt * survey.dt), OPENFWI_SCALE.low / (4 * survey.dx)
     if not low <= freq <= high:
         raise InputError(f"--freq {freq:g} is out of range: a record of {survey.nt * survey.dt:g} s on a grid of "
             f"{survey.dx:g} m holds {low:.2g} to {high:.3g} Hz")

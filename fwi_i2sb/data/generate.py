@@ -18,7 +18,7 @@ from ..core.files import atomic, locked, write_json
 from .geology import sample_velocity
 from ..core.errors import InputError
 from .openfwi import get_family
-from .scale import VELOCITY_MAX
+from .scale import OPENFWI_SCALE
 from ..physics.wave import simulate, surface_survey, Survey
 
 # %% ../../nbs/02_data/03_generate.ipynb #e6bc7c43
@@ -50,7 +50,7 @@ def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, e
     survey = survey or surface_survey(shape[1])
     sample_velocity(family, 1, shape=shape, seed=seed, layers=layers)
     # the fastest map there can be
-    simulate(torch.full((1, 1, *shape), VELOCITY_MAX), replace(survey, nt=1), engine=engine)
+    simulate(torch.full((1, 1, *shape), OPENFWI_SCALE.high), replace(survey, nt=1), engine=engine)
     return dict(family=family, n_train=n_train, n_val=n_val, shard_size=shard_size, seed=seed, engine=engine,
                 layers=layers and list(layers), shape=list(shape), survey=survey.to_dict())
 

@@ -13,7 +13,7 @@ import torch
 
 from ..core.errors import InputError
 from .openfwi import FAMILIES, get_family
-from .scale import VELOCITY_MAX, VELOCITY_MIN
+from .scale import OPENFWI_SCALE
 
 # %% ../../nbs/02_data/02_geology.ipynb #7623d3a8
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def _interfaces(u, count, depth):
 # %% ../../nbs/02_data/02_geology.ipynb #73418f5c
 def _values(u, count, ascending):
     "Whole m/s for each layer, `(n, most layers)`."
-    v = _whole(u, VELOCITY_MIN, VELOCITY_MAX).astype(float)
+    v = _whole(u, OPENFWI_SCALE.low, OPENFWI_SCALE.high).astype(float)
     unused = np.arange(v.shape[1]) >= count[:, None]
     return np.sort(np.where(unused, np.inf, v), axis=1) if ascending else v
 
@@ -127,7 +127,7 @@ def _style(name, generators, shape):
     else:
         patches = np.tanh(8 * _field(generators, shape, 6 * scale))
         v = trend + 250 * patches + 158 * _field(generators, shape, 1.96 * scale)
-    return v.clip(VELOCITY_MIN, VELOCITY_MAX)
+    return v.clip(OPENFWI_SCALE.low, OPENFWI_SCALE.high)
 
 # %% ../../nbs/02_data/02_geology.ipynb #7a95ad55
 def _recipe(name, layers):

@@ -11,8 +11,8 @@ import zlib
 import numpy as np, torch
 
 from ..core.errors import InputError
-from .openfwi import Family, normalize_seismic
-from .scale import normalize_velocity
+from .openfwi import Family, get_family
+from .scale import OPENFWI_SCALE
 from .store import StoreDataset
 
 # %% ../../nbs/02_data/06_multi_family.ipynb #225644bd
@@ -75,7 +75,7 @@ def physical(self, i:int, # record
 # %% ../../nbs/02_data/06_multi_family.ipynb #f6ea8527
 def __getitem__(self, i):
     velocity, seismic = self.physical(i)
-    return dict(velocity=normalize_velocity(velocity), seismic=normalize_seismic(seismic, self.family),
+    return dict(velocity=OPENFWI_SCALE.normalize(velocity), seismic=self.family.pressure.normalize(seismic),
         index=int(i) % len(self))
 
 JointStore.store_of, JointStore.physical, JointStore.__getitem__ = which, physical, __getitem__

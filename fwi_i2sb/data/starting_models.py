@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError, unknown
-from .scale import normalize_velocity, VELOCITY_MAX, VELOCITY_MIN
+from .scale import OPENFWI_SCALE
 from ..physics.wave import OPENFWI
 from ..physics.smoothing import blur_custom
 from ..physics.smoothing import blur_benchmark
@@ -38,9 +38,10 @@ def linear_velocity(
 ) -> Tensor:  # float32 (depth, x), m/s
     "A map whose velocity changes linearly from the top row to the bottom row. Raises `InputError` outside 1500 to 4500 m/s."
     for name, v in (("top", top), ("bottom", bottom)):
-        if not VELOCITY_MIN <= v <= VELOCITY_MAX:
-            raise InputError(f"the linear start has {v:g} m/s at the {name}, but velocities run from {VELOCITY_MIN:g} "
-                f"to {VELOCITY_MAX:g} m/s")
+        if not OPENFWI_SCALE.low <= v <= OPENFWI_SCALE.high:
+            raise InputError(
+                f"the linear start has {v:g} m/s at the {name}, but velocities run from {OPENFWI_SCALE.low:g} "
+                f"to {OPENFWI_SCALE.high:g} m/s")
     return torch.linspace(top, bottom, shape[0])[:, None].expand(tuple(shape)).contiguous()
 
 # %% ../../nbs/02_data/07_starting_models.ipynb #a3aa03e8
@@ -55,7 +56,7 @@ def fit_linear(
     if not cells: raise InputError("the linear start is fitted to training maps, but there are none")
     rows = np.asarray(total / cells)
     slope, intercept = np.polyfit(np.arange(len(rows)), rows, 1) if len(rows) > 1 else (0.0, rows[0])
-    ends = np.clip([intercept, intercept + slope * (len(rows) - 1)], VELOCITY_MIN, VELOCITY_MAX)
+    ends = np.clip([intercept, intercept + slope * (len(rows) - 1)], OPENFWI_SCALE.low, OPENFWI_SCALE.high)
     return float(ends[0]), float(ends[1])
 
 # %% ../../nbs/02_data/07_starting_models.ipynb #230f8cb4
@@ -157,9 +158,9 @@ def _check(self, spec):
     v = self.maps[spec.args[0]]
     if v.ndim != 2:
         raise InputError(f"the starting model {spec.args[0]} has shape {tuple(v.shape)}: give one map (depth, x)")
-    if not (v.isfinite().all() and v.min() >= VELOCITY_MIN and v.max() <= VELOCITY_MAX):
+    if not (v.isfinite().all() and v.min() >= OPENFWI_SCALE.low and v.max() <= OPENFWI_SCALE.high):
         raise InputError(f"the starting model {spec.args[0]} spans {v.min():g} to {v.max():g}: give velocities in m/s "
-            f"from {VELOCITY_MIN:g} to {VELOCITY_MAX:g}")
+            f"from {OPENFWI_SCALE.low:g} to {OPENFWI_SCALE.high:g}")
 
 # %% ../../nbs/02_data/07_starting_models.ipynb #f521d4c3
 def _custom(self, spec, x0, generators):
@@ -172,14 +173,14 @@ def _custom(self, spec, x0, generators):
 def _benchmark(self, spec, x0, generators): return blur_benchmark(x0, *spec.args)
 
 def _linear(self, spec, x0, generators):
-    return normalize_velocity(linear_velocity(x0.shape[-2:], *(spec.args or self.linear))).to(x0).expand_as(x0)
+    return OPENFWI_SCALE.normalize(linear_velocity(x0.shape[-2:], *(spec.args or self.linear))).to(x0).expand_as(x0)
 
 def _file(self, spec, x0, generators):
     v = self.maps[spec.args[0]]
     if v.shape != x0.shape[-2:]:
         raise InputError(f"the starting model {spec.args[0]} has {tuple(v.shape)} cells, the maps have "
             f"{tuple(x0.shape[-2:])} (depth, x)")
-    return normalize_velocity(v).to(x0).expand_as(x0)
+    return OPENFWI_SCALE.normalize(v).to(x0).expand_as(x0)
 
 _MAKERS = dict(zip(STARTS, (_custom, _benchmark, _linear, _file)))
 

@@ -18,8 +18,8 @@ from ..core.files import locked, write_json
 from .database import append, Values
 from ..core.errors import InputError, unknown
 from ..core.files import open_npy
-from .openfwi import discover, find_root, get_family, normalize_seismic, read_pair, store_bytes
-from .scale import normalize_velocity
+from .openfwi import discover, find_root, get_family, read_pair, store_bytes
+from .scale import OPENFWI_SCALE
 from ..physics.filters import decimate
 from ..physics.wave import OPENFWI, Survey
 
@@ -306,7 +306,7 @@ def physical(self, i:int, # record
 
 def __getitem__(self, i):
     velocity, seismic = self.physical(i)
-    return dict(velocity=normalize_velocity(velocity), seismic=normalize_seismic(seismic, self.family),
+    return dict(velocity=OPENFWI_SCALE.normalize(velocity), seismic=self.family.pressure.normalize(seismic),
         index=int(i) % len(self))
 
 StoreDataset.value, StoreDataset.physical, StoreDataset.__getitem__ = value, physical, __getitem__

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .bridge import at_step
 from ..core.errors import InputError
-from .sampling import noise_source, TrajectoryPoint, step_sequence
+from .sampling import noise_source, step_sequence, TrajectoryPoint
 
 # %% ../../nbs/03_diffusion/02_ddpm.ipynb #c047fc8d
 class Diffusion:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from fwi_i2sb.metrics.calibration import (bootstrap, coverage, crps, expected_coverage, LEVELS, spread_correlation,
     spread_skill, variance)
-from ..metrics.accuracy import mae, NORMALIZED, rmse, ssim
+from ..data.scale import OPENFWI_SCALE
+from ..metrics.accuracy import mae, rmse, ssim
 from ..metrics.published import LABEL
 from ..data.starting_models import sees_truth
 
@@ -95,8 +96,8 @@ def row(
             ends = bootstrap(column, statistic=statistic, seed=seed)
             interval[name] = list(ends) if ends and np.isfinite(ends).all() else None
     for name in ("mae", "rmse"):
-        found[f"{name}_norm"], interval[f"{name}_norm"] = (found[name] and found[name] / NORMALIZED,
-            interval[name] and [end / NORMALIZED for end in interval[name]])
+        found[f"{name}_norm"], interval[f"{name}_norm"] = (found[name] and found[name] / OPENFWI_SCALE.unit,
+            interval[name] and [end / OPENFWI_SCALE.unit for end in interval[name]])
     if "coverage" in values: found["reliability"] = [_number(share) for share in values["coverage"].mean(0)]
     count = lambda name: int(np.isfinite(values.get(name, ())).sum())
     records = len(values["mae"])
@@ -146,7 +147,7 @@ def assemble(
     digits = lambda v: [digits(x) for x in v] if np.ndim(v) else None if _number(v) is None else float(f"{v:.6g}")
     return dict(
         format=FORMAT, **about, settings=settings, units=dict(mae="m/s", rmse="m/s", crps="m/s", spread="m/s",
-            mae_norm=f"{NORMALIZED:g} m/s", rmse_norm=f"{NORMALIZED:g} m/s"),
+            mae_norm=f"{OPENFWI_SCALE.unit:g} m/s", rmse_norm=f"{OPENFWI_SCALE.unit:g} m/s"),
         interval="95 % percentile bootstrap over records",
         expected=dict(levels=list(LEVELS), coverage=[level(value) for value in LEVELS]),
         rows=rows(tallies, families, settings["seed"]), records=dict(number=list(numbers), family=list(families)),

@@ -18,8 +18,7 @@ import fwi_i2sb
 from ..physics.waveform_inversion import BANDS, descend
 from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
-from ..data.openfwi import normalize_seismic
-from ..data.scale import denormalize_velocity, normalize_velocity
+from ..data.scale import OPENFWI_SCALE
 from ..core.files import atomic
 from ..training.run_dir import checkpoints
 from ..diffusion.sampling import TrajectoryPoint
@@ -61,10 +60,10 @@ def first_guess(
         raise InputError(f"the start first-guess needs a run that reads the seismic from a truth-free start, and "
             f"{path} is none: name it, first-guess:RUN")
     guesser, start = _guesser(path, str(run.device), _newest(path))
-    guess = normalize_velocity(guesser.invert(seismic, start, seed=seed, records=numbers, survey=run.survey).mean)
+    guess = OPENFWI_SCALE.normalize(guesser.invert(seismic, start, seed=seed, records=numbers, survey=run.survey).mean)
     smooth = (tuple(spec for spec in parse_start(run.options.model.corrupt) if spec.uses_truth)
         or parse_start("blur-openfwi_custom"))
-    return denormalize_velocity(Start(smooth)(guess, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
+    return OPENFWI_SCALE.denormalize(Start(smooth)(guess, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
 
 
 def _newest(path: Path) -> tuple:
@@ -126,9 +125,10 @@ def invert(
     x1 = starting_models(run, start, d, numbers, truth, seed)
     start_seconds = (time.perf_counter() - began) / len(d)
     jobs = [(r, k) for r in range(len(d)) for k in range(samples)]
-    states = _walk(run, normalize_seismic(d, run.family), normalize_velocity(x1), jobs, numbers, how, seed,
+    states = _walk(run, run.family.pressure.normalize(d), OPENFWI_SCALE.normalize(x1), jobs, numbers, how, seed,
         batch_size, progress)
-    maps = denormalize_velocity(torch.cat([last.xt for *_, last in states])).reshape(len(d), samples, *x1.shape[1:])
+    maps = OPENFWI_SCALE.denormalize(torch.cat([last.xt for *_, last in states])).reshape(len(d),
+        samples, *x1.shape[1:])
     about = dict(samples=samples, nfe=how["nfe"], sampler=how["sampler"], eta=how["eta"], w=w, clip_denoise=how["clip"],
                  network_calls=samples * how["nfe"] * (1 if w in (0, 1) else 2) + is_guess(start),
                  start_calls=int(is_guess(start)), start_seconds=start_seconds, wave_solves=0)
@@ -177,10 +177,10 @@ def states(
     "The running states of one sample per record: exactly those that `invert` goes through."
     how = run.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     d, numbers = _records(run, seismic, survey, records)
-    x1 = normalize_velocity(starting_models(run, start, d, numbers, truth, seed))
-    walks = _walk(run, normalize_seismic(d, run.family), x1, [(r, sample) for r in range(len(d))], numbers,
+    x1 = OPENFWI_SCALE.normalize(starting_models(run, start, d, numbers, truth, seed))
+    walks = _walk(run, run.family.pressure.normalize(d), x1, [(r, sample) for r in range(len(d))], numbers,
         how, seed, len(d))
-    return [TrajectoryPoint(state.step, denormalize_velocity(state.xt), denormalize_velocity(state.x0))
+    return [TrajectoryPoint(state.step, OPENFWI_SCALE.denormalize(state.xt), OPENFWI_SCALE.denormalize(state.x0))
         for walk in walks for state in walk]
 
 

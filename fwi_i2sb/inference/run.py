@@ -21,7 +21,7 @@ from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
 from ..core.files import open_npy
 from ..data.openfwi import Family
-from ..data.scale import denormalize_velocity, normalize_velocity
+from ..data.scale import OPENFWI_SCALE
 from ..training.options import TrainOptions
 from ..training.run_dir import newest_checkpoint, read_checkpoint, read_config, read_start_maps
 from ..data.starting_models import parse_start, Start, STARTS
@@ -138,9 +138,9 @@ def prepare_start(
     if truth is not None and tuple(truth.shape) != shape:
         raise InputError(
             f"the true maps have shape {tuple(truth.shape)}, and {len(numbers)} record(s) of this run need {shape}")
-    x0 = normalize_velocity(truth) if truth is not None else torch.zeros(shape)
+    x0 = OPENFWI_SCALE.normalize(truth) if truth is not None else torch.zeros(shape)
     maps = Start(specs, linear=run.facts["linear"], maps=read_start_maps(start))
-    return denormalize_velocity(maps(x0, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
+    return OPENFWI_SCALE.denormalize(maps(x0, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
 
 # %% ../../nbs/08_inference/00_run.ipynb #f4a9a008
 def is_map_file(start) -> bool: return isinstance(start, Path) or isinstance(start, str) and start.endswith(".npy") and start.split(":")[0] not in STARTS  # not a text

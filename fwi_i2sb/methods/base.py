@@ -119,7 +119,7 @@ def share(self, sampler: str, eta: float | None) -> float | None:
     return None
 
 
-Method.how, Method.check_nfe, Method.noise_share = how, check_nfe, share
+Method.sampling_settings, Method.check_nfe, Method.noise_share = how, check_nfe, share
 Method.clips = property(lambda self: self.options.clip_denoise)
 
 # %% ../../nbs/06_methods/02_base.ipynb #31b0e24d

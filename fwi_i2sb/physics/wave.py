@@ -51,6 +51,22 @@ def _from_dict(fields):
 
 Survey.to_dict, Survey.from_dict = _to_dict, staticmethod(_from_dict)
 
+# %% ../../nbs/01_physics/00_wave.ipynb #8a1a8fc5
+def _difference(survey, other):
+    "The first field in which two surveys differ, as a phrase, or None; equal up to single precision."
+    same = lambda a, b: math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-3 * survey.dx * (a == 0 or b == 0))
+    for name, unit in (("dx", " m"), ("dt", " s"), ("nt", " samples"), ("freq", " Hz")):
+        a, b = getattr(survey, name), getattr(other, name)
+        if not same(a, b): return f"{name} {a:g}{unit}, not {b:g}{unit}"
+    for name in ("sources", "receivers"):
+        a, b = getattr(survey, name), getattr(other, name)
+        if len(a) != len(b): return f"{len(a)} {name}, not {len(b)}"
+        for i, (p, q) in enumerate(zip(a, b)):
+            if any(abs(x - y) > 1e-3 * survey.dx for x, y in zip(p, q)): return f"{name}[{i}] at {p} m, not {q} m"
+    return None
+
+Survey.difference = _difference
+
 # %% ../../nbs/01_physics/00_wave.ipynb #6b94d316
 def surface_survey(n_x,  # columns of the map
                    n_shots=5,  # sources, spread evenly from the first to the last column

@@ -15,7 +15,7 @@ from torch import nn
 from ..metrics import accuracy as metrics
 from ..data.multi_family import JointStore
 from ..diffusion.sampling import STREAMS
-from ..data.scale import denormalize_velocity
+from ..data.scale import OPENFWI_SCALE
 from .options import TrainOptions
 from .run_dir import first_records
 from ..data.starting_models import Start
@@ -41,7 +41,7 @@ def invert_batch(
                 seeds=[(*key[:3], STREAMS["sample"]) for key in keys], **how)):
             pass
     maps = {"truth": x0, "start": x1, method.name: state.xt}
-    return {name: denormalize_velocity(v.float().cpu()) for name, v in maps.items()}
+    return {name: OPENFWI_SCALE.denormalize(v.float().cpu()) for name, v in maps.items()}
 
 # %% ../../nbs/07_training/06_validate.ipynb #535e2788
 @torch.no_grad()
@@ -74,5 +74,5 @@ def _means(totals: torch.Tensor, names: tuple[str, ...]) -> dict:
     "Metrics from the sums of every family."
     n, mae, mse, ssim = totals.sum(0).tolist()
     each = {f"mae_{name}": (row[1] / row[0]).item() for name, row in zip(names, totals) if len(names) > 1 and row[0]}
-    return dict(mae=mae / n, mae_norm=mae / n / metrics.NORMALIZED, rmse=math.sqrt(mse / n),
-        rmse_norm=math.sqrt(mse / n) / metrics.NORMALIZED, ssim=ssim / n, records=int(n), **each)
+    return dict(mae=mae / n, mae_norm=mae / n / OPENFWI_SCALE.unit, rmse=math.sqrt(mse / n),
+        rmse_norm=math.sqrt(mse / n) / OPENFWI_SCALE.unit, ssim=ssim / n, records=int(n), **each)
