@@ -8,8 +8,7 @@ __all__ = ['COMMANDS', 'GenerateOptions', 'generate_command', 'CheckOptions', 'c
            'models_command', 'usage', 'main']
 
 # %% ../nbs/13_cli/00_cli.ipynb #b987e64c
-import contextlib, json, sys, time
-from dataclasses import dataclass
+import contextlib, sys, time
 from pathlib import Path
 from typing import Literal
 
@@ -24,27 +23,27 @@ from .data.check import check_record, inspect_folder
 from .core.errors import InputError, unknown
 from .data.openfwi import load_families
 from .models.registry import import_plugin, model_sizes, Shapes
-from .core.commands import Plugin, run_command
+from .core.commands import Count, Natural, need, option_group, Plugin, run_command
 from .methods.options import ModelOptions
 from .training.options import DataOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
-from .core.files import write_atomic
+from .core.files import write_json
 from .data.store import convert
 from .core.progress import progress_bar
 from .train import train
 
 # %% ../nbs/13_cli/00_cli.ipynb #be5ba1f3
-@dataclass(frozen=True)
+@option_group
 class GenerateOptions:
     "Make OpenFWI-like velocity maps and simulate their records, in OpenFWI's own file format."
     out: tyro.conf.Positional[Path]  # folder; the family's own folder is made inside
     family: str  # OpenFWI family, e.g. CurveVel_A
-    train: int = 2000  # training records
-    val: int = 100  # validation records, written under validation file names
-    shard_size: int = 500  # records per file (OpenFWI: 500)
+    train: Natural = 2000  # training records
+    val: Natural = 100  # validation records, written under validation file names
+    shard_size: Count = 500  # records per file (OpenFWI: 500)
     layers: tuple[int, int] | None = None  # least and largest number of layers, where the family has layers
-    seed: int = 0  # seed of the maps
+    seed: Natural = 0  # seed of the maps
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator; openfwi is exact and much slower
-    workers: int | None = None  # processes; default: one per core
+    workers: Natural | None = None  # processes; default: one per core
 
 # %% ../nbs/13_cli/00_cli.ipynb #9eb25be6
 def generate_command(options: GenerateOptions) -> Path:
@@ -57,7 +56,7 @@ def generate_command(options: GenerateOptions) -> Path:
     return folder
 
 # %% ../nbs/13_cli/00_cli.ipynb #69e2c473
-@dataclass(frozen=True)
+@option_group
 class CheckOptions:
     "Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, broken or missing files, damaged values, disk needed."
     path: tyro.conf.Positional[Path]  # a data set folder, a store, or one record .npy (shots, time, receivers)
@@ -72,22 +71,22 @@ def check_command(options: CheckOptions):
         report = (check_record(options.path) if options.path.suffix == ".npy"
             else inspect_folder(options.path, options.family, val_files=options.val_files, progress=progress))
     print("\n".join(report.lines()))
-    if options.json: write_atomic(options.json, json.dumps(report.to_dict(), indent=1))
+    if options.json: write_json(options.json, report.to_dict())
     if report.problems:
         raise InputError(f"{options.path} has {len(report.problems)} problem(s), first: {report.problems[0]}")
 
 # %% ../nbs/13_cli/00_cli.ipynb #d877af6c
-@dataclass(frozen=True)
+@option_group
 class ConvertOptions:
     "Convert OpenFWI files to the LMDB store that training reads; repeat after an interruption to continue."
     dataset_dir: tyro.conf.Positional[Path]  # folder of OpenFWI files
     family: str  # OpenFWI family, e.g. CurveVel_A
     store_dir: Path | None = None  # where to build the store when the data are read-only; default: beside the data
-    time_samples: int = 250  # time samples kept (zero-phase anti-alias filter); 1000 keeps the raw record
+    time_samples: Count = 250  # time samples kept (zero-phase anti-alias filter); 1000 keeps the raw record
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
     json_data_config: Path | None = None  # JSON with data_min and data_max per family; default: OpenFWI's values
-    workers: int | None = None  # processes; default: one per core
+    workers: Natural | None = None  # processes; default: one per core
 
 # %% ../nbs/13_cli/00_cli.ipynb #0e7f3047
 def convert_command(options: ConvertOptions) -> Path:
@@ -101,18 +100,18 @@ def convert_command(options: ConvertOptions) -> Path:
     return root
 
 # %% ../nbs/13_cli/00_cli.ipynb #e2e93eff
-@dataclass(frozen=True)
+@option_group
 class DemoOptions:
     "Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to continue."
     out: Path = Path("demo")  # folder that holds everything
-    train: int = 2400  # training records
-    val: int = 100  # unseen records
-    steps: int = 1500  # optimiser steps
-    batch_size: int = 32  # samples per step
-    records: int = 50  # unseen records in the table
-    samples: int = 8  # samples per record
-    nfe: int = 5  # network calls per sample
-    seed: int = 0  # seed of everything
+    train: Natural = 2400  # training records
+    val: Natural = 100  # unseen records
+    steps: Count = 1500  # optimiser steps
+    batch_size: Count = 32  # samples per step
+    records: Count = 50  # unseen records in the table
+    samples: Count = 8  # samples per record
+    nfe: Count = 5  # network calls per sample
+    seed: Natural = 0  # seed of everything
 
 # %% ../nbs/13_cli/00_cli.ipynb #46556aed
 def demo_training(options: DemoOptions, data: Path) -> TrainOptions:
@@ -138,7 +137,7 @@ def demo(options: DemoOptions) -> dict:
         rows = evaluate_command(EvaluateOptions(folder, records=options.records, samples=options.samples,
             nfe=options.nfe, seed=options.seed))
     print("\n".join(f"{name:<10}{seconds:>8.1f} s" for name, seconds in clock.seconds.items()))
-    write_atomic(options.out / "demo.json", json.dumps(dict(seconds=clock.seconds, rows=rows), indent=1))
+    write_json(options.out / "demo.json", dict(seconds=clock.seconds, rows=rows))
     print(f"figure {picture}, run {folder}")
     return clock.seconds
 
@@ -163,13 +162,13 @@ def demo_figure(options: DemoOptions, folder: Path) -> Path:
     return (options.out / "validation-1.png").rename(options.out / "demo.png")
 
 # %% ../nbs/13_cli/00_cli.ipynb #112b1959
-@dataclass(frozen=True)
+@option_group
 class ModelsOptions:
     "List the networks that can be trained: what they learn (the first method is the default), and their size."
     plugin: Plugin = None  # Python file that registers models of your own
     encoder: str = "resize"  # how the seismic enters the U-Nets: resize, patch, conv
-    image_size: int | None = None  # side of the square the U-Nets work on; default native
-    time_samples: int = 250  # time samples of a record in the store
+    image_size: Count | None = None  # side of the square the U-Nets work on; default native
+    time_samples: Count = 250  # time samples of a record in the store
     conditional: bool = True  # --no-conditional: U-Nets that never see seismic
     json: Path | None = None  # also write the list here
 
@@ -178,7 +177,7 @@ def models_command(options: ModelsOptions) -> list[dict]:
     "Print the list: name, methods, weights, one line about each."
     import_plugin(options.plugin)
     rows = model_sizes(options, Shapes(time_samples=options.time_samples))
-    if options.json: write_atomic(options.json, json.dumps(rows, indent=1))
+    if options.json: write_json(options.json, rows)
     print(f"{'model':<16}{'kind':<32}{'weights':>10}  about")
     for row in rows:
         more = f"; critic {row['critic']}" if row["critic"] else ""

@@ -7,7 +7,6 @@ __all__ = ['CASES', 'BenchOptions', 'selected', 'bench', 'headline', 'to_json', 
 
 # %% ../../nbs/12_bench/03_bench.ipynb #4a31123a
 import json, time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -18,8 +17,8 @@ from . import data as bench_data
 from . import network as bench_net
 from ..core.devices import resolve_device
 from ..core.errors import InputError, unknown
-from ..core.commands import run_command
-from ..core.files import write_atomic
+from ..core.commands import Count, need, option_group, run_command
+from ..core.files import write_text
 from .timing import machine, Setting, table, to_dict
 from ..core.progress import progress_bar
 
@@ -33,13 +32,13 @@ CASES = {
 }
 
 # %% ../../nbs/12_bench/03_bench.ipynb #e3793fbe
-@dataclass(frozen=True)
+@option_group
 class BenchOptions:
     "Measure the package against plain ways of doing the same; every target is printed with what was reached."
     groups: tyro.conf.Positional[tuple[str, ...]] = ("all",)  # data, step, sample, wave, or all
     json: Path | None = None  # file for every single measurement
     device: Literal["cpu", "cuda"] = "cpu"  # where networks and wave fields are computed
-    rounds: int = 6  # runs of each variant; a claim needs 5 or more
+    rounds: Count = 6  # runs of each variant; a claim needs 5 or more
     compile: bool = False  # torch.compile too: minutes of translation
 
 # %% ../../nbs/12_bench/03_bench.ipynb #6a86f038
@@ -48,7 +47,6 @@ def selected(options: BenchOptions) -> list:
     names = CASES if "all" in options.groups else dict.fromkeys(options.groups)
     for name in names:
         if name not in CASES: raise unknown("group", name, (*CASES, "all"))
-    if options.rounds < 1: raise InputError(f"--rounds {options.rounds} cannot be: give 1 or more")
     if options.json and not options.json.parent.is_dir():
         raise InputError(f"--json {options.json}: there is no folder {options.json.parent}")
     return [case for name in names for case in CASES[name]] + [bench_net.compiled] * options.compile
@@ -85,7 +83,7 @@ def to_json(report: dict) -> str:
 def bench_command(options: BenchOptions):
     "Measure, print, write; exit code 1 where a variant gave a wrong output."
     with progress_bar("bench", "cases") as progress: report = bench(options, progress)
-    if options.json: write_atomic(options.json, to_json(report))
+    if options.json: write_text(options.json, to_json(report))
     print(headline(report), table(report["results"]), sep="\n\n")
     if any(result.verdict == "wrong output" for result in report["results"]): raise SystemExit(1)
 

@@ -7,7 +7,7 @@ __all__ = ['NUMBERS', 'SHOWN', 'small_data', 'recipe', 'seconds_per_step', 'step
            'rows_table', 'bars', 'card_about', 'save_experiment']
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #cf0d9a8e
-import fcntl, hashlib, json, os, time
+import hashlib, json, os, time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,7 +28,7 @@ from ..data.openfwi import parse_families
 from ..methods.options import ModelOptions
 from ..training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
 from ..training.processes import open_accelerator
-from ..core.files import write_atomic
+from ..core.files import locked, write_json
 from ..training.run_dir import data_facts, open_store, read_config, read_metrics
 from ..training.step import new_state
 from ..training.step import train_step
@@ -54,9 +54,7 @@ def small_data(
     "Generated data in the cache, made once per version of the code, by one process at a time. Raises `InputError` as `generate` does."
     root = Path(os.environ.get("XDG_CACHE_HOME",
         Path.home() / ".cache")) / "fwi_i2sb" / f"data-{_digest(families, n_train, n_val, layers, seed)}"
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(root):
         for family in parse_families(families):
             generate(root, family, n_train=n_train, n_val=n_val, layers=layers, seed=seed)
     return root
@@ -256,4 +254,4 @@ def save_experiment(
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items(): figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
-    write_atomic(folder / "metrics.json", json.dumps(dict(**scalars, about=about, rows=rows), indent=1))
+    write_json(folder / "metrics.json", dict(**scalars, about=about, rows=rows))
