@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['Journal', 'pace', 'show', 'close', 'stop_signal', 'check_options', 'train', 'make_start', 'main']
 
+# %% ../nbs/07_training/08_train.ipynb #c0de3f01
+import os
+
+if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, see `13_cli/02_main`
+
 # %% ../nbs/07_training/08_train.ipynb #d3c6c6e6
 import contextlib, signal, sys, time, warnings
 from dataclasses import replace
@@ -31,6 +36,7 @@ from .core.commands import need, run_command
 from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import handled, open_accelerator, start_processes
 from .core.files import claim, leave
+from .core.modules import make_callable
 from .training.run_dir import (append_metrics, check_same_options, checkpoints, data_facts, drop_checkpoints,
     FITTED, open_store, read_start_maps, same_facts, truncate_metrics, write_config)
 from .data.starting_models import parse_start, Start
@@ -244,6 +250,9 @@ def _check_skipped(state: TrainState, options: TrainOptions):
 def main(argv: list[str] | None = None):
     "The command line of training."
     run_command(train, TrainOptions, argv, prog="python -m fwi_i2sb.train")
+
+
+make_callable(__name__, train)
 
 # %% ../nbs/07_training/08_train.ipynb #ed921b62
 #| eval: false

@@ -184,7 +184,7 @@ def test_a_number_of_threads_that_is_none_is_refused_before_anything_is_written(
 
 
 def start(path: Path, *words, **env) -> subprocess.Popen:
-    code = ("import sys; from fwi_i2sb.sweeps.runner import *; from fwi_i2sb.training.options import run_command; "
+    code = ("import sys; from fwi_i2sb.sweeps.runner import *; from fwi_i2sb.core.commands import run_command; "
         "run_command(experiment_command, ExperimentOptions)")
     return subprocess.Popen([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, text=True, env=os.environ | env)

@@ -290,6 +290,7 @@ class ExperimentOptions:
 # %% ../../nbs/10_sweeps/01_runner.ipynb #8c8222eb
 def experiment_command(options: ExperimentOptions) -> list[dict]:
     "Run a grid and print its table."
+    need("papermill", "experiment", "sweeps")
     if options.slurm: need("submitit", "--slurm", "sweeps")
     elif options.job != SlurmOptions():
         raise InputError(
