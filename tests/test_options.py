@@ -1,7 +1,6 @@
 "Every launch option of the published scripts does what it says: one effect each, none missing."
 import json
 import math
-import random
 import struct
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
-from processes import arguments, finish, losses, python_train, weights
+from processes import arguments, finish, free_port, losses, python_train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fwi_i2sb.training import options as opt
@@ -282,9 +281,8 @@ TRACKED = {"tensorboard": in_tensorboard, "mlflow": in_mlflow, "wandb": in_wandb
 
 @effect("master-port", "num-proc-node", "node-rank", "master-address")
 def nodes_meet_there(g):
-    port = random.randrange(20000, 30000)
     words = arguments(g.data, g.tmp, "nodes", "--num-itr", 4, "--num-proc-node", 2, "--master-address", "127.0.0.1",
-        "--master-port", port)
+        "--master-port", free_port())
     second = python_train(*words, "--node-rank", "1")
     first = python_train(*words, "--node-rank", "0")
     for process in (first, second): finish(process)
