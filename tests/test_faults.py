@@ -78,7 +78,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_sentence_and_the_one_before_stays(da
 def test_a_disk_that_does_not_answer_costs_no_checkpoint(fwi, data, four, tmp_path, monkeypatch):
     shutil.copytree(four, tmp_path / "four")
     def broken(path): raise OSError(errno.EIO, "Input/output error", str(path))
-    monkeypatch.setattr(run_dir, "_sha256", broken)
+    monkeypatch.setattr(run_dir, "sha256", broken)
     outcome = fwi("train", *arguments(data, tmp_path, "four", "--num-itr", 6, "--save-every", 2))
     assert outcome.code == 2 and "Input/output error" in outcome.err
     assert [p.name for p in checkpoints(tmp_path / "four")] == ["step-4", "step-2"]
