@@ -36,7 +36,7 @@ train.main(sys.argv[3:])"""
 
 def python_train(*words, launcher=(), interrupted: tuple[int, int] | None = None, **settings):
     "A training as a process; `interrupted` sends itself a signal after a step: (step, signal)."
-    program = ["-c", INTERRUPTED, *(str(int(part)) for part in interrupted)] if interrupted else ["-m", "fwi_i2sb.train"]
+    program = ["-c", INTERRUPTED, *(str(int(n)) for n in interrupted)] if interrupted else ["-m", "fwi_i2sb.train"]
     return subprocess.Popen([*launcher, sys.executable, *program, *words], env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE, text=True, **settings)
 

@@ -1,4 +1,4 @@
-"Faults around a training: signals to a group, a full disk, a disk that does not answer, processes that disagree, two commands at once."
+"Faults around a training: signals, a full disk, a disk that does not answer, ranks that disagree, two commands."
 import errno
 import os
 import resource

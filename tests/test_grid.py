@@ -28,7 +28,8 @@ pathlib.Path(out_dir, "began").write_text("")
 time.sleep(max(0, pause))
 while pause < 0 and not pathlib.Path(out_dir).parents[1].joinpath("go").exists(): time.sleep(0.1)
 assert size != 3, "three is too many"
-if size != 4: pathlib.Path(out_dir, "metrics.json").write_text(json.dumps(dict(total=size * rate, word="good", rows=[1, 2])))"""
+found = dict(total=size * rate, word="good", rows=[1, 2])
+if size != 4: pathlib.Path(out_dir, "metrics.json").write_text(json.dumps(found))"""
 PYTHON = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
 
 

@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from processes import arguments, finish, free_port, losses, python_train, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from test_project import PUBLISHED
 
 from fwi_i2sb.training import options as opt
 from fwi_i2sb.inference.run import load_run, prepare_start
@@ -18,8 +19,6 @@ from fwi_i2sb.core.commands import option_table, options_to_dict, parse
 from fwi_i2sb.training.options import TrainOptions
 from fwi_i2sb.training.run_dir import checkpoints, open_store, read_config, read_metrics
 
-PUBLISHED = """result-dir dataset-dir dataset-name name seed master-port ckpt gpu model image-size corrupt val-batches t0 T interval beta-max drop_cond pred-x0 ot-ode
-clip-denoise batch-size microbatch num-itr lr lr-gamma clip_grad_norm ema log-writer json-data-config num-proc-node node-rank master-address""".split()
 EFFECTS = {}
 
 
@@ -32,7 +31,7 @@ def effect(*names):
 
 @pytest.fixture
 def trained(fwi, data, tmp_path):
-    "Train four steps with the options given (the zero-initialised layers hide most effects for two); the run directory."
+    "Train four steps with the options given (zero-initialised layers hide most effects for two); the run directory."
     def train(name, *words):
         outcome = fwi("train",
             *arguments(data, tmp_path, name, *([] if "--num-itr" in words else ["--num-itr", 4]), *words))

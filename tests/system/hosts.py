@@ -1,4 +1,4 @@
-"One training on two hosts: launched on each, or by mpirun; a dead process or a pulled cable ends it, and one process continues it."
+"One training on two hosts, launched on each or by mpirun; a dead process or a pulled cable ends it, one continues it."
 import shlex
 import sys
 import time

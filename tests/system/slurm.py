@@ -1,4 +1,4 @@
-"docker/train.sbatch under a real Slurm of two nodes: the two hosts, with a controller and munge of their own in a temporary folder."
+"docker/train.sbatch under a real Slurm of two nodes: the two hosts, with a controller and munge of their own."
 import os
 import socket
 import subprocess
