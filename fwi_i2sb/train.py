@@ -209,7 +209,7 @@ def _loop(options, accelerator, state, method, stores, start, journal) -> int:
     if options.hardware.compile: method.compile()
     loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
     batches = microbatches(fitted, stores[0], start, state.step, accelerator)
-    with stop_signal() as stopped, contextlib.closing(journal):
+    with stop_signal() as stopped, contextlib.closing(journal), contextlib.closing(batches):
         while state.step < optim.num_itr:
             losses.append(train_step(loss_modules, state, batches, method, fitted, accelerator))
             journal.bar.update()
