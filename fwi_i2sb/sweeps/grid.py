@@ -16,7 +16,7 @@ import yaml
 # %% ../../nbs/10_sweeps/00_grid.ipynb #1b5ef757
 import fwi_i2sb
 from ..core.errors import InputError, unknown
-from ..core.files import write_atomic
+from ..core.files import write_text
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #c45f4c3c
 def code_digest(
@@ -302,5 +302,5 @@ def write_tables(grid: Grid) -> list[dict]:
     table.writeheader()
     table.writerows(flat)
     for name, content in dict(json=json.dumps(rows, indent=1), csv=text.getvalue(), md=_markdown(rows)).items():
-        write_atomic(grid.out / f"table.{name}", content)
+        write_text(grid.out / f"table.{name}", content)
     return rows
