@@ -19,7 +19,7 @@ from ..physics.waveform_inversion import BANDS, descend
 from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
 from ..data.scale import OPENFWI_SCALE
-from ..core.files import part_of
+from ..core.files import atomic
 from ..training.run_dir import checkpoints
 from ..diffusion.sampling import TrajectoryPoint
 from ..data.starting_models import parse_start, Start
@@ -41,7 +41,7 @@ class Inversion:
         "Write everything to one `.npz` (arrays in m/s, `provenance` as JSON text); `more` adds arrays."
         path = Path(path)
         arrays = {name: getattr(self, name).numpy() for name in ("mean", "std", "samples", "start")}
-        with part_of(path) as part, open(part, "wb") as file:
+        with atomic(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, **arrays, **{k: np.asarray(v) for k, v in more.items()}, units=np.array("m/s"),
                 provenance=np.array(json.dumps(self.provenance)))
         return path

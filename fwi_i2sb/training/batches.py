@@ -125,7 +125,8 @@ def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
 
 # %% ../../nbs/07_training/04_batches.ipynb #03840503
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator
+from itertools import takewhile
 
 import torch
 from accelerate import Accelerator
@@ -143,16 +144,24 @@ def microbatches(
     start: Start,
     first: int,  # optimiser step to begin with
     accelerator: Accelerator,
-) -> Iterator[dict[str, torch.Tensor]]:
-    "This process's microbatches from a step on, read ahead and pinned where there is a GPU."
+) -> Generator[dict[str, torch.Tensor]]:
+    """This process's microbatches from a step on, read ahead and pinned where there is a GPU.
+
+    Who ends early closes it (`contextlib.closing`): the reading processes then end in order."""
     cuda, seed, workers = accelerator.device.type == "cuda", options.run.seed, options.data.loader_workers
     if workers is None: workers = 4 if cuda else 0
     samples = TrainingSamples(store, start, options.model, seed)
     keys = Microbatches(store.sizes, options.optim, seed, range(first, options.optim.num_itr),
         accelerator.process_index, accelerator.num_processes, options.data.balance)
-    return iter(DataLoader(samples, batch_sampler=keys, collate_fn=already_collated, num_workers=workers,
-                      worker_init_fn=_leave_signals,
-                      multiprocessing_context="spawn" if workers else None, pin_memory=cuda))
+    over = []
+    batches = iter(DataLoader(samples, batch_sampler=takewhile(lambda key: not over, keys), collate_fn=already_collated,
+        num_workers=workers, worker_init_fn=_leave_signals, multiprocessing_context="spawn" if workers else None,
+        pin_memory=cuda))
+    try: yield from batches
+    except GeneratorExit:
+        over.append(True)
+        for _ in batches: pass
+        raise
 
 # %% ../../nbs/07_training/04_batches.ipynb #d93f1b5e
 def _leave_signals(worker):
