@@ -37,7 +37,7 @@ def _digest(code: list) -> str:
 # %% ../../nbs/10_sweeps/00_grid.ipynb #7a0a0be9
 @functools.cache
 def package_digest() -> str:  # version and hexadecimal
-    "Version of this package and digest of its code when this process first asked; comments and docstrings do not count."
+    "Version of this package and digest of its code when this process first asked; without comments and docstrings."
     home = Path(fwi_i2sb.__file__).parent
     files = sorted(set(home.rglob("*.py")) - {home / "_modidx.py"})
     code = [_instructions(file.read_text(encoding="utf-8")) for file in files]
@@ -54,7 +54,7 @@ def _instructions(source: str) -> str:
 # %% ../../nbs/10_sweeps/00_grid.ipynb #1bada5fb
 @dataclass(frozen=True)
 class Cell:
-    "A run of the grid's notebook; its folder has `notebook.ipynb`, `log.txt`, `cell.json` and what the notebook writes."
+    "A run of the grid's notebook. Its folder: `notebook.ipynb`, `log.txt`, `cell.json` and what the notebook writes."
     name: str
     notebook: Path
     digest: str  # of the notebook's code
