@@ -10,7 +10,7 @@ __all__ = ['COMMANDS', 'GenerateOptions', 'generate_command', 'CheckOptions', 'c
 # %% ../nbs/13_cli/00_cli.ipynb #c0de3f02
 import os
 
-if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, see `13_cli/02_main`
+if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
 # %% ../nbs/13_cli/00_cli.ipynb #b987e64c
 import contextlib, sys, time
@@ -66,7 +66,7 @@ def generate_command(options: GenerateOptions) -> Path:
 # %% ../nbs/13_cli/00_cli.ipynb #69e2c473
 @option_group
 class CheckOptions:
-    "Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, broken or missing files, damaged values, disk needed."
+    "Report on a folder of OpenFWI files, a store, or one record: counts, ranges, broken or missing files, disk needed."
     path: tyro.conf.Positional[Path]  # a data set folder, a store, or one record .npy (shots, time, receivers)
     family: str | None = None  # OpenFWI family; default: the one the folder is named after
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
@@ -164,7 +164,7 @@ class Clock:
 
 # %% ../nbs/13_cli/00_cli.ipynb #90d94812
 def demo_figure(options: DemoOptions, folder: Path) -> Path:
-    "Invert the first unseen record and draw it: truth, start, mean, standard deviation, error, record and its re-simulation."
+    "Invert the first unseen record and draw the maps, the record and its re-simulation."
     invert_command(InvertOptions(folder, records=1, samples=options.samples, nfe=options.nfe, seed=options.seed,
         out=options.out))
     return (options.out / "validation-1.png").rename(options.out / "demo.png")

@@ -8,7 +8,7 @@ __all__ = ['Journal', 'pace', 'show', 'close', 'stop_signal', 'check_options', '
 # %% ../nbs/07_training/08_train.ipynb #c0de3f01
 import os
 
-if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, see `13_cli/02_main`
+if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
 # %% ../nbs/07_training/08_train.ipynb #d3c6c6e6
 import contextlib, signal, sys, time, warnings
