@@ -37,8 +37,7 @@ from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import handled, open_accelerator, start_processes
 from .core.files import claim, leave
 from .core.modules import make_callable
-from .training.run_dir import (append_metrics, check_same_options, checkpoints, data_facts, drop_checkpoints,
-    FITTED, open_store, read_start_maps, same_facts, truncate_metrics, write_config)
+from .training.run_dir import append_metrics, check_same_options, checkpoints, data_facts, drop_checkpoints, FITTED, open_store, read_start_maps, same_facts, truncate_metrics, write_config
 from .data.starting_models import parse_start, Start
 from .training.step import given_checkpoint, new_state, restore_state, save_state, TrainState
 from .training.step import train_step
