@@ -24,7 +24,7 @@ SEEDS = [3, (3, 1), (3, 2)]
 
 @pytest.fixture(scope="module")
 def methods():
-    "Every model with every method that it can learn, its weights random everywhere so that no answer is zero by initialisation."
+    "Every model with every method that it can learn, its weights random so that no answer is zero by initialisation."
     methods = {(model, method): build_method(ModelOptions(model, method=method), FACTS) for model, method in PAIRS}
     torch.manual_seed(0)
     for method in methods.values():

@@ -69,7 +69,7 @@ def test_deterministic_sampler_is_the_published_one(nfe, device):
 
 
 def implicit_trajectory(x1, oracle, steps, eta, order, noises):
-    "The trajectory of arXiv 2405.15885 in NumPy, as increments of y = (x - a x1) / c over kappa = b / c, with given noise."
+    "The trajectory of arXiv 2405.15885 in NumPy: increments of y = (x - a x1) / c over kappa = b / c, with given noise."
     u = published_variances()
     a, kappa = u / u[-1], np.sqrt(1 / u - 1 / u[-1])
     x, before = x1, None
@@ -141,7 +141,8 @@ def test_chain_does_not_depend_on_batches(maps, sampler, pred_x0, device):
         keys = [(0, r) for r in range(6)][rows]
         x1 = start(OPENFWI_SCALE.normalize(maps[rows]).to(device), [(*key, 3) for key in keys])
         predict_x0 = predictor(bridge, net, net.encode(seismic[rows]), w=1.0, pred_x0=pred_x0, clip_denoise=True)
-        return run_sampler(bridge, predict_x0, x1, nfe=4, seeds=[(*key, 5) for key in keys], **sampler_settings(sampler))
+        return run_sampler(bridge, predict_x0, x1, nfe=4, seeds=[(*key, 5) for key in keys],
+            **sampler_settings(sampler))
 
     whole, parts = invert(slice(0, 6)), [invert(slice(0, 4)), invert(slice(4, 6))]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=1e-4 if device == "cuda" else 1e-5)

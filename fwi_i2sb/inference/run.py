@@ -73,7 +73,11 @@ def load_run(
     found = read_checkpoint(path) if given else newest_checkpoint(folder)
     if found is None: raise InputError(f"run {folder} has no sound checkpoint yet")
     import_plugin(plugin)
-    method, device = build_method(options.model, facts), torch.device(resolve_device(device))
+    try: method = build_method(options.model, facts)
+    except InputError as error:
+        if options.run.plugin is None: raise
+        raise InputError(f"{error}; this run was trained with --import {options.run.plugin}") from error
+    device = torch.device(resolve_device(device))
     try: method.net.load_state_dict(found.tensors["ema"])
     except RuntimeError:
         raise InputError(f"checkpoint {found.path} holds another network than the model {options.model.model} of its "
