@@ -28,7 +28,9 @@ from .inference.command import invert_command, InvertOptions
 from .data.check import check_record, inspect_folder
 from .core.errors import InputError, unknown
 from .data.openfwi import load_families
-from .models.registry import import_plugin, model_sizes, Shapes
+from .core.registry import import_plugin, named
+from .methods.registry import model_sizes
+from .models.registry import Shapes
 from .core.commands import Count, Natural, option_group, Plugin, run_command
 from .methods.options import ModelOptions
 from .training.options import DataOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
@@ -171,8 +173,8 @@ def demo_figure(options: DemoOptions, folder: Path) -> Path:
 @option_group
 class ModelsOptions:
     "List the networks that can be trained: what they learn (the first method is the default), and their size."
-    plugin: Plugin = None  # Python file that registers models of your own
-    encoder: str = "resize"  # how the seismic enters the U-Nets: resize, patch, conv
+    plugin: Plugin = None  # Python file that registers models, encoders or methods of your own
+    encoder: named("encoder") = "resize"  # how the seismic enters the U-Nets
     image_size: Count | None = None  # side of the square the U-Nets work on; default native
     time_samples: Count = 250  # time samples of a record in the store
     conditional: bool = True  # --no-conditional: U-Nets that never see seismic
@@ -182,7 +184,8 @@ class ModelsOptions:
 def models_command(options: ModelsOptions) -> list[dict]:
     "Print the list: name, methods, weights, one line about each."
     import_plugin(options.plugin)
-    rows = model_sizes(options, Shapes(time_samples=options.time_samples))
+    chosen = ModelOptions(encoder=options.encoder, image_size=options.image_size, conditional=options.conditional)
+    rows = model_sizes(chosen, Shapes(time_samples=options.time_samples))
     if options.json: write_json(options.json, rows)
     print(f"{'model':<16}{'kind':<32}{'weights':>10}  about")
     for row in rows:

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from .errors import InputError
+from .registry import import_plugin
 
 # %% ../../nbs/A0_core/02_commands.ipynb #48eee16e
 Count = Annotated[int, Field(ge=1)]
@@ -62,6 +63,13 @@ def option_group(cls: type) -> type:
     return made
 
 # %% ../../nbs/A0_core/02_commands.ipynb #2eaf4314
+def _plugin_of(argv: list[str]) -> str | None:
+    "The file of --import on a command line that is not parsed yet: its names belong into the help."
+    given = [word.removeprefix("--import=") for before, word in zip(["", *argv], argv)
+        if before == "--import" or word.startswith("--import=")]
+    return given[-1] if given else None
+
+
 class _Refused(Exception):
     "Passes through tyro, which frames every `ValueError`."
 
@@ -74,6 +82,8 @@ def parse(
     """Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike.
 
     Raises `InputError` for a value out of its limits."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv: import_plugin(_plugin_of(argv))
     before = _refusal.set(_Refused)
     flat = tyro.conf.OmitArgPrefixes[options_type]
     try: return tyro.cli(flat, args=argv, prog=prog, description=options_type.__doc__)
@@ -94,7 +104,10 @@ def _rows(group: type) -> list[str]:
     rows = [f"**{group.__doc__}**", "", "| option | default | meaning |", "|---|---|---|"]
     for f in dataclasses.fields(group):
         default = "required" if f.default is dataclasses.MISSING else "" if f.default is None else f"`{f.default}`"
-        rows.append(f"| `{flag_of(f.name)}` | {default} | {comments[f.name].replace('|', chr(92) + '|')} |")
+        names = [named.help_behavior_hint(f.default) for named in getattr(f.type, "__metadata__", ())
+            if callable(getattr(named, "help_behavior_hint", None))]
+        meaning = " ".join([comments[f.name], *names]).replace("|", chr(92) + "|")
+        rows.append(f"| `{flag_of(f.name)}` | {default} | {meaning} |")
     return rows
 
 # %% ../../nbs/A0_core/02_commands.ipynb #0ccb4369
