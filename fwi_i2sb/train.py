@@ -5,6 +5,11 @@
 # %% auto #0
 __all__ = ['Journal', 'pace', 'show', 'close', 'stop_signal', 'check_options', 'train', 'make_start', 'main']
 
+# %% ../nbs/07_training/08_train.ipynb #c0de3f01
+import os
+
+if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
+
 # %% ../nbs/07_training/08_train.ipynb #d3c6c6e6
 import contextlib, signal, sys, time, warnings
 from dataclasses import replace
@@ -22,17 +27,17 @@ from .training.batches import microbatches
 from .core.devices import check_compiler
 from .training.ranks import find_ranks
 from .methods.registry import build_method, resolve, try_network
-from .models.registry import import_plugin
+from .core.registry import import_plugin
 from .training.batches import check_batch, start_moments
 from .training.step import learning_rate
 from .core.errors import InputError
 from .data.openfwi import parse_families
-from .core.commands import check_limits, need, run_command
+from .core.commands import need, run_command
 from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import handled, open_accelerator, start_processes
 from .core.files import claim, leave
-from .training.run_dir import (append_metrics, check_same_options, checkpoints, data_facts, drop_checkpoints,
-    FITTED, open_store, read_start_maps, same_facts, truncate_metrics, write_config)
+from .core.modules import make_callable
+from .training.run_dir import append_metrics, check_same_options, checkpoints, data_facts, drop_checkpoints, FITTED, open_store, read_start_maps, same_facts, truncate_metrics, write_config
 from .data.starting_models import parse_start, Start
 from .training.step import given_checkpoint, new_state, restore_state, save_state, TrainState
 from .training.step import train_step
@@ -106,14 +111,13 @@ def stop_signal():
 # %% ../nbs/07_training/08_train.ipynb #83171777
 def check_options(options: TrainOptions):
     "Refuse what can be refused before any data is read."
-    check_limits(options)
     micro = check_batch(options.optim, find_ranks(options.hardware).world).microbatch
     if options.folder.name != (options.run.name or str(options.run.seed)):
         raise InputError(f"--name {options.run.name} must be the name of one folder inside --result-dir")
     if options.optim.lr_schedule == "cosine":
         for name in ("lr_gamma", "lr_step"):
             if getattr(options.optim, name) != getattr(OptimOptions, name):
-                raise InputError(f"--{name.replace('_', '-')} says nothing to --lr-schedule cosine: leave it out")
+                raise InputError(f"--{name.replace('_', '-')} has no effect with --lr-schedule cosine: remove it")
     parse_families(options.data.dataset_name)
     read_start_maps(options.model.corrupt)
     import_plugin(options.run.plugin)
@@ -130,7 +134,8 @@ def check_options(options: TrainOptions):
             f"give every process a --microbatch of {method.least_batch} or more")
     check_same_options(options)
     if options.run.ckpt and not checkpoints(options.folder): given_checkpoint(options.run.ckpt)
-    if options.log.log_writer != "none": need(options.log.log_writer, f"--log-writer {options.log.log_writer}")
+    if options.log.log_writer in ("wandb", "mlflow"):
+        need(options.log.log_writer, f"--log-writer {options.log.log_writer}", "track")
     if options.hardware.compile: check_compiler()
 
 # %% ../nbs/07_training/08_train.ipynb #c31cac02
@@ -192,7 +197,8 @@ def _prepare(options: TrainOptions, report, main: bool):
     if options.model.precondition:
         facts["moments"] = start_moments(stores[0], make_start(options, facts), options.run.seed)
     facts = same_facts(options, facts)
-    return stores, facts, claim(options.folder) if main else None
+    taken = f"run {options.folder} is being trained by another process: wait for it, or take another --name"
+    return stores, facts, claim(options.folder, taken) if main else None
 
 # %% ../nbs/07_training/08_train.ipynb #7da770f5
 def _loop(options, accelerator, state, method, stores, start, journal) -> int:
@@ -202,7 +208,7 @@ def _loop(options, accelerator, state, method, stores, start, journal) -> int:
     if options.hardware.compile: method.compile()
     loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
     batches = microbatches(fitted, stores[0], start, state.step, accelerator)
-    with stop_signal() as stopped, contextlib.closing(journal):
+    with stop_signal() as stopped, contextlib.closing(journal), contextlib.closing(batches):
         while state.step < optim.num_itr:
             losses.append(train_step(loss_modules, state, batches, method, fitted, accelerator))
             journal.bar.update()
@@ -243,6 +249,9 @@ def _check_skipped(state: TrainState, options: TrainOptions):
 def main(argv: list[str] | None = None):
     "The command line of training."
     run_command(train, TrainOptions, argv, prog="python -m fwi_i2sb.train")
+
+
+make_callable(__name__, train)
 
 # %% ../nbs/07_training/08_train.ipynb #ed921b62
 #| eval: false

@@ -6,11 +6,12 @@
 __all__ = ['FORMAT', 'Tally', 'add', 'row', 'rows', 'assemble', 'notes', 'title', 'table', 'markdown', 'compare']
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #a2777993
+import importlib.util
+
 import numpy as np
 from torch import Tensor
 
-from fwi_i2sb.metrics.calibration import (bootstrap, coverage, crps, expected_coverage, LEVELS, spread_correlation,
-    spread_skill, variance)
+from ..metrics.calibration import bootstrap, coverage, crps, expected_coverage, LEVELS, spread_correlation, spread_skill, variance
 from ..data.scale import OPENFWI_SCALE
 from ..metrics.accuracy import mae, rmse, ssim
 from ..metrics.published import LABEL
@@ -42,7 +43,8 @@ def add(
 ):
     "Add a batch. Raises `InputError` as the metrics do."
     new = dict(mae=mae(maps, truth), rmse=rmse(maps, truth), ssim=ssim(maps, truth))
-    new["crps"] = new["mae"] if ensemble is None else crps(ensemble, truth)
+    if ensemble is None: new["crps"] = new["mae"]
+    elif ensemble.shape[1] == 1 or importlib.util.find_spec("scoringrules"): new["crps"] = crps(ensemble, truth)
     if ensemble is not None and ensemble.shape[1] > 1:
         new |= dict(variance=variance(ensemble), correlation=spread_correlation(ensemble, truth),
             coverage=coverage(ensemble, truth))
@@ -196,6 +198,8 @@ def notes(card: dict) -> list[str]:
             f"50 %, 90 %: share of cells inside that central interval of the samples; {card['settings']['samples']} "
             f"calibrated samples would have {expected[0.5]:.2f} and {expected[0.9]:.2f}, and spread/skill 1")
     said.append("CRPS of a single map is its MAE; (a-b) is a 95 % bootstrap interval over records")
+    if any("spread_skill" in row and "crps" not in row for row in rows):
+        said.append("CRPS of several samples needs the package scoringrules: pip install 'fwi_i2sb[eval]'")
     if data["misfit_records"] < data["records"]:
         said.append(f"data misfits are means over the first {data['misfit_records']} record(s)")
     return said

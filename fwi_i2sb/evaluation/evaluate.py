@@ -27,11 +27,10 @@ from ..metrics.accuracy import mae, misfit
 from ..physics.filters import low_band
 from ..core.errors import InputError
 from ..core.files import open_npy
-from ..core.commands import Plugin
+from ..core.commands import Count, Natural, option_group, Plugin
 from ..metrics.published import published
 from ..inference.validation_data import Batch, read_batch, validation_data
-from ..core.files import part_of, write_atomic
-from ..core.files import check_writable
+from ..core.files import atomic, check_writable, write_text
 from ..training.run_dir import first_records
 from ..core.progress import progress_bar
 from ..core.devices import device_name
@@ -220,19 +219,19 @@ def evaluate(
         example=_example(job, starts[0]), **_about(job))
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #12ea60ae
-@dataclass(frozen=True)
+@option_group
 class EvaluateOptions:
     "Judge a run on validation records, as they are or damaged: table on screen; card.json, card.md and card.png in a folder."
     run: tyro.conf.Positional[Path]  # run directory, or one of its folders checkpoints/step-N
     starts: tuple[str, ...] | None = None  # starting models: --corrupt texts, first-guess[:RUN], .npy maps; default: blur-openfwi_custom and linear, or linear for a network that reads no start
-    records: int = 50  # number of validation records
-    samples: int | None = None  # samples per record; default: 8, or 1 where they would be equal
-    nfe: int | None = None  # network calls per sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
+    records: Count = 50  # number of validation records
+    samples: Count | None = None  # samples per record; default: 8, or 1 where they would be equal
+    nfe: Count | None = None  # network calls per sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
     w: float = 1.0  # guidance: 1 uses the seismic fully, 0 not at all
     sampler: str | None = None  # bridge: sde, ode, ode2, dbim, dbim2 (default sde, or ode if trained with --ot-ode); ddpm: ddim, ancestral
     eta: float | None = None  # share of fresh noise, 0 to 1, with --sampler dbim or ddim; default 0
-    seed: int = 0  # seed of starts, samples and damage
-    misfit_records: int = 8  # records that are simulated for the data misfit
+    seed: Natural = 0  # seed of starts, samples and damage
+    misfit_records: Count = 8  # records that are simulated for the data misfit
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the misfit and of --freq; openfwi is exact and slower
     classical: int = 0  # also invert the first records classically, from the same starting models; slow, 61 wave solves a record
     snr: float | None = None  # damage: noise at this signal-to-noise ratio in dB
@@ -243,7 +242,7 @@ class EvaluateOptions:
     dataset_name: str | None = None  # other families than the run's; the run's data range is kept
     dataset_dir: Path | None = None  # where the data set lies now; default: where it was at training
     store_dir: Path | None = None  # where its store lies; default: beside the data, or where it was at training
-    batch_size: int = 8  # records held in memory at a time; changes no result
+    batch_size: Count = 8  # records held in memory at a time; changes no result
     out: Path | None = None  # folder of the card; default RUN/evaluation
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
@@ -255,9 +254,9 @@ def write_card(
 ) -> None:
     "Write `card.png`, `card.md` and, last, `card.json`, each completely or not at all."
     folder.mkdir(parents=True, exist_ok=True)
-    with part_of(folder / "card.png") as part: card_figure(card).savefig(part, format="png", dpi=120)
-    write_atomic(folder / "card.md", markdown(card))
-    write_atomic(folder / "card.json",
+    with atomic(folder / "card.png") as part: card_figure(card).savefig(part, format="png", dpi=120)
+    write_text(folder / "card.md", markdown(card))
+    write_text(folder / "card.json",
         "{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in card.items()) + "}\n")
 
 

@@ -1,4 +1,7 @@
-"A trained run, a record and a starting model give velocity maps with their uncertainty."
-from .invert import Inversion
-from .run import load_run, TrainedRun
-from .validation_data import validation_data
+"""Trained runs: load, invert, explore."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+from . import invert  # noqa: E402, F401  its functions are methods of a run, wherever that is imported from

@@ -6,7 +6,7 @@
 __all__ = ['InvertOptions', 'report', 'invert_command']
 
 # %% ../../nbs/08_inference/03_command.ipynb #d231d054
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,29 +19,28 @@ from .invert import check_samples, Inversion
 from ..metrics.accuracy import mae, misfit
 from ..core.errors import InputError
 from ..core.files import open_npy
-from ..core.commands import Plugin
+from ..core.commands import Count, Natural, option_group, Plugin
 from .validation_data import validation_records
-from ..core.files import part_of
-from ..core.files import check_writable
+from ..core.files import atomic, check_writable
 from ..core.progress import progress_bar
 from .run import load_run, prepare_seismic, resimulate, TrainedRun
 
 # %% ../../nbs/08_inference/03_command.ipynb #35a97524
-@dataclass(frozen=True)
+@option_group
 class InvertOptions:
     "Invert validation records of a run's data set, or one record given as .npy."
     run: tyro.conf.Positional[Path]  # run directory, or one of its folders checkpoints/step-N
     record: Path | None = None  # one record, .npy (shots, time, receivers); default: validation records
     start: str | None = None  # linear, linear:TOP:BOTTOM (m/s), first-guess[:RUN] or a .npy map in m/s; default: linear for a record, the run's --corrupt for validation records
     out: Path | None = None  # folder of the results; default RUN/evaluation
-    records: int = 8  # number of validation records
-    samples: int | None = None  # samples per record; default: 8, or 1 where they would be equal
-    nfe: int | None = None  # network calls per sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
+    records: Count = 8  # number of validation records
+    samples: Count | None = None  # samples per record; default: 8, or 1 where they would be equal
+    nfe: Count | None = None  # network calls per sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
     w: float = 1.0  # guidance: 1 uses the seismic fully, 0 not at all
     sampler: str | None = None  # bridge: sde, ode, ode2, dbim, dbim2 (default sde, or ode if trained with --ot-ode); ddpm: ddim, ancestral
     eta: float | None = None  # share of fresh noise, 0 to 1, with --sampler dbim or ddim; default 0
     clip_denoise: Literal["run", "on", "off"] = "run"  # clip the predicted map to [-1, 1] at every step; run: as it was trained
-    seed: int = 0  # seed of the samples
+    seed: Natural = 0  # seed of the samples
     dt: float | None = None  # time step of the record in s, checked against the run's
     dx: float | None = None  # receiver spacing of the record in m, checked against the run's
     dataset_dir: Path | None = None  # where the data set lies now; default: where it was at training
@@ -115,7 +114,7 @@ def invert_command(options: InvertOptions) -> Path:
     path = result.save(folder / f"{name}.npz", **({} if truth is None else {"truth": truth}))
     figure = plot.plot_result(start=result.start[0], mean=result.mean[0], std=result.std[0],
         truth=None if truth is None else truth[0], seismic=seismic[0], resimulated=again["mean"][0], survey=run.survey)
-    with part_of(path.with_suffix(".png")) as part: figure.savefig(part, format="png", dpi=120)
+    with atomic(path.with_suffix(".png")) as part: figure.savefig(part, format="png", dpi=120)
     print(report(result, misfits, truth))
     print(f"wrote {path} and {path.with_suffix('.png')}")
     return path

@@ -19,7 +19,7 @@ from ..physics.waveform_inversion import BANDS, descend
 from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
 from ..data.scale import OPENFWI_SCALE
-from ..core.files import part_of
+from ..core.files import atomic
 from ..training.run_dir import checkpoints
 from ..diffusion.sampling import TrajectoryPoint
 from ..data.starting_models import parse_start, Start
@@ -41,7 +41,7 @@ class Inversion:
         "Write everything to one `.npz` (arrays in m/s, `provenance` as JSON text); `more` adds arrays."
         path = Path(path)
         arrays = {name: getattr(self, name).numpy() for name in ("mean", "std", "samples", "start")}
-        with part_of(path) as part, open(part, "wb") as file:
+        with atomic(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, **arrays, **{k: np.asarray(v) for k, v in more.items()}, units=np.array("m/s"),
                 provenance=np.array(json.dumps(self.provenance)))
         return path
@@ -162,7 +162,7 @@ def _walk(run, seismic, x1, jobs, numbers, how, seed, batch_size, progress=None)
         rows, seeds = [r for r, _ in part], [(seed, numbers[r], k, STREAMS["sample"]) for r, k in part]
         walk = run.method.sample(run.net, conds[rows] if run.net.conditional else None, x1[rows].to(run.device),
             seeds=seeds, **how)
-        yield (TrajectoryPoint(state.step, state.xt.cpu(), state.x0.cpu()) for state in walk)
+        yield (TrajectoryPoint(state.t_index, state.xt.cpu(), state.x0.cpu()) for state in walk)
         if progress: progress(first + len(part), len(jobs))
 
 
@@ -180,7 +180,7 @@ def states(
     x1 = OPENFWI_SCALE.normalize(starting_models(run, start, d, numbers, truth, seed))
     walks = _walk(run, run.family.pressure.normalize(d), x1, [(r, sample) for r in range(len(d))], numbers,
         how, seed, len(d))
-    return [TrajectoryPoint(state.step, OPENFWI_SCALE.denormalize(state.xt), OPENFWI_SCALE.denormalize(state.x0))
+    return [TrajectoryPoint(state.t_index, OPENFWI_SCALE.denormalize(state.xt), OPENFWI_SCALE.denormalize(state.x0))
         for walk in walks for state in walk]
 
 

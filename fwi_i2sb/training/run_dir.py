@@ -26,15 +26,13 @@ from .options import DataOptions, first_difference, TrainOptions
 from ..data.multi_family import JointStore
 from ..data.starting_models import fit_linear, parse_start
 from ..data.store import convert, StoreDataset
-from ..core.files import write_atomic
-from ..core.files import _fsync
-from ..core.files import _sha256
+from ..core.files import fsync_path, sha256, write_text
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #92795798
 def write_config(folder: Path, options: TrainOptions, facts: dict):
     "Write `config.json` of a run: its options and the facts of its data. Makes the folder."
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_atomic(Path(folder) / "config.json", json.dumps({**options_to_dict(options), "facts": facts}, indent=1))
+    write_text(Path(folder) / "config.json", json.dumps({**options_to_dict(options), "facts": facts}, indent=1))
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #c240dc5f
 # what no run can do without
@@ -141,19 +139,19 @@ def save_checkpoint(
         part.mkdir(parents=True)
         for name, values in tensors.items():
             save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, part / f"{name}.safetensors")
-            _fsync(part / f"{name}.safetensors")
-        sums = {name: _sha256(part / f"{name}.safetensors") for name in tensors}
-        write_atomic(part / "state.json", json.dumps({"step": step, "sha256": sums, **state}))
+            fsync_path(part / f"{name}.safetensors")
+        sums = {name: sha256(part / f"{name}.safetensors") for name in tensors}
+        write_text(part / "state.json", json.dumps({"step": step, "sha256": sums, **state}))
         # safetensors lets nobody else read
         for name in tensors: shutil.copymode(part / "state.json", part / f"{name}.safetensors")
-        _fsync(part)
+        fsync_path(part)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
         raise InputError(f"cannot write checkpoint {final} ({error}): free disk space and repeat the command to "
             f"continue from the checkpoint before it") from None
     shutil.rmtree(final, ignore_errors=True)
     os.replace(part, final)
-    _fsync(final.parent)
+    fsync_path(final.parent)
     return final
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #bbfa70bc
@@ -176,7 +174,7 @@ def read_checkpoint(
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         for name in parts:
-            if _sha256(path / f"{name}.safetensors") != state["sha256"][name]:
+            if sha256(path / f"{name}.safetensors") != state["sha256"][name]:
                 raise ValueError(f"{name}.safetensors has changed since it was written")
         return Checkpoint(path, state["step"], state, {name: load_file(path / f"{name}.safetensors") for name in parts})
     # a disk that does not answer is no damage
@@ -240,4 +238,4 @@ def read_metrics(folder: Path) -> list[dict]:
 def truncate_metrics(folder: Path, step: int):
     "Keep the lines of `metrics.jsonl` up to a step."
     kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]
-    write_atomic(Path(folder) / "metrics.jsonl", "".join(kept))
+    write_text(Path(folder) / "metrics.jsonl", "".join(kept))
