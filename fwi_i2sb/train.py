@@ -33,6 +33,7 @@ from .training.processes import handled, open_accelerator, start_processes
 from .core.files import claim, leave
 from .training.run_dir import (append_metrics, check_same_options, checkpoints, data_facts, drop_checkpoints,
     FITTED, open_store, read_start_maps, same_facts, truncate_metrics, write_config)
+from .data.scale import OPENFWI_SCALE
 from .data.starting_models import parse_start, Start
 from .training.step import given_checkpoint, new_state, restore_state, save_state, TrainState
 from .training.step import train_step
@@ -182,7 +183,7 @@ def _train(options: TrainOptions, progress: bool) -> int:
 # %% ../nbs/07_training/08_train.ipynb #971e5e96
 def make_start(options: TrainOptions, facts: dict) -> Start:
     "The starting models of a run."
-    return Start(parse_start(options.model.corrupt), linear=facts["linear"],
+    return Start(parse_start(options.model.corrupt), scale=OPENFWI_SCALE, linear=facts["linear"],
         maps=read_start_maps(options.model.corrupt))
 
 

@@ -9,7 +9,7 @@ __all__ = ['card_figure']
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..plot import _draw_models, _figure
+from ..plot import draw_models, new_figure
 from ..physics.wave import OPENFWI, Survey
 
 # %% ../../nbs/09_evaluation/01_card_figure.ipynb #8e2d1e4f
@@ -60,7 +60,7 @@ def card_figure(
     "An evaluation card as a figure."
     rows = [row for row in card["rows"] if row["family"] == card["rows"][0]["family"]]
     answers = [row for row in rows if row["kind"] == "method" and "reliability" in row]
-    figure = _figure(11, 3 + 0.17 * len(rows) + 2.6)
+    figure = new_figure(11, 3 + 0.17 * len(rows) + 2.6)
     upper, lower = figure.subfigures(2, 1, height_ratios=(2.6 + 0.17 * len(rows), 2.6))
     axes = upper.subplots(1, 3 if answers else 1, squeeze=False, width_ratios=(1.6, 1, 1) if answers else (1,))[0]
     _draw_errors(axes[0], rows)
@@ -68,7 +68,7 @@ def card_figure(
         _draw_reliability(axes[1], answers, card["expected"])
         _draw_spread(axes[2], [entry for entry in card["values"] if entry["kind"] == "method"],
             card["settings"]["samples"])
-    _draw_models(lower, *(np.array(card["example"][name], dtype=float) for name in ("truth", "start", "mean", "std")),
+    draw_models(lower, *(np.array(card["example"][name], dtype=float) for name in ("truth", "start", "mean", "std")),
         survey, "batlow")
     figure.suptitle(f"{card['name']} ({card['method']}), records {card['degradation']['text']}", fontsize="medium")
     return figure

@@ -22,7 +22,7 @@ from .card_figure import card_figure
 from ..data.degrade import at_frequency, Degradation
 from ..inference.invert import check_samples, starting_models
 from ..inference.run import load_run
-from ..data.multi_family import JointStore
+from ..data.multi_family import MultiFamilyStore
 from ..metrics.accuracy import mae, misfit
 from ..physics.filters import low_band
 from ..core.errors import InputError
@@ -42,7 +42,7 @@ from ..inference.run import is_map_file, resimulate, TrainedRun
 class _Job:
     run: TrainedRun
     shot: TrainedRun
-    data: JointStore
+    data: MultiFamilyStore
     numbers: list[int]  # of the records in the data
     how: dict  # samples, nfe, sampler, eta, w, seed of `invert`
     degradation: Degradation = Degradation()
@@ -177,7 +177,7 @@ def _about(job: _Job) -> dict:
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #7488e2ec
 def evaluate(
     run: TrainedRun,
-    data: JointStore | None = None,  # where records come from; default: the run's validation records
+    data: MultiFamilyStore | None = None,  # where records come from; default: the run's validation records
     *, records: int = 50,  # how many; of several families, from each in turn
     starts: tuple[str, ...] | None = None,  # starting models as in `invert`; default: STARTS, or the second alone for a network that reads no start
     samples: int | None = None,  # as in `invert`

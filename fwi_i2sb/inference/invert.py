@@ -63,7 +63,7 @@ def first_guess(
     guess = OPENFWI_SCALE.normalize(guesser.invert(seismic, start, seed=seed, records=numbers, survey=run.survey).mean)
     smooth = (tuple(spec for spec in parse_start(run.options.model.corrupt) if spec.uses_truth)
         or parse_start("blur-openfwi_custom"))
-    return OPENFWI_SCALE.denormalize(Start(smooth)(guess, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
+    return OPENFWI_SCALE.denormalize(Start(smooth, scale=OPENFWI_SCALE)(guess, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
 
 
 def _newest(path: Path) -> tuple:

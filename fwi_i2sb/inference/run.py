@@ -24,7 +24,7 @@ from ..data.openfwi import Family
 from ..data.scale import OPENFWI_SCALE
 from ..training.options import TrainOptions
 from ..training.run_dir import newest_checkpoint, read_checkpoint, read_config, read_start_maps
-from ..data.starting_models import parse_start, Start, STARTS
+from ..data.starting_models import parse_start, Start, STARTING_MODELS
 from ..methods.registry import build_method
 from ..methods.base import Method
 from ..physics.filters import decimate
@@ -139,11 +139,11 @@ def prepare_start(
         raise InputError(
             f"the true maps have shape {tuple(truth.shape)}, and {len(numbers)} record(s) of this run need {shape}")
     x0 = OPENFWI_SCALE.normalize(truth) if truth is not None else torch.zeros(shape)
-    maps = Start(specs, linear=run.facts["linear"], maps=read_start_maps(start))
+    maps = Start(specs, scale=OPENFWI_SCALE, linear=run.facts["linear"], maps=read_start_maps(start))
     return OPENFWI_SCALE.denormalize(maps(x0, [(seed, r, 0, STREAMS["start"]) for r in numbers]))
 
 # %% ../../nbs/08_inference/00_run.ipynb #f4a9a008
-def is_map_file(start) -> bool: return isinstance(start, Path) or isinstance(start, str) and start.endswith(".npy") and start.split(":")[0] not in STARTS  # not a text
+def is_map_file(start) -> bool: return isinstance(start, Path) or isinstance(start, str) and start.endswith(".npy") and start.split(":")[0] not in STARTING_MODELS  # not a text
 
 
 def _given_start(run, v, batch):

@@ -14,7 +14,7 @@ import torch
 
 # %% ../../nbs/08_inference/02_validation_data.ipynb #198943cc
 from ..data.degrade import Degradation, degrade
-from ..data.multi_family import JointStore
+from ..data.multi_family import MultiFamilyStore
 from ..core.errors import InputError
 from ..data.openfwi import parse_families
 from ..training.options import DataOptions
@@ -42,7 +42,7 @@ def validation_data(
     dataset_dir: Path | None = None,  # where a data set lies; default: where the run's was at training
     store_dir: Path | None = None,  # where its store lies; default: beside the data, or where it was at training
     dataset_name: str | None = None,  # its families; default: the run's
-) -> JointStore:
+) -> MultiFamilyStore:
     "The validation records of a run, or of another data set. Raises `InputError` where survey, time samples or maps are not the run's."
     store = open_store(replace(run.options, data=_located(run.options.data, dataset_dir, store_dir, dataset_name)))[1]
     check_survey(run, store.survey)
@@ -88,7 +88,7 @@ def _next(data, numbers, place):
 # %% ../../nbs/08_inference/02_validation_data.ipynb #8a30cf6d
 def read_batch(
     run: TrainedRun,
-    data: JointStore,  # from `validation_data`
+    data: MultiFamilyStore,  # from `validation_data`
     numbers: Sequence[int],  # all records of the evaluation, by number
     first: int,  # place of the first one wanted
     size: int,  # how many, fewer at the end

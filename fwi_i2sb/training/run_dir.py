@@ -23,7 +23,7 @@ from ..core.files import open_npy
 from ..data.openfwi import load_families, parse_families
 from ..core.commands import options_from_dict, options_to_dict
 from .options import DataOptions, first_difference, TrainOptions
-from ..data.multi_family import JointStore
+from ..data.multi_family import MultiFamilyStore
 from ..data.starting_models import fit_linear, parse_start
 from ..data.store import convert, StoreDataset
 from ..core.files import write_atomic
@@ -60,10 +60,10 @@ def read_config(
         raise InputError(f"{path} is damaged: {error}") from None
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #20810989
-def open_store(options: TrainOptions, progress=None) -> tuple[JointStore, JointStore]:
+def open_store(options: TrainOptions, progress=None) -> tuple[MultiFamilyStore, MultiFamilyStore]:
     "Training and validation records of a run's data set; what is not converted yet is converted by the first process to come, while the others wait."
     roots = {name: _convert(options.data, name, progress) for name in parse_families(options.data.dataset_name)}
-    return tuple(JointStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
+    return tuple(MultiFamilyStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
         for name, root in roots.items()]) for split in ("train", "val"))
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #6b22a545
@@ -78,7 +78,7 @@ def _convert(data: DataOptions, name: str, progress) -> Path:
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #b7f400d3
 def first_records(
-    store: JointStore,
+    store: MultiFamilyStore,
     count: int,  # how many are wanted
 ) -> list[int]:  # fewer where the store holds fewer
     "The first records of a data set, of several families in turn."
@@ -94,7 +94,7 @@ def read_start_maps(corrupt: str) -> dict:
         for spec in parse_start(corrupt) if spec.name == "file"}
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #486b3b7d
-def data_facts(store: JointStore) -> dict:
+def data_facts(store: MultiFamilyStore) -> dict:
     "What the model must know about its data: range, survey, shapes, decimation and the fitted linear start."
     velocity, seismic = store.physical(0)
     maps = (store.physical(int(i))[0] for i in np.linspace(0, len(store) - 1, min(len(store), 2000)))

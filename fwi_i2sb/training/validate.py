@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..metrics import accuracy as metrics
-from ..data.multi_family import JointStore
+from ..data.multi_family import MultiFamilyStore
 from ..diffusion.sampling import STREAMS
 from ..data.scale import OPENFWI_SCALE
 from .options import TrainOptions
@@ -25,7 +25,7 @@ from ..methods.base import Method
 def invert_batch(
     method: Method,
     net: nn.Module,  # its network, or the average
-    store: JointStore,
+    store: MultiFamilyStore,
     records: list[int],  # which of the store's records
     start: Start,
     how: dict,  # settings of the walk, from `method.how`
@@ -48,7 +48,7 @@ def invert_batch(
 def validate(
     method: Method,
     net: nn.Module,  # network with averaged weights
-    store: JointStore,  # validation pairs
+    store: MultiFamilyStore,  # validation pairs
     start: Start,
     options: TrainOptions,
     accelerator: Accelerator,
