@@ -172,7 +172,7 @@ def test_while_the_critic_learns_the_generator_holds_still():
 
 
 def test_a_failing_step_of_the_critic_leaves_the_generator_as_it_was(monkeypatch):
-    method = build_method(ModelOptions("velocitygan"), FACTS)
+    method = build_method(ModelOptions("velocitygan"), OPENFWI_SPEC)
     maps = torch.zeros(2, 1, 70, 70)
     batch = dict(x0=maps, x1=maps, seismic=torch.randn(2, 5, 250, 70), keep=torch.ones(2), mix=torch.rand(2))
     before = {name: value.clone() for name, value in method.net.state_dict().items()}
@@ -293,7 +293,7 @@ def test_one_file_adds_a_model_a_method_an_encoder_and_a_loss(fwi, trained, refu
     run = trained("mine", *mine, "--import", file, "--num-itr", 2)
     assert len(losses(run)) == 2 and losses(run) != losses(trained("l2", *mine[:-2], "--import", file, "--num-itr", 2))
     with pytest.raises(InputError, match="has no effect with the method residual"):
-        build_method(ModelOptions("tiny", method="residual", n_critic=3), FACTS)
+        build_method(ModelOptions("tiny", method="residual", n_critic=3), OPENFWI_SPEC)
     assert fwi("invert", run, "--records", 1, "--import", file, "--out", tmp_path).code == 0
     seismic, truth, numbers = validation_records(load_run(run, device="cpu", plugin=file), 1)
     again = load_run(run, device="cpu").invert(seismic, truth, records=numbers)
