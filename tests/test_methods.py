@@ -22,7 +22,7 @@ from fwi_i2sb.inference.validation_data import validation_records
 
 FACTS = dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70))
 LARGE = ("--batch-size", 2, "--microbatch", 2, "--val-batches", 1)
-METHODS = {
+VARIANTS = {
     "precondition": ("--precondition",),
     "base-noise": ("--base-noise", 0.1),
     "ddpm": ("--method", "ddpm"),
@@ -64,10 +64,10 @@ def trained(fwi, data, tmp_path):
     return train
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_method_continues_as_if_nothing_had_happened_and_inverts(trained, name):
-    whole, halves = trained("whole", "--num-itr", 4, *METHODS[name]), trained("halves", "--num-itr", 2, *METHODS[name])
-    trained("halves", "--num-itr", 4, *METHODS[name])
+    whole, halves = trained("whole", "--num-itr", 4, *VARIANTS[name]), trained("halves", "--num-itr", 2, *VARIANTS[name])
+    trained("halves", "--num-itr", 4, *VARIANTS[name])
     one, two = weights(whole), weights(halves)
     assert one.keys() == two.keys() and ("critic" in one) == ("gan" in name)
     assert_equal(one, two)
@@ -193,7 +193,7 @@ def test_a_failing_step_of_the_critic_leaves_the_generator_as_it_was(monkeypatch
 
 
 def test_the_average_of_a_generator_counts_its_own_updates(trained):
-    run = trained("gan", *METHODS["gan"], "--num-itr", 2)  # one update of two steps
+    run = trained("gan", *VARIANTS["gan"], "--num-itr", 2)  # one update of two steps
     parts, fresh = weights(run), build_method(ModelOptions("tiny", method="gan", n_critic=2), FACTS).net.state_dict()
     fresh = {name: value.numpy() for name, value in fresh.items()}
     for name, value in parts["ema"].items():
@@ -331,7 +331,7 @@ def test_opening_a_run_executes_nothing_that_belongs_to_it(data, tmp_path):
     code = (f"from fwi_i2sb import load_run\ntry: load_run({str(tmp_path / 'mine')!r})\n"
         f"except ValueError as error: print(error)\nload_run({str(tmp_path / 'mine')!r}, plugin={str(file)!r})")
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
-    assert "unknown model 'loudness2'" in said and f"this run was trained with --import {file}" in said
+    assert "unknown model 'loudness2'" in said and f"was trained with --import {file}" in said
 
 
 def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refused, mini, tmp_path):
