@@ -13,6 +13,7 @@ from fwi_i2sb.inference.run import load_run
 from fwi_i2sb.metrics.accuracy import mae
 from fwi_i2sb.core import registry
 from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.data.spec import OPENFWI_SPEC
 from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.training.run_dir import read_metrics
 from fwi_i2sb.methods.base import Method
@@ -20,7 +21,6 @@ from fwi_i2sb.methods.registry import build_method, METHODS, register_method
 from fwi_i2sb.models.registry import MODELS
 from fwi_i2sb.inference.validation_data import validation_records
 
-FACTS = dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70))
 LARGE = ("--batch-size", 2, "--microbatch", 2, "--val-batches", 1)
 VARIANTS = {
     "precondition": ("--precondition",),
@@ -66,19 +66,20 @@ def trained(fwi, data, tmp_path):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_method_continues_as_if_nothing_had_happened_and_inverts(trained, name):
-    whole, halves = trained("whole", "--num-itr", 4, *VARIANTS[name]), trained("halves", "--num-itr", 2, *VARIANTS[name])
+    whole = trained("whole", "--num-itr", 4, *VARIANTS[name])
+    halves = trained("halves", "--num-itr", 2, *VARIANTS[name])
     trained("halves", "--num-itr", 4, *VARIANTS[name])
     one, two = weights(whole), weights(halves)
     assert one.keys() == two.keys() and ("critic" in one) == ("gan" in name)
     assert_equal(one, two)
     run = load_run(whole, device="cpu")
     seismic, truth, numbers = validation_records(run, 2)
-    result = run.invert(seismic, "linear", records=numbers)
+    result = run.invert(seismic, "linear", record_ids=numbers)
     assert result.mean.shape == truth.shape and result.mean.isfinite().all()
     assert result.samples.shape[1] == (8 if run.method.stochastic(run.method.samplers[0], run.method.nfe) else 1)
     assert (result.provenance["method"] == run.method.name
         and result.provenance["network_calls"] == result.samples.shape[1] * run.method.nfe)
-    assert torch.allclose(run.states(seismic, "linear", records=numbers)[-1].xt, result.samples[:, 0], atol=0.5)
+    assert torch.allclose(run.trajectory(seismic, "linear", record_ids=numbers)[-1].xt, result.samples[:, 0], atol=0.5)
 
 
 @pytest.mark.parametrize("words", [("--method", "ddpm"), ("--method", "gan", "--n-critic", 1)],
@@ -138,7 +139,7 @@ def test_what_a_run_cannot_do_is_refused(trained, refused):
     refused("invert", run, "--nfe", 5, saying=("answers in one network call",))
     refused("invert", run, "--sampler", "sde", saying=("unknown sampler 'sde'",))
     refused("invert", run, "--eta", 0.5, saying=("draws no noise",))
-    refused("invert", run, "--classical", 2, "--nfe", 3, saying=("--nfe", "--classical"))
+    refused("invert", run, "--fwi-iterations", 2, "--nfe", 3, saying=("--nfe", "--fwi-iterations"))
     alone = trained("alone", "--num-itr", 1, "--model", "inversionnet", *LARGE)
     refused("invert", alone, "--w", 0, saying=("without seismic",))
     with pytest.raises(InputError, match="has no bridge"): load_run(run).bridge
@@ -150,7 +151,7 @@ def test_an_answer_without_seismic_must_have_been_trained(trained, refused):
 
 def test_the_preconditioned_target_has_unit_size_from_disturbed_starts_too():
     method = build_method(ModelOptions("tiny", precondition=True, base_noise=0.3),
-        FACTS | dict(moments=(0.2, 0.1, 0.1)))
+        replace(OPENFWI_SPEC, moments=(0.2, 0.1, 0.1)))
     rng = np.random.default_rng(0)
     x0, x1 = torch.from_numpy(rng.multivariate_normal([0, 0], [[0.2, 0.1], [0.1, 0.1]], size=100_000).T)
     x1 = x1 + 0.3 * torch.from_numpy(rng.standard_normal(len(x1)))
@@ -159,7 +160,7 @@ def test_the_preconditioned_target_has_unit_size_from_disturbed_starts_too():
 
 
 def test_while_the_critic_learns_the_generator_holds_still():
-    method = build_method(ModelOptions("velocitygan"), FACTS)
+    method = build_method(ModelOptions("velocitygan"), OPENFWI_SPEC)
     maps = torch.zeros(2, 1, 70, 70)
     batch = dict(x0=maps, x1=maps, seismic=torch.randn(2, 5, 250, 70), keep=torch.ones(2), mix=torch.rand(2))
     before = {name: value.clone() for name, value in method.net.state_dict().items()}
@@ -172,7 +173,7 @@ def test_while_the_critic_learns_the_generator_holds_still():
 
 
 def test_a_failing_step_of_the_critic_leaves_the_generator_as_it_was(monkeypatch):
-    method = build_method(ModelOptions("velocitygan"), FACTS)
+    method = build_method(ModelOptions("velocitygan"), OPENFWI_SPEC)
     maps = torch.zeros(2, 1, 70, 70)
     batch = dict(x0=maps, x1=maps, seismic=torch.randn(2, 5, 250, 70), keep=torch.ones(2), mix=torch.rand(2))
     before = {name: value.clone() for name, value in method.net.state_dict().items()}
@@ -194,7 +195,8 @@ def test_a_failing_step_of_the_critic_leaves_the_generator_as_it_was(monkeypatch
 
 def test_the_average_of_a_generator_counts_its_own_updates(trained):
     run = trained("gan", *VARIANTS["gan"], "--num-itr", 2)  # one update of two steps
-    parts, fresh = weights(run), build_method(ModelOptions("tiny", method="gan", n_critic=2), FACTS).net.state_dict()
+    options = ModelOptions("tiny", method="gan", n_critic=2)
+    parts, fresh = weights(run), build_method(options, OPENFWI_SPEC).net.state_dict()
     fresh = {name: value.numpy() for name, value in fresh.items()}
     for name, value in parts["ema"].items():
         np.testing.assert_allclose(value, fresh[name] + 0.9 * (parts["weights"][name] - fresh[name]),
@@ -245,6 +247,7 @@ def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
 
 KINDS = """
 from torch import nn
+from fwi_i2sb.data.starting_models import register_starting_model
 from fwi_i2sb.methods.base import Method
 from fwi_i2sb.methods.losses import LOSSES, sample_loss
 from fwi_i2sb.methods.registry import register_method
@@ -263,6 +266,9 @@ class MeanTrace(nn.Module):
 @LOSSES.register("huber")
 def huber(difference): return nn.functional.huber_loss(difference, 0 * difference, reduction="none", delta=0.5)
 
+@register_starting_model("flat", number=lambda word, dx: float(word))
+def flat(start, args, x0, generators): return 0 * x0
+
 @register_method
 class Residual(Method):
     name, about = "residual", "one call, what the starting model lacks"
@@ -277,26 +283,28 @@ def build(shapes, options):
 """
 
 
-def test_one_file_adds_a_model_a_method_an_encoder_and_a_loss(fwi, trained, refused, data, tmp_path):
+def test_one_file_adds_a_model_a_method_an_encoder_a_loss_and_a_starting_model(fwi, trained, refused, data, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(KINDS)
-    mine = ("--model", "narrow", "--method", "residual", "--encoder", "mean-trace", "--loss", "huber")
-    names = ("narrow", "residual", "mean-trace", "huber")
-    for kind, name in zip(("model", "method", "encoder", "loss"), names):
-        refused("train", *arguments(data, tmp_path, "no", f"--{kind}", name),
-            saying=(f"unknown {kind} {name!r}", "--import"))
+    mine = ("--model", "narrow", "--method", "residual", "--encoder", "mean-trace", "--corrupt", "flat",
+        "--loss", "huber")
+    flags, names = mine[::2], mine[1::2]
+    for flag, name in zip(flags, names):
+        kind = flag.replace("corrupt", "starting model").strip("-")
+        refused("train", *arguments(data, tmp_path, "no", flag, name), saying=(f"unknown {kind} {name!r}", "--import"))
     listed = fwi("models", "--import", file, "--encoder", "mean-trace").out
     assert re.search(r"^narrow +residual, bridge +\d+ ", listed, re.M)
     assert re.search(r"^tiny +bridge, ddpm, regression, gan, residual ", listed, re.M)  # every U-Net can learn it
     shown = " ".join(fwi("train", "--import", file, "--help").out.replace("│", "").split())
-    for ours, name in zip(("velocitygan", "gan", "conv", "l1"), names): assert f"{ours}, {name})" in shown
+    for ours, name in zip(("velocitygan", "gan", "conv", "first-guess", "l1"), names):
+        assert f"{ours}, {name})" in shown
     run = trained("mine", *mine, "--import", file, "--num-itr", 2)
     assert len(losses(run)) == 2 and losses(run) != losses(trained("l2", *mine[:-2], "--import", file, "--num-itr", 2))
     with pytest.raises(InputError, match="has no effect with the method residual"):
-        build_method(ModelOptions("tiny", method="residual", n_critic=3), FACTS)
-    assert fwi("invert", run, "--records", 1, "--import", file, "--out", tmp_path).code == 0
+        build_method(ModelOptions("tiny", method="residual", n_critic=3), OPENFWI_SPEC)
+    assert fwi("invert", run, "--records", 1, "--import", file, "--start", "flat", "--out", tmp_path).code == 0
     seismic, truth, numbers = validation_records(load_run(run, device="cpu", plugin=file), 1)
-    again = load_run(run, device="cpu").invert(seismic, truth, records=numbers)
+    again = load_run(run, device="cpu").invert(seismic, truth, record_ids=numbers)
     assert again.mean.shape == truth.shape and again.provenance["method"] == "residual"
 
 
@@ -347,25 +355,25 @@ def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refu
     assert fwi("invert", bridge, "--start", "first-guess", "--records", 2, "--samples", 1).code == 0
     run = load_run(bridge, device="cpu")
     seismic, truth, numbers = validation_records(run, 3)
-    result = run.invert(seismic, "first-guess", samples=1, records=numbers)
-    alone = run.invert(seismic[1:2], f"first-guess:{tmp_path / 'first-guess'}", samples=1, records=numbers[1:2])
+    result = run.invert(seismic, "first-guess", samples=1, record_ids=numbers)
+    alone = run.invert(seismic[1:2], f"first-guess:{tmp_path / 'first-guess'}", samples=1, record_ids=numbers[1:2])
     torch.testing.assert_close(alone.start[0], result.start[1], atol=0.5, rtol=0)
-    rough = load_run(tmp_path / "first-guess", device="cpu").invert(seismic, "linear", records=numbers).mean
+    rough = load_run(tmp_path / "first-guess", device="cpu").invert(seismic, "linear", record_ids=numbers).mean
     smoother = replace(run,
         options=replace(run.options, model=replace(run.options.model, corrupt="blur-openfwi_benchmark:3")))
     # smoothed as that run's training smooths
-    assert (smoother.invert(seismic, "first-guess", samples=1, records=numbers).start - result.start).abs().max() > 5
+    assert (smoother.invert(seismic, "first-guess", samples=1, record_ids=numbers).start - result.start).abs().max() > 5
     read = invert._guesser.cache_info().misses
-    again = run.invert(seismic, "first-guess", samples=1, records=numbers)
+    again = run.invert(seismic, "first-guess", samples=1, record_ids=numbers)
     assert invert._guesser.cache_info().misses == read and torch.equal(again.start, result.start)
     trained("first-guess", "--method", "regression", "--corrupt", "linear", "--num-itr", 3)  # trained on: another guess
-    assert not torch.equal(run.invert(seismic, "first-guess", samples=1, records=numbers).start, result.start)
+    assert not torch.equal(run.invert(seismic, "first-guess", samples=1, record_ids=numbers).start, result.start)
     assert (result.start.diff(dim=-1).abs().mean() < 0.7 * rough.clamp(1500, 4500).diff(dim=-1).abs().mean() + 1
         and (mae(result.start, truth) < 1500).all())
 
 
 def test_classical_inversion_from_the_same_start(fwi, mini, tmp_path):
-    outcome = fwi("invert", mini, "--records", 1, "--classical", 3, "--out", tmp_path)
+    outcome = fwi("invert", mini, "--records", 1, "--fwi-iterations", 3, "--out", tmp_path)
     assert outcome.code == 0 and "classical" in outcome.out, outcome.err
     with np.load(tmp_path / "validation-1-classical.npz", allow_pickle=False) as back:
         assert back["std"].max() == 0 and back["samples"].shape[1] == 1

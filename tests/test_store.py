@@ -15,8 +15,7 @@ import pytest
 from torch.utils.data import DataLoader
 
 from fwi_i2sb.data.check import verify_store
-from fwi_i2sb.data.database import _environment
-from fwi_i2sb.data.multi_family import JointStore
+from fwi_i2sb.data.multi_family import MultiFamilyStore
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.store import convert, read_manifest, StoreDataset
 from fwi_i2sb.physics.wave import OPENFWI, surface_survey
@@ -41,7 +40,8 @@ def write_files(folder, counts=(("data1", 150), ("data2", 50), ("data49", 100)),
 
 def values(root, split):
     "Every stored value, and nothing else in the database."
-    with _environment(str(root / split / "database.lmdb")).begin() as reader: found = list(reader.cursor())
+    with lmdb.open(str(root / split / "database.lmdb"), subdir=False, readonly=True, lock=False) as env:
+        with env.begin() as reader: found = list(reader.cursor())
     assert [int.from_bytes(key, "big") for key, _ in found] == list(range(len(found)))
     return [value for _, value in found]
 
@@ -152,7 +152,7 @@ def test_reading_from_spawned_workers(tmp_path):
     # it needs the file no more
     (root / "val" / "database.lmdb").rename(tmp_path / "away"); assert len(kept.value(99)) == len(kept.value(-1)) > 0
     (tmp_path / "away").rename(root / "val" / "database.lmdb")
-    for source, context in ((ds, "spawn"), (ds, "fork"), (JointStore([kept]), "spawn")):
+    for source, context in ((ds, "spawn"), (ds, "fork"), (MultiFamilyStore([kept]), "spawn")):
         batches = list(DataLoader(source, batch_size=32, num_workers=2, multiprocessing_context=context))
         assert sum(len(b["index"]) for b in batches) == 100
         for b in batches[::2]:

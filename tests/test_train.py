@@ -17,8 +17,8 @@ def undisturbed(data, tmp_path_factory) -> Path:
 
 
 def test_a_run_directory_holds_what_it_promises(undisturbed):
-    options, facts = read_config(undisturbed)
-    assert options.optim.num_itr == 8 and facts["family"] == "CurveVel_A" and facts["map_size"] == [70, 70]
+    options, spec = read_config(undisturbed)
+    assert options.optim.num_itr == 8 and spec.family == "CurveVel_A" and spec.map_size == (70, 70)
     assert [p.name for p in checkpoints(undisturbed)] == ["step-8", "step-6"]  # --keep 2
     rows = read_metrics(undisturbed)
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 9))

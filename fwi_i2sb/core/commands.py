@@ -50,7 +50,7 @@ def flag_of(name: str) -> str: return "--" + {"plugin": "import"}.get(name, name
 # %% ../../nbs/A0_core/02_commands.ipynb #c0de2f02
 @dataclass_transform(frozen_default=True)
 def option_group(cls: type) -> type:
-    "Make a class a frozen dataclass whose values are checked against their types and limits. Raises `InputError` when one is wrong."
+    "A frozen dataclass whose values are checked against their types and limits; a wrong one raises `InputError`."
     made = pydantic_dataclass(cls, frozen=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))
     checked = made.__init__
 
@@ -79,11 +79,14 @@ def parse(
     argv: list[str] | None = None,  # command line without the program's name; default: sys.argv
     prog: str | None = None,  # name shown by --help
 ):
-    "Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike. Raises `InputError` for a value out of its limits."
+    """Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike.
+
+    Raises `InputError` for a value out of its limits."""
     argv = sys.argv[1:] if argv is None else argv
     if "--help" in argv: import_plugin(_plugin_of(argv))
     before = _refusal.set(_Refused)
-    try: return tyro.cli(tyro.conf.OmitArgPrefixes[options_type], args=argv, prog=prog, description=options_type.__doc__)
+    flat = tyro.conf.OmitArgPrefixes[options_type]
+    try: return tyro.cli(flat, args=argv, prog=prog, description=options_type.__doc__)
     except _Refused as error: raise InputError(str(error)) from None
     finally: _refusal.reset(before)
 
@@ -114,7 +117,9 @@ def options_to_dict(options) -> dict:
 
 # %% ../../nbs/A0_core/02_commands.ipynb #efe75455
 def options_from_dict(options_type: type, values: dict):
-    "The inverse of `options_to_dict`. Raises `InputError` for an unknown name, and for a value of another type or out of its limits."
+    """The inverse of `options_to_dict`.
+
+    Raises `InputError` for an unknown name, and for a value of another type or out of its limits."""
     kinds = get_type_hints(options_type)
     if extra := set(values) - set(kinds):
         raise InputError(f"config has the unknown option {sorted(extra)[0]!r}: it was written by another version")
@@ -132,7 +137,7 @@ def _typed(name, kind, value):
 # %% ../../nbs/A0_core/02_commands.ipynb #f7cc6dbb
 @contextlib.contextmanager
 def exit_codes():
-    "One sentence on stderr and an exit code: 2 for an `InputError` or `OSError`, 1 for a process that died, 130 for Ctrl-C."
+    "One sentence on stderr and an exit code: 2 for an `InputError` or `OSError`, 1 for a dead process, 130 for Ctrl-C."
     try: yield
     except (InputError, ChildProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

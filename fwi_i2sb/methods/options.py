@@ -31,7 +31,7 @@ class ModelOptions:
     loss: named("loss") = "l2"  # pointwise loss: l2 aims at the mean of what is possible, l1 at the median
     step_power: NonNegative = 0.0  # density t_index ** POWER of the indices trained on: more near the starting model
     precondition: bool = False  # with --pred-x0: the network predicts what a linear estimate of x0 leaves over
-    base_noise: NonNegative = 0.0  # standard deviation of noise added to starting models, on [-1, 1]: more diverse samples
+    base_noise: NonNegative = 0.0  # standard deviation of noise added to starting models: more diverse samples
     n_critic: Count = 5  # gan: steps of the critic per step of the generator
     gp_weight: NonNegative = 10.0  # gan: weight of the critic's gradient penalty
     pixel_weight: NonNegative = 100.0  # gan: weight of the generator's pixel errors, against 1 for the critic

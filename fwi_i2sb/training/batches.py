@@ -19,7 +19,7 @@ from ..data.scale import OPENFWI_SCALE
 from ..methods.options import ModelOptions
 from .options import OptimOptions
 from ..data.starting_models import Start
-from ..data.multi_family import JointStore
+from ..data.multi_family import MultiFamilyStore
 from ..diffusion.sampling import STREAMS
 from ..methods.bridge import disturb
 
@@ -60,7 +60,7 @@ def draw_t_index(
 class TrainingSamples(Dataset):
     "Asked for a list of keys (step, slot, record), gives the batch: pairs, starting models, and draws of time index, noise and condition."
 
-    def __init__(self, store: JointStore, start: Start, model: ModelOptions, seed: int):
+    def __init__(self, store: MultiFamilyStore, start: Start, model: ModelOptions, seed: int):
         self.store, self.start, self.model, self.seed = store, start, model, seed
 
     def __getitems__(self, keys):
@@ -84,7 +84,7 @@ def already_collated(batch: dict) -> dict:
 
 # %% ../../nbs/07_training/04_batches.ipynb #3dad175c
 def start_moments(
-    store: JointStore,
+    store: MultiFamilyStore,
     start: Start,
     seed: int,
     count: int = 256,  # records looked at
@@ -133,7 +133,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ..data.multi_family import JointStore
+from ..data.multi_family import MultiFamilyStore
 from .options import TrainOptions
 from .processes import STOP_SIGNALS
 from ..data.starting_models import Start
@@ -141,7 +141,7 @@ from ..data.starting_models import Start
 # %% ../../nbs/07_training/04_batches.ipynb #f55374c6
 def microbatches(
     options: TrainOptions,
-    store: JointStore,  # training pairs
+    store: MultiFamilyStore,  # training pairs
     start: Start,
     first: int,  # optimiser step to begin with
     accelerator: Accelerator,
