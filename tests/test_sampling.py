@@ -69,7 +69,7 @@ def test_deterministic_sampler_is_the_published_one(nfe, device):
 
 
 def implicit_trajectory(x1, oracle, steps, eta, order, noises):
-    "The trajectory of arXiv 2405.15885 in NumPy: increments of y = (x - a x1) / c over kappa = b / c, with given noise."
+    "The trajectory of arXiv 2405.15885 in NumPy: y = (x - a x1) / c integrated over kappa = b / c, with given noise."
     u = published_variances()
     a, kappa = u / u[-1], np.sqrt(1 / u - 1 / u[-1])
     x, before = x1, None
