@@ -7,7 +7,7 @@ LAB    ?= nbs
 
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help setup demo test test-system notebooks readme pictures lab clean
+.PHONY: help setup demo test test-system notebooks readme docs pictures lab clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -33,6 +33,9 @@ notebooks: setup  ## run every notebook again and store its outputs
 readme: setup  ## render README.md from nbs/index.ipynb
 	$(BIN)/python tests/readme.py README.md
 
+docs: setup  ## the documentation site, into _docs/: no notebook is run, and a warning is an error
+	$(BIN)/python docs/build.py _docs
+
 pictures: setup  ## the screenshots of the documentation, from a real run: needs what tests/system/setup.sh installs
 	$(BIN)/python tests/system/pictures.py
 
@@ -40,4 +43,4 @@ lab: setup  ## JupyterLab on the notebooks, or on the folder LAB; more options o
 	$(BIN)/jupyter lab $(LAB) $(LAB_ARGS)
 
 clean:  ## remove the environment and the demo
-	rm -rf $(VENV) $(DEMO) *.egg-info
+	rm -rf $(VENV) $(DEMO) _docs _proc *.egg-info

@@ -8,6 +8,9 @@ here = Path(__file__).parent
 cfg = configparser.ConfigParser(delimiters=["="])
 cfg.read(here / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
+extras = {key.split("_")[0]: value.split() for key, value in cfg.items() if key.endswith("_requirements")}
+extras["all"] = sorted({need for name, needs in extras.items() if name != "dev" for need in needs})
+extras["dev"] += extras["all"]
 
 setup(
     name=cfg["lib_name"],
@@ -24,7 +27,7 @@ setup(
     include_package_data=True,
     python_requires=f">={cfg['min_python']},<3.14",
     install_requires=cfg["requirements"].split(),
-    extras_require={"dev": cfg["dev_requirements"].split()},
+    extras_require=extras,
     entry_points={"console_scripts": cfg["console_scripts"].split()},
     zip_safe=False,
 )

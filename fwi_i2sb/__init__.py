@@ -1,12 +1,15 @@
+"""Seismic full-waveform inversion with conditional image-to-image Schrödinger bridges."""
+
 __version__ = "0.1.0"
 
-import os
+import importlib
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch loads: threads that spin while they wait slow deepwave down twenty times on a busy machine
+import lazy_loader
+
+# the names and where they are: `__init__.pyi`, which editors read too; nothing is imported before it is asked for
+_lazy, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name):
-    "`from fwi_i2sb import load_run`, without loading torch at `import fwi_i2sb`."
-    if name != "load_run": raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .inference.invert import load_run
-    return load_run
+    "`train` and `explore` are modules that can be called like the function they are named after."
+    return importlib.import_module(f"{__name__}.{name}") if name in ("train", "explore") else _lazy(name)

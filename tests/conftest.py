@@ -3,6 +3,8 @@ import os
 import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# pytest's workers share the cores
+if "PYTEST_XDIST_WORKER" in os.environ: os.environ.setdefault("OMP_NUM_THREADS", "1")
 # a shell's background job ignores it, and so would every command started here
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -14,6 +16,16 @@ import torch
 
 from fwi_i2sb import cli
 from fwi_i2sb.examples import mini_run
+
+
+# the longest first, so that two workers end together
+LONGEST = ("test_options", "test_processes", "test_train", "test_faults", "test_methods", "test_joint", "test_grid",
+    "test_experiments", "test_store", "test_card", "test_cli")
+
+
+def pytest_collection_modifyitems(items):
+    order = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,14 @@
 "Training as a process of its own: its command line, its end, and what it left."
 import os
+import random
+import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 from safetensors.numpy import load_file
 
 from fwi_i2sb.training.run_dir import checkpoints, read_metrics
@@ -20,22 +23,54 @@ def arguments(data, result_dir, name, *more):
         *SMALL, *map(str, more)]
 
 
-def python_train(*words, launcher=(), **how):
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([*launcher, sys.executable, "-m", "fwi_i2sb.train", *words], env=env,
-        stderr=subprocess.PIPE, text=True, **how)
+# the training's own command line, in a process that gets a signal when it has written down a certain step
+INTERRUPTED = """import os, sys
+from fwi_i2sb import train
+step, number, real = *map(int, sys.argv[1:3]), train.Journal.write
+def write(journal, now, **values):
+    real(journal, now, **values)
+    if now == step and "loss" in values: os.kill(os.getpid(), number)
+train.Journal.write = write
+train.main(sys.argv[3:])"""
+
+
+def python_train(*words, launcher=(), interrupted: tuple[int, int] | None = None, **settings):
+    "A training as a process; `interrupted` sends itself a signal after a step: (step, signal)."
+    program = ["-c", INTERRUPTED, *(str(int(n)) for n in interrupted)] if interrupted else ["-m", "fwi_i2sb.train"]
+    return subprocess.Popen([*launcher, sys.executable, *program, *words], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE, text=True, **settings)
+
+
+def free_port() -> int:
+    "A port that nobody uses now, nor gives to an outgoing connection; each worker of pytest has numbers of its own."
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0")[2:]) % 10
+    while True:
+        port = random.randrange(20000 + 1000 * worker, 21000 + 1000 * worker)
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)): return port
+
+
+PATIENCE = 900  # seconds: no test waits for ever, and none depends on how busy the machine is
 
 
 def finish(process, code=0):
-    _, err = process.communicate(timeout=400)
+    _, err = process.communicate(timeout=PATIENCE)
     assert process.returncode == code, err
     return err
 
 
-def wait_for(condition, process):
+def wait_for(condition, process=None):
+    "Wait until the condition holds, for as long as the process lives."
+    end = time.monotonic() + PATIENCE
     while not condition():
-        assert process.poll() is None, process.communicate()
+        assert process is None or process.poll() is None, process.communicate()
+        assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+def children(process) -> list[psutil.Process]:
+    "The ranks or readers among a process's children."
+    return [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
 
 
 def losses(run: Path) -> list[float]: return [row["loss"] for row in read_metrics(run) if "loss" in row]

@@ -17,10 +17,14 @@ def render() -> str:
     exporter = MarkdownExporter(config=config)
     exporter.register_preprocessor(TagRemovePreprocessor(config=config), enabled=True)
     text, resources = exporter.from_filename(str(root / "nbs" / "index.ipynb"))
-    if resources["outputs"]:
-        raise SystemExit("index.ipynb must show its figures as files under nbs/images, not as outputs")
-    text = re.sub(r"(\]\(|src=\")images/", r"\1nbs/images/", text)  # links are relative to nbs/ in the notebook
-    return re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    if resources["outputs"]: raise SystemExit("index.ipynb must show figures as files under nbs/images, not as outputs")
+    text = re.sub(r"(\]\(|src=\")(?!\w+:|#|/|\.\./)", r"\1nbs/", text)  # links are relative to nbs/ in the notebook
+    text = re.sub(r"(\]\(|src=\")\.\./", r"\1", text)
+    text = re.sub(r"\n{3,}", "\n\n", text).strip() + "\n"
+    lines, size = text.count("\n"), len(text.encode())
+    if lines > 120 or size > 9000:
+        raise SystemExit(f"the README has {lines} lines and {size} bytes, at most 120 and 9000: move more to docs/")
+    return text
 
 
 Path(sys.argv[1]).write_text(render(), encoding="utf-8")

@@ -3,7 +3,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$BIN:$PATH" OMP_WAIT_POLICY=PASSIVE MPLBACKEND=agg
-say() { printf '\n== %s\n' "$*"; }
+say() { printf '\n== %s (%s s)\n' "$*" "$SECONDS"; }
 tree() { find nbs fwi_i2sb -type f -not -path '*/.*' -not -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum; }
 
 say "export and clean change nothing"
@@ -18,12 +18,24 @@ trap 'rm -rf "$fresh"' EXIT
 python tests/readme.py "$fresh/README.md"
 diff README.md "$fresh/README.md" || { echo "run make readme, and commit"; exit 1; }
 
+say "lines, names and imports"
+ruff check --quiet
+lint-imports --no-cache >"$fresh/imports" || { cat "$fresh/imports"; exit 1; }
+
+say "the examples that notebooks and tests share"
+made=()
+make_example() { OMP_NUM_THREADS=1 timeout 3600 python -c "$1" & made+=($!); }
+make_example "from fwi_i2sb.examples import layers_run; layers_run()"
+make_example "from fwi_i2sb.examples import mini_run; from fwi_i2sb.sweeps.equal_budget import small_data; mini_run(); small_data(layers=(4, 8))"
+for process in "${made[@]}"; do wait "$process"; done
+
 say "every notebook's cells"
-timeout 1800 nbdev_test --n_workers 2
+OMP_NUM_THREADS=1 timeout 3600 nbdev_test --n_workers 2
 
 say "one parameterised experiment"
-timeout 600 papermill nbs/experiments/10_nfe_sweep.ipynb "$fresh/sweep.ipynb" --no-progress-bar -k python3 -p out_dir "$fresh/sweep"
+timeout 1800 papermill nbs/experiments/10_nfe_sweep.ipynb "$fresh/sweep.ipynb" --no-progress-bar -k python3 -p out_dir "$fresh/sweep"
 test -s "$fresh/sweep/metrics.json"
 
-say "contracts across rooms, commands, faults, several processes"
-timeout 1800 python -m pytest -q tests
+say "contracts across chapters, commands, faults, several processes"
+timeout 3600 python -m pytest -q -n 2 --dist loadfile tests
+say "done"

@@ -1,13 +1,20 @@
 "The commands as a user meets them: the working day, and every kind of bad input."
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fwi_i2sb
+from fwi_i2sb import cli
+from fwi_i2sb.core.commands import run_command
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.training.options import OptimOptions
 from fwi_i2sb.training.run_dir import checkpoints
 from fwi_i2sb.inference.run import TrainedRun
 
@@ -45,11 +52,28 @@ def record(data, tmp_path) -> Path:
 # the working day
 
 def test_help_lists_the_commands_in_the_order_of_a_working_day():
-    shown = subprocess.run([sys.executable, "-c", "from fwi_i2sb.cli import main; main()", "--help"],
-        capture_output=True, text=True, check=True).stdout
+    shown = {subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
+        for module in ("fwi_i2sb", "fwi_i2sb.cli")}
+    [shown] = shown  # the same
     places = [shown.index(f"\n  {name} ")
-        for name in ("generate", "check", "convert", "train", "invert", "evaluate", "demo")]
+        for name in ("generate", "check", "convert", "train", "invert", "evaluate", "demo", "bench")]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("module", ["fwi_i2sb", "fwi_i2sb.cli", "fwi_i2sb.train", "fwi_i2sb.bench"])
+def test_a_program_says_how_threads_wait_before_torch_is_loaded(module, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("""
+import builtins, os, sys
+real = builtins.__import__
+def look(name, *rest, **named):
+    if name == "torch" and "torch" not in sys.modules: print("waits:", os.environ.get("OMP_WAIT_POLICY"), flush=True)
+    return real(name, *rest, **named)
+builtins.__import__ = look
+""")
+    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(fwi_i2sb.__file__).parents[1])])
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.startswith("waits: PASSIVE\n"), done.stdout[:200]
 
 
 def test_check_convert_train_on_original_files(fwi, originals, tmp_path):
@@ -102,6 +126,25 @@ def test_evaluate_writes_the_table_with_its_controls(fwi, mini, tmp_path):
 # bad input: one sentence, exit code 2, nothing left behind
 
 def test_unknown_command(refused): refused("trian", saying=("'trian'", "train"))
+
+
+def test_an_error_of_the_system_is_said_in_its_own_words(capsys):
+    for error, words in ((ConnectionRefusedError(111, "Connection refused"), "error: Connection refused\n"),
+            (OSError("no such device"), "error: no such device\n"),
+            (FileNotFoundError(2, "No such file", "map.npy"), "error: map.npy: No such file\n")):
+        def work(options): raise error
+        with pytest.raises(SystemExit) as stop: run_command(work, cli.CheckOptions, ["data"])
+        assert stop.value.code == 2 and capsys.readouterr().err == words
+
+
+def test_a_number_out_of_its_limits_is_refused_in_python_as_on_the_command_line(refused):
+    refused("convert", "data", "--family", "CurveVel_A", "--time-samples", 0,
+        saying=("--time-samples must be 1 or more (got 0)",))
+    for values, words in ((dict(ema=1.5), "--ema must be 1 or less"),
+            (dict(lr=float("nan")), "--lr must be a finite number"), (dict(num_itr=0), "--num-itr must be 1 or more"),
+            (dict(lr_schedule="line"), "'step' or 'cosine'")):
+        with pytest.raises(InputError, match=words): OptimOptions(**values)
+        with pytest.raises(InputError, match=words): replace(OptimOptions(), **values)
 
 
 def test_missing_folder(refused, tmp_path):
@@ -171,13 +214,14 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
 
 
 @pytest.mark.parametrize("spoil, saying", [
-    (lambda c: c.update(facts=None), "damaged"), (lambda c: c.update(facts={}), "'family'"),
-    (lambda c: c["facts"].pop("linear"), "'linear'"), (lambda c: c["facts"].pop("factor"), "'factor'"),
+    (lambda c: c.update(data_spec=None), "malformed"), (lambda c: c.update(data_spec={}), "'data_min'"),
+    (lambda c: c.pop("data_spec"), "'data_spec'"), (lambda c: c.update(format=3), "format 3"),
+    (lambda c: c["data_spec"].pop("linear"), "'linear'"), (lambda c: c["data_spec"].pop("factor"), "'factor'"),
     (lambda c: c["model"].update(interval="1000"), "'interval'"),
     (lambda c: c["model"].update(image_size=64.5), "'image_size'"),
     (lambda c: c["model"].update(precondition=True), "'moments'"),
     (lambda c: c["run"].update(colour=1), "'colour'")],
-    ids=["facts-null", "facts-empty", "linear", "factor", "interval", "image-size", "moments", "unknown"])
+    ids=["spec-null", "spec-empty", "spec-missing", "format", "linear", "factor", "interval", "image-size", "moments", "unknown"])
 def test_a_damaged_config_is_named(refused, mini, tmp_path, spoil, saying):
     shutil.copytree(mini, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -203,7 +247,7 @@ def test_a_folder_in_the_place_of_a_result(refused, mini, tmp_path, monkeypatch)
     monkeypatch.setattr(TrainedRun, "invert", lambda *given, **named: pytest.fail("the work has begun"))
     for command, name, words in ((("evaluate", "card.json", ()),
             ("evaluate", "card.png", ()), ("invert", "validation-1.npz", ("--records", 1)),
-            ("invert", "validation-1-classical.png", ("--records", 1, "--classical", 1)))):
+            ("invert", "validation-1-classical.png", ("--records", 1, "--fwi-iterations", 1)))):
         (tmp_path / name / name).mkdir(parents=True)
         refused(command, mini, *words, "--out", tmp_path / name, saying=(name, "is a folder"))
         assert files(tmp_path / name) == {name}
@@ -227,7 +271,7 @@ def test_what_says_nothing_or_half(refused, data, tmp_path):
 
 @pytest.mark.parametrize("option, value", [("--num-itr", "0"), ("--keep", "0"), ("--log-every", "0"),
     ("--drop-cond", "1.5"), ("--val-nfe", "1000"), ("--lr", "-1"), ("--time-samples", "300"), ("--gpu", "7"),
-    ("--seed", "-1"), ("--beta-max", "inf"), ("--name", "../x")])
+    ("--seed", "-1"), ("--beta-max", "inf"), ("--name", "../x"), ("--name", ".."), ("--name", "a/b"), ("--name", "/a")])
 def test_numbers_that_cannot_be(refused, data, tmp_path, option, value):
     if option == "--time-samples":
         shutil.copytree(data / "data", tmp_path / "CurveVel_A" / "data"), shutil.copytree(data / "model",
@@ -250,8 +294,8 @@ def test_records_the_run_was_not_trained_for(refused, mini, record, tmp_path):
         refused("invert", mini, "--record", tmp_path / f"{name}.npy", "--out", tmp_path / "out",
             saying=("(5, 1000, 70)",))
     refused("invert", mini, "--record", record, "--dt", "0.002", "--out", tmp_path / "out",
-        saying=("dt = 0.002 s", "0.001 s"))
-    refused("invert", mini, "--record", record, "--dx", "5", "--out", tmp_path / "out", saying=("dx = 5 m", "10 m"))
+        saying=("dt 0.002 s, not 0.001 s",))
+    refused("invert", mini, "--record", record, "--dx", "5", "--out", tmp_path / "out", saying=("dx 5 m, not 10 m",))
     np.save(tmp_path / "nan.npy", np.where(values == values.max(), np.nan, values))
     refused("invert", mini, "--record", tmp_path / "nan.npy", "--out", tmp_path / "out", saying=("not finite",))
     refused("invert", mini, "--record", tmp_path / "missing.npy", "--out", tmp_path / "out", saying=("missing.npy",))

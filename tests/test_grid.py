@@ -6,13 +6,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import nbformat
 import psutil
 import pytest
 import yaml
+from processes import PATIENCE, wait_for
 
 from fwi_i2sb.sweeps import equal_budget as compare
 from fwi_i2sb.sweeps.runner import _await, experiment_command, ExperimentOptions, prepare_cell, threads_each
@@ -25,9 +25,11 @@ from fwi_i2sb.training.options import DataOptions
 PARAMETERS = 'size: int = 1\nname: str = "a"\nrate: float = 0.5\npause: float = 0.0\nout_dir: str = ""'
 WORK = """import json, pathlib, time
 pathlib.Path(out_dir, "began").write_text("")
-time.sleep(pause)
+time.sleep(max(0, pause))
+while pause < 0 and not pathlib.Path(out_dir).parents[1].joinpath("go").exists(): time.sleep(0.1)
 assert size != 3, "three is too many"
-if size != 4: pathlib.Path(out_dir, "metrics.json").write_text(json.dumps(dict(total=size * rate, word="good", rows=[1, 2])))"""
+found = dict(total=size * rate, word="good", rows=[1, 2])
+if size != 4: pathlib.Path(out_dir, "metrics.json").write_text(json.dumps(found))"""
 PYTHON = dict(kernelspec=dict(name="python3", display_name="python3", language="python"))
 
 
@@ -184,17 +186,10 @@ def test_a_number_of_threads_that_is_none_is_refused_before_anything_is_written(
 
 
 def start(path: Path, *words, **env) -> subprocess.Popen:
-    code = ("import sys; from fwi_i2sb.sweeps.runner import *; from fwi_i2sb.training.options import run_command; "
+    code = ("from fwi_i2sb.sweeps.runner import *; from fwi_i2sb.core.commands import run_command; "
         "run_command(experiment_command, ExperimentOptions)")
     return subprocess.Popen([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, text=True, env=os.environ | env)
-
-
-def until(condition, seconds: float = 60.0):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "timed out"
-        time.sleep(0.05)
 
 
 def at_work(folder: Path) -> list[str]:
@@ -212,10 +207,10 @@ def at_work(folder: Path) -> list[str]:
 def test_ctrl_c_ends_the_cells_and_the_repeated_command_continues(folder, experiment, monkeypatch):
     path = write_grid(folder, cells=[dict(size=1), dict(size=2, pause=60.0)])
     grid = start(path)
-    until((folder / "results" / "pause=60.0,size=2" / "began").exists)
+    wait_for((folder / "results" / "pause=60.0,size=2" / "began").exists)
     grid.send_signal(signal.SIGINT)
-    assert grid.wait(30) == 130, grid.stderr.read()
-    until(lambda: not at_work(folder))
+    assert grid.wait(PATIENCE) == 130, grid.stderr.read()
+    wait_for(lambda: not at_work(folder))
     assert times(folder).keys() == {"size=1"} and table(folder)["pause=60.0,size=2"]["state"] == "stopped"
     stopped, before = json.loads((folder / "results" / "pause=60.0,size=2" / "cell.json").read_text()), times(folder)
     assert stopped["state"] == "stopped"
@@ -226,15 +221,16 @@ def test_ctrl_c_ends_the_cells_and_the_repeated_command_continues(folder, experi
 
 
 def test_two_runs_of_a_grid_do_not_meet_even_if_the_first_is_killed(folder, experiment):
-    path = write_grid(folder, cross=dict(size=[1]), fixed=dict(pause=3.0))
+    path = write_grid(folder, cross=dict(size=[1]), fixed=dict(pause=-1.0))
     grid = start(path)
-    until((folder / "results" / "size=1" / "began").exists)
+    wait_for((folder / "results" / "size=1" / "began").exists)
     code, said = experiment(path)
     assert code == 2 and "is in use" in said
     grid.kill()
     grid.wait()
     assert experiment(path)[0] == 2, "its cell still runs"
-    until(lambda: not at_work(folder))
+    (folder / "go").write_text("")
+    wait_for(lambda: not at_work(folder))
     assert experiment(write_grid(folder, cross=dict(size=[1])))[0] == 0
 
 
@@ -273,7 +269,7 @@ def test_no_job_is_submitted_while_others_may_run(folder, experiment, cluster, m
 def test_jobs_that_slurm_refuses_are_failed_cells(folder, cluster):
     path = write_grid(folder, cross=dict(size=[1, 2]))
     grid = start(path, "--slurm", PATH=cluster(sbatch="echo 'sbatch: error: invalid partition' >&2; exit 1"))
-    said = grid.communicate(timeout=60)[1]
+    said = grid.communicate(timeout=PATIENCE)[1]
     assert grid.returncode == 2 and "invalid partition" in said and "noise" not in said, said
     rows = table(folder).values()
     assert [row["state"] for row in rows] == ["failed"] * 2 and all("invalid partition" in row["error"] for row in rows)
@@ -283,9 +279,9 @@ def test_jobs_that_slurm_refuses_are_failed_cells(folder, cluster):
 def test_cells_whose_jobs_are_ended_are_stopped(folder, cluster):
     path = write_grid(folder, cross=dict(size=[1, 2]))
     grid = start(path, "--slurm", PATH=cluster(sbatch="echo Submitted batch job 7"))
-    until(lambda: (folder / "called").exists() and "sbatch" in (folder / "called").read_text())
+    wait_for(lambda: (folder / "called").exists() and "sbatch" in (folder / "called").read_text())
     grid.send_signal(signal.SIGTERM)
-    said = grid.communicate(timeout=60)[1]
+    said = grid.communicate(timeout=PATIENCE)[1]
     assert grid.returncode == 128 + signal.SIGTERM and "noise" not in said, said
     assert (folder / "called").read_text().split()[-1] == "scancel"
     assert [row["state"] for row in table(folder).values()] == ["stopped"] * 2
@@ -357,15 +353,19 @@ def test_options_that_would_change_nothing_are_refused(folder, experiment):
 
 @pytest.mark.parametrize("n_critic, timed", [(1, 4), (3, 6), (4, 4), (5, 5)])
 def test_whole_turns_of_a_gan_are_timed(data, tmp_path, monkeypatch, n_critic, timed):
-    monkeypatch.setattr(compare, "_stepper", lambda *about: None)
+    monkeypatch.setattr(compare, "_stepper", lambda *about: contextlib.nullcontext())
     monkeypatch.setattr(compare, "_time", lambda step, steps, device: steps)
     model = ModelOptions("velocitygan", method="gan", n_critic=n_critic)
     assert compare.seconds_per_step(compare.recipe(tmp_path, "gan", model, DataOptions(data, "CurveVel_A"), steps=1,
         batch_size=4)) == timed
 
 
-def test_no_steps_are_not_the_budgets_steps(data, tmp_path):
-    with pytest.raises(InputError, match="bridge: 0 steps"):
+@pytest.mark.parametrize("given, saying", [
+    (dict(seconds=60.0, steps=dict(bridge=0)), "bridge: steps must be 1 or more"),
+    (dict(steps={}), "bridge has neither a budget nor a number of steps"),
+])
+def test_no_steps_and_no_budget_are_refused(data, tmp_path, given, saying):
+    with pytest.raises(InputError, match=saying):
         compare.train_equally(tmp_path / "runs", dict(bridge=ModelOptions("tiny")), DataOptions(data, "CurveVel_A"),
-            seconds=60.0, steps=dict(bridge=0))
+            **given)
     assert not (tmp_path / "runs").exists()

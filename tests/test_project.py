@@ -1,5 +1,6 @@
 "The project itself: what the package promises to whoever installs or reads it."
 import configparser
+import importlib.util
 import json
 import re
 import subprocess
@@ -45,6 +46,39 @@ def test_every_requirement_is_pinned_by_the_constraints():
     assert names <= pinned
 
 
+def sources(path: Path) -> str:
+    "What a file says: of a notebook its cells, without outputs."
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".ipynb": return text
+    return "\n".join("".join(cell["source"]) for cell in json.loads(text)["cells"])
+
+
+WRITTEN = [*NOTEBOOKS, *sorted((ROOT / "tests").rglob("*.py")), *sorted((ROOT / "tests").rglob("*.sh")),
+    *sorted(path for path in (ROOT / "docker").iterdir() if path.is_file()),
+    ROOT / "README.md", ROOT / "Makefile", ROOT / "setup.py", ROOT / "settings.ini"]
+
+
+@pytest.mark.parametrize("path", WRITTEN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_modules_and_notebooks_that_are_named_exist(path):
+    text = sources(path)
+    for name in set(re.findall(r"\bfwi_i2sb((?:\.[a-z_]\w*)+)", text)):
+        assert exists(name[1:].split(".")), f"fwi_i2sb{name}"
+    for name in set(re.findall(r"\bfwi_i2sb/([\w/]+\.py)", text)): assert (ROOT / "fwi_i2sb" / name).is_file(), name
+    for chapter, name in set(re.findall(r"\b(?:(\w\d_[a-z]\w*)/)?(\d\d_[a-z]\w*)\b", text)):
+        assert list((ROOT / "nbs").glob(f"{chapter}/{name}.ipynb" if chapter else f"**/{name}*")), f"{chapter}/{name}"
+
+
+def exists(parts: list[str]) -> bool:
+    "Whether a dotted name below the package is a module, or an attribute of one."
+    found = importlib.import_module("fwi_i2sb")
+    for part in parts:
+        if hasattr(found, "__path__") and importlib.util.find_spec(name := f"{found.__name__}.{part}"):
+            found = importlib.import_module(name)
+        elif hasattr(found, part): found = getattr(found, part)
+        else: return False
+    return True
+
+
 def test_the_container_files_are_consistent():
     docker, services = ((ROOT / "docker" / "Dockerfile").read_text(),
         yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"])
@@ -69,8 +103,9 @@ def test_shell_scripts_parse_and_the_slurm_job_saves_before_it_ends():
         assert line in job
 
 
-PUBLISHED = """result-dir dataset-dir dataset-name name seed master-port ckpt gpu model image-size corrupt val-batches t0 T interval beta-max drop_cond pred-x0 ot-ode
-clip-denoise batch-size microbatch num-itr lr lr-gamma clip_grad_norm ema log-writer json-data-config num-proc-node node-rank master-address""".split()
+PUBLISHED = """result-dir dataset-dir dataset-name name seed master-port ckpt gpu model image-size corrupt val-batches
+t0 T interval beta-max drop_cond pred-x0 ot-ode clip-denoise batch-size microbatch num-itr lr lr-gamma clip_grad_norm ema
+log-writer json-data-config num-proc-node node-rank master-address""".split()
 
 
 def test_every_option_of_the_published_scripts_exists_under_its_name():

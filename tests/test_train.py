@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import MPIRUN, arguments, assert_equal, finish, losses, python_train, wait_for, weights
+from processes import MPIRUN, arguments, assert_equal, finish, free_port, losses, python_train, weights
 
 from fwi_i2sb.training.run_dir import checkpoints, read_config, read_metrics
 
@@ -17,8 +17,8 @@ def undisturbed(data, tmp_path_factory) -> Path:
 
 
 def test_a_run_directory_holds_what_it_promises(undisturbed):
-    options, facts = read_config(undisturbed)
-    assert options.optim.num_itr == 8 and facts["family"] == "CurveVel_A" and facts["map_size"] == [70, 70]
+    options, spec = read_config(undisturbed)
+    assert options.optim.num_itr == 8 and spec.family == "CurveVel_A" and spec.map_size == (70, 70)
     assert [p.name for p in checkpoints(undisturbed)] == ["step-8", "step-6"]  # --keep 2
     rows = read_metrics(undisturbed)
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 9))
@@ -37,11 +37,8 @@ def test_tensorboard_gets_scalars_and_figures(mini):
 
 def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(data, undisturbed, tmp_path):
     words = arguments(data, tmp_path, "killed", "--num-itr", "8", "--save-every", "2", "--val-every", "4")
-    process = python_train(*words)
-    wait_for((tmp_path / "killed" / "checkpoints" / "step-4").exists, process)
-    process.kill()
-    process.communicate()
-    assert checkpoints(tmp_path / "killed")[0].name != "step-8"
+    finish(python_train(*words, interrupted=(5, signal.SIGKILL)), -signal.SIGKILL)
+    assert checkpoints(tmp_path / "killed")[0].name == "step-4"
     finish(python_train(*words))
     assert_equal(weights(tmp_path / "killed"), weights(undisturbed))
     assert losses(tmp_path / "killed") == losses(undisturbed)
@@ -49,11 +46,8 @@ def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(data, un
 
 def test_a_signal_saves_and_the_command_continues(data, undisturbed, tmp_path):
     words = arguments(data, tmp_path, "stopped", "--num-itr", "8", "--save-every", "100", "--val-every", "4")
-    process = python_train(*words)
-    wait_for(lambda: losses(tmp_path / "stopped"), process)
-    process.send_signal(signal.SIGTERM)
-    finish(process, 128 + signal.SIGTERM)
-    assert checkpoints(tmp_path / "stopped")
+    finish(python_train(*words, interrupted=(3, signal.SIGTERM)), 128 + signal.SIGTERM)
+    assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["step-4"]
     finish(python_train(*words))
     assert_equal(weights(tmp_path / "stopped"), weights(undisturbed))
 
@@ -61,7 +55,7 @@ def test_a_signal_saves_and_the_command_continues(data, undisturbed, tmp_path):
 def test_two_ranks_give_the_losses_of_one_process(data, undisturbed, tmp_path):
     launcher = [*MPIRUN, "-np", "2"]
     finish(python_train(
-        *arguments(data, tmp_path, "two", "--num-itr", "8", "--val-every", "4", "--master-port", "29641"),
+        *arguments(data, tmp_path, "two", "--num-itr", "8", "--val-every", "4", "--master-port", free_port()),
         launcher=launcher))
     np.testing.assert_allclose(losses(tmp_path / "two"), losses(undisturbed), rtol=1e-5)
     maes = [[r["val_mae"] for r in read_metrics(run) if "val_mae" in r] for run in (undisturbed, tmp_path / "two")]
@@ -120,7 +114,7 @@ def test_microbatches_and_ranks_give_the_gradient_of_the_whole_batch(fwi, data, 
     for name, micro in (("whole", "8"), ("parts", "2")):
         assert fwi("train", *arguments(data, tmp_path, name, "--num-itr", "1", "--microbatch", micro)).code == 0
     launcher = [*MPIRUN, "-np", "2"]
-    finish(python_train(*arguments(data, tmp_path, "ranks", "--num-itr", "1", "--master-port", "29643"),
+    finish(python_train(*arguments(data, tmp_path, "ranks", "--num-itr", "1", "--master-port", free_port()),
         launcher=launcher))
     whole, *others = (weights(tmp_path / name)["optimizer"] for name in ("whole", "parts", "ranks"))
     moments = [k for k in whole if k.endswith("exp_avg")]  # after one step a tenth of the gradient

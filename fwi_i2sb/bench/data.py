@@ -14,7 +14,6 @@ from pathlib import Path
 import lmdb, torch
 import numpy as np
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
 
 # %% ../../nbs/12_bench/01_data.ipynb #956131ea
 from ..data.geology import sample_velocity
@@ -144,6 +143,8 @@ def reading_normalised(setting: Setting) -> Result:
 # %% ../../nbs/12_bench/01_data.ipynb #0d519b5a
 def smoothing(setting: Setting) -> Result:
     "Starting models of 64 maps, per map."
+    from scipy.ndimage import gaussian_filter  # the extra `bench`
+
     rng, x0 = np.random.default_rng(0), OPENFWI_SCALE.normalize(sample_velocity(FAMILY, 64)).to(setting.device)
     amount, sigma = (torch.from_numpy(rng.uniform(*limits, 64)) for limits in ((0, 0.2), (8, 16)))
     noise = torch.from_numpy(rng.standard_normal(x0.shape, dtype=np.float32)).to(x0)

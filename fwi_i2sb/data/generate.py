@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.files import locked, write_json
+from ..core.files import atomic, locked, write_json
 from .geology import sample_velocity
 from ..core.errors import InputError
 from .openfwi import get_family
@@ -87,17 +87,15 @@ def _make_chunk(folder, settings, first, count):
     velocity = sample_velocity(settings["family"], count, shape=settings["shape"], seed=settings["seed"],
                                first=first, layers=settings["layers"], scale=scale)
     seismic = simulate(velocity, survey, engine=settings["engine"], max_velocity=scale.high)
-    path = _chunk_file(folder, first)
-    with open(path.with_suffix(".part"), "wb") as f:
+    with atomic(_chunk_file(folder, first)) as part, open(part, "wb") as f:
         np.savez(f, velocity=velocity.numpy(), seismic=seismic.numpy())
-        f.flush(); os.fsync(f.fileno())
-    os.replace(f.name, path)
 
 # %% ../../nbs/02_data/03_generate.ipynb #966bf25d
 def _assemble(folder, shard):
     chunks = [_chunk_file(folder, first) for first, _ in _chunks(shard)]
     for key, name in (("velocity", shard.velocity), ("seismic", shard.seismic)):
-        with open(folder / ".parts" / "shard", "wb") as f:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        with atomic(folder / name) as shard_part, open(shard_part, "wb") as f:
             for chunk in chunks:
                 with np.load(chunk, allow_pickle=False) as z: part = z[key]
                 if chunk == chunks[0]:
@@ -105,9 +103,6 @@ def _assemble(folder, shard):
                         descr=np.lib.format.dtype_to_descr(part.dtype))
                     np.lib.format.write_array_header_1_0(f, header)
                 f.write(part.data)
-            f.flush(); os.fsync(f.fileno())
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        os.replace(f.name, folder / name)
     for chunk in chunks: chunk.unlink()
 
 # %% ../../nbs/02_data/03_generate.ipynb #3cc0f00a
@@ -180,7 +175,7 @@ def _check_folder(folder, settings):
     try: known = json.loads((folder / "generate.json").read_text())
     except FileNotFoundError:
         if (folder.exists()
-                and (not folder.is_dir() or {f.name for f in folder.iterdir()} - {".lock", "generate.json.tmp"})):
+                and (not folder.is_dir() or {f.name for f in folder.iterdir()} - {".lock", "generate.json.part"})):
             raise InputError(f"{folder} exists and was not made by generate; choose another folder") from None
         return
     except ValueError: raise InputError(f"{folder / 'generate.json'} is damaged; choose another folder") from None

@@ -243,10 +243,10 @@ def _there(root):
     "The manifest of a store in this folder, finished or not; None if there is none."
     return next((_load(root / split) for split in ("train", "val") if (root / split / "manifest.json").is_file()), None)
 
-def _reuse(root, family, survey, scale, pressure, time_samples, dtype):
+def _reuse(root, family, survey, scale, pressure, time_samples, dtype, splits):
     "Whether a store without its source files is the one asked for; False if there is none."
-    if not all((root / s / "manifest.json").exists() for s in ("train", "val")): return False
-    for split in ("train", "val"):
+    if not all((root / s / "manifest.json").exists() for s in splits): return False
+    for split in splits:
         old = read_manifest(root / split)
         survey = survey or Survey.from_dict(old["survey"])
         new = dict(old, family=family.name, survey=survey.to_dict(),
@@ -285,6 +285,11 @@ def _extremes(pairs):
     if not low < high: raise InputError(f"{pairs[0].seismic.parent}: the records hold no wave, their pressure is constant")
     return PressureRange(low, high)
 
+def _training_pairs(source, family, val_files, pairs):
+    "The files that pressure is measured on: those of the training split, else those there are."
+    try: return pairs.get("train") or discover(source, family, split="train", val_files=val_files)
+    except InputError: return pairs["val"]
+
 def _pressure(root, settings, pairs):
     "The pressure range of a training split: as in the store there, if it is of the same files, else measured."
     if (root / "train" / "manifest.json").is_file():
@@ -294,17 +299,19 @@ def _pressure(root, settings, pairs):
     return _extremes(pairs)
 
 # %% ../../nbs/02_data/05_store.ipynb #091e64d2
-def _wanted(source, root, family, survey, scale, time_samples, dtype, val_files, families):
+def _wanted(source, root, family, survey, scale, time_samples, dtype, val_files, families, splits):
     "The manifests asked for by split, but for the checksums, and the pairs of files."
     time_samples = default_time_samples(survey) if time_samples is None else time_samples
     if time_samples < 1 or survey.nt % time_samples:
         raise InputError(f"--time-samples {time_samples} does not divide the {survey.nt} samples of the records")
-    pairs = {s: discover(source, family, split=s, val_files=val_files) for s in ("val", "train")}
-    cells = check_shapes([*pairs["val"], *pairs["train"]], survey)
-    wanted = {s: _settings(s, family, survey, scale, p, source, cells, time_samples, dtype) for s, p in pairs.items()}
+    pairs = {s: discover(source, family, split=s, val_files=val_files) for s in ("val", "train") if s in splits}
+    cells = check_shapes([pair for several in pairs.values() for pair in several], survey)
+    settings = lambda s, p: _settings(s, family, survey, scale, p, source, cells, time_samples, dtype)
+    wanted = {s: settings(s, p) for s, p in pairs.items()}
     given = bool(families) or is_benchmark(family, survey, scale)
-    pressure = family.pressure if given else _pressure(root, wanted["train"], pairs["train"])
-    for settings in wanted.values(): settings["seismic"] |= pressure.to_dict() | dict(measured=not given)
+    if not given: train = _training_pairs(source, family, val_files, pairs)
+    pressure = family.pressure if given else _pressure(root, settings("train", train), train)
+    for manifest in wanted.values(): manifest["seismic"] |= pressure.to_dict() | dict(measured=not given)
     return wanted, pairs
 
 # %% ../../nbs/02_data/05_store.ipynb #c7c68c87
@@ -317,10 +324,11 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     families:dict|None=None,   # table with the family's data range, e.g. from `load_families`
     survey:Survey|None=None,   # how the records were shot; default: as generated, as in the store there, or OpenFWI's
     scale:VelocityScale|None=None, # range of the velocities; default: likewise
+    splits:tuple[str, ...]=("train", "val"), # which splits are wanted: whoever only judges a run needs no training records
     workers:int|None=None, # spawned processes that prepare; 0: none; default: one per core for thousands of records
     progress=None,         # called with (records done, records in all)
 )->Path: # the folder that holds train/ and val/
-    """Build the stores of both splits, continue an interrupted build, or find them there already.
+    """Build the stores of the splits, continue an interrupted build, or find them there already.
 
     One process builds while others that ask for the same wait. Raises `InputError` for bad source files, for a store
     with other settings, for a folder that cannot be written and for a full disk; after the last, the same call
@@ -330,13 +338,13 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     try: source = find_root(dataset_dir, named)
     except InputError:
         root, pressure = Path(store_dir or dataset_dir), named.pressure if families else None
-        if Path(dataset_dir).is_dir() and _reuse(root, named, survey, scale, pressure, time_samples, dtype): return root
+        if Path(dataset_dir).is_dir() and _reuse(root, named, survey, scale, pressure, time_samples, dtype, splits): return root
         if survey is None: get_family(family, families)  # a slip of the finger is named first
         raise
     root = Path(store_dir or source)
     survey, scale, known = known_facts(source, root, survey, scale)
     if not known: get_family(family, families)
-    wanted, pairs = _wanted(source, root, named, survey, scale, time_samples, dtype, val_files, families)
+    wanted, pairs = _wanted(source, root, named, survey, scale, time_samples, dtype, val_files, families, splits)
     try:
         if not all([_finished(root / s, w) for s, w in wanted.items()]):
             _convert(root, wanted, pairs, workers, progress)

@@ -1,0 +1,5 @@
+"""Bridges and diffusions: tables, one step, whole trajectories."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from .accuracy import mae
+from ..core.commands import need
 from ..core.errors import InputError
 
 # %% ../../nbs/05_metrics/01_calibration.ipynb #3580b716
@@ -32,10 +33,12 @@ def crps(
 ) -> Tensor:  # float64 (batch,), in the unit given; the mean over the cells
     """Continuous ranked probability score of every record, unbiased in the number of samples; of one sample it is the MAE.
 
-    Gneiting & Raftery (2007); fair estimator by probability-weighted moments, Zamo & Naveau (2018). Raises `InputError` for shapes that do not fit.
+    Gneiting & Raftery (2007); fair estimator by probability-weighted moments, Zamo & Naveau (2018). Raises `InputError` for shapes that do not fit, and
+    for several samples where `scoringrules` is not installed.
     """
     samples, truth = _checked(samples, truth)
     if samples.shape[1] == 1: return mae(samples[:, 0], truth)
+    need("scoringrules", "CRPS of several samples", "eval")
     import scoringrules  # takes most of a second, and not every evaluation has samples
 
     cells = scoringrules.crps_ensemble(truth.numpy(), samples.numpy(), m_axis=1, estimator="pwm", backend="numpy")

@@ -7,7 +7,7 @@ __all__ = ['NUMBERS', 'SHOWN', 'small_data', 'recipe', 'seconds_per_step', 'step
            'rows_table', 'bars', 'card_about', 'save_experiment']
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #cf0d9a8e
-import fcntl, hashlib, json, os, time
+import contextlib, hashlib, json, os, time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -28,11 +28,11 @@ from ..data.openfwi import parse_families
 from ..methods.options import ModelOptions
 from ..training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
 from ..training.processes import open_accelerator
-from ..core.files import write_atomic
-from ..training.run_dir import data_facts, open_store, read_config, read_metrics
+from ..core.files import locked, write_json
+from ..training.run_dir import data_spec, make_start, open_store, read_config, read_metrics
 from ..training.step import new_state
 from ..training.step import train_step
-from ..train import make_start, train
+from ..train import train
 from ..inference.run import TrainedRun
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #4cc7be9a
@@ -51,12 +51,12 @@ def small_data(
     *, layers: tuple[int, int] | None = None,  # least and largest number of layers; default: the family's
     seed: int = 0,
 ) -> Path:  # the folder that holds a folder per family
-    "Generated data in the cache, made once per version of the code, by one process at a time. Raises `InputError` as `generate` does."
-    root = Path(os.environ.get("XDG_CACHE_HOME",
-        Path.home() / ".cache")) / "fwi_i2sb" / f"data-{_digest(families, n_train, n_val, layers, seed)}"
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    """Generated data in the cache, made once per version of the code, by one process at a time.
+
+    Raises `InputError` as `generate` does."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fwi_i2sb"
+    root = cache / f"data-{_digest(families, n_train, n_val, layers, seed)}"
+    with locked(root):
         for family in parse_families(families):
             generate(root, family, n_train=n_train, n_val=n_val, layers=layers, seed=seed)
     return root
@@ -84,6 +84,9 @@ def recipe(
     return TrainOptions(RunOptions(Path(folder), name, seed), data, model, optim, log, hardware)
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #64eb9c01
+_TRIAL = 4  # steps that are timed
+
+
 def _clock(device: torch.device) -> float:
     "Seconds: processor time of this process, or of a GPU the wall's."
     if device.type == "cpu": return time.process_time()
@@ -93,20 +96,25 @@ def _clock(device: torch.device) -> float:
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #2ee248fc
 def seconds_per_step(
     options: TrainOptions,
-    trial: int = 4,  # steps that are timed, at least
+    trial: int = _TRIAL,  # steps that are timed, at least
 ) -> float:
-    "What an optimiser step of a training costs: processor time on a CPU, wall time on a GPU. Builds the stores where they are missing."
+    """What an optimiser step of a training costs: processor time on a CPU, wall time on a GPU, in seconds.
+
+    Builds the stores where they are missing."""
     store = open_store(options)[0]
-    facts = data_facts(store)
-    start = make_start(options, facts)
-    if options.model.precondition: facts["moments"] = start_moments(store, start, options.run.seed)
-    method = build_method(options.model, facts, options.run.seed)
+    spec = data_spec(store)
+    start = make_start(options.model.corrupt, spec)
+    if options.model.precondition:
+        spec = replace(spec, moments=tuple(start_moments(store, start, options.run.seed)))
+    method = build_method(options.model, spec, options.run.seed)
     with open_accelerator(options.hardware, options.folder) as (accelerator, _):
         turn = options.model.n_critic if "critic" in method.nets else 1
         steps = -(-trial // turn) * turn
-        return _time(_stepper(options, store, start, method, steps + 1, accelerator), steps, accelerator.device)
+        with _stepper(options, store, start, method, steps + 1, accelerator) as step:
+            return _time(step, steps, accelerator.device)
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #23d87966
+@contextlib.contextmanager
 def _stepper(options, store, start, method, steps: int, accelerator):
     "A function that makes the next of `steps` optimiser steps."
     fitted = replace(options, optim=replace(check_batch(options.optim, accelerator.num_processes), num_itr=steps),
@@ -114,7 +122,8 @@ def _stepper(options, store, start, method, steps: int, accelerator):
     state, batches = (new_state(method.nets, fitted, accelerator.device),
         microbatches(fitted, store, start, 0, accelerator))
     loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
-    return lambda: train_step(loss_modules, state, batches, method, fitted, accelerator)
+    with contextlib.closing(batches):
+        yield lambda: train_step(loss_modules, state, batches, method, fitted, accelerator)
 
 
 def _time(step, steps: int, device: torch.device) -> float:
@@ -129,7 +138,9 @@ def steps_for(
     budget: float,  # seconds, as `seconds_per_step` counts them
     cost: float,  # from `seconds_per_step`
 ) -> int:
-    "Optimiser steps that a budget buys, or those of the run where it exists. Raises `InputError` for a budget below one step."
+    """Optimiser steps that a budget buys, or those of the run where it exists.
+
+    Raises `InputError` for a budget below one step."""
     if (options.folder / "config.json").exists(): return read_config(options.folder)[0].optim.num_itr
     if budget < cost:
         raise InputError(f"{options.run.name}: a step takes {cost:.2g} s, more than the budget of {budget:.2g} s")
@@ -153,24 +164,28 @@ def train_equally(
     folder: Path,  # of the runs; those that are there already go on, or are taken as they are
     models: dict[str, ModelOptions],  # by name of the run
     data: DataOptions,
-    *, seconds: float,  # budget of each
+    *, seconds: float | None = None,  # budget of each; None: all get the numbers of `steps`
     times: dict[str, float] = {},  # factors of the budget by name, where one is to have more or less
     steps: dict[str, int] = {},  # in place of the budget: optimiser steps by name, to repeat a comparison exactly
     lr: dict[str, float] = {},  # learning rates by name; default: that of `recipe`
     **settings,  # of `recipe`
 ) -> dict[str, Entrant]:
-    "Train every model for the same time. Raises `InputError` for names that are no model's, for less than one step, and as `train` does."
+    """Train every model for the same time.
+
+    Raises `InputError` for names that are no model's, for less than one step or no budget, and as `train` does."""
     for name in (*times, *steps, *lr):
         if name not in models: raise unknown("entrant", name, models)
-        if steps.get(name, 1) < 1: raise InputError(f"{name}: {steps[name]} steps are no training: give 1 or more")
+        if steps.get(name, 1) < 1: raise InputError(f"{name}: steps must be 1 or more (got {steps[name]})")
+    if seconds is None and (missing := [name for name in models if name not in steps]):
+        raise InputError(f"{missing[0]} has neither a budget nor a number of steps")
     plans = {name: recipe(folder, name, model, data, steps=1, **settings | ({"lr": lr[name]} if name in lr else {}))
         for name, model in models.items()}
-    return {name: _entrant(plan, seconds * times.get(name, 1), steps.get(name), settings)
-        for name, plan in plans.items()}
+    budgets = {name: seconds and seconds * times.get(name, 1) for name in models}
+    return {name: _entrant(plan, budgets[name], steps.get(name), settings) for name, plan in plans.items()}
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #c0917f87
-def _entrant(plan: TrainOptions, seconds: float, steps: int | None, settings: dict) -> Entrant:
-    cost = seconds_per_step(plan)
+def _entrant(plan: TrainOptions, seconds: float | None, steps: int | None, settings: dict) -> Entrant:
+    cost = seconds_per_step(plan, min(_TRIAL, steps or _TRIAL))
     if steps is None: steps = steps_for(plan, seconds, cost)
     plan = recipe(plan.run.result_dir, plan.run.name, plan.model, plan.data, steps=steps,
         **settings | dict(lr=plan.optim.lr))
@@ -188,7 +203,9 @@ def card_row(
     which: str = "method",  # kind of row, see `09_evaluation/00_card`, or its name in the table
     **about,  # put in front: what the experiment varied
 ) -> dict:
-    "The scores of a card's row over all its records, with the 95 % interval of the MAE. Raises `InputError` where the card has no such row."
+    """The scores of a card's row over all its records, with the 95 % interval of the MAE.
+
+    Raises `InputError` where the card has no such row."""
     row = next((row for row in card["rows"] if row["start"] == start and which in (row["kind"], row["method"])), None)
     if row is None: raise InputError(f"the card of {card['name']} has no row {which!r} from the start {start!r}")
     return dict(**about, start=start, sees_truth=row["sees_truth"], method=row["method"], records=row["records"],
@@ -213,7 +230,9 @@ def rows_table(
     rows: list[dict],  # from `card_row`
     *names: str,  # what stands in front of the scores
 ) -> str:
-    "Rows as text, the MAE with its interval; a start that has seen the truth is marked, in the first column where there is none of starts."
+    """Rows as text, the MAE with its interval.
+
+    A start that has seen the truth is marked; where there is no column of starts, in the first one."""
     marked = "start" if "start" in names else names[0]
     words = [list(names), *([_word(row, name, name == marked) for name in names] for row in rows)]
     width = [max(map(len, column)) + 2 for column in zip(*words)]
@@ -256,4 +275,4 @@ def save_experiment(
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items(): figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
-    write_atomic(folder / "metrics.json", json.dumps(dict(**scalars, about=about, rows=rows), indent=1))
+    write_json(folder / "metrics.json", dict(**scalars, about=about, rows=rows))

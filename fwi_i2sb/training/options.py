@@ -7,25 +7,26 @@ __all__ = ['FREE_OPTIONS', 'RunOptions', 'DataOptions', 'OptimOptions', 'LogOpti
            'run_identity', 'first_difference']
 
 # %% ../../nbs/07_training/00_options.ipynb #613e10ed
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from ..core.commands import flag_of, options_to_dict, Plugin
+from pydantic import Field
+
+from ..core.commands import Count, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share
 from ..methods.options import ModelOptions
 
 # %% ../../nbs/07_training/00_options.ipynb #dd7d7e0f
-@dataclass(frozen=True)
+@option_group
 class RunOptions:
     "Where the run lives and how it is seeded."
     result_dir: Path  # directory for output files; the run is written to RESULT_DIR/NAME
     name: str | None = None  # name of the run; default: the seed
-    seed: int = 0  # seed of the weights, the data order and every noise draw
+    seed: Natural = 0  # seed of the weights, the data order and every noise draw
     ckpt: Path | None = None  # checkpoint folder or run to take the weights from: fine-tunes under this run's name
     plugin: Plugin = None  # Python file that registers a model of your own
 
 # %% ../../nbs/07_training/00_options.ipynb #b6f6d88e
-@dataclass(frozen=True)
+@option_group
 class DataOptions:
     "Which pairs of seismic records and velocity maps are used."
     dataset_dir: Path  # folder of OpenFWI files (original, train|val/model|data, or Kaggle layout) or of its store
@@ -34,56 +35,56 @@ class DataOptions:
     store_dir: Path | None = None  # where the LMDB stores are built when DATASET_DIR is read-only; default: beside the data
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
     json_data_config: Path | None = None  # JSON with data_min and data_max per family; default: OpenFWI's values
-    time_samples: int = 250  # time samples kept in the store (zero-phase anti-alias filter); 1000 keeps the raw record
+    time_samples: Count = 250  # time samples kept in the store (zero-phase anti-alias filter); 1000 keeps the raw record
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
-    loader_workers: int | None = None  # processes that read ahead of the training loop; default: 4 for a GPU, 0 for a CPU
+    loader_workers: Natural | None = None  # processes that read ahead of the training loop; default: 4 for a GPU, 0 for a CPU
     in_memory: bool = False  # read the whole store into memory at the start: for slow or remote disks
 
 # %% ../../nbs/07_training/00_options.ipynb #489fbd5e
-@dataclass(frozen=True)
+@option_group
 class OptimOptions:
     "The optimiser."
-    batch_size: int = 256  # global batch, over all ranks
-    microbatch: int = 32  # samples one process takes at once (published: 2)
-    num_itr: int = 1_000_000  # number of optimiser steps
-    lr: float = 5e-5  # learning rate of AdamW
+    batch_size: Count = 256  # global batch, over all ranks
+    microbatch: Count = 32  # samples one process takes at once (published: 2)
+    num_itr: Count = 1_000_000  # number of optimiser steps
+    lr: NonNegative = 5e-5  # learning rate of AdamW
     lr_schedule: Literal["step", "cosine"] = "step"  # step: times lr_gamma every lr_step steps; cosine: to zero at num_itr
-    lr_gamma: float = 0.99  # decay ratio of the step schedule
-    lr_step: int = 1000  # steps between two decays
-    warmup: int = 0  # steps of linear warm-up
-    weight_decay: float = 0.01  # AdamW's decoupled weight decay
-    clip_grad_norm: float | None = None  # clip the gradient's norm
-    max_skipped: int = 100  # steps with a gradient that is not finite are skipped; more than this many end the run
-    ema: float = 0.999  # rate of the exponential moving average of the weights, warmed up (published: 0.99)
+    lr_gamma: Share = 0.99  # decay ratio of the step schedule
+    lr_step: Count = 1000  # steps between two decays
+    warmup: Natural = 0  # steps of linear warm-up
+    weight_decay: NonNegative = 0.01  # AdamW's decoupled weight decay
+    clip_grad_norm: NonNegative | None = None  # clip the gradient's norm
+    max_skipped: Natural = 100  # steps with a gradient that is not finite are skipped; more than this many end the run
+    ema: Share = 0.999  # rate of the exponential moving average of the weights, warmed up (published: 0.99)
 
 # %% ../../nbs/07_training/00_options.ipynb #d0220850
-@dataclass(frozen=True)
+@option_group
 class LogOptions:
     "What is written down, and how often."
     log_writer: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"  # tracker beside metrics.jsonl
-    log_every: int = 100  # steps between two lines of the log
-    val_every: int = 5000  # steps between two validations; one more at the end
-    val_batches: int = 100  # upper bound for the number of validation batches of --microbatch records
-    val_nfe: int | None = None  # network calls per validation sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
-    save_every: int = 5000  # steps between two checkpoints; one more at the end
-    keep: int = 2  # newest checkpoints that are kept
+    log_every: Count = 100  # steps between two lines of the log
+    val_every: Count = 5000  # steps between two validations; one more at the end
+    val_batches: Count = 100  # upper bound for the number of validation batches of --microbatch records
+    val_nfe: Count | None = None  # network calls per validation sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
+    save_every: Count = 5000  # steps between two checkpoints; one more at the end
+    keep: Count = 2  # newest checkpoints that are kept
 
 # %% ../../nbs/07_training/00_options.ipynb #ce95df00
-@dataclass(frozen=True)
+@option_group
 class DeviceOptions:
     "Devices and processes. Ranks come from these flags, else from torchrun, MPI or Slurm."
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
-    gpu: int | None = None  # index of the one GPU to run on
+    gpu: Natural | None = None  # index of the one GPU to run on
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the processor computes in it
     compile: bool = False  # torch.compile the network: minutes at the start, faster steps after
-    num_proc_node: int | None = None  # number of nodes of a multi-node run
-    node_rank: int | None = None  # index of this node among them
-    proc_per_node: int | None = None  # processes started here, where the launcher starts one per node; default: one per GPU, 1 on a CPU
+    num_proc_node: Count | None = None  # number of nodes of a multi-node run
+    node_rank: Natural | None = None  # index of this node among them
+    proc_per_node: Count | None = None  # processes started here, where the launcher starts one per node; default: one per GPU, 1 on a CPU
     master_address: str | None = None  # address of the node that holds rank 0
-    master_port: int | None = None  # port of rank 0; default: MASTER_PORT, else 6020
+    master_port: Annotated[int, Field(ge=1, le=65535)] | None = None  # port of rank 0; default: MASTER_PORT, else 6020
 
 # %% ../../nbs/07_training/00_options.ipynb #1d291740
-@dataclass(frozen=True)
+@option_group
 class TrainOptions:
     "Train a bridge, or a baseline, on a data set, or continue the run of this name."
     run: RunOptions

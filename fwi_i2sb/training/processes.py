@@ -8,6 +8,7 @@ __all__ = ['STOP_SIGNALS', 'Watch', 'interface_to', 'rank_variables', 'environme
 
 # %% ../../nbs/07_training/03_processes.ipynb #81a990c0
 import contextlib, gc, json, multiprocessing, os, signal, socket, sys, threading, time
+from collections import deque
 from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -73,7 +74,9 @@ Watch._beat, Watch._judge = _beat, _judge
 
 # %% ../../nbs/07_training/03_processes.ipynb #17796132
 def interface_to(address: str, port: int) -> str | None:
-    "Name of the network interface that leads to an address; None if no route is known. Raises `InputError` for a name that is no address."
+    """Name of the network interface that leads to an address; None if no route is known.
+
+    Raises `InputError` for a name that is no address."""
     try: family, kind, _, _, target = socket.getaddrinfo(address, port, type=socket.SOCK_DGRAM)[0]
     except socket.gaierror:
         raise InputError(f"the address of rank 0, {address!r}, is not known here: see --master-address") from None
@@ -114,7 +117,9 @@ def join(
     ranks: Ranks,
     patience: float = 300.0,  # seconds to wait for the last process
 ) -> dist.Store:
-    "Meet the other processes; the run's key-value store. Raises `InputError` for a port in use or a rank that exists twice, `ChildProcessError` if not all come."
+    """Meet the other processes; the run's key-value store.
+
+    Raises `InputError` for a port in use or a rank that exists twice, `ChildProcessError` if not all come."""
     everyone, limit = [f"beat/{r}" for r in range(ranks.world)], timedelta(seconds=patience)
     try:
         store = next(dist.rendezvous("env://", timeout=limit))[0]
@@ -188,7 +193,9 @@ Peers.agree = agree
 # %% ../../nbs/07_training/03_processes.ipynb #e3e2cb83
 @contextlib.contextmanager
 def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "none"):
-    "An `Accelerator` and its `Peers`; process group and state are gone when the block ends. Raises `ChildProcessError` where another process died."
+    """An `Accelerator` and its `Peers`; process group and state are gone when the block ends.
+
+    Raises `ChildProcessError` where another process died."""
     ranks, device = find_ranks(hardware), resolve_device(hardware.device)
     precision = {"bf16": "bf16", "fp32": "no"}[resolve_precision(hardware.precision, device)]
     gpu = {} if hardware.gpu is None else {"ACCELERATE_TORCH_DEVICE": f"cuda:{hardware.gpu}"}
@@ -208,7 +215,9 @@ def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "n
 
 # %% ../../nbs/07_training/03_processes.ipynb #860b5b7a
 def _lost(error: RuntimeError) -> str | None:
-    "Which process an error tells the death of, if it does: a rank, or one that reads for the `DataLoader`, whose signal handler may raise anywhere."
+    """Which process an error tells the death of, if it does: a rank, or one that reads for the `DataLoader`.
+
+    The `DataLoader` notices in a signal handler, so that its error may come from anywhere."""
     if isinstance(error, dist.DistError) or "gloo" in str(error): return "another process of the run is gone"
     return (f"a reading process was lost (memory?): {str(error).splitlines()[0].strip(' .')}"
         if "DataLoader worker" in str(error) else None)
@@ -254,13 +263,16 @@ def start_processes(
     grace: float = 10.0,  # seconds that the others have to end by themselves
 ) -> int:  # exit code: 0, that of the first process that failed, or minus the signal that killed it
     "Run `ranks.starts` processes on this node, spawned, each with its rank in the environment."
-    processes, signals = [_start(work, ranks, k) for k in range(ranks.starts)], []
+    processes, signals, waiting = [], [], deque()
 
     def forward(number, frame):
         signals.append(number)
-        for process in processes: process.is_alive() and os.kill(process.pid, number)
+        waiting.append(number)
+        if len(processes) == ranks.starts: _pass_on(waiting, processes)
 
     with handled(forward):
+        for k in range(ranks.starts): processes.append(_start(work, ranks, k))
+        _pass_on(waiting, processes)
         running, code = list(processes), 0
         while running:
             ended = wait([p.sentinel for p in running], None if not code or signals else grace)
@@ -273,6 +285,13 @@ def start_processes(
     return 128 - code if -code in signals else code  # a child that was still starting died of what it was passed
 
 # %% ../../nbs/07_training/03_processes.ipynb #473df40d
+def _pass_on(waiting: deque, processes: list):
+    "Send every waiting signal once, though another may arrive meanwhile."
+    with contextlib.suppress(IndexError):
+        while True:
+            number = waiting.popleft()
+            for process in processes: process.is_alive() and os.kill(process.pid, number)
+
 def _start(work: Callable, ranks: Ranks, k: int):
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(work,), daemon=False)
     with environment(rank_variables(Ranks(ranks.rank + k, ranks.world, k, ranks.local_world,

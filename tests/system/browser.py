@@ -43,8 +43,10 @@ def explorer(mini):
 
 def shown(page, name: str) -> np.ndarray | None:
     "The pixels of a picture in the page, as the browser decoded them; None while it is being replaced."
-    script = """async name => { const image = document.querySelector('.fwi-' + name); try { await image.decode() } catch { return null }
-        const canvas = document.createElement('canvas'); canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
+    script = """async name => { const image = document.querySelector('.fwi-' + name);
+        try { await image.decode() } catch { return null }
+        const canvas = document.createElement('canvas');
+        canvas.width = image.naturalWidth; canvas.height = image.naturalHeight;
         canvas.getContext('2d').drawImage(image, 0, 0); return canvas.toDataURL('image/png').split(',')[1] }"""
     found = page.evaluate(script, name)
     return found and pixels(base64.b64decode(found))
@@ -93,7 +95,8 @@ def test_the_profile_moves_and_nothing_else_does(page, explorer):
 
 
 def test_a_slider_moved_fast_leaves_no_queue(page, explorer):
-    page.evaluate("""() => { window.drawn = 0; new MutationObserver(all => window.drawn += all.length).observe(document.querySelector('.fwi-profile'), {attributeFilter: ['src']}) }""")
+    page.evaluate("""() => { window.drawn = 0; new MutationObserver(all => window.drawn += all.length).observe(
+        document.querySelector('.fwi-profile'), {attributeFilter: ['src']}) }""")
     handle(page, "x").focus()
     for key in ("ArrowRight",) * 30: page.keyboard.press(key)
     becomes(page, explorer, x=explorer["x"] + 300)

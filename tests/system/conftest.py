@@ -50,7 +50,7 @@ def link(hosts):
 
 @pytest.fixture
 def start():
-    "Start a command on a host (None: on this machine); what still runs at the end of the test is killed with all it started."
+    "Start a command on a host (None: here); what still runs at the end of the test is killed with all it started."
     running = []
 
     def begin(host, *words):

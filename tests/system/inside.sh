@@ -30,7 +30,7 @@ mpirun --version | head -1
 mpirun --allow-run-as-root --oversubscribe -np 2 $train --name two --master-port "$(free_port)"
 mpirun --allow-run-as-root -np 1 -npernode 1 bash -c "$train --name node --num-proc-node 1 --node-rank 0 --master-address 127.0.0.1"
 python - <<'P'
-from fwi_i2sb.run import read_metrics
+from fwi_i2sb.training.run_dir import read_metrics
 one, *others = ([row["loss"] for row in read_metrics(f"/results/{name}") if "loss" in row] for name in ("one", "two", "node"))
 for losses in others: assert len(losses) == 3 and all(abs(a / b - 1) < 1e-5 for a, b in zip(losses, one)), (losses, one)
 P

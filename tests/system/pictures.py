@@ -1,4 +1,4 @@
-"""Make the screenshots of the documentation from a real run: `make pictures` writes nbs/images/tensorboard.png and nbs/images/explorer.png.
+"""The documentation's screenshots from a real run: `make pictures` writes them into nbs/images.
 
 Trains for a few hundred steps on a small data set made here, then shows the run in TensorBoard and in the explorer."""
 import tempfile

@@ -1,6 +1,7 @@
-"""Let pip inside an image build reach what pip reaches here: writes FOLDER/pip.conf, prints the buildah options that mount it.
+"""Let pip in an image build reach what it reaches here: writes FOLDER/pip.conf, prints the options that mount it.
 
-The certificates and the wheel folder of this machine's pip configuration are mounted read-only under /mnt, where no package writes."""
+The certificates and the wheel folder of this machine's pip configuration are mounted read-only under /mnt, where no
+package writes."""
 import re
 import subprocess
 import sys

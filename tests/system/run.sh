@@ -11,13 +11,13 @@ folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
 
 printf '\n== %s\n' "the explorer in JupyterLab, in a browser"
-timeout --signal INT 900 python -m pytest -q --basetemp "$folder/browser" --durations 3 tests/system/browser.py
+timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/browser" --durations 3 tests/system/browser.py
 
 printf '\n== %s\n' "one training on two hosts: launched on each, by mpirun, by Slurm"
 chmod 755 "$folder"
-timeout --signal INT 900 python -m pytest -q --basetemp "$folder/pytest" --durations 10 tests/system/hosts.py tests/system/slurm.py
+timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/pytest" --durations 10 tests/system/hosts.py tests/system/slurm.py
 
 printf '\n== %s\n' "ten trainings in a row on two and on four ranks; twenty kills"
-REPEATS=10 KILLS=20 timeout --signal INT 1500 python -m pytest -q --basetemp "$folder/pytest" --durations 3 tests/test_processes.py -k "run_after_run or killed_at_random"
+REPEATS=10 KILLS=20 timeout --signal INT 3600 python -m pytest -q -n 2 --basetemp "$folder/pytest" --durations 3 tests/test_processes.py -k "run_after_run or killed_at_random"
 
-timeout 1200 bash tests/system/image.sh "$folder"
+timeout 3600 bash tests/system/image.sh "$folder"

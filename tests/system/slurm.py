@@ -1,4 +1,4 @@
-"docker/train.sbatch under a real Slurm of two nodes: the two hosts, with a controller and munge of their own in a temporary folder."
+"docker/train.sbatch under a real Slurm of two nodes: the two hosts, with a controller and munge of their own."
 import os
 import socket
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from processes import arguments, losses
+from processes import PATIENCE, arguments, losses
 from test_grid import table, write_grid, write_notebook
 
 from fwi_i2sb.training.run_dir import checkpoints
@@ -53,7 +53,7 @@ def slurm(hosts, tmp_path_factory):
     def call(*words, host=hosts.names[0]):
         print("$", *words)
         return subprocess.run(["ip", "netns", "exec", host, *map(str, words)], env=env, stdout=subprocess.PIPE,
-            text=True, timeout=300, check=True).stdout
+            text=True, timeout=PATIENCE, check=True).stdout
 
     daemons = [["munged", "--force", "--foreground", f"--key-file={folder}/key", f"--socket={folder}/munge.sock",
                 f"--pid-file={folder}/munge.pid", f"--log-file={folder}/munge.log",
@@ -80,7 +80,8 @@ def submit(slurm, data, root, options, *more) -> str:
 
 
 def until(slurm, job, state, also=lambda: True):
-    for _ in range(1000):
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
         shown = slurm("scontrol", "show", "job", job)
         if f"JobState={state} " in shown and also(): return shown
         assert "JobState=FAILED" not in shown, shown
@@ -122,15 +123,15 @@ def grid(slurm, path, meanwhile=":", *options) -> str:
 
 def test_a_grid_runs_as_jobs_and_goes_on_after_cells_that_fail_or_are_killed(slurm, tmp_path):
     write_notebook(tmp_path / "tiny.ipynb")
-    path = write_grid(tmp_path, cross=dict(size=[1, 2, 3]), fixed=dict(pause=8.0))
-    kill = "scancel $(squeue --noheader --array --format=%i --states=RUNNING | grep _1)"
+    path = write_grid(tmp_path, cross=dict(size=[1, 2, 3]), fixed=dict(pause=-1.0))  # they wait for the file "go"
+    kill = f"scancel $(squeue --noheader --array --format=%i --states=RUNNING | grep _1); touch {tmp_path}/go"
     assert grid(slurm, path, kill, "--cpus", "1", "--jobs", "2") == "1"
     rows = table(tmp_path)
     assert [row["state"] for row in rows.values()] == ["finished", "failed", "failed"]
     assert "killed by signal" in rows["size=2"]["error"] and "three is too many" in rows["size=3"]["error"]
 
     before = (tmp_path / "results" / "size=1" / "metrics.json").stat().st_mtime_ns
-    assert grid(slurm, write_grid(tmp_path, cross=dict(size=[1, 2]), fixed=dict(pause=8.0))) == "0"
+    assert grid(slurm, write_grid(tmp_path, cross=dict(size=[1, 2]), fixed=dict(pause=-1.0))) == "0"
     assert [row["metrics"]["total"] for row in table(tmp_path).values()] == [0.5, 1.0]
     assert (tmp_path / "results" / "size=1" / "metrics.json").stat().st_mtime_ns == before
 

@@ -1,0 +1,6 @@
+"Trained runs: load, invert, explore."
+
+from .command import InvertOptions as InvertOptions
+from .explorer import Explorer as Explorer
+from .invert import Inversion as Inversion, load_run as load_run
+from .run import TrainedRun as TrainedRun
