@@ -27,13 +27,8 @@ SEEDS = [3, (3, 1), (3, 2)]
 
 @pytest.fixture(scope="module")
 def methods():
-<<<<<<< HEAD
     "Every model with every method that it can learn, its weights random so that no answer is zero by initialisation."
-    methods = {(model, method): build_method(ModelOptions(model, method=method), FACTS) for model, method in PAIRS}
-=======
-    "Every model with every method that it can learn, its weights random everywhere so that no answer is zero by initialisation."
     methods = {(model, method): build_method(ModelOptions(model, method=method), SPEC) for model, method in PAIRS}
->>>>>>> inference
     torch.manual_seed(0)
     for method in methods.values():
         for p in method.nets["net"].parameters(): p.data += 0.02 * torch.randn_like(p)
