@@ -117,6 +117,59 @@ def _number(word, what):
     try: return float(word)
     except ValueError: raise InputError(f"{word!r} is not a {what}") from None
 
+# %% ../../nbs/02_data/07_starting_models.ipynb #26f06e31
+def _widths(start, args):
+    if args != tuple(sorted(args)):
+        raise InputError(f"the widths of a blur must rise (got {' to '.join(f'{a:g}' for a in args)} cells)")
+
+
+@register_starting_model("blur-openfwi_custom", counts=(0, 2), number=width_in_cells, uses_truth=True, ready=_widths)
+def _custom(start, args, x0, generators):
+    low, high = args or (8.0, 16.0)
+    draws = np.array([(g.uniform(0, 0.2), g.uniform(low, high)) for g in generators])
+    noise = np.stack([g.standard_normal(x0.shape[1:], dtype=np.float32) for g in generators])
+    return blur_custom(x0, draws[:, 0], draws[:, 1], torch.from_numpy(noise).to(x0))
+
+
+@register_starting_model("blur-openfwi_benchmark", counts=(0, 1), number=width_in_cells, uses_truth=True)
+def _benchmark(start, args, x0, generators): return blur_benchmark(x0, *args)
+
+# %% ../../nbs/02_data/07_starting_models.ipynb #f521d4c3
+def _line(start, args):
+    if not args and start.linear is None:
+        raise InputError("the start 'linear' without numbers needs a line fitted to a training set: give its ends, as "
+            "in linear:1500:4000")
+
+
+@register_starting_model("linear", counts=(0, 2), number=velocity_number, ready=_line)
+def _linear(start, args, x0, generators):
+    v = linear_velocity(x0.shape[-2:], *(args or start.linear))
+    return start.scale.normalize(v).to(x0).expand_as(x0)
+
+# %% ../../nbs/02_data/07_starting_models.ipynb #979e6d05
+def _has_map(start, args):
+    if not args: raise InputError("the start 'file' needs a path: file:PATH.npy")
+    if args[0] not in start.maps: raise InputError(f"the map {args[0]} of a 'file' start was not given")
+    v = start.maps[args[0]]
+    if v.ndim != 2: raise InputError(f"the starting model {args[0]} has shape {tuple(v.shape)}: give one map (depth, x)")
+    check_start(v, start.scale, f"the starting model {args[0]}")
+
+
+@register_starting_model("file", counts=(), ready=_has_map)
+def _file(start, args, x0, generators):
+    v = start.maps[args[0]]
+    if v.shape != x0.shape[-2:]:
+        raise InputError(f"the starting model {args[0]} has {tuple(v.shape)} cells, the maps have "
+            f"{tuple(x0.shape[-2:])} (depth, x)")
+    return start.scale.normalize(v).to(x0).expand_as(x0)
+
+# %% ../../nbs/02_data/07_starting_models.ipynb #623347c9
+def _no_run(start, args):
+    raise InputError("the start 'first-guess' is the map of another run for a record: it can be inverted from, not "
+        "trained on")
+
+STARTING_MODELS.register("first-guess")(StartingModel(_file, counts=(), ready=_no_run))
+
 # %% ../../nbs/02_data/07_starting_models.ipynb #fd928c03
 def _arguments(name, words, dx):
     "What follows the name of a starting model, checked."
@@ -201,56 +254,3 @@ class Start:
             make = STARTING_MODELS[spec.name].make
             x1[rows] = make(self, spec.args, x0[rows], [generators[r] for r in rows])
         return x1
-
-# %% ../../nbs/02_data/07_starting_models.ipynb #26f06e31
-def _widths(start, args):
-    if args != tuple(sorted(args)):
-        raise InputError(f"the widths of a blur must rise (got {' to '.join(f'{a:g}' for a in args)} cells)")
-
-
-@register_starting_model("blur-openfwi_custom", counts=(0, 2), number=width_in_cells, uses_truth=True, ready=_widths)
-def _custom(start, args, x0, generators):
-    low, high = args or (8.0, 16.0)
-    draws = np.array([(g.uniform(0, 0.2), g.uniform(low, high)) for g in generators])
-    noise = np.stack([g.standard_normal(x0.shape[1:], dtype=np.float32) for g in generators])
-    return blur_custom(x0, draws[:, 0], draws[:, 1], torch.from_numpy(noise).to(x0))
-
-
-@register_starting_model("blur-openfwi_benchmark", counts=(0, 1), number=width_in_cells, uses_truth=True)
-def _benchmark(start, args, x0, generators): return blur_benchmark(x0, *args)
-
-# %% ../../nbs/02_data/07_starting_models.ipynb #f521d4c3
-def _line(start, args):
-    if not args and start.linear is None:
-        raise InputError("the start 'linear' without numbers needs a line fitted to a training set: give its ends, as "
-            "in linear:1500:4000")
-
-
-@register_starting_model("linear", counts=(0, 2), number=velocity_number, ready=_line)
-def _linear(start, args, x0, generators):
-    v = linear_velocity(x0.shape[-2:], *(args or start.linear))
-    return start.scale.normalize(v).to(x0).expand_as(x0)
-
-# %% ../../nbs/02_data/07_starting_models.ipynb #979e6d05
-def _has_map(start, args):
-    if not args: raise InputError("the start 'file' needs a path: file:PATH.npy")
-    if args[0] not in start.maps: raise InputError(f"the map {args[0]} of a 'file' start was not given")
-    v = start.maps[args[0]]
-    if v.ndim != 2: raise InputError(f"the starting model {args[0]} has shape {tuple(v.shape)}: give one map (depth, x)")
-    check_start(v, start.scale, f"the starting model {args[0]}")
-
-
-@register_starting_model("file", counts=(), ready=_has_map)
-def _file(start, args, x0, generators):
-    v = start.maps[args[0]]
-    if v.shape != x0.shape[-2:]:
-        raise InputError(f"the starting model {args[0]} has {tuple(v.shape)} cells, the maps have "
-            f"{tuple(x0.shape[-2:])} (depth, x)")
-    return start.scale.normalize(v).to(x0).expand_as(x0)
-
-# %% ../../nbs/02_data/07_starting_models.ipynb #623347c9
-def _no_run(start, args):
-    raise InputError("the start 'first-guess' is the map of another run for a record: it can be inverted from, not "
-        "trained on")
-
-STARTING_MODELS.register("first-guess")(StartingModel(_file, counts=(), ready=_no_run))
