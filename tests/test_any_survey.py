@@ -1,5 +1,6 @@
 "A survey that is nobody's: 3 shots, 500 samples at 2 ms, 40 receivers at 12.5 m over 48 x 40 cells, 1480 to 5500 m/s."
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,10 @@ from fwi_i2sb.data.multi_family import MultiFamilyStore
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.scale import VelocityScale
 from fwi_i2sb.data.store import convert, StoreDataset
+from fwi_i2sb.inference.run import load_run, stable_range
+from fwi_i2sb.inference.widget import explore
 from fwi_i2sb.physics.wave import Survey
+from fwi_i2sb.training.run_dir import read_metrics
 
 SCALE, CELLS = VelocityScale(1480, 5500), (48, 40)
 SURVEY = Survey(12.5, 2e-3, 500, 15.0, tuple((x, 12.5) for x in (0.0, 250.0, 487.5)),
@@ -124,3 +128,64 @@ def test_what_does_not_fit_is_refused_at_once(survey_file, tmp_path, refused):
     survey_of_words.write_text("{}")
     refused(*words[:-1], survey_of_words, saying=("words.json is not a survey description",))
     assert not (tmp_path / "CurveVel_A").exists()
+
+
+@pytest.fixture(scope="module")
+def own_run(own_data, tmp_path_factory) -> Path:
+    "A few steps of training on those records, by the command."
+    from fwi_i2sb import cli
+    runs = tmp_path_factory.mktemp("runs")
+    words = ["train", "--result-dir", runs, "--name", "own", "--dataset-dir", own_data, "--dataset-name", "CurveVel_A",
+        "--model", "tiny", "--batch-size", 4, "--microbatch", 4, "--num-itr", 3, "--val-nfe", 2, "--val-batches", 1,
+        "--log-writer", "none", "--device", "cpu"]
+    cli.main([str(w) for w in words])
+    return runs / "own"
+
+
+def test_a_run_knows_its_survey_and_validates_in_metres_per_second(own_run):
+    run = load_run(own_run)
+    assert run.survey.difference(SURVEY) is None and run.scale.same_as(SCALE) and run.spec.map_size == CELLS
+    assert json.loads((own_run / "config.json").read_text())["format"] == 2
+    row = next(r for r in read_metrics(own_run) if "val_mae" in r)
+    assert row["val_records"] == 4 and row["val_mae_norm"] == pytest.approx(row["val_mae"] / SCALE.unit)
+    assert (own_run / "samples" / "step-3.png").stat().st_size > 10_000
+
+
+def test_inversion_gives_maps_of_that_range(own_run, own_data, tmp_path, fwi, refused):
+    done = fwi("invert", own_run, "--records", 2, "--samples", 3, "--nfe", 2, "--start", "linear:1480:5500", "--out",
+        tmp_path)
+    assert done.code == 0 and "misfit" in done.out, done
+    with np.load(tmp_path / "validation-2.npz", allow_pickle=False) as result:
+        assert result["samples"].shape == (2, 3, 1, *CELLS) and (tmp_path / "validation-2.png").exists()
+        np.testing.assert_allclose(result["start"][0, 0, [0, -1], 0], [1480, 5500], rtol=1e-5)
+        np.testing.assert_allclose(result["std"], result["samples"].std(1, ddof=1), rtol=1e-3, atol=0.05)
+        low, high = stable_range(SCALE)
+        assert low <= result["samples"].min() and result["samples"].max() <= high
+        assert np.isfinite(json.loads(str(result["provenance"]))["misfit"]["mean"]).all()
+    np.save(tmp_path / "fast.npy", np.full(CELLS, 5600, np.float32))
+    for start in ("linear:1480:5600", tmp_path / "fast.npy"):
+        refused("invert", own_run, "--records", 1, "--start", start, "--out", tmp_path / "no", saying=("1480 to 5500",))
+    with pytest.raises(InputError, match="1480 to 5500"):
+        load_run(own_run).invert(torch.zeros(3, 500, 40), np.full(CELLS, 5600, np.float32))
+
+
+def test_the_card_is_in_that_range_and_needs_no_training_records(own_run, own_data, tmp_path, fwi):
+    shutil.copytree(own_data, tmp_path / "data", ignore=shutil.ignore_patterns("train", "data1.npy", "model1.npy"))
+    done = fwi("evaluate", own_run, "--dataset-dir", tmp_path / "data", "--records", 2, "--samples", 2,
+        "--nfe", 2, "--misfit-records", 1, "--clip-denoise", "on", "--out", tmp_path / "card")
+    assert done.code == 0, done
+    card = json.loads((tmp_path / "card" / "card.json").read_text())
+    assert card["velocity_range"] == [1480, 5500] and card["dx"] == 12.5 and card["settings"]["clip"] is True
+    assert np.shape(card["example"]["mean"]) == CELLS and card["units"]["mae_norm"] == "2010 m/s"
+    for row in card["rows"]: assert row["mae_norm"] == pytest.approx(row["mae"] / SCALE.unit)
+    assert (tmp_path / "card" / "card.png").stat().st_size > 10_000
+    assert not (tmp_path / "data" / "train").exists()
+
+
+def test_the_explorer_takes_its_ranges_from_the_run(own_run):
+    box = explore(own_run, device="cpu", n_records=2, samples=2, nfe=2)
+    assert (box.control["top"].min, box.control["bottom"].max) == (1480, 5500)
+    assert box.control["x"].max == 487.5 and [number for _, number in box.control["shot"].options] == [0, 1, 2]
+    box.control["start"].label = "linear, two velocities"
+    assert box.status.value == "" and box.explorer["start"].startswith("linear:1480:")
+    assert box.explorer["inversion"].mean.shape == (1, 1, *CELLS)

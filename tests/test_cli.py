@@ -330,6 +330,6 @@ def test_samples_that_would_be_equal(refused, mini, record, tmp_path):
 
 
 def test_nfe_out_of_range(refused, mini, record, tmp_path):
-    for nfe, word in (("0", "--nfe 0"), ("1000", "999")):
+    for nfe, word in (("0", "--nfe must be 1 or more (got 0)"), ("1000", "999")):
         refused("invert", mini, "--record", record, "--nfe", nfe, "--out", tmp_path / "out", saying=(word,))
     assert not (tmp_path / "out").exists()
