@@ -18,10 +18,10 @@ from .examples import mini_run as mini_run
 from .explore import explore as explore
 from .inference.invert import load_run as load_run
 from .methods.options import ModelOptions as ModelOptions
-from .methods.registry import build_method as build_method
+from .methods.registry import build_method as build_method, register_method as register_method
 from .metrics.accuracy import mae as mae, misfit as misfit, rmse as rmse, ssim as ssim
 from .physics.wave import OPENFWI as OPENFWI, Survey as Survey, simulate as simulate
-from .plot import plot_gather as plot_gather, plot_maps as plot_maps, plot_velocity as plot_velocity
+from .plot import plot_gather as plot_gather, plot_maps as plot_maps, plot_result as plot_result
 from .train import train as train
 from .training.options import (
     DataOptions as DataOptions, DeviceOptions as DeviceOptions, LogOptions as LogOptions,

@@ -39,8 +39,7 @@ from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import handled, open_accelerator, start_processes
 from .core.files import claim, leave
 from .core.modules import make_callable
-from .training.run_dir import (append_metrics, check_same_options, checkpoints, data_spec, drop_checkpoints,
-    expected_spec, make_start, open_store, read_start_maps, same_spec, truncate_metrics, write_config)
+from .training.run_dir import append_metrics, check_same_options, checkpoints, data_spec, drop_checkpoints, expected_spec, make_start, open_store, read_start_maps, same_spec, truncate_metrics, write_config
 from .data.starting_models import parse_start
 from .training.step import given_checkpoint, new_state, restore_state, save_state, TrainState
 from .training.step import train_step

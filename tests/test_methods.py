@@ -79,7 +79,7 @@ def test_a_method_continues_as_if_nothing_had_happened_and_inverts(trained, name
     assert result.samples.shape[1] == (8 if run.method.stochastic(run.method.samplers[0], run.method.nfe) else 1)
     assert (result.provenance["method"] == run.method.name
         and result.provenance["network_calls"] == result.samples.shape[1] * run.method.nfe)
-    assert torch.allclose(run.trajectory(seismic, "linear", record_ids=numbers)[-1].xt, result.samples[:, 0], atol=0.5)
+    assert torch.allclose(run.states(seismic, "linear", record_ids=numbers)[-1].xt, result.samples[:, 0], atol=0.5)
 
 
 @pytest.mark.parametrize("words", [("--method", "ddpm"), ("--method", "gan", "--n-critic", 1)],
@@ -302,11 +302,7 @@ def test_one_file_adds_a_model_a_method_an_encoder_a_loss_and_a_starting_model(f
     assert len(losses(run)) == 2 and losses(run) != losses(trained("l2", *mine[:-2], "--import", file, "--num-itr", 2))
     with pytest.raises(InputError, match="has no effect with the method residual"):
         build_method(ModelOptions("tiny", method="residual", n_critic=3), OPENFWI_SPEC)
-<<<<<<< HEAD
-    assert fwi("invert", run, "--records", 1, "--import", file, "--out", tmp_path).code == 0
-=======
     assert fwi("invert", run, "--records", 1, "--import", file, "--start", "flat", "--out", tmp_path).code == 0
->>>>>>> registry
     seismic, truth, numbers = validation_records(load_run(run, device="cpu", plugin=file), 1)
     again = load_run(run, device="cpu").invert(seismic, truth, record_ids=numbers)
     assert again.mean.shape == truth.shape and again.provenance["method"] == "residual"

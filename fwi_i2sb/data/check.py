@@ -14,8 +14,7 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.files import open_npy
-from .openfwi import (any_family, FAMILIES, Family, find_root, get_family, match_files, open_pair,
-    read_pair, split_files, store_bytes)
+from .openfwi import any_family, FAMILIES, Family, find_root, get_family, match_files, open_pair, read_pair, split_files, store_bytes
 from .scale import OPENFWI_SCALE, VelocityScale
 from .store import check_shapes, default_time_samples, is_benchmark, known_facts, StoreDataset
 from ..physics.wave import OPENFWI, ricker, Survey

@@ -121,7 +121,7 @@ def _inversion(explorer, pair, record, start, sampler, nfe, w, samples, seed) ->
 # %% ../../nbs/08_inference/04_explorer.ipynb #c31fc5ba
 @_stage
 def _trajectory(explorer, pair, record, start, sampler, nfe, w, seed, sample) -> list:
-    return explorer.run.trajectory(pair[0], start, sample=sample, nfe=nfe, w=w, sampler=sampler, seed=seed,
+    return explorer.run.states(pair[0], start, sample=sample, nfe=nfe, w=w, sampler=sampler, seed=seed,
         record_ids=[record], truth=pair[1])
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #8197095b

@@ -179,7 +179,7 @@ def _provenance(run, start, seed, record_ids, began):
 # %% ../../nbs/08_inference/01_invert.ipynb #76686b0b
 @method_of(TrainedRun)
 @torch.inference_mode()
-def trajectory(
+def states(
     self,
     seismic,  # as for `invert`, as are the others
     start="linear",

@@ -188,3 +188,6 @@ def resimulate(
     Raises `InputError` for velocities that are not finite or not positive, or that the engine cannot simulate."""
     return torch.cat([decimate(simulate(v[None].to(run.device), run.survey, engine=engine,
         max_velocity=run.scale.high), run.spec.factor).cpu() for v in velocity])
+
+# %% ../../nbs/08_inference/00_run.ipynb #4e6047d0
+import fwi_i2sb.inference.invert  # noqa: E402, F401 (gives TrainedRun its methods)
