@@ -219,5 +219,6 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers)
         report.facts["inside_range_of"] = ", ".join(fits) or "no family"
     expected = len(survey.sources), survey.nt, len(survey.receivers)
     if d.shape == expected: _judge_start(report, d, survey, scale)
-    else: report.problems.append(f"shape {d.shape} is not {whose} {expected}: it needs a network trained on its geometry")
+    else: report.problems.append(f"shape {d.shape} is not {whose} {expected}: it needs a network trained on its "
+        "geometry")
     return report
