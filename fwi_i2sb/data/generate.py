@@ -166,7 +166,8 @@ def _run_tasks(tasks, workers):
 def _changed(known, settings):
     "The first setting that a folder was not generated with, as a phrase, or None; floats up to single precision."
     for key, value in json.loads(json.dumps(settings)).items():
-        if key not in ("survey", "velocity_range") and known.get(key) != value: return f"{key} = {known.get(key)}, not {value}"
+        if key in ("survey", "velocity_range") or known.get(key) == value: continue
+        return f"{key} = {known.get(key)}, not {value}"
     (survey, scale), (new_survey, new_scale) = _facts(known), _facts(settings)
     if found := survey.difference(new_survey): return f"a survey of {found}"
     if not scale.same_as(new_scale): return f"velocities from {scale}, not {new_scale}"

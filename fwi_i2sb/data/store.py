@@ -105,7 +105,8 @@ def default_time_samples(survey:Survey, # of the raw records
 )->int: # samples kept per trace
     "Samples of the largest decimation that divides a trace and keeps 4 ms or less at 15 Hz, in proportion at others."
     longest = 4e-3 * 15 / survey.freq * (1 + 1e-6)
-    return survey.nt // max(f for f in range(1, survey.nt + 1) if survey.nt % f == 0 and (f == 1 or f * survey.dt <= longest))
+    divisors = [f for f in range(1, survey.nt + 1) if survey.nt % f == 0]
+    return survey.nt // max(f for f in divisors if f == 1 or f * survey.dt <= longest)
 
 # %% ../../nbs/02_data/05_store.ipynb #9b5c60cd
 def _settings(split, family, survey, scale, pairs, root, cells, time_samples, dtype):
@@ -210,7 +211,7 @@ def _finished(folder, settings):
             f"--dataset-dir, another one for the store with --store-dir, or remove this one")
     if "unfinished" in old: return False
     Values(folder / "database.lmdb", old["count"])  # raises an error unless it is whole
-    return _close(old["seismic"], settings["seismic"])  # False: training files were repaired, and their range is another
+    return _close(old["seismic"], settings["seismic"])  # False where repaired training files have another range
 
 # %% ../../nbs/02_data/05_store.ipynb #89980619
 def _convert(root, wanted, pairs, workers, progress):
@@ -282,7 +283,7 @@ def _extremes(pairs):
             d = open_npy(p.seismic)
             d = np.asarray(d[i:i + 16] if d.ndim == 4 else d)
             if len(d := d[np.isfinite(d)]): low, high = min(low, float(d.min())), max(high, float(d.max()))
-    if not low < high: raise InputError(f"{pairs[0].seismic.parent}: the records hold no wave, their pressure is constant")
+    if not low < high: raise InputError(f"{pairs[0].seismic.parent}: all records hold one constant pressure")
     return PressureRange(low, high)
 
 def _training_pairs(source, family, val_files, pairs):
