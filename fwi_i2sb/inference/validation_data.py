@@ -77,7 +77,7 @@ def validation_records(
 # %% ../../nbs/08_inference/02_validation_data.ipynb #c4441f06
 @dataclass(frozen=True)
 class Batch:
-    "Some records of an evaluation; maps (batch, 1, depth, x) in m/s, gathers (batch, shots, time, receivers) as pressure."
+    "Some records of an evaluation; maps (batch, 1, depth, x) in m/s, gathers (batch, shots, time, receivers)."
     first: int  # place of the first in the evaluation
     record_ids: list[int]  # in the data set
     truth: torch.Tensor

@@ -129,13 +129,13 @@ def refresh(self, change=None):
 # %% ../../nbs/08_inference/05_widget.ipynb #5bb5d906
 def explore(
     run: TrainedRun | Path | str,  # a run, or its directory
-    *, plugin: Path | None = None,  # of a directory: Python file that registers the run's model, if it is one of your own
+    *, plugin: Path | None = None,  # of a directory: Python file that registers the run's model
     device: str = "auto",  # of a directory: auto, cpu or cuda
     **settings,  # of `Explorer`: n_records, dataset_dir, store_dir, dpi, and the first choices, such as record=3, nfe=10
 ) -> ExplorerBox:
     """The explorer of a run's validation records, for the last line of a notebook's cell.
 
-    Raises `InputError` as `load_run` and `Explorer`, and for a plug-in or device beside a run that is loaded already."""
+    Raises `InputError` as `load_run` and `Explorer`, and for a plug-in or device beside a loaded run."""
     if not isinstance(run, TrainedRun): run = load_run(run, device=device, plugin=plugin)
     elif plugin is not None or device != "auto":
         raise InputError("plugin and device have no effect on a run that is loaded already: give them to load_run")

@@ -64,7 +64,7 @@ class LogOptions:
     log_writer: Literal["tensorboard", "wandb", "mlflow", "none"] = "tensorboard"  # tracker beside metrics.jsonl
     log_every: Count = 100  # steps between two lines of the log
     val_every: Count = 5000  # steps between two validations; one more at the end
-    val_batches: Count = 100  # upper bound for the number of validation batches of --microbatch records
+    val_batches: Count = 100  # upper bound for the number of validation batches, of 32 records each
     val_nfe: Count | None = None  # network calls per validation sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
     save_every: Count = 5000  # steps between two checkpoints; one more at the end
     keep: Count = 2  # newest checkpoints that are kept

@@ -46,7 +46,7 @@ def write_config(folder: Path, options: TrainOptions, spec: DataSpec):
 def read_config(
     folder: Path,  # a run directory
 ) -> tuple[TrainOptions, DataSpec]:  # its options, and the specification of its data
-    "Read `config.json` of a run, of this format or the one before. Raises `InputError` where there is none, or a damaged one."
+    "Read `config.json` of a run, of this format or the one before. `InputError` where it is missing or damaged."
     path = Path(folder) / "config.json"
     try: values = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
@@ -73,7 +73,7 @@ def open_store(
     progress=None,  # of the conversion, called with (records done, records in all)
     splits: tuple[str, ...] = ("train", "val"),  # which splits are wanted
 ) -> tuple[MultiFamilyStore, ...]:  # one per split
-    "The records of a run's data set; a split that is not converted yet is converted by the first process to come, while the others wait."
+    "The records of a run's data set; a split that is not converted yet is converted by the first process to come."
     roots = {name: _convert(options.data, name, progress, splits)
         for name in parse_families(options.data.dataset_name)}
     return tuple(MultiFamilyStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
@@ -81,7 +81,7 @@ def open_store(
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #6b22a545
 def _folders(data: DataOptions, name: str) -> tuple[Path, Path | None]:
-    "Where the files of a family lie, and its store, if not beside them: of several families, in folders of their names."
+    "Where the files of a family lie, and its store, if not beside them; of several, in folders of their names."
     alone = parse_families(data.dataset_name) == (name,)
     source = data.dataset_dir if alone or not (data.dataset_dir / name).is_dir() else data.dataset_dir / name
     return source, data.store_dir if alone or not data.store_dir else data.store_dir / name
@@ -130,7 +130,7 @@ def data_spec(store: MultiFamilyStore) -> DataSpec:
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #486b3b7f
 def expected_spec(data: DataOptions) -> DataSpec:
-    """The sizes that the records of a run will have, before anything is converted; ranges, fits and positions are OpenFWI's.
+    """The sizes that the records of a run will have, before anything is converted; all else is OpenFWI's.
 
     Raises `InputError` where there are no data."""
     name = parse_families(data.dataset_name)[0]
