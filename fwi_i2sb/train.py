@@ -22,7 +22,6 @@ from tqdm.auto import tqdm
 from .core.progress import progress_bar
 
 # %% ../nbs/07_training/08_train.ipynb #d485a5ad
-from . import plot
 from .training.batches import microbatches
 from .core.devices import check_compiler
 from .training.ranks import find_ranks
@@ -85,6 +84,8 @@ def pace(self, step: int) -> dict:
 def show(self, step: int, maps: dict):
     "Save a figure of validation maps, and hand it to the tracker."
     if not self.main or not maps: return
+    from fwi_i2sb import plot  # a second that processes without figures save
+
     figure = plot.plot_maps({k: v[:4] for k, v in maps.items()})
     path = self.options.folder / "samples" / f"step-{step}.png"
     path.parent.mkdir(exist_ok=True)
