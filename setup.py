@@ -8,7 +8,7 @@ here = Path(__file__).parent
 cfg = configparser.ConfigParser(delimiters=["="])
 cfg.read(here / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
-extras = {key.removesuffix("_requirements"): value.split() for key, value in cfg.items() if key.endswith("_requirements")}
+extras = {key.split("_")[0]: value.split() for key, value in cfg.items() if key.endswith("_requirements")}
 extras["all"] = sorted({need for name, needs in extras.items() if name != "dev" for need in needs})
 extras["dev"] += extras["all"]
 

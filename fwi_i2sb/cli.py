@@ -10,7 +10,7 @@ __all__ = ['COMMANDS', 'GenerateOptions', 'generate_command', 'CheckOptions', 'c
 # %% ../nbs/13_cli/00_cli.ipynb #c0de3f02
 import os
 
-if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, see `13_cli/02_main`
+if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
 # %% ../nbs/13_cli/00_cli.ipynb #b987e64c
 import contextlib, sys, time
@@ -28,7 +28,9 @@ from .inference.command import invert_command, InvertOptions
 from .data.check import check_record, inspect_folder
 from .core.errors import InputError, unknown
 from .data.openfwi import load_families
-from .models.registry import import_plugin, model_sizes, Shapes
+from .core.registry import import_plugin, named
+from .methods.registry import model_sizes
+from .models.registry import Shapes
 from .core.commands import Count, Natural, option_group, Plugin, run_command
 from .methods.options import ModelOptions
 from .training.options import DataOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
@@ -64,7 +66,7 @@ def generate_command(options: GenerateOptions) -> Path:
 # %% ../nbs/13_cli/00_cli.ipynb #69e2c473
 @option_group
 class CheckOptions:
-    "Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, broken or missing files, damaged values, disk needed."
+    "Report on a folder of OpenFWI files, a store, or one record: counts, ranges, broken or missing files, disk needed."
     path: tyro.conf.Positional[Path]  # a data set folder, a store, or one record .npy (shots, time, receivers)
     family: str | None = None  # OpenFWI family; default: the one the folder is named after
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
@@ -162,7 +164,7 @@ class Clock:
 
 # %% ../nbs/13_cli/00_cli.ipynb #90d94812
 def demo_figure(options: DemoOptions, folder: Path) -> Path:
-    "Invert the first unseen record and draw it: truth, start, mean, standard deviation, error, record and its re-simulation."
+    "Invert the first unseen record and draw the maps, the record and its re-simulation."
     invert_command(InvertOptions(folder, records=1, samples=options.samples, nfe=options.nfe, seed=options.seed,
         out=options.out))
     return (options.out / "validation-1.png").rename(options.out / "demo.png")
@@ -171,8 +173,8 @@ def demo_figure(options: DemoOptions, folder: Path) -> Path:
 @option_group
 class ModelsOptions:
     "List the networks that can be trained: what they learn (the first method is the default), and their size."
-    plugin: Plugin = None  # Python file that registers models of your own
-    encoder: str = "resize"  # how the seismic enters the U-Nets: resize, patch, conv
+    plugin: Plugin = None  # Python file that registers models, encoders or methods of your own
+    encoder: named("encoder") = "resize"  # how the seismic enters the U-Nets
     image_size: Count | None = None  # side of the square the U-Nets work on; default native
     time_samples: Count = 250  # time samples of a record in the store
     conditional: bool = True  # --no-conditional: U-Nets that never see seismic
@@ -182,7 +184,8 @@ class ModelsOptions:
 def models_command(options: ModelsOptions) -> list[dict]:
     "Print the list: name, methods, weights, one line about each."
     import_plugin(options.plugin)
-    rows = model_sizes(options, Shapes(time_samples=options.time_samples))
+    chosen = ModelOptions(encoder=options.encoder, image_size=options.image_size, conditional=options.conditional)
+    rows = model_sizes(chosen, Shapes(time_samples=options.time_samples))
     if options.json: write_json(options.json, rows)
     print(f"{'model':<16}{'kind':<32}{'weights':>10}  about")
     for row in rows:

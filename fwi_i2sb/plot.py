@@ -265,7 +265,7 @@ def plot_trajectory(
     "Bridge states (above) and the network's estimates of the clean map (below), in sampling order."
     states = list(states)
     picked = [states[i] for i in np.unique(np.linspace(0, len(states) - 1, columns).round().astype(int))]
-    maps = {f"step {state.step}": torch.stack([state.xt[record], state.x0[record]]) for state in picked}
+    maps = {f"step {state.t_index}": torch.stack([state.xt[record], state.x0[record]]) for state in picked}
     figure = plot_maps(maps, survey=survey, cmap=cmap)
     for ax, name in zip(figure.axes[:: len(picked)], ("state", "clean map")): ax.set_ylabel(f"{name}\ndepth (m)")
     return figure

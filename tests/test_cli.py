@@ -1,13 +1,20 @@
 "The commands as a user meets them: the working day, and every kind of bad input."
 import json
+import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fwi_i2sb
+from fwi_i2sb import cli
+from fwi_i2sb.core.commands import run_command
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.training.options import OptimOptions
 from fwi_i2sb.training.run_dir import checkpoints
 from fwi_i2sb.inference.run import TrainedRun
 
@@ -45,11 +52,28 @@ def record(data, tmp_path) -> Path:
 # the working day
 
 def test_help_lists_the_commands_in_the_order_of_a_working_day():
-    shown = subprocess.run([sys.executable, "-c", "from fwi_i2sb.cli import main; main()", "--help"],
-        capture_output=True, text=True, check=True).stdout
+    shown = {subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
+        for module in ("fwi_i2sb", "fwi_i2sb.cli")}
+    [shown] = shown  # the same
     places = [shown.index(f"\n  {name} ")
-        for name in ("generate", "check", "convert", "train", "invert", "evaluate", "demo")]
+        for name in ("generate", "check", "convert", "train", "invert", "evaluate", "demo", "bench")]
     assert places == sorted(places)
+
+
+@pytest.mark.parametrize("module", ["fwi_i2sb", "fwi_i2sb.cli", "fwi_i2sb.train", "fwi_i2sb.bench"])
+def test_a_program_says_how_threads_wait_before_torch_is_loaded(module, tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("""
+import builtins, os, sys
+real = builtins.__import__
+def look(name, *rest, **named):
+    if name == "torch" and "torch" not in sys.modules: print("waits:", os.environ.get("OMP_WAIT_POLICY"), flush=True)
+    return real(name, *rest, **named)
+builtins.__import__ = look
+""")
+    env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(fwi_i2sb.__file__).parents[1])])
+    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, env=env, check=True)
+    assert done.stdout.startswith("waits: PASSIVE\n"), done.stdout[:200]
 
 
 def test_check_convert_train_on_original_files(fwi, originals, tmp_path):
@@ -102,6 +126,24 @@ def test_evaluate_writes_the_table_with_its_controls(fwi, mini, tmp_path):
 # bad input: one sentence, exit code 2, nothing left behind
 
 def test_unknown_command(refused): refused("trian", saying=("'trian'", "train"))
+
+
+def test_an_error_of_the_system_is_said_in_its_own_words(capsys):
+    for error, words in ((ConnectionRefusedError(111, "Connection refused"), "error: Connection refused\n"),
+            (OSError("no such device"), "error: no such device\n"),
+            (FileNotFoundError(2, "No such file", "map.npy"), "error: map.npy: No such file\n")):
+        def work(options): raise error
+        with pytest.raises(SystemExit) as stop: run_command(work, cli.CheckOptions, ["data"])
+        assert stop.value.code == 2 and capsys.readouterr().err == words
+
+
+def test_a_number_out_of_its_limits_is_refused_in_python_as_on_the_command_line(refused):
+    refused("convert", "data", "--family", "CurveVel_A", "--time-samples", 0,
+        saying=("--time-samples must be 1 or more (got 0)",))
+    for values, words in ((dict(ema=1.5), "--ema must be 1 or less"),
+            (dict(lr=float("nan")), "--lr must be a finite number"), (dict(num_itr=0), "--num-itr must be 1 or more"), (dict(lr_schedule="line"), "'step' or 'cosine'")):
+        with pytest.raises(InputError, match=words): OptimOptions(**values)
+        with pytest.raises(InputError, match=words): replace(OptimOptions(), **values)
 
 
 def test_missing_folder(refused, tmp_path):

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from fwi_i2sb import load_run
-from fwi_i2sb.explore import explore
+from fwi_i2sb.inference.widget import explore
 from fwi_i2sb.inference.explorer import Explorer, STAGES
 from fwi_i2sb.examples import mini_options
 from fwi_i2sb.core.errors import InputError

@@ -1,4 +1,4 @@
-"""Networks, methods, samplers and wave physics together: what has to hold for every baseline when the rooms meet."""
+"""Networks, methods, samplers and wave physics together: what has to hold for every baseline when the modules meet."""
 
 import pytest
 import torch
@@ -11,14 +11,14 @@ from fwi_i2sb.models.registry import MODELS
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.data.starting_models import linear_velocity
-from fwi_i2sb.methods.registry import build_method
+from fwi_i2sb.methods.registry import build_method, methods_of
 from fwi_i2sb.inference.validation_data import validation_records
 from fwi_i2sb.physics.filters import decimate
 from fwi_i2sb.physics.wave import simulate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FACTS = dict(shots=3, time_samples=70, receivers=24, map_size=(24, 26))
-PAIRS = [(model, method) for model in ("tiny", "inversionnet", "velocitygan") for method in MODELS[model].methods]
+PAIRS = [(model, method) for model in ("tiny", "inversionnet", "velocitygan") for method in methods_of(MODELS[model])]
 SEEDS = [3, (3, 1), (3, 2)]
 
 
@@ -38,7 +38,7 @@ def batch():
     g = torch.Generator().manual_seed(1)
     maps = [torch.randn(3, 1, 24, 26, generator=g) for _ in range(3)]
     return dict(zip(("x0", "x1", "noise"), maps)) | dict(
-        seismic=torch.randn(3, 3, 70, 24, generator=g), step=torch.tensor([3, 500, 990]),
+        seismic=torch.randn(3, 3, 70, 24, generator=g), t_index=torch.tensor([3, 500, 990]),
         keep=torch.tensor([1.0, 1.0, 0.0]), mix=torch.tensor([0.2, 0.5, 0.8]))
 
 
@@ -56,18 +56,18 @@ def test_losses_of_every_method_are_one_per_sample_and_reach_every_weight(pair, 
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
-def test_every_walk_is_its_own_whatever_the_batch(pair, methods, batch):
+def test_every_trajectory_is_its_own_whatever_the_batch(pair, methods, batch):
     method = methods[pair]
     net = method.net.eval()
     for sampler in method.samplers:
         settings = method.sampling_settings(sampler=sampler, nfe=3 if pair[1] in ("bridge", "ddpm") else None)
         before = torch.random.get_rng_state()
-        walk = lambda rows: list(method.sample(net, net.encode(batch["seismic"][rows]), batch["x1"][rows],
+        trajectory = lambda rows: list(method.sample(net, net.encode(batch["seismic"][rows]), batch["x1"][rows],
             seeds=SEEDS[rows], **settings))
-        states, alone = walk(slice(0, 3)), walk(slice(1, 2))
-        assert len(states) == settings["nfe"] and states[-1].step == 0 and states[-1].xt.shape == batch["x1"].shape
+        states, alone = trajectory(slice(0, 3)), trajectory(slice(1, 2))
+        assert len(states) == settings["nfe"] and states[-1].t_index == 0 and states[-1].xt.shape == batch["x1"].shape
         for one, of_three in zip(alone, states):
-            assert one.step == of_three.step
+            assert one.t_index == of_three.t_index
             torch.testing.assert_close(one.xt, of_three.xt[1:2], rtol=1e-3, atol=1e-3)
         assert torch.equal(before, torch.random.get_rng_state())
     net.train()

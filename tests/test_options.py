@@ -230,8 +230,8 @@ def the_numbers_reach_the_tracker(g):
         assert g.fwi("train", *arguments(g.data, g.tmp, writer, "--num-itr", 5, "--log-writer", writer)).code == 0
         if writer == "mlflow": assert len(TRACKED[writer](run)) == 5  # continued in the same MLflow run
     assert not (g.trained("silent", "--log-writer", "none") / "logs").exists()
-    g.monkeypatch.setattr(opt.importlib.util, "find_spec", lambda name: None)
-    g.refused("train", *arguments(g.data, g.tmp, "missing", "--log-writer", "wandb"), saying=("pip install wandb",))
+    g.monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    g.refused("train", *arguments(g.data, g.tmp, "missing", "--log-writer", "wandb"), saying=("fwi_i2sb[track]",))
 
 
 def in_tensorboard(run):

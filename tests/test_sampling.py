@@ -1,4 +1,4 @@
-"""Start, bridge, network, sampler and metrics together: what has to hold when the rooms meet."""
+"""Start, bridge, network, sampler and metrics together: what has to hold when the modules meet."""
 
 import json
 import subprocess
@@ -13,7 +13,7 @@ from fwi_i2sb.metrics.accuracy import Summary
 from fwi_i2sb.models.unet import build_network
 from fwi_i2sb.data.scale import OPENFWI_SCALE
 from fwi_i2sb import load_run
-from fwi_i2sb.diffusion.sampling import predictor, run_sampler, sample, sampler_settings, SAMPLERS, step_sequence
+from fwi_i2sb.diffusion.sampling import predictor, run_sampler, sample, sampler_settings, SAMPLERS, t_sequence
 from fwi_i2sb.data.starting_models import fit_linear, parse_start, Start
 from fwi_i2sb.inference.validation_data import validation_records
 
@@ -43,8 +43,8 @@ def published_variances(beta_max=0.3, n=1000):
     return np.cumsum(np.concatenate([root, root[::-1]]) ** 2)
 
 
-def published_walk(x1, oracle, nfe, n=1000):
-    "The deterministic walk of arXiv 2302.05872 in NumPy, from its equations, without the package."
+def published_trajectory(x1, oracle, nfe, n=1000):
+    "The deterministic trajectory of arXiv 2302.05872 in NumPy, from its equations, without the package."
     fwd = published_variances()
     steps = [int(np.rint(k * (n - 1) / nfe)) for k in range(nfe, -1, -1)]
     x = x1.astype(np.float64)
@@ -56,20 +56,20 @@ def published_walk(x1, oracle, nfe, n=1000):
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("nfe", [1, 2, 5, 10, 999])
-def test_deterministic_walk_is_the_published_one(nfe, device):
+def test_deterministic_sampler_is_the_published_one(nfe, device):
     x1 = np.random.default_rng(1).uniform(-1, 1, (2, 1, 6, 5))
-    curve = lambda x, step: 0.3 * np.tanh(x) + step / 2000
-    mine = run_sampler(Bridge(), lambda x, step: 0.3 * x.tanh() + step / 2000, torch.tensor(x1, device=device),
+    curve = lambda x, t_index: 0.3 * np.tanh(x) + t_index / 2000
+    mine = run_sampler(Bridge(), lambda x, t_index: 0.3 * x.tanh() + t_index / 2000, torch.tensor(x1, device=device),
         nfe=nfe, ot_ode=True)
-    np.testing.assert_allclose(mine.cpu(), published_walk(x1, curve, nfe), atol=1e-12)
-    single = run_sampler(Bridge(), lambda x, step: 0.3 * x.tanh() + step / 2000,
+    np.testing.assert_allclose(mine.cpu(), published_trajectory(x1, curve, nfe), atol=1e-12)
+    single = run_sampler(Bridge(), lambda x, t_index: 0.3 * x.tanh() + t_index / 2000,
         torch.tensor(x1, dtype=torch.float32, device=device), nfe=nfe, ot_ode=True)
     assert single.dtype == torch.float32
-    np.testing.assert_allclose(single.cpu(), published_walk(x1, curve, nfe), atol=1e-6)
+    np.testing.assert_allclose(single.cpu(), published_trajectory(x1, curve, nfe), atol=1e-6)
 
 
-def implicit_walk(x1, oracle, steps, eta, order, noises):
-    "The walk of arXiv 2405.15885 in NumPy, as increments of y = (x - a x1) / c over kappa = b / c, with given noise."
+def implicit_trajectory(x1, oracle, steps, eta, order, noises):
+    "The trajectory of arXiv 2405.15885 in NumPy, as increments of y = (x - a x1) / c over kappa = b / c, with given noise."
     u = published_variances()
     a, kappa = u / u[-1], np.sqrt(1 / u - 1 / u[-1])
     x, before = x1, None
@@ -96,15 +96,15 @@ def implicit_walk(x1, oracle, steps, eta, order, noises):
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("eta, order, spacing",
     [(0, 1, "even"), (0.4, 1, "log"), (1, 1, "even"), (0, 2, "log"), (0, 2, "even")])
-def test_implicit_walk_is_that_of_its_equations(eta, order, spacing, device):
+def test_implicit_trajectory_is_that_of_its_equations(eta, order, spacing, device):
     x1 = np.random.default_rng(1).uniform(-1, 1, (1, 1, 6, 5))
     generator = np.random.default_rng((4, 2))
     noises = [generator.standard_normal(x1.shape[1:], dtype=np.float32)[None] for _ in range(4)]
-    mine = run_sampler(Bridge(), lambda x, step: 0.3 * x.tanh() + step / 2000, torch.tensor(x1, device=device), nfe=5,
-        eta=eta, order=order, spacing=spacing, seeds=[(4, 2)])
-    walk = implicit_walk(x1, lambda x, step: 0.3 * np.tanh(x) + step / 2000, step_sequence(1000, 5, spacing),
-        eta, order, noises)
-    np.testing.assert_allclose(mine.cpu(), walk, atol=1e-6)
+    mine = run_sampler(Bridge(), lambda x, t_index: 0.3 * x.tanh() + t_index / 2000,
+        torch.tensor(x1, device=device), nfe=5, eta=eta, order=order, spacing=spacing, seeds=[(4, 2)])
+    expected = implicit_trajectory(x1, lambda x, t_index: 0.3 * np.tanh(x) + t_index / 2000,
+        t_sequence(1000, 5, spacing), eta, order, noises)
+    np.testing.assert_allclose(mine.cpu(), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("encoder", ["resize", "patch"])
@@ -122,26 +122,26 @@ def test_guidance_with_a_real_network(maps, encoder, w, calls):
     if calls == 1: assert torch.equal(x0, with_ if w else without)
 
 
-def test_unconditional_network_walks_without_seismic(maps):
+def test_unconditional_network_samples_without_seismic(maps):
     net = network(conditional=False)
     states = list(sample(Bridge(), predictor(Bridge(), net, None), OPENFWI_SCALE.normalize(maps), nfe=3,
         seeds=range(6)))
-    assert [s.step for s in states] == step_sequence(1000, 3)[1:]
+    assert [s.t_index for s in states] == t_sequence(1000, 3)[1:]
     assert states[-1].xt.shape == maps.shape and states[-1].xt.isfinite().all()
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("sampler, pred_x0", [*((name, True) for name in SAMPLERS), ("sde", False)])
 def test_chain_does_not_depend_on_batches(maps, sampler, pred_x0, device):
-    "Start, network, walk and metrics of six records at once, and in two unequal parts."
+    "Start, network, sampler and metrics of six records at once, and in two unequal parts."
     net, bridge, seismic = network().to(device), Bridge(), torch.randn(6, 5, 250, 30, device=device)
     start = Start(parse_start("blur-openfwi_custom:0.5,linear:0.5"), linear=fit_linear([maps]))
 
     def invert(rows):
         keys = [(0, r) for r in range(6)][rows]
         x1 = start(OPENFWI_SCALE.normalize(maps[rows]).to(device), [(*key, 3) for key in keys])
-        guess = predictor(bridge, net, net.encode(seismic[rows]), w=1.0, pred_x0=pred_x0, clip_denoise=True)
-        return run_sampler(bridge, guess, x1, nfe=4, seeds=[(*key, 5) for key in keys], **sampler_settings(sampler))
+        predict_x0 = predictor(bridge, net, net.encode(seismic[rows]), w=1.0, pred_x0=pred_x0, clip_denoise=True)
+        return run_sampler(bridge, predict_x0, x1, nfe=4, seeds=[(*key, 5) for key in keys], **sampler_settings(sampler))
 
     whole, parts = invert(slice(0, 6)), [invert(slice(0, 4)), invert(slice(4, 6))]
     torch.testing.assert_close(whole, torch.cat(parts), rtol=0, atol=1e-4 if device == "cuda" else 1e-5)
@@ -164,7 +164,7 @@ def test_torch_generator_is_left_alone(maps):
     "Keyed draws must not move the global random state, or resuming a training would."
     before = torch.random.get_rng_state()
     x1 = Start(parse_start("blur-openfwi_custom"))(OPENFWI_SCALE.normalize(maps), range(6))
-    run_sampler(Bridge(), lambda xt, step: xt, x1, nfe=3, seeds=range(6))
+    run_sampler(Bridge(), lambda xt, t_index: xt, x1, nfe=3, seeds=range(6))
     assert torch.equal(before, torch.random.get_rng_state())
 
 
@@ -174,7 +174,7 @@ def test_seeds_give_the_same_maps_in_another_process(maps):
             "run_sampler; from fwi_i2sb.data.starting_models import Start, parse_start\n"
             "x0 = torch.linspace(-1, 1, 96).reshape(2, 1, 8, 6)\n"
             "x1 = Start(parse_start('blur-openfwi_custom:0.5,linear:1500:4000:0.5'))(x0, [(0, 1), 7])\n"
-            "x = run_sampler(Bridge(), lambda xt, step: x0, x1, nfe=5, seeds=[(0, 2), 8])\n"
+            "x = run_sampler(Bridge(), lambda xt, t_index: x0, x1, nfe=5, seeds=[(0, 2), 8])\n"
             "print(x.double().sum().item().hex())")
     answers = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
         for _ in range(2)}

@@ -8,7 +8,7 @@ __all__ = ['CASES', 'BenchOptions', 'selected', 'bench', 'headline', 'to_json', 
 # %% ../../nbs/12_bench/03_bench.ipynb #c0de3f03
 import os
 
-if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, see `13_cli/02_main`
+if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
 # %% ../../nbs/12_bench/03_bench.ipynb #4a31123a
 import json, time

@@ -33,7 +33,7 @@ def _batch(setting, n=2):
     generator = torch.Generator().manual_seed(0)
     normal = lambda *shape: torch.randn(n, *shape, generator=generator)
     batch = dict(x0=normal(1, 70, 70), x1=normal(1, 70, 70), noise=normal(1, 70, 70), seismic=normal(5, 250, 70),
-                 step=torch.randint(1000, (n,), generator=generator), keep=torch.ones(n))
+                 t_index=torch.randint(1000, (n,), generator=generator), keep=torch.ones(n))
     return {name: values.to(setting.device) for name, values in batch.items()}
 
 # %% ../../nbs/12_bench/02_network.ipynb #e1a46faa
@@ -49,7 +49,7 @@ def _autocast(setting, precision): return torch.autocast(setting.device, torch.b
 @torch.no_grad()
 def _answer(setting, net, batch, precision="fp32"):
     "The network's maps for a batch."
-    with _autocast(setting, precision): return net(batch["x0"], batch["step"].float(), net.encode(batch["seismic"]))
+    with _autocast(setting, precision): return net(batch["x0"], batch["t_index"].float(), net.encode(batch["seismic"]))
 
 # %% ../../nbs/12_bench/02_network.ipynb #82c56ef1
 def _training(setting, net, precision="fp32", compiled=False):
@@ -76,7 +76,7 @@ def resolution(setting: Setting) -> Result:
 
     def check():
         with torch.no_grad():
-            by_hand = native(resize(one["x0"], 256), one["step"].float(), large.encode(one["seismic"]))
+            by_hand = native(resize(one["x0"], 256), one["t_index"].float(), large.encode(one["seismic"]))
         return compare(_answer(setting, large, one), resize(by_hand, 70), within=1e-5)
 
     return trial(setting, "step: unet_ch32 at 256 or native", *(_training(setting, net) for net in (large, native)),
@@ -132,7 +132,7 @@ def attention_block(setting: Setting) -> Result:
 def attention_network(setting: Setting) -> Result:
     "All of `unet_ch16` at image size 256."
     net, batch = _network(setting, "unet_ch16", image_size=256), _batch(setting)
-    return _attention(setting, "step: unet_ch16 at 256, its attention", net, batch["x0"], batch["step"].float(),
+    return _attention(setting, "step: unet_ch16 at 256, its attention", net, batch["x0"], batch["t_index"].float(),
                       net.encode(batch["seismic"]),
                       reason="most of the step with fused attention is convolutions, which no attention kernel "
                       "makes cheaper")
@@ -176,7 +176,7 @@ def compiled(setting: Setting) -> Result:
     net, batch = _network(setting, "unet_ch16"), _batch(setting)
 
     def check():
-        fast = torch.compile(net)(batch["x0"], batch["step"].float(), net.encode(batch["seismic"]))
+        fast = torch.compile(net)(batch["x0"], batch["t_index"].float(), net.encode(batch["seismic"]))
         if not torch._dynamo.utils.counters["stats"]["unique_graphs"]: raise WrongOutput("nothing was compiled")
         return compare(_answer(setting, net, batch), fast, within=1e-4)
 
@@ -187,7 +187,7 @@ def compiled(setting: Setting) -> Result:
 def validation(setting: Setting) -> Result:
     "Network calls of one validation sample."
     calls = []
-    run_sampler(Bridge(), lambda xt, step: calls.append(step) or xt, torch.zeros(1, 1, 8, 8),
+    run_sampler(Bridge(), lambda xt, t_index: calls.append(t_index) or xt, torch.zeros(1, 1, 8, 8),
         nfe=BridgeMethod.nfe, seeds=[0])
     return Result("sample: validation, network calls", 999 / 10, (999,), (len(calls),), "calls",
         "counted while sampling")

@@ -106,7 +106,7 @@ def wake(
     net: torch.nn.Module,  # changed in place, and returned
     seed: int = 0,  # of the new values
 ) -> torch.nn.Module:
-    "Fill every parameter that is zero throughout with normal numbers of standard deviation 0.05, so that every layer counts."
+    "Fill every parameter that is zero throughout with normal numbers of deviation 0.05, so that every layer counts."
     generator = torch.Generator().manual_seed(seed)
     for parameter in net.parameters():
         if not parameter.any(): parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))

@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from .errors import InputError
+from .registry import import_plugin
 
 # %% ../../nbs/A0_core/02_commands.ipynb #48eee16e
 Count = Annotated[int, Field(ge=1)]
@@ -49,7 +50,7 @@ def flag_of(name: str) -> str: return "--" + {"plugin": "import"}.get(name, name
 # %% ../../nbs/A0_core/02_commands.ipynb #c0de2f02
 @dataclass_transform(frozen_default=True)
 def option_group(cls: type) -> type:
-    "Make a class a frozen dataclass whose values are checked against their types and limits. Raises `InputError` when one is wrong."
+    "A frozen dataclass whose values are checked against their types and limits; a wrong one raises `InputError`."
     made = pydantic_dataclass(cls, frozen=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))
     checked = made.__init__
 
@@ -62,6 +63,13 @@ def option_group(cls: type) -> type:
     return made
 
 # %% ../../nbs/A0_core/02_commands.ipynb #2eaf4314
+def _plugin_of(argv: list[str]) -> str | None:
+    "The file of --import on a command line that is not parsed yet: its names belong into the help."
+    given = [word.removeprefix("--import=") for before, word in zip(["", *argv], argv)
+        if before == "--import" or word.startswith("--import=")]
+    return given[-1] if given else None
+
+
 class _Refused(Exception):
     "Passes through tyro, which frames every `ValueError`."
 
@@ -71,9 +79,14 @@ def parse(
     argv: list[str] | None = None,  # command line without the program's name; default: sys.argv
     prog: str | None = None,  # name shown by --help
 ):
-    "Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike. Raises `InputError` for a value out of its limits."
+    """Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike.
+
+    Raises `InputError` for a value out of its limits."""
+    argv = sys.argv[1:] if argv is None else argv
+    if "--help" in argv: import_plugin(_plugin_of(argv))
     before = _refusal.set(_Refused)
-    try: return tyro.cli(tyro.conf.OmitArgPrefixes[options_type], args=argv, prog=prog, description=options_type.__doc__)
+    flat = tyro.conf.OmitArgPrefixes[options_type]
+    try: return tyro.cli(flat, args=argv, prog=prog, description=options_type.__doc__)
     except _Refused as error: raise InputError(str(error)) from None
     finally: _refusal.reset(before)
 
@@ -91,7 +104,10 @@ def _rows(group: type) -> list[str]:
     rows = [f"**{group.__doc__}**", "", "| option | default | meaning |", "|---|---|---|"]
     for f in dataclasses.fields(group):
         default = "required" if f.default is dataclasses.MISSING else "" if f.default is None else f"`{f.default}`"
-        rows.append(f"| `{flag_of(f.name)}` | {default} | {comments[f.name].replace('|', chr(92) + '|')} |")
+        names = [named.help_behavior_hint(f.default) for named in getattr(f.type, "__metadata__", ())
+            if callable(getattr(named, "help_behavior_hint", None))]
+        meaning = " ".join([comments[f.name], *names]).replace("|", chr(92) + "|")
+        rows.append(f"| `{flag_of(f.name)}` | {default} | {meaning} |")
     return rows
 
 # %% ../../nbs/A0_core/02_commands.ipynb #0ccb4369
@@ -101,7 +117,9 @@ def options_to_dict(options) -> dict:
 
 # %% ../../nbs/A0_core/02_commands.ipynb #efe75455
 def options_from_dict(options_type: type, values: dict):
-    "The inverse of `options_to_dict`. Raises `InputError` for an unknown name, and for a value of another type or out of its limits."
+    """The inverse of `options_to_dict`.
+
+    Raises `InputError` for an unknown name, and for a value of another type or out of its limits."""
     kinds = get_type_hints(options_type)
     if extra := set(values) - set(kinds):
         raise InputError(f"config has the unknown option {sorted(extra)[0]!r}: it was written by another version")
@@ -119,7 +137,7 @@ def _typed(name, kind, value):
 # %% ../../nbs/A0_core/02_commands.ipynb #f7cc6dbb
 @contextlib.contextmanager
 def exit_codes():
-    "One sentence on stderr and an exit code: 2 for an `InputError` or `OSError`, 1 for a process that died, 130 for Ctrl-C."
+    "One sentence on stderr and an exit code: 2 for an `InputError` or `OSError`, 1 for a dead process, 130 for Ctrl-C."
     try: yield
     except (InputError, ChildProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

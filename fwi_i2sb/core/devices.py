@@ -21,7 +21,9 @@ def resolve_device(device: str) -> str:
 
 # %% ../../nbs/A0_core/04_devices.ipynb #94d283bb
 def resolve_precision(precision: str, device: str) -> str:
-    "`auto` as 'bf16' or 'fp32': bf16 on GPUs and processors that compute in it (AVX512-BF16, AMX). Raises `InputError` for a GPU without it."
+    """`auto` as 'bf16' or 'fp32': bf16 on GPUs and processors that compute in it (AVX512-BF16, AMX).
+
+    Raises `InputError` for a GPU without it."""
     if precision == "bf16" and device == "cuda" and not torch.cuda.is_bf16_supported():
         raise InputError("--precision bf16: this GPU does not compute in it")
     if precision != "auto": return precision

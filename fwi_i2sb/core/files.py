@@ -91,7 +91,7 @@ def check_writable(
 
 # %% ../../nbs/A0_core/01_files.ipynb #f8048e0e
 def _take(folder: Path, wait: bool) -> tuple[filelock.FileLock, int]:
-    "The lock of a folder, held, and its file descriptor; the folder is made. Raises `filelock.Timeout` if another holds it and `wait` is false."
+    "The lock of a folder, held, and its file descriptor; the folder is made. Raises `Timeout` where `wait` is false."
     descriptors = []
     lock = filelock.FileLock(Path(folder) / ".lock", thread_local=False, on_acquired=descriptors.append)
     while True:
@@ -118,7 +118,7 @@ def locked(
 
 # %% ../../nbs/A0_core/01_files.ipynb #fa948b21
 class Claim:
-    "A folder's lock, held until `close`, the end of the `with` block or of the process, and by whoever inherits the file descriptor `fileno()`."
+    "A folder's lock: held until `close`, the end of the `with` block or of all processes that have its `fileno()`."
 
     def __init__(self, lock: filelock.FileLock, descriptor: int): self.lock, self.descriptor = lock, descriptor
     def __enter__(self): return self

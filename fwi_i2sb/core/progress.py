@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 # %% ../../nbs/A0_core/03_progress.ipynb #73b59e6c
 @contextlib.contextmanager
 def progress_bar(name: str, unit: str = "it", every: float = 20.0):
-    "A callback `progress(done, total)`: a bar with rate and time left on a terminal, else a line every `every` seconds."
+    "A callback `progress(done, total)`: a bar with rate and time left on a terminal, else a line each `every` seconds."
     bar, began, told = (tqdm(desc=name, unit=unit, disable=not sys.stderr.isatty()), time.monotonic(),
         [time.monotonic(), None])
 

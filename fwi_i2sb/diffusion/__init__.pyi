@@ -3,4 +3,4 @@
 from .bridge import Bridge as Bridge
 from .ddpm import Diffusion as Diffusion
 from .gaussian_mixture import GaussianMixtureBridge as GaussianMixtureBridge
-from .sampling import TrajectoryPoint as TrajectoryPoint, sample as sample, step_sequence as step_sequence
+from .sampling import TrajectoryPoint as TrajectoryPoint, sample as sample, t_sequence as t_sequence

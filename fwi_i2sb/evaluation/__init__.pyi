@@ -1,5 +1,4 @@
 "The evaluation card of a run."
 
-from .card import markdown as markdown, table as table
-from .card_figure import card_figure as card_figure
+from .card import Tally as Tally, markdown as markdown, table as table
 from .evaluate import EvaluateOptions as EvaluateOptions

@@ -199,7 +199,7 @@ def _state(explorer, walk, call) -> bytes:
     if call < 1: raise InputError(f"network call {call} does not exist: they count from 1")
     call = min(call, len(walk))
     state = walk[call - 1]
-    maps = {f"guess in call {call} of {len(walk)}": state.x0, f"next state, step {state.step}": state.xt}
+    maps = {f"guess in call {call} of {len(walk)}": state.x0, f"next state, step {state.t_index}": state.xt}
     return plot.png(_settled(explorer, "state", plot.plot_maps(maps, survey=explorer.run.survey, size=2.6)))
 
 # %% ../../nbs/08_inference/04_explorer.ipynb #aabd410d

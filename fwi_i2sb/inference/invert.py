@@ -162,7 +162,7 @@ def _walk(run, seismic, x1, jobs, numbers, how, seed, batch_size, progress=None)
         rows, seeds = [r for r, _ in part], [(seed, numbers[r], k, STREAMS["sample"]) for r, k in part]
         walk = run.method.sample(run.net, conds[rows] if run.net.conditional else None, x1[rows].to(run.device),
             seeds=seeds, **how)
-        yield (TrajectoryPoint(state.step, state.xt.cpu(), state.x0.cpu()) for state in walk)
+        yield (TrajectoryPoint(state.t_index, state.xt.cpu(), state.x0.cpu()) for state in walk)
         if progress: progress(first + len(part), len(jobs))
 
 
@@ -180,7 +180,7 @@ def states(
     x1 = OPENFWI_SCALE.normalize(starting_models(run, start, d, numbers, truth, seed))
     walks = _walk(run, run.family.pressure.normalize(d), x1, [(r, sample) for r in range(len(d))], numbers,
         how, seed, len(d))
-    return [TrajectoryPoint(state.step, OPENFWI_SCALE.denormalize(state.xt), OPENFWI_SCALE.denormalize(state.x0))
+    return [TrajectoryPoint(state.t_index, OPENFWI_SCALE.denormalize(state.xt), OPENFWI_SCALE.denormalize(state.x0))
         for walk in walks for state in walk]
 
 

@@ -16,7 +16,7 @@ from torch import nn
 # %% ../../nbs/08_inference/00_run.ipynb #8e845680
 from ..diffusion.bridge import Bridge
 from ..core.devices import resolve_device
-from ..models.registry import import_plugin
+from ..core.registry import import_plugin
 from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
 from ..core.files import open_npy

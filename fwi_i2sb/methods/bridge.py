@@ -7,17 +7,12 @@ __all__ = ['disturb', 'BridgeMethod']
 
 # %% ../../nbs/06_methods/03_bridge.ipynb #6e344cd1
 import torch
-from ..diffusion.sampling import noise_source
-from ..diffusion.sampling import STREAMS
+
+from ..core.registry import method_of
+from ..diffusion.bridge import Bridge, Preconditioned
+from ..diffusion.sampling import noise_source, predictor, sample, sampler_settings, SAMPLERS, STREAMS, t_sequence
 from .base import Method
-from ..diffusion.sampling import SAMPLERS
-from ..diffusion.bridge import Preconditioned
-from ..diffusion.bridge import Bridge
 from .losses import sample_loss
-from ..diffusion.sampling import step_sequence
-from ..diffusion.sampling import sampler_settings
-from ..diffusion.sampling import predictor
-from ..diffusion.sampling import sample
 
 # %% ../../nbs/06_methods/03_bridge.ipynb #2b3798cd
 def disturb(
@@ -33,40 +28,41 @@ def disturb(
 class BridgeMethod(Method):
     "Image-to-image Schrödinger bridge (arXiv 2302.05872, 2506.15346)."
 
-    samplers, nfe = tuple(SAMPLERS), 5
+    name, about, nfe = "bridge", "Schrödinger bridge from the starting model", 5
+    uses = (*Method.uses, "interval", "pred_x0", "clip_denoise", "step_power",
+            "t0", "T", "beta_max", "ot_ode", "precondition", "base_noise")
 
-    def __init__(self, method, model, options, shapes, moments=None):
-        super().__init__(method, model, options, shapes)
+    def __init__(self, model, options, shapes, moments=None):
+        super().__init__(model, options, shapes)
         schedule = dict(n_steps=options.interval, t0=options.t0, t_end=options.T, beta_max=options.beta_max)
         if options.precondition: moments = moments[0], moments[1] + options.base_noise**2, moments[2]
         self.bridge = (Preconditioned(moments, **schedule, ot_ode=options.ot_ode) if options.precondition
             else Bridge(**schedule))
-        self.names_x0 = options.pred_x0 and not options.precondition
-        if options.ot_ode: self.samplers = ("ode", *(name for name in SAMPLERS if name != "ode"))
+        self.predicts_x0 = options.pred_x0 and not options.precondition
+        first = ("ode",) if options.ot_ode else ()
+        self.samplers = (*first, *(name for name in SAMPLERS if name not in first))
 
-    def loss(self, denoise_, batch):
-        "Error of the network's answer on the bridge, per sample."
-        x0, step, keep = batch["x0"], batch["step"], batch["keep"]
-        xt = self.bridge.q_sample(step, x0, batch["x1"], ot_ode=self.options.ot_ode, noise=batch["noise"])
-        answer = denoise_(xt, self.bridge.network_time(step, xt), batch["seismic"], keep)
-        return sample_loss(answer, x0 if self.names_x0 else self.bridge.target(step, x0, xt), keep, self.options)
+    def check_nfe(self, nfe):
+        t_sequence(self.options.interval, nfe)
+        return nfe
+
+    def noise_share(self, sampler, eta): return sampler_settings(sampler, eta)["eta"]
+
+    def stochastic(self, sampler, nfe):
+        return nfe > 1 and not SAMPLERS[sampler].get("ot_ode") or self.options.base_noise > 0
+
+    @torch.no_grad()
+    def sample(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
+        predict = predictor(self.bridge, net, cond, w=w, pred_x0=self.predicts_x0, clip_denoise=clip)
+        settings = sampler_settings(sampler, eta if sampler == "dbim" else None)
+        x1 = disturb(x1, self.options.base_noise, seeds)
+        yield from sample(self.bridge, predict, x1, nfe=nfe, seeds=seeds, **settings)
 
 # %% ../../nbs/06_methods/03_bridge.ipynb #c30a11d2
-def _check_steps(self, nfe):
-    step_sequence(self.options.interval, nfe)
-    return nfe
-
-def _bridge_share(self, sampler, eta): return sampler_settings(sampler, eta)["eta"]
-
-@torch.no_grad()
-def _bridge_walk(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
-    predict = predictor(self.bridge, net, cond, w=w, pred_x0=self.names_x0, clip_denoise=clip)
-    settings = sampler_settings(sampler, eta if sampler == "dbim" else None)
-    yield from sample(self.bridge, predict, disturb(x1, self.options.base_noise, seeds), nfe=nfe,
-        seeds=seeds, **settings)
-
-def _bridge_stochastic(self, sampler, nfe):
-    return nfe > 1 and not SAMPLERS[sampler].get("ot_ode") or self.options.base_noise > 0
-
-BridgeMethod.check_nfe, BridgeMethod.noise_share, BridgeMethod.sample, BridgeMethod.stochastic = (_check_steps,
-    _bridge_share, _bridge_walk, _bridge_stochastic)
+@method_of(BridgeMethod)
+def loss(self, denoise_, batch):
+    "Error of the network's answer on the bridge, per sample."
+    x0, t_index, keep = batch["x0"], batch["t_index"], batch["keep"]
+    xt = self.bridge.q_sample(t_index, x0, batch["x1"], ot_ode=self.options.ot_ode, noise=batch["noise"])
+    answer = denoise_(xt, self.bridge.network_time(t_index, xt), batch["seismic"], keep)
+    return sample_loss(answer, x0 if self.predicts_x0 else self.bridge.target(t_index, x0, xt), keep, self.options)

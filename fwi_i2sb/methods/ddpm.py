@@ -7,46 +7,58 @@ __all__ = ['DDPMMethod']
 
 # %% ../../nbs/06_methods/04_ddpm.ipynb #4d38f0a2
 import torch
-from .base import Method
-from ..diffusion.ddpm import DDPM_SAMPLERS
-from ..diffusion.ddpm import Diffusion
-from .losses import sample_loss
+
 from ..core.errors import InputError
-from ..diffusion.sampling import predictor
-from ..diffusion.ddpm import denoise
-from .bridge import _check_steps
+from ..core.registry import method_of
+from ..diffusion.ddpm import DDPM_SAMPLERS, denoise, Diffusion
+from ..diffusion.sampling import predictor, t_sequence
+from .base import Method
+from .losses import sample_loss
 
 # %% ../../nbs/06_methods/04_ddpm.ipynb #aa7a88fe
 class DDPMMethod(Method):
     "Conditional denoising diffusion (arXiv 2006.11239, 2010.02502) with start and seismic as condition."
 
-    samplers, nfe, maps = tuple(DDPM_SAMPLERS), 20, 2
+    name, about, nfe, maps = "ddpm", "conditional diffusion from noise", 20, 2
+    uses = (*Method.uses, "interval", "pred_x0", "clip_denoise", "step_power")
 
-    def __init__(self, method, model, options, shapes, moments=None):
-        super().__init__(method, model, options, shapes)
-        self.diffusion = Diffusion(options.interval)
+    def __init__(self, model, options, shapes, moments=None):
+        super().__init__(model, options, shapes)
+        self.diffusion, self.samplers = Diffusion(options.interval), tuple(DDPM_SAMPLERS)
 
-    clips = property(lambda self: self.options.clip_denoise or not self.options.pred_x0)
+    @property
+    def clips(self): return self.options.clip_denoise or not self.options.pred_x0
 
     def loss(self, denoise_, batch):
         "Error of the network's answer in noise, per sample."
-        x0, step, keep = batch["x0"], batch["step"], batch["keep"]
-        xt = self.diffusion.q_sample(step, x0, batch["noise"])
-        answer = denoise_(torch.cat([xt, batch["x1"]], 1), self.diffusion.network_time(step, xt),
+        x0, t_index, keep = batch["x0"], batch["t_index"], batch["keep"]
+        xt = self.diffusion.q_sample(t_index, x0, batch["noise"])
+        answer = denoise_(torch.cat([xt, batch["x1"]], 1), self.diffusion.network_time(t_index, xt),
             batch["seismic"], keep)
         return sample_loss(answer, x0 if self.options.pred_x0 else batch["noise"], keep, self.options)
 
 # %% ../../nbs/06_methods/04_ddpm.ipynb #5afe173d
-def _diffusion_share(self, sampler, eta):
+@method_of(DDPMMethod)
+def check_nfe(self, nfe):
+    t_sequence(self.options.interval, nfe)
+    return nfe
+
+
+@method_of(DDPMMethod)
+def noise_share(self, sampler, eta):
     if eta is not None and sampler != "ddim":
         raise InputError(f"sampler {sampler} has no eta to set: leave it out, or take the sampler ddim")
     return DDPM_SAMPLERS[sampler] if eta is None else eta
 
+
+@method_of(DDPMMethod)
+def stochastic(self, sampler, nfe): return True
+
+# %% ../../nbs/06_methods/04_ddpm.ipynb #f6e186fa
+@method_of(DDPMMethod)
 @torch.no_grad()
-def _diffusion_walk(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
+def sample(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
     def beside(xt, t, c): return net(torch.cat([xt, x1.repeat(len(xt) // len(x1), 1, 1, 1)], 1), t, c)
+
     predict = predictor(self.diffusion, beside, cond, w=w, pred_x0=self.options.pred_x0, clip_denoise=clip)
     yield from denoise(self.diffusion, predict, x1, nfe=nfe, eta=eta, seeds=seeds)
-
-DDPMMethod.check_nfe, DDPMMethod.noise_share, DDPMMethod.sample = _check_steps, _diffusion_share, _diffusion_walk
-DDPMMethod.stochastic = lambda self, sampler, nfe: True

@@ -6,20 +6,19 @@
 __all__ = ['ModelOptions']
 
 # %% ../../nbs/06_methods/01_options.ipynb #0bd9ce4b
-from typing import Literal
-
 from ..core.commands import Count, NonNegative, option_group, Share
+from ..core.registry import named
 
 # %% ../../nbs/06_methods/01_options.ipynb #fe3b6de2
 @option_group
 class ModelOptions:
     "The network, and what it learns."
-    model: str = "unet_ch32"  # network: tiny, unet_ch16, unet_ch32, unet_ch64, inversionnet, velocitygan, or one of --import
-    method: str | None = None  # what is learnt: bridge, ddpm, regression, gan; default: the network's first, for a U-Net the bridge
-    encoder: str = "resize"  # how the seismic enters: resize, patch, conv
+    model: named("model") = "unet_ch32"  # the network
+    method: named("method", str | None) = None  # what is learnt; default: the network's first, for a U-Net the bridge
+    encoder: named("encoder") = "resize"  # how the seismic enters
     conditional: bool = True  # --no-conditional leaves the seismic out of the network
     image_size: Count | None = None  # side of the square the network works on; default native (published: 256)
-    corrupt: str = "blur-openfwi_custom"  # starting model(s) x1: blur-openfwi_custom, blur-openfwi_benchmark, linear[:TOP:BOTTOM], file:MAP.npy, or NAME:WEIGHT,NAME:WEIGHT
+    corrupt: named("starting model") = "blur-openfwi_custom"  # starting model(s) x1: NAME[:SETTING...], or NAME:WEIGHT,...
     t0: float = 1e-4  # first time of the network's clock
     T: float = 1.0  # last time of the network's clock
     interval: int = 1000  # number of discrete steps of the bridge, even
@@ -29,10 +28,10 @@ class ModelOptions:
     pred_x0: bool = True  # the network predicts x0 itself instead of (xt - x0) / std (published default: off)
     ot_ode: bool = False  # no noise in the bridge: the optimal-transport limit, deterministic sampling
     clip_denoise: bool = False  # clip the predicted map to [-1, 1] at every sampling step
-    loss: Literal["l2", "l1"] = "l2"  # squared or absolute error; l2 aims at the mean of what is possible, l1 at the median
-    step_power: NonNegative = 0.0  # training steps are drawn with a density that grows as step ** POWER: more near the starting model
-    precondition: bool = False  # with --pred-x0: the network predicts what a linear guess of x0 from xt leaves over, at unit size
+    loss: named("loss") = "l2"  # pointwise loss: l2 aims at the mean of what is possible, l1 at the median
+    step_power: NonNegative = 0.0  # training draws t_index with a density ~ t_index ** POWER: more near the starting model
+    precondition: bool = False  # with --pred-x0: the network predicts what a linear x0 estimate leaves over, at unit size
     base_noise: NonNegative = 0.0  # standard deviation of noise added to the starting model, on [-1, 1]: more diverse samples
     n_critic: Count = 5  # gan: steps of the critic per step of the generator
     gp_weight: NonNegative = 10.0  # gan: weight of the critic's gradient penalty
-    pixel_weight: NonNegative = 100.0  # gan: weight of the generator's absolute and squared error, against 1 for the critic's verdict
+    pixel_weight: NonNegative = 100.0  # gan: weight of the generator's absolute and squared error, against 1 for the critic

@@ -2,5 +2,5 @@
 
 from .encoders import build_encoder as build_encoder
 from .inversionnet import InversionNet as InversionNet
-from .registry import build_net as build_net, model_sizes as model_sizes
+from .registry import MODELS as MODELS, build_net as build_net, register as register
 from .unet import ConditionalUNet as ConditionalUNet, build_network as build_network

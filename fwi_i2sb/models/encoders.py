@@ -11,7 +11,8 @@ import math
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import InputError, unknown
+from ..core.errors import InputError
+from ..core.registry import Registry
 
 # %% ../../nbs/04_models/00_encoders.ipynb #1b662664
 def grid_size(
@@ -82,11 +83,10 @@ class _Conv(nn.Module):
         return F.interpolate(seismic, size=self.grid, mode="bilinear")
 
 # %% ../../nbs/04_models/00_encoders.ipynb #15b85124
-ENCODERS = {
-    "resize": lambda shots, samples, size, grid, cell: _Resize(shots, size),
-    "patch": lambda shots, samples, size, grid, cell: _Patch(shots, samples, grid, cell),
-    "conv": lambda shots, samples, size, grid, cell: _Conv(shots, samples[0], grid, cell),
-}
+ENCODERS = Registry("encoder")  # name -> (shots, samples, size, grid, cell) -> module with `channels` and `cell`
+ENCODERS.register("resize")(lambda shots, samples, size, grid, cell: _Resize(shots, size))
+ENCODERS.register("patch")(lambda shots, samples, size, grid, cell: _Patch(shots, samples, grid, cell))
+ENCODERS.register("conv")(lambda shots, samples, size, grid, cell: _Conv(shots, samples[0], grid, cell))
 
 # %% ../../nbs/04_models/00_encoders.ipynb #3a7af1f9
 def build_encoder(
@@ -97,6 +97,5 @@ def build_encoder(
     shots: int = 5,  # gathers per record
     samples: tuple[int, int] = (250, 70),  # time samples and receivers of a gather
 ) -> nn.Module:  # normalised gathers (batch, shots, time, receivers) -> (batch, `.channels`, size / `.cell`)
-    "An encoder with fresh weights. InputError with the nearest name for an unknown one."
-    if name not in ENCODERS: raise unknown("encoder", name, ENCODERS)
+    "An encoder with fresh weights. Raises `InputError` with the nearest name for an unknown one."
     return ENCODERS[name](shots, samples, size, (size[0] // patch, size[1] // patch), patch)

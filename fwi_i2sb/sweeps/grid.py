@@ -7,7 +7,7 @@ __all__ = ['ENTRIES', 'KINDS', 'OWN', 'code_digest', 'package_digest', 'Cell', '
            'finished', 'cell_name', 'Grid', 'read_grid', 'collect', 'write_tables']
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #6f493c28
-import csv, functools, hashlib, io, itertools, json, re
+import ast, csv, functools, hashlib, io, itertools, json, re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,12 +17,13 @@ import yaml
 import fwi_i2sb
 from ..core.errors import InputError, unknown
 from ..core.files import write_text
+from ..core.registry import method_of
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #c45f4c3c
 def code_digest(
     notebook: Path,  # .ipynb
 ) -> str:  # hexadecimal
-    "Digest of the sources of a notebook's code cells, without texts and outputs. Raises `InputError` for a file that is no notebook."
+    "Digest of a notebook's code cells, without texts and outputs. Raises `InputError` for a file that is no notebook."
     try:
         code = ["".join(cell["source"])
             for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
@@ -36,17 +37,24 @@ def _digest(code: list) -> str:
 # %% ../../nbs/10_sweeps/00_grid.ipynb #7a0a0be9
 @functools.cache
 def package_digest() -> str:  # version and hexadecimal
-    "Version of this package and digest of its source, without lines that are comments; as it was when this process first asked."
+    "Version of this package and digest of its code when this process first asked; without comments and docstrings."
     home = Path(fwi_i2sb.__file__).parent
     files = sorted(set(home.rglob("*.py")) - {home / "_modidx.py"})
-    code = [[line for line in file.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-        for file in files]
+    code = [_instructions(file.read_text(encoding="utf-8")) for file in files]
     return f"{fwi_i2sb.__version__} {_digest([[str(file.relative_to(home)) for file in files], code])}"
+
+
+def _instructions(source: str) -> str:
+    "What a module does: its syntax tree without docstrings."
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant): node.value = ast.Constant(None)
+    return ast.dump(tree)
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #1bada5fb
 @dataclass(frozen=True)
 class Cell:
-    "One run of the grid's notebook. In its folder: the executed `notebook.ipynb`, `log.txt`, `cell.json`, and what the notebook writes."
+    "A run of the grid's notebook. Its folder: `notebook.ipynb`, `log.txt`, `cell.json` and what the notebook writes."
     name: str
     notebook: Path
     digest: str  # of the notebook's code
@@ -56,12 +64,10 @@ class Cell:
     home: Path  # the grid file's folder: where the notebook runs
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #59e0133d
+@method_of(Cell)
 def identity(self) -> dict:
     "What makes this run another run."
     return dict(notebook=self.digest, package=self.package, parameters=self.parameters)
-
-
-Cell.identity = identity
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #76c86767
 def _load(path: Path) -> dict | None:
@@ -71,17 +77,18 @@ def _load(path: Path) -> dict | None:
     return found if isinstance(found, dict) else None
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #838ea6d0
+@method_of(Cell)
 def state(self) -> dict:
-    "What `cell.json` says: identity, state (running, finished, failed, stopped), seconds, error. Empty if there is none, only `state: damaged` if it is no such file."
+    """What `cell.json` says: identity, state (running, finished, failed, stopped), seconds, error.
+
+    Empty if there is none, only `state: damaged` if it is no such file."""
     path = self.folder / "cell.json"
     found = _load(path) or {}
     return (found if {"state", "notebook", "parameters"} <= found.keys() else {"state": "damaged"}
         if path.exists() else {})
 
-
-Cell.state = state
-
 # %% ../../nbs/10_sweeps/00_grid.ipynb #19b3caef
+@method_of(Cell)
 def stale(self) -> str | None:
     "Why the folder belongs to another run, in words; None if it does not."
     before, words = (self.state(),
@@ -94,21 +101,17 @@ def stale(self) -> str | None:
 def _text(value) -> str:
     return json.dumps(value, sort_keys=True)
 
-
-Cell.stale = stale
-
 # %% ../../nbs/10_sweeps/00_grid.ipynb #211047e9
+@method_of(Cell)
 def metrics(self) -> dict | None:
     "What the notebook wrote to `metrics.json`; None if that is missing or damaged."
     return _load(self.folder / "metrics.json")
 
 
+@method_of(Cell)
 def finished(self) -> bool:
     "Whether this very run has ended well."
     return self.state().get("state") == "finished" and not self.stale() and self.metrics() is not None
-
-
-Cell.metrics, Cell.finished = metrics, finished
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #20df9bd6
 class _Loader(yaml.SafeLoader):
@@ -218,7 +221,10 @@ class Grid:
 def read_grid(
     path: Path,  # YAML
 ) -> Grid:
-    "Read a grid file. Raises `InputError` for whatever would stop a cell: unknown entries or parameters, wrong types, empty lists, values that stand twice, a missing notebook."
+    """Read a grid file.
+
+    Raises `InputError` for whatever would stop a cell: unknown entries or parameters, wrong types, empty lists, values
+    that stand twice, a missing notebook."""
     path = Path(path).resolve()
     try: return _grid(path, _read(path))
     except InputError as error: raise InputError(f"grid {path.name}: {error}") from None

@@ -21,6 +21,7 @@ from .grid import Cell, collect, Grid, read_grid, write_tables
 from ..core.errors import InputError
 from ..core.commands import Count, Natural, need, option_group
 from ..training.processes import handled
+from ..core.registry import method_of
 from ..core.files import Claim, claim, write_json, write_text
 from ..core.progress import progress_bar
 
@@ -39,7 +40,9 @@ def _note(cell: Cell, **values):
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #d9ecc1eb
 def threads_each(jobs: int) -> int:
-    "Threads of one of `jobs` cells that run at once: a share of the cores this process may use, or `OMP_NUM_THREADS` where it is set. Raises `InputError` if that is no number."
+    """Threads of one of `jobs` cells that run at once: a share of the cores, or `OMP_NUM_THREADS` where it is set.
+
+    Raises `InputError` if that is not a number of 1 or more."""
     given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
     if not given: return max(1, len(os.sched_getaffinity(0)) // jobs)
     if given.isdecimal() and int(given) > 0: return int(given)
@@ -55,7 +58,7 @@ def _start(cell: Cell, threads: int, lock=None) -> subprocess.Popen:
              "--kernel", "python3", "--cwd", cell.home, "--no-progress-bar", "--log-output"]
     with open(cell.folder / "log.txt", "w") as log:
         about = dict(stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-            env=os.environ | {"OMP_NUM_THREADS": str(threads)})
+            env={"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | {"OMP_NUM_THREADS": str(threads)})
         return subprocess.Popen(list(map(str, words)), start_new_session=True,
             pass_fds=[lock.fileno()] if lock else [], **about)
 
@@ -86,6 +89,7 @@ class Children:
             return child
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #720910d5
+@method_of(Children)
 def stop(self, grace: float = 10.0):
     "End all, first politely."
     with self.guard: self.stopped = True
@@ -93,9 +97,6 @@ def stop(self, grace: float = 10.0):
     for child in self.running:
         try: child.wait(grace)
         except subprocess.TimeoutExpired: child.kill()
-
-
-Children.stop = stop
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #54eeced0
 def run_cell(
@@ -185,7 +186,9 @@ def _await(waiting: dict[str, Cell], name: str, logs: Path, report, every: float
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #0d2904d1
 def _job_name(out: Path) -> str:
-    "Name of the jobs of the grid in this folder. Raises `InputError` if there is no Slurm here, if it does not answer, or if such jobs are queued."
+    """Name of the jobs of the grid in this folder.
+
+    Raises `InputError` if there is no Slurm here, if it does not answer, or if such jobs are queued."""
     name = f"fwi-{hashlib.sha256(str(out).encode()).hexdigest()[:10]}"
     if not shutil.which("sbatch"): raise InputError("--slurm needs Slurm: there is no command sbatch on this machine")
     queued = _queue(name)
@@ -239,7 +242,9 @@ def run_grid(
     *, jobs: int | None = None,  # cells at once; default: 1 here, all on Slurm
     slurm: SlurmOptions | None = None,  # run as jobs of Slurm; default: here
 ) -> list[dict]:  # as `collect`
-    "Run what is not finished, go on after a failed cell, write the tables. Raises `InputError` if another process runs this grid, `ChildProcessError` at the end if cells failed."
+    """Run what is not finished, go on after a failed cell, write the tables.
+
+    Raises `InputError` if another process runs this grid, `ChildProcessError` at the end if cells failed."""
     if jobs is not None and jobs < 1: raise InputError(f"--jobs must be 1 or more (got {jobs})")
     threads = None if slurm else threads_each(jobs or 1)
     with _alone(grid.out) as lock, handled(_leave), progress_bar("experiment", "cells") as progress:

@@ -12,8 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..core.commands import (
-    Count, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share)
+from ..core.commands import Count, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share
 from ..methods.options import ModelOptions
 
 # %% ../../nbs/07_training/00_options.ipynb #dd7d7e0f

@@ -16,8 +16,7 @@ from torch import nn
 
 from ..core.errors import InputError
 from .options import TrainOptions
-from .run_dir import (Checkpoint, checkpoints, load_optimizer, newest_checkpoint, optimizer_tensors,
-    prune_checkpoints, read_checkpoint, save_checkpoint)
+from .run_dir import Checkpoint, checkpoints, load_optimizer, newest_checkpoint, optimizer_tensors, prune_checkpoints, read_checkpoint, save_checkpoint
 from .options import OptimOptions
 import math
 
