@@ -8,7 +8,7 @@ __all__ = ['Journal', 'pace', 'show', 'close', 'stop_signal', 'check_options', '
 # %% ../nbs/07_training/08_train.ipynb #c0de3f01
 import os
 
-if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded, see `13_cli/02_main`
+if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
 # %% ../nbs/07_training/08_train.ipynb #d3c6c6e6
 import contextlib, signal, sys, time, warnings
@@ -26,7 +26,7 @@ from .training.batches import microbatches
 from .core.devices import check_compiler
 from .training.ranks import find_ranks
 from .methods.registry import build_method, resolve, try_network
-from .models.registry import import_plugin
+from .core.registry import import_plugin
 from .training.batches import check_batch, start_moments
 from .training.step import learning_rate
 from .core.errors import InputError
@@ -36,8 +36,7 @@ from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import handled, open_accelerator, start_processes
 from .core.files import claim, leave
 from .core.modules import make_callable
-from .training.run_dir import (append_metrics, check_same_options, checkpoints, data_facts, drop_checkpoints,
-    FITTED, open_store, read_start_maps, same_facts, truncate_metrics, write_config)
+from .training.run_dir import append_metrics, check_same_options, checkpoints, data_facts, drop_checkpoints, FITTED, open_store, read_start_maps, same_facts, truncate_metrics, write_config
 from .data.starting_models import parse_start, Start
 from .training.step import given_checkpoint, new_state, restore_state, save_state, TrainState
 from .training.step import train_step
