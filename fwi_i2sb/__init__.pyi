@@ -7,7 +7,7 @@ from . import (
 )
 from .core.errors import InputError as InputError
 from .data.generate import generate as generate
-from .data.multi_family import JointStore as JointStore
+from .data.multi_family import MultiFamilyStore as MultiFamilyStore
 from .data.scale import VelocityScale as VelocityScale
 from .data.spec import DataSpec as DataSpec
 from .data.store import StoreDataset as StoreDataset, convert as convert

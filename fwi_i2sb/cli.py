@@ -24,10 +24,12 @@ from .bench.__main__ import bench_command, BenchOptions
 from .evaluation.evaluate import evaluate_command, EvaluateOptions
 from .sweeps.runner import experiment_command, ExperimentOptions
 from .data.generate import generate
-from .inference.command import invert_command, InvertOptions
+from .inference.command import invert_command, InvertOptions, SamplingOptions
 from .data.check import check_record, inspect_folder
 from .core.errors import InputError, unknown
 from .data.openfwi import load_families
+from .data.scale import OPENFWI_SCALE, VelocityScale
+from .data.spec import load_survey
 from .core.registry import import_plugin, named
 from .methods.registry import model_sizes
 from .models.registry import Shapes
@@ -49,35 +51,50 @@ class GenerateOptions:
     val: Natural = 100  # validation records, written under validation file names
     shard_size: Count = 500  # records per file (OpenFWI: 500)
     layers: tuple[int, int] | None = None  # least and largest number of layers, where the family has layers
+    shape: tuple[int, int] = (70, 70)  # cells of a map in depth and x
+    survey: Path | None = None  # JSON of a survey (dx, dt, nt, freq, sources, receivers); default: OpenFWI's over the map
+    velocity_range: tuple[float, float] = (OPENFWI_SCALE.low, OPENFWI_SCALE.high)  # m/s, in which the maps are drawn
     seed: Natural = 0  # seed of the maps
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator; openfwi is exact and much slower
     workers: Natural | None = None  # processes; default: one per core
 
 # %% ../nbs/13_cli/00_cli.ipynb #9eb25be6
+def _given_facts(options) -> dict:
+    "The survey and the velocity range of some options as arguments."
+    return dict(survey=load_survey(options.survey) if options.survey else None,
+        scale=VelocityScale(*options.velocity_range) if options.velocity_range else None)
+
+
 def generate_command(options: GenerateOptions) -> Path:
     "Generate a data set, or continue one."
     with progress_bar("generate", "records") as progress:
         folder = generate(options.out, options.family, n_train=options.train, n_val=options.val,
-                          shard_size=options.shard_size, layers=options.layers,
-                          seed=options.seed, engine=options.engine, workers=options.workers, progress=progress)
+                          shard_size=options.shard_size, layers=options.layers, shape=options.shape,
+                          seed=options.seed, engine=options.engine, workers=options.workers, progress=progress,
+                          **_given_facts(options))
     print(f"{options.train} + {options.val} records in {folder}")
     return folder
 
 # %% ../nbs/13_cli/00_cli.ipynb #69e2c473
 @option_group
 class CheckOptions:
-    "Report on a folder of OpenFWI files, a store, or one record: counts, ranges, broken or missing files, disk needed."
+    "Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, damage, disk needed."
     path: tyro.conf.Positional[Path]  # a data set folder, a store, or one record .npy (shots, time, receivers)
-    family: str | None = None  # OpenFWI family; default: the one the folder is named after
+    family: str | None = None  # family; default: the one the folder is named after
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
+    survey: Path | None = None  # JSON of the survey of the records; default: as generated or stored, or OpenFWI's
+    velocity_range: tuple[float, float] | None = None  # m/s of the maps; default: as generated or stored, or OpenFWI's
     json: Path | None = None  # also write the report here
 
 # %% ../nbs/13_cli/00_cli.ipynb #e76d1834
 def check_command(options: CheckOptions):
     "Print the report; a folder or record with problems ends with exit code 2."
+    facts = _given_facts(options)
     with progress_bar("check", "records") as progress:
-        report = (check_record(options.path) if options.path.suffix == ".npy"
-            else inspect_folder(options.path, options.family, val_files=options.val_files, progress=progress))
+        if options.path.suffix == ".npy":
+            report = check_record(options.path, **{name: fact for name, fact in facts.items() if fact})
+        else:
+            report = inspect_folder(options.path, options.family, val_files=options.val_files, progress=progress, **facts)
     print("\n".join(report.lines()))
     if options.json: write_json(options.json, report.to_dict())
     if report.problems:
@@ -86,15 +103,18 @@ def check_command(options: CheckOptions):
 # %% ../nbs/13_cli/00_cli.ipynb #d877af6c
 @option_group
 class ConvertOptions:
-    "Convert OpenFWI files to the LMDB store that training reads; repeat after an interruption to continue."
+    """Convert OpenFWI files, or others like them, to the store that training reads; repeat after an interruption to continue."""
     dataset_dir: tyro.conf.Positional[Path]  # folder of OpenFWI files
-    family: str  # OpenFWI family, e.g. CurveVel_A
+    family: str  # OpenFWI family, e.g. CurveVel_A; with --survey any name, for data of others
     store_dir: Path | None = None  # where to build the store when the data are read-only; default: beside the data
-    time_samples: Count = 250  # time samples kept (zero-phase anti-alias filter); 1000 keeps the raw record
+    time_samples: Count | None = None  # time samples kept (zero-phase anti-alias filter); default: 4 ms apart at 15 Hz
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
-    json_data_config: Path | None = None  # JSON with data_min and data_max per family; default: OpenFWI's values
+    survey: Path | None = None  # JSON of the survey of the records; default: as generated, or OpenFWI's
+    velocity_range: tuple[float, float] | None = None  # m/s that become -1 and 1; default: as generated, or OpenFWI's
+    json_data_config: Path | None = None  # JSON with data_min and data_max per family; default: OpenFWI's, else measured
     workers: Natural | None = None  # processes; default: one per core
+
 
 # %% ../nbs/13_cli/00_cli.ipynb #0e7f3047
 def convert_command(options: ConvertOptions) -> Path:
@@ -103,7 +123,8 @@ def convert_command(options: ConvertOptions) -> Path:
     with progress_bar("convert", "records") as progress:
         root = convert(options.dataset_dir, options.family, store_dir=options.store_dir,
                        time_samples=options.time_samples, dtype=options.dtype,
-                       val_files=options.val_files, families=families, workers=options.workers, progress=progress)
+                       val_files=options.val_files, families=families, workers=options.workers, progress=progress,
+                       **_given_facts(options))
     print(f"store in {root}")
     return root
 
@@ -142,8 +163,8 @@ def demo(options: DemoOptions) -> dict:
     with clock("train"): folder = train(demo_training(options, data))
     with clock("invert"): picture = demo_figure(options, folder)
     with clock("evaluate"):
-        rows = evaluate_command(EvaluateOptions(folder, records=options.records, samples=options.samples,
-            nfe=options.nfe, seed=options.seed))
+        rows = evaluate_command(EvaluateOptions(folder, sampling=SamplingOptions(options.records, options.samples,
+            options.nfe), seed=options.seed))
     print("\n".join(f"{name:<10}{seconds:>8.1f} s" for name, seconds in clock.seconds.items()))
     write_json(options.out / "demo.json", dict(seconds=clock.seconds, rows=rows))
     print(f"figure {picture}, run {folder}")
@@ -164,8 +185,8 @@ class Clock:
 
 # %% ../nbs/13_cli/00_cli.ipynb #90d94812
 def demo_figure(options: DemoOptions, folder: Path) -> Path:
-    "Invert the first unseen record and draw the maps, the record and its re-simulation."
-    invert_command(InvertOptions(folder, records=1, samples=options.samples, nfe=options.nfe, seed=options.seed,
+    "Invert the first unseen record and draw it: truth, start, mean, standard deviation, error, record and its re-simulation."
+    invert_command(InvertOptions(folder, sampling=SamplingOptions(1, options.samples, options.nfe), seed=options.seed,
         out=options.out))
     return (options.out / "validation-1.png").rename(options.out / "demo.png")
 

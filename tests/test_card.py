@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from fwi_i2sb.evaluation import evaluate as evaluation
 from fwi_i2sb.data.starting_models import sees_truth
-from fwi_i2sb.evaluation.card import compare, markdown, table
+from fwi_i2sb.evaluation.card import compare_cards, markdown, table
 from fwi_i2sb.evaluation.card_figure import card_figure
 from fwi_i2sb.sweeps.equal_budget import bars, card_row, rows_table
 from fwi_i2sb.data.degrade import Degradation, degrade
@@ -25,7 +25,7 @@ from fwi_i2sb.data.store import convert
 from fwi_i2sb.inference.run import load_run, TrainedRun
 
 QUICK = ["--records", 3, "--samples", 2, "--nfe", 2, "--misfit-records", 1, "--starts", "linear"]
-QUICK_KEYWORDS = dict(records=3, samples=2, nfe=2, misfit_records=1, starts=("linear",))
+QUICK_KEYWORDS = dict(n_records=3, samples=2, nfe=2, misfit_records=1, starts=("linear",))
 SCORES = ("mae", "rmse", "ssim", "misfit", "misfit_low", "crps", "spread_skill", "coverage_50", "correlation")
 
 
@@ -53,7 +53,7 @@ class Made:
 
     def __init__(self, count): self.sizes = (count // 2, count - count // 2)
 
-    def which(self, i): return int(i >= self.sizes[0])
+    def store_of(self, i): return int(i >= self.sizes[0])
 
     def physical(self, i):
         rng = np.random.default_rng(i)
@@ -94,7 +94,7 @@ def test_json_markdown_and_screen_say_the_same(fwi, mini, tmp_path):
 
 def test_schema(plain):
     assert set(plain) == {"format", "run", "name", "step", "method", "model", "reads_start", "trained_on", "device",
-        "data", "degradation", "version", "torch", "settings", "units", "interval", "expected", "rows", "records",
+        "data", "degradation", "version", "torch", "settings", "units", "interval", "velocity_range", "dx", "expected", "rows", "records",
         "values", "example"}
     assert plain["settings"].items() >= dict(samples=2, nfe=2, sampler="sde", seed=0, w=1.0).items()
     assert plain["data"].items() >= dict(families=["CurveVel_A"], records=3, misfit_records=1,
@@ -125,13 +125,13 @@ def test_published_figures_of_two_families(fwi, run, mini, flat, tmp_path):
 
 def test_cards_side_by_side(run, plain):
     other = evaluate(run, **QUICK_KEYWORDS | dict(samples=1))
-    lines = compare([plain, other]).splitlines()
-    assert len(lines) == 2 + 1 + 2 and "not comparable" not in compare([plain, other])
-    assert "not comparable" in compare([plain, evaluate(run, **QUICK_KEYWORDS | dict(records=2))])
-    assert len(compare([plain], kinds=("control",)).splitlines()) == 4
+    lines = compare_cards([plain, other]).splitlines()
+    assert len(lines) == 2 + 1 + 2 and "not comparable" not in compare_cards([plain, other])
+    assert "not comparable" in compare_cards([plain, evaluate(run, **QUICK_KEYWORDS | dict(n_records=2))])
+    assert len(compare_cards([plain], kinds=("control",)).splitlines()) == 4
     noisy = evaluate(run, degradation=Degradation(snr=0.0), **QUICK_KEYWORDS)
     # noise leaves the start's error and changes its misfit
-    assert len(compare([plain, noisy]).splitlines()) == 2 + 2 + 2
+    assert len(compare_cards([plain, noisy]).splitlines()) == 2 + 2 + 2
 
 
 # what is measured
@@ -139,10 +139,10 @@ def test_cards_side_by_side(run, plain):
 def test_the_wrong_record_is_the_next_one_and_keeps_the_start(run, plain):
     data = validation_data(run)
     truth, seismic = (torch.stack(part) for part in zip(*(data.physical(i) for i in range(3))))
-    wrong = run.invert(seismic.roll(-1, 0), "linear", samples=2, nfe=2, records=[0, 1, 2])
+    wrong = run.invert(seismic.roll(-1, 0), "linear", samples=2, nfe=2, record_ids=[0, 1, 2])
     values = {v["method"]: v["mae"] for v in plain["values"]}
     np.testing.assert_allclose(mae(wrong.mean, truth), values["wrong record"], rtol=1e-5)
-    off = run.invert(seismic, "linear", samples=2, nfe=2, records=[0, 1, 2], w=0.0)
+    off = run.invert(seismic, "linear", samples=2, nfe=2, record_ids=[0, 1, 2], w=0.0)
     np.testing.assert_allclose(mae(off.mean, truth), values["seismic switched off"], rtol=1e-5)
     assert np.all(np.array(values["bridge, best of 2 (oracle)"]) <= values["bridge, single sample"])
 
@@ -161,7 +161,7 @@ def test_batches_change_nothing(run):
 
 
 def test_families_have_rows_of_their_own(run):
-    card = evaluate(run, Made(6), records=5, samples=2, nfe=1, misfit_records=1, starts=("linear",))
+    card = evaluate(run, Made(6), n_records=5, samples=2, nfe=1, misfit_records=1, starts=("linear",))
     assert card["records"] == dict(number=[0, 3, 1, 4, 2],
         family=["CurveVel_A", "FlatVel_B", "CurveVel_A", "FlatVel_B", "CurveVel_A"])
     rows = {r["family"]: r for r in card["rows"] if r["kind"] == "method"}
@@ -180,7 +180,7 @@ def test_memory_does_not_grow_with_the_records(run):
 
     def peak(count):
         seen = []
-        evaluate(run, Made(count), records=count, samples=2, nfe=1, misfit_records=1, starts=("linear",), batch_size=2,
+        evaluate(run, Made(count), n_records=count, samples=2, nfe=1, misfit_records=1, starts=("linear",), batch_size=2,
             progress=lambda done, total: seen.append(held()))
         assert len(seen) == count // 2
         return np.max(seen, 0)
@@ -193,7 +193,7 @@ def test_memory_does_not_grow_with_the_records(run):
 
 def test_progress_counts_records(run):
     told = []
-    evaluate(run, Made(6), **QUICK_KEYWORDS | dict(records=6, nfe=1, starts=("linear", "linear:2000:3000")),
+    evaluate(run, Made(6), **QUICK_KEYWORDS | dict(n_records=6, nfe=1, starts=("linear", "linear:2000:3000")),
         batch_size=2, progress=lambda *pair: told.append(pair))
     assert told == sorted(told) and told[-1] == (6, 6) and len(told) == 6
 
@@ -201,7 +201,7 @@ def test_progress_counts_records(run):
 def test_classical_inversion_stands_beside_the_same_records(run, monkeypatch):
     whole = TrainedRun.classical
     monkeypatch.setattr(TrainedRun, "classical", lambda *given, **named: whole(*given, iterations=1, **named))
-    card = evaluate(run, classical=2, batch_size=1, **QUICK_KEYWORDS)
+    card = evaluate(run, fwi_records=2, batch_size=1, **QUICK_KEYWORDS)
     assert [(r["method"], r["records"]) for r in card["rows"][6:]] == [(f"{name}, first 2", 2)
         for name in ("classical FWI", "starting model", "bridge")]
     np.testing.assert_allclose(card["rows"][8]["mae"], np.mean(card["values"][1]["mae"][:2]), rtol=1e-5)
@@ -226,7 +226,7 @@ def test_a_single_record_has_a_card_without_controls_and_its_neighbour_stays_unr
         def physical(self, i): return self.read.append(i) or super().physical(i)
 
     data = Counted(4)
-    card = evaluate(run, data, controls=False, **QUICK_KEYWORDS | dict(records=1))
+    card = evaluate(run, data, controls=False, **QUICK_KEYWORDS | dict(n_records=1))
     assert set(data.read) == {0} and card["rows"][1]["records"] == 1 and card["rows"][1]["interval"]["mae"] is None
 
 
@@ -238,7 +238,7 @@ def test_an_experiment_shows_a_method_without_a_finite_answer(run, plain):
     assert len(axes.patches) == 1 and [label.get_text() for label in axes.get_yticklabels()] == ["lost", "sound"]
 
 
-def test_a_walk_of_one_call_has_one_sample(run):
+def test_a_trajectory_of_one_call_has_one_sample(run):
     row = next(row for row in evaluate(run, controls=False, **QUICK_KEYWORDS | dict(samples=None, nfe=1))["rows"]
         if row["kind"] == "method")
     assert (row["samples"], row["network_calls"], "spread_skill" in row) == (1, 1, False)
@@ -246,7 +246,7 @@ def test_a_walk_of_one_call_has_one_sample(run):
 
 @pytest.mark.parametrize("words, saying",
     [(dict(starts="linear"), "tuple"), (dict(starts=()), "tuple"), (dict(w=np.nan), "w = nan"),
-        (dict(w=np.inf), "w = inf"), (dict(seed=-1), "seed -1"), (dict(batch_size=0), "batch size is 0")], ids=str)
+        (dict(w=np.inf), "w = inf"), (dict(seed=-1), "seed must be 0 or more"), (dict(batch_size=0), "batch_size must be 1 or more")], ids=str)
 def test_what_a_notebook_may_mistake_is_refused(run, words, saying):
     with pytest.raises(InputError, match=saying): evaluate(run, **QUICK_KEYWORDS | words)
 
@@ -297,10 +297,10 @@ def test_a_first_guess_is_paid_once_however_many_samples(run, monkeypatch):
 def test_an_answer_that_is_not_finite_leaves_no_mean(run, monkeypatch, tmp_path):
     whole = TrainedRun.invert
 
-    def invert(run, seismic, start, *, records, **named):
-        result = whole(run, seismic, start, records=records, **named)
-        samples = torch.where((torch.tensor(records) == 0).reshape(-1, 1, 1, 1, 1), torch.nan, result.samples)
-        return replace(result, samples=samples, mean=samples.mean(1), std=samples.std(1, correction=0))
+    def invert(run, seismic, start, *, record_ids, **named):
+        result = whole(run, seismic, start, record_ids=record_ids, **named)
+        samples = torch.where((torch.tensor(record_ids) == 0).reshape(-1, 1, 1, 1, 1), torch.nan, result.samples)
+        return replace(result, samples=samples, mean=samples.mean(1), std=samples.std(1))
 
     monkeypatch.setattr(TrainedRun, "invert", invert)
     card = evaluate(run, **QUICK_KEYWORDS | dict(misfit_records=2))
@@ -316,16 +316,16 @@ def test_an_answer_that_is_not_finite_leaves_no_mean(run, monkeypatch, tmp_path)
     json.loads((tmp_path / "card.json").read_text(), parse_constant=lambda word: pytest.fail(word))
     for text in (table(card | dict(published=[])), (tmp_path / "card.md").read_text()):
         assert "bridge from linear, 1 of 3" in text
-    assert compare([card]).count("| - |") > 3
+    assert compare_cards([card]).count("| - |") > 3
 
 
-# damaged records
+# perturbed records
 
-@pytest.mark.parametrize("damage", [dict(snr=0.0), dict(missing_shots=3), dict(missing_traces=0.5), dict(freq=8.0)],
+@pytest.mark.parametrize("perturbation", [dict(snr=0.0), dict(missing_shots=3), dict(missing_traces=0.5), dict(freq=8.0)],
     ids=lambda d: next(iter(d)))
-def test_damage_is_written_down_and_felt(run, plain, damage):
-    card = evaluate(run, degradation=Degradation(**damage), **QUICK_KEYWORDS)
-    assert card["degradation"]["text"] == str(Degradation(**damage)) in table(card)
+def test_a_perturbation_is_written_down_and_felt(run, plain, perturbation):
+    card = evaluate(run, degradation=Degradation(**perturbation), **QUICK_KEYWORDS)
+    assert card["degradation"]["text"] == str(Degradation(**perturbation)) in table(card)
     before, after = scores(plain), scores(card)
     changed = {key[2] for key in after if after[key][0] != before[key][0]}
     # not the start, and not what does not look
@@ -343,12 +343,12 @@ def test_other_smoothing_and_switches_on_the_command_line(fwi, mini, tmp_path):
 
 
 @pytest.mark.parametrize("words, saying", [
-    (["--snr", "nan"], "--snr nan"), (["--snr", 4000], "--snr 4000"),
+    (["--snr", "nan"], "--snr"), (["--snr", 4000], "--snr"),
     (["--sampler", "ode"], "--samples 2 would be equal"), (["--missing-shots", 5], "nothing of a record"),
-    (["--missing-shots", -1], "--missing-shots -1"), (["--missing-traces", 1], "--missing-traces 1"),
-    (["--freq", 100], "--freq 100"), (["--freq", -5], "--freq -5"), (["--records", 1], "two records"),
-    (["--misfit-records", 0], "--misfit-records"), (["--classical", 4], "--classical 4"),
-    (["--classical", 1, "--missing-shots", 1], "classical"), (["--missing-traces", 0.001], "none of the 350 traces"),
+    (["--missing-shots", -1], "--missing-shots"), (["--missing-traces", 1], "--missing-traces"),
+    (["--freq", 100], "--freq"), (["--freq", -5], "--freq"), (["--records", 1], "two records"),
+    (["--misfit-records", 0], "--misfit-records"), (["--fwi-records", 4], "--fwi-records must be from 0 to 3"),
+    (["--fwi-records", 1, "--missing-shots", 1], "classical"), (["--missing-traces", 0.001], "none of the 350 traces"),
     (["--starts", "linear", "lineal"], "linear"),
     (["--starts", "linear", "linear"], "named twice"), (["--starts", "linear", "first-guess:nowhere"], "nowhere"),
     (["--starts", "linear", "nowhere.npy"], "nowhere.npy"), (["--samples", 0], "sample"),
@@ -411,9 +411,9 @@ def test_the_store_is_found_where_training_made_it(joint, tmp_path):
 
 
 def test_every_record_needs_a_key_of_its_own():
-    for damage in (dict(snr=10.0), dict(missing_shots=1)):
+    for perturbation in (dict(snr=10.0), dict(missing_shots=1)):
         with pytest.raises(InputError, match="1 keys were given for 3"):
-            degrade(torch.ones(3, 5, 20, 7), Degradation(**damage), [0])
+            degrade(torch.ones(3, 5, 20, 7), Degradation(**perturbation), [0])
 
 
 def test_a_truth_of_another_shape(run):
@@ -430,10 +430,10 @@ def test_noise_of_a_silent_record(run):
         evaluate(run, data, degradation=Degradation(snr=10.0), **QUICK_KEYWORDS)
 
 
-def test_records_shot_otherwise_are_refused(refused, run, mini, flat, tmp_path):
+def test_records_of_another_survey_are_refused(refused, run, mini, flat, tmp_path):
     convert(flat / "FlatVel_B", "FlatVel_B", store_dir=tmp_path / "store", time_samples=500)
     refused("evaluate", mini, *QUICK, "--dataset-name", "FlatVel_B", "--dataset-dir", tmp_path / "store", "--out",
         tmp_path / "out", saying=("time_samples 500, not 250",))
-    other = replace(run, facts=run.facts | dict(survey=replace(run.survey, dt=0.002).to_dict()))
-    with pytest.raises(InputError, match="dt = 0.001 s"): validation_data(other, flat, dataset_name="FlatVel_B")
+    other = replace(run, spec=replace(run.spec, survey=replace(run.survey, dt=0.002)))
+    with pytest.raises(InputError, match="dt 0.001 s, not 0.002 s"): validation_data(other, flat, dataset_name="FlatVel_B")
     assert not (tmp_path / "out").exists()

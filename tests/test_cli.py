@@ -141,7 +141,8 @@ def test_a_number_out_of_its_limits_is_refused_in_python_as_on_the_command_line(
     refused("convert", "data", "--family", "CurveVel_A", "--time-samples", 0,
         saying=("--time-samples must be 1 or more (got 0)",))
     for values, words in ((dict(ema=1.5), "--ema must be 1 or less"),
-            (dict(lr=float("nan")), "--lr must be a finite number"), (dict(num_itr=0), "--num-itr must be 1 or more"), (dict(lr_schedule="line"), "'step' or 'cosine'")):
+            (dict(lr=float("nan")), "--lr must be a finite number"), (dict(num_itr=0), "--num-itr must be 1 or more"),
+            (dict(lr_schedule="line"), "'step' or 'cosine'")):
         with pytest.raises(InputError, match=words): OptimOptions(**values)
         with pytest.raises(InputError, match=words): replace(OptimOptions(), **values)
 
@@ -213,13 +214,14 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
 
 
 @pytest.mark.parametrize("spoil, saying", [
-    (lambda c: c.update(facts=None), "damaged"), (lambda c: c.update(facts={}), "'family'"),
-    (lambda c: c["facts"].pop("linear"), "'linear'"), (lambda c: c["facts"].pop("factor"), "'factor'"),
+    (lambda c: c.update(data_spec=None), "malformed"), (lambda c: c.update(data_spec={}), "'data_min'"),
+    (lambda c: c.pop("data_spec"), "'data_spec'"), (lambda c: c.update(format=3), "format 3"),
+    (lambda c: c["data_spec"].pop("linear"), "'linear'"), (lambda c: c["data_spec"].pop("factor"), "'factor'"),
     (lambda c: c["model"].update(interval="1000"), "'interval'"),
     (lambda c: c["model"].update(image_size=64.5), "'image_size'"),
     (lambda c: c["model"].update(precondition=True), "'moments'"),
     (lambda c: c["run"].update(colour=1), "'colour'")],
-    ids=["facts-null", "facts-empty", "linear", "factor", "interval", "image-size", "moments", "unknown"])
+    ids=["spec-null", "spec-empty", "spec-missing", "format", "linear", "factor", "interval", "image-size", "moments", "unknown"])
 def test_a_damaged_config_is_named(refused, mini, tmp_path, spoil, saying):
     shutil.copytree(mini, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -245,7 +247,7 @@ def test_a_folder_in_the_place_of_a_result(refused, mini, tmp_path, monkeypatch)
     monkeypatch.setattr(TrainedRun, "invert", lambda *given, **named: pytest.fail("the work has begun"))
     for command, name, words in ((("evaluate", "card.json", ()),
             ("evaluate", "card.png", ()), ("invert", "validation-1.npz", ("--records", 1)),
-            ("invert", "validation-1-classical.png", ("--records", 1, "--classical", 1)))):
+            ("invert", "validation-1-classical.png", ("--records", 1, "--fwi-iterations", 1)))):
         (tmp_path / name / name).mkdir(parents=True)
         refused(command, mini, *words, "--out", tmp_path / name, saying=(name, "is a folder"))
         assert files(tmp_path / name) == {name}
@@ -269,7 +271,7 @@ def test_what_says_nothing_or_half(refused, data, tmp_path):
 
 @pytest.mark.parametrize("option, value", [("--num-itr", "0"), ("--keep", "0"), ("--log-every", "0"),
     ("--drop-cond", "1.5"), ("--val-nfe", "1000"), ("--lr", "-1"), ("--time-samples", "300"), ("--gpu", "7"),
-    ("--seed", "-1"), ("--beta-max", "inf"), ("--name", "../x")])
+    ("--seed", "-1"), ("--beta-max", "inf"), ("--name", "../x"), ("--name", ".."), ("--name", "a/b"), ("--name", "/a")])
 def test_numbers_that_cannot_be(refused, data, tmp_path, option, value):
     if option == "--time-samples":
         shutil.copytree(data / "data", tmp_path / "CurveVel_A" / "data"), shutil.copytree(data / "model",
@@ -292,8 +294,8 @@ def test_records_the_run_was_not_trained_for(refused, mini, record, tmp_path):
         refused("invert", mini, "--record", tmp_path / f"{name}.npy", "--out", tmp_path / "out",
             saying=("(5, 1000, 70)",))
     refused("invert", mini, "--record", record, "--dt", "0.002", "--out", tmp_path / "out",
-        saying=("dt = 0.002 s", "0.001 s"))
-    refused("invert", mini, "--record", record, "--dx", "5", "--out", tmp_path / "out", saying=("dx = 5 m", "10 m"))
+        saying=("dt 0.002 s, not 0.001 s",))
+    refused("invert", mini, "--record", record, "--dx", "5", "--out", tmp_path / "out", saying=("dx 5 m, not 10 m",))
     np.save(tmp_path / "nan.npy", np.where(values == values.max(), np.nan, values))
     refused("invert", mini, "--record", tmp_path / "nan.npy", "--out", tmp_path / "out", saying=("not finite",))
     refused("invert", mini, "--record", tmp_path / "missing.npy", "--out", tmp_path / "out", saying=("missing.npy",))
@@ -328,6 +330,6 @@ def test_samples_that_would_be_equal(refused, mini, record, tmp_path):
 
 
 def test_nfe_out_of_range(refused, mini, record, tmp_path):
-    for nfe, word in (("0", "--nfe 0"), ("1000", "999")):
+    for nfe, word in (("0", "--nfe must be 1 or more (got 0)"), ("1000", "999")):
         refused("invert", mini, "--record", record, "--nfe", nfe, "--out", tmp_path / "out", saying=(word,))
     assert not (tmp_path / "out").exists()

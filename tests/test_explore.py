@@ -37,13 +37,13 @@ def explorer(run): return Explorer(run)
 def pixels(png: bytes) -> np.ndarray: return np.asarray(Image.open(BytesIO(png)).convert("RGB"), dtype=float)
 
 
-def test_the_inversion_is_that_of_the_run_and_the_walk_ends_at_its_sample(run, explorer):
+def test_the_inversion_is_that_of_the_run_and_the_trajectory_ends_at_its_sample(run, explorer):
     explorer.update(record=4, start="linear:1500:4000", sampler="dbim", nfe=3, w=0.5, samples=3, seed=2, sample=1)
     seismic, truth = explorer["pair"]
-    again = run.invert(seismic, "linear:1500:4000", sampler="dbim", nfe=3, w=0.5, samples=3, seed=2, records=[4])
+    again = run.invert(seismic, "linear:1500:4000", sampler="dbim", nfe=3, w=0.5, samples=3, seed=2, record_ids=[4])
     assert torch.equal(explorer["inversion"].samples, again.samples)
-    assert len(explorer["walk"]) == 3
-    torch.testing.assert_close(explorer["walk"][-1].xt, again.samples[:, 1], rtol=0, atol=0.5)  # m/s
+    assert len(explorer["trajectory"]) == 3
+    torch.testing.assert_close(explorer["trajectory"][-1].xt, again.samples[:, 1], rtol=0, atol=0.5)  # m/s
     assert explorer["numbers"]["mean"]["mae"] == pytest.approx((again.mean - truth).abs().mean().item(), rel=1e-5)
 
 
@@ -113,7 +113,7 @@ def test_the_widget_says_in_one_sentence_what_cannot_be(run):
 def test_fewer_samples_and_calls_move_the_sliders_that_count_them(run):
     box = explore(run, samples=3, nfe=3, sample=2, call=3)
     box.control["samples"].value, box.control["nfe"].value = 1, 1
-    assert (box.control["sample"].value, box.control["call"].value) == (0, 1) and len(box.explorer["walk"]) == 1
+    assert (box.control["sample"].value, box.control["call"].value) == (0, 1) and len(box.explorer["trajectory"]) == 1
 
 
 @pytest.fixture(scope="module")
@@ -128,7 +128,7 @@ def regressor(data, tmp_path_factory):
 
 def test_another_method_offers_what_it_has(regressor):
     box = explore(regressor)
-    assert (box.control["sampler"].options == ("direct",) and len(box.explorer["walk"]) == 1
+    assert (box.control["sampler"].options == ("direct",) and len(box.explorer["trajectory"]) == 1
         and box.explorer["inversion"].samples.shape[1] == 1)
     box.control["nfe"].value = 2
     assert "one network call" in box.status.value

@@ -4,6 +4,7 @@ import os
 import resource
 import shutil
 import signal
+from dataclasses import replace
 
 import pytest
 from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, finish, free_port, losses, python_train,
@@ -80,8 +81,8 @@ def test_a_disk_that_does_not_answer_costs_no_checkpoint(fwi, data, four, tmp_pa
 def test_another_processor_and_a_damaged_log_do_not_stop_a_run(fwi, data, four, tmp_path):
     run = tmp_path / "four"
     shutil.copytree(four, run)
-    options, facts = read_config(run)
-    write_config(run, options, {**facts, "linear": [v * (1 + 1e-12) for v in facts["linear"]]})
+    options, spec = read_config(run)
+    write_config(run, options, replace(spec, linear=tuple(v * (1 + 1e-12) for v in spec.linear)))
     with open(run / "metrics.jsonl", "ab") as file: file.write(b"\0\0\xff{\n")
     assert fwi("train", *arguments(data, tmp_path, "four", "--num-itr", 5)).code == 0
     assert len(losses(run)) == 5

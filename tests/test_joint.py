@@ -27,12 +27,12 @@ def joint(families, root, name, *more):
 
 def test_two_families_are_one_run(fwi, families, tmp_path):
     assert fwi("train", *joint(families, tmp_path, "joint")).code == 0
-    facts = read_config(tmp_path / "joint")[1]
-    assert facts["family"] == "CurveVel_A,FlatVel_B" and facts["records"] == 18
+    spec = read_config(tmp_path / "joint")[1]
+    assert spec.family == "CurveVel_A,FlatVel_B" and spec.records == 18
     row = next(r for r in read_metrics(tmp_path / "joint") if "val_mae" in r)
     assert (row["val_records"] == 8
         and np.isclose((row["val_mae_CurveVel_A"] + row["val_mae_FlatVel_B"]) / 2, row["val_mae"]))
-    assert load_run(tmp_path / "joint").family.data_min == facts["data_min"]
+    assert load_run(tmp_path / "joint").pressure == spec.pressure
     for command in ((["invert", tmp_path / "joint", "--records", 3, "--samples", 1, "--nfe", 1],
             ["evaluate", tmp_path / "joint", "--records", 3, "--samples", 1, "--nfe", 1, "--misfit-records", 1])):
         outcome = fwi(*command)

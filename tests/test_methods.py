@@ -9,18 +9,20 @@ import torch
 from processes import arguments, assert_equal, finish, losses, python_train, weights
 
 from fwi_i2sb.inference import invert
-from fwi_i2sb.models import registry as models
 from fwi_i2sb.inference.run import load_run
 from fwi_i2sb.metrics.accuracy import mae
+from fwi_i2sb.core import registry
 from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.data.spec import OPENFWI_SPEC
 from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.training.run_dir import read_metrics
-from fwi_i2sb.methods.registry import build_method
+from fwi_i2sb.methods.base import Method
+from fwi_i2sb.methods.registry import build_method, METHODS, register_method
+from fwi_i2sb.models.registry import MODELS
 from fwi_i2sb.inference.validation_data import validation_records
 
-FACTS = dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70))
 LARGE = ("--batch-size", 2, "--microbatch", 2, "--val-batches", 1)
-METHODS = {
+VARIANTS = {
     "precondition": ("--precondition",),
     "base-noise": ("--base-noise", 0.1),
     "ddpm": ("--method", "ddpm"),
@@ -48,9 +50,9 @@ def build(shapes, options): return Loudness(shapes.map_size)
 
 
 @pytest.fixture(autouse=True)
-def models_of_a_test_leave_with_it(monkeypatch):
-    monkeypatch.setattr(models, "MODELS", dict(models.MODELS))
-    monkeypatch.setattr(models, "_IMPORTED", set())
+def names_of_a_test_leave_with_it(monkeypatch):
+    for kind in registry.Registry.every: monkeypatch.setattr(kind, "own", dict(kind))
+    monkeypatch.setattr(registry, "_IMPORTED", set())
 
 
 @pytest.fixture
@@ -62,21 +64,22 @@ def trained(fwi, data, tmp_path):
     return train
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", VARIANTS)
 def test_a_method_continues_as_if_nothing_had_happened_and_inverts(trained, name):
-    whole, halves = trained("whole", "--num-itr", 4, *METHODS[name]), trained("halves", "--num-itr", 2, *METHODS[name])
-    trained("halves", "--num-itr", 4, *METHODS[name])
+    whole = trained("whole", "--num-itr", 4, *VARIANTS[name])
+    halves = trained("halves", "--num-itr", 2, *VARIANTS[name])
+    trained("halves", "--num-itr", 4, *VARIANTS[name])
     one, two = weights(whole), weights(halves)
     assert one.keys() == two.keys() and ("critic" in one) == ("gan" in name)
     assert_equal(one, two)
     run = load_run(whole, device="cpu")
     seismic, truth, numbers = validation_records(run, 2)
-    result = run.invert(seismic, "linear", records=numbers)
+    result = run.invert(seismic, "linear", record_ids=numbers)
     assert result.mean.shape == truth.shape and result.mean.isfinite().all()
     assert result.samples.shape[1] == (8 if run.method.stochastic(run.method.samplers[0], run.method.nfe) else 1)
     assert (result.provenance["method"] == run.method.name
         and result.provenance["network_calls"] == result.samples.shape[1] * run.method.nfe)
-    assert torch.allclose(run.states(seismic, "linear", records=numbers)[-1].xt, result.samples[:, 0], atol=0.5)
+    assert torch.allclose(run.trajectory(seismic, "linear", record_ids=numbers)[-1].xt, result.samples[:, 0], atol=0.5)
 
 
 @pytest.mark.parametrize("words", [("--method", "ddpm"), ("--method", "gan", "--n-critic", 1)],
@@ -108,17 +111,19 @@ def test_options_of_a_method_change_its_training(trained):
 
 def test_what_a_method_would_ignore_is_refused(refused, data, tmp_path):
     for words, saying in ((("--method", "regression", "--beta-max", 0.2),
-            "--beta-max says nothing to the method regression"),
-                          (("--method", "ddpm", "--ot-ode"), "--ot-ode says nothing"),
-                          (("--n-critic", 3), "--n-critic says nothing to the method bridge"),
+            "--beta-max has no effect with the method regression: remove it"),
+                          (("--method", "ddpm", "--ot-ode"), "--ot-ode has no effect"),
+                          (("--n-critic", 3), "--n-critic has no effect with the method bridge"),
                           (("--model", "inversionnet", "--corrupt", "linear"),
-                              "--corrupt says nothing to inversionnet"),
-                          (("--model", "inversionnet", "--encoder", "patch"), "--encoder says nothing to inversionnet"),
+                              "--corrupt has no effect with inversionnet"),
+                          (("--model", "inversionnet", "--encoder", "patch"),
+                              "--encoder has no effect with inversionnet"),
                           (("--model", "inversionnet", "--drop-cond", 0.5), "--drop-cond"),
                           (("--no-conditional", "--drop-cond", 0.5), "never sees seismic"),
                           (("--method", "gan", "--num-itr", 2), "it would never learn"),
                           (("--model", "inversionnet", "--method", "bridge"), "cannot learn the method bridge"),
                           (("--method", "brigde"), "did you mean 'bridge'"),
+                          (("--loss", "12"), "unknown loss '12'; did you mean 'l2'"),
                           (("--model", "inversionet"), "did you mean 'inversionnet'"),
                           (("--precondition", "--no-pred-x0"), "--precondition"),
                           (("--method", "regression", "--val-nfe", 5), "one network call"),
@@ -134,7 +139,7 @@ def test_what_a_run_cannot_do_is_refused(trained, refused):
     refused("invert", run, "--nfe", 5, saying=("answers in one network call",))
     refused("invert", run, "--sampler", "sde", saying=("unknown sampler 'sde'",))
     refused("invert", run, "--eta", 0.5, saying=("draws no noise",))
-    refused("invert", run, "--classical", 2, "--nfe", 3, saying=("--nfe", "--classical"))
+    refused("invert", run, "--fwi-iterations", 2, "--nfe", 3, saying=("--nfe", "--fwi-iterations"))
     alone = trained("alone", "--num-itr", 1, "--model", "inversionnet", *LARGE)
     refused("invert", alone, "--w", 0, saying=("without seismic",))
     with pytest.raises(InputError, match="has no bridge"): load_run(run).bridge
@@ -146,7 +151,7 @@ def test_an_answer_without_seismic_must_have_been_trained(trained, refused):
 
 def test_the_preconditioned_target_has_unit_size_from_disturbed_starts_too():
     method = build_method(ModelOptions("tiny", precondition=True, base_noise=0.3),
-        FACTS | dict(moments=(0.2, 0.1, 0.1)))
+        replace(OPENFWI_SPEC, moments=(0.2, 0.1, 0.1)))
     rng = np.random.default_rng(0)
     x0, x1 = torch.from_numpy(rng.multivariate_normal([0, 0], [[0.2, 0.1], [0.1, 0.1]], size=100_000).T)
     x1 = x1 + 0.3 * torch.from_numpy(rng.standard_normal(len(x1)))
@@ -155,7 +160,7 @@ def test_the_preconditioned_target_has_unit_size_from_disturbed_starts_too():
 
 
 def test_while_the_critic_learns_the_generator_holds_still():
-    method = build_method(ModelOptions("velocitygan"), FACTS)
+    method = build_method(ModelOptions("velocitygan"), OPENFWI_SPEC)
     maps = torch.zeros(2, 1, 70, 70)
     batch = dict(x0=maps, x1=maps, seismic=torch.randn(2, 5, 250, 70), keep=torch.ones(2), mix=torch.rand(2))
     before = {name: value.clone() for name, value in method.net.state_dict().items()}
@@ -167,9 +172,31 @@ def test_while_the_critic_learns_the_generator_holds_still():
         for name, value in method.net.state_dict().items() if "running" in name)
 
 
+def test_a_failing_step_of_the_critic_leaves_the_generator_as_it_was(monkeypatch):
+    method = build_method(ModelOptions("velocitygan"), OPENFWI_SPEC)
+    maps = torch.zeros(2, 1, 70, 70)
+    batch = dict(x0=maps, x1=maps, seismic=torch.randn(2, 5, 250, 70), keep=torch.ones(2), mix=torch.rand(2))
+    before = {name: value.clone() for name, value in method.net.state_dict().items()}
+    real, moved = method.net.forward, []
+
+    def failing(*given):
+        real(*given)
+        moved.append(any(not torch.equal(v, before[k]) for k, v in method.net.state_dict().items()))
+        raise MemoryError
+
+    monkeypatch.setattr(method.net, "forward", failing)
+    with pytest.raises(MemoryError): method.loss_modules["critic"](batch)
+    assert moved == [True] and all(torch.equal(v, before[k]) for k, v in method.net.state_dict().items())
+    monkeypatch.setattr(method.net, "forward", real)
+    monkeypatch.setattr(method.critic, "forward", failing)
+    with pytest.raises(RuntimeError): method.loss_modules["net"](batch | dict(x0=maps[:, :, :5]))
+    assert all(p.requires_grad for p in method.critic.parameters())
+
+
 def test_the_average_of_a_generator_counts_its_own_updates(trained):
-    run = trained("gan", *METHODS["gan"], "--num-itr", 2)  # one update of two steps
-    parts, fresh = weights(run), build_method(ModelOptions("tiny", method="gan", n_critic=2), FACTS).net.state_dict()
+    run = trained("gan", *VARIANTS["gan"], "--num-itr", 2)  # one update of two steps
+    options = ModelOptions("tiny", method="gan", n_critic=2)
+    parts, fresh = weights(run), build_method(options, OPENFWI_SPEC).net.state_dict()
     fresh = {name: value.numpy() for name, value in fresh.items()}
     for name, value in parts["ema"].items():
         np.testing.assert_allclose(value, fresh[name] + 0.9 * (parts["weights"][name] - fresh[name]),
@@ -205,7 +232,7 @@ def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
         "    cells: int = 3\n" + PLUGIN.replace("{tag}", "-typed"))
     assert fwi("models", "--import", typed).code == 0
     for path, saying in (((broken, "RuntimeError: no"), (idle, "names no method"), (leaving, "SystemExit: 3"),
-            (silent, "registers no model"), (same, "there is a model 'tiny' already"),
+            (silent, "registers nothing: decorate"), (same, "there is a model 'tiny' already"),
             (tmp_path / "none.py", "is not a Python file"))):
         refused("models", "--import", path, saying=(saying,))
     looking = tmp_path / "looking.py"
@@ -215,7 +242,82 @@ def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
     late = tmp_path / "late.py"
     late.write_text(PLUGIN.replace("{tag}", "-late") + "raise RuntimeError('too late')")
     refused("models", "--import", late, saying=("too late",))
-    assert "loudness-late" not in models.MODELS
+    assert "loudness-late" not in MODELS
+
+
+KINDS = """
+from torch import nn
+from fwi_i2sb.data.starting_models import register_starting_model
+from fwi_i2sb.methods.base import Method
+from fwi_i2sb.methods.losses import LOSSES, sample_loss
+from fwi_i2sb.methods.registry import register_method
+from fwi_i2sb.models.encoders import ENCODERS
+from fwi_i2sb.models.registry import register
+from fwi_i2sb.models.unet import build_network
+
+@ENCODERS.register("mean-trace")
+class MeanTrace(nn.Module):
+    channels, cell = 1, 1
+    def __init__(self, shots, samples, size, grid, cell):
+        super().__init__()
+        self.size = size
+    def forward(self, seismic): return nn.functional.interpolate(seismic.mean(1, keepdim=True), size=self.size)
+
+@LOSSES.register("huber")
+def huber(difference): return nn.functional.huber_loss(difference, 0 * difference, reduction="none", delta=0.5)
+
+@register_starting_model("flat", number=lambda word, dx: float(word))
+def flat(start, args, x0, generators): return 0 * x0
+
+@register_method
+class Residual(Method):
+    name, about = "residual", "one call, what the starting model lacks"
+    def loss(self, denoise_, batch):
+        answer = denoise_(batch["x1"], self.network_time(0, batch["x1"]), batch["seismic"], batch["keep"])
+        return sample_loss(answer, batch["x0"], batch["keep"], self.options)
+
+@register("narrow", about="tiny, of one's own", methods=("residual", "bridge"))
+def build(shapes, options):
+    assert options.interval == 1000  # the full options, whoever asks
+    return build_network("tiny", shots=shapes.shots, map_size=shapes.map_size, encoder=options.encoder)
+"""
+
+
+def test_one_file_adds_a_model_a_method_an_encoder_a_loss_and_a_starting_model(fwi, trained, refused, data, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(KINDS)
+    mine = ("--model", "narrow", "--method", "residual", "--encoder", "mean-trace", "--corrupt", "flat",
+        "--loss", "huber")
+    flags, names = mine[::2], mine[1::2]
+    for flag, name in zip(flags, names):
+        kind = flag.replace("corrupt", "starting model").strip("-")
+        refused("train", *arguments(data, tmp_path, "no", flag, name), saying=(f"unknown {kind} {name!r}", "--import"))
+    listed = fwi("models", "--import", file, "--encoder", "mean-trace").out
+    assert re.search(r"^narrow +residual, bridge +\d+ ", listed, re.M)
+    assert re.search(r"^tiny +bridge, ddpm, regression, gan, residual ", listed, re.M)  # every U-Net can learn it
+    shown = " ".join(fwi("train", "--import", file, "--help").out.replace("│", "").split())
+    for ours, name in zip(("velocitygan", "gan", "conv", "first-guess", "l1"), names):
+        assert f"{ours}, {name})" in shown
+    run = trained("mine", *mine, "--import", file, "--num-itr", 2)
+    assert len(losses(run)) == 2 and losses(run) != losses(trained("l2", *mine[:-2], "--import", file, "--num-itr", 2))
+    with pytest.raises(InputError, match="has no effect with the method residual"):
+        build_method(ModelOptions("tiny", method="residual", n_critic=3), OPENFWI_SPEC)
+<<<<<<< HEAD
+    assert fwi("invert", run, "--records", 1, "--import", file, "--out", tmp_path).code == 0
+=======
+    assert fwi("invert", run, "--records", 1, "--import", file, "--start", "flat", "--out", tmp_path).code == 0
+>>>>>>> registry
+    seismic, truth, numbers = validation_records(load_run(run, device="cpu", plugin=file), 1)
+    again = load_run(run, device="cpu").invert(seismic, truth, record_ids=numbers)
+    assert again.mean.shape == truth.shape and again.provenance["method"] == "residual"
+
+
+def test_a_method_says_which_options_it_uses_and_a_name_is_taken_once():
+    class Wrong(Method): name, uses = "wrong", ("beta_min",)
+
+    with pytest.raises(InputError, match="unknown option 'beta_min'; did you mean 'beta_max'"): register_method(Wrong)
+    with pytest.raises(InputError, match="there is a method 'regression' already"): register_method(Method)
+    assert "wrong" not in METHODS
 
 
 def test_a_network_that_cannot_learn_is_refused_before_anything_is_written(refused, data, tmp_path):
@@ -240,7 +342,8 @@ def test_opening_a_run_executes_nothing_that_belongs_to_it(data, tmp_path):
     finish(python_train(*arguments(data, tmp_path, "mine", "--model", "loudness2", "--num-itr", 1, "--import", file)))
     code = (f"from fwi_i2sb import load_run\ntry: load_run({str(tmp_path / 'mine')!r})\n"
         f"except ValueError as error: print(error)\nload_run({str(tmp_path / 'mine')!r}, plugin={str(file)!r})")
-    assert "--import" in subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert "unknown model 'loudness2'" in said and f"was trained with --import {file}" in said
 
 
 def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refused, mini, tmp_path):
@@ -256,25 +359,25 @@ def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refu
     assert fwi("invert", bridge, "--start", "first-guess", "--records", 2, "--samples", 1).code == 0
     run = load_run(bridge, device="cpu")
     seismic, truth, numbers = validation_records(run, 3)
-    result = run.invert(seismic, "first-guess", samples=1, records=numbers)
-    alone = run.invert(seismic[1:2], f"first-guess:{tmp_path / 'first-guess'}", samples=1, records=numbers[1:2])
+    result = run.invert(seismic, "first-guess", samples=1, record_ids=numbers)
+    alone = run.invert(seismic[1:2], f"first-guess:{tmp_path / 'first-guess'}", samples=1, record_ids=numbers[1:2])
     torch.testing.assert_close(alone.start[0], result.start[1], atol=0.5, rtol=0)
-    rough = load_run(tmp_path / "first-guess", device="cpu").invert(seismic, "linear", records=numbers).mean
+    rough = load_run(tmp_path / "first-guess", device="cpu").invert(seismic, "linear", record_ids=numbers).mean
     smoother = replace(run,
         options=replace(run.options, model=replace(run.options.model, corrupt="blur-openfwi_benchmark:3")))
     # smoothed as that run's training smooths
-    assert (smoother.invert(seismic, "first-guess", samples=1, records=numbers).start - result.start).abs().max() > 5
+    assert (smoother.invert(seismic, "first-guess", samples=1, record_ids=numbers).start - result.start).abs().max() > 5
     read = invert._guesser.cache_info().misses
-    again = run.invert(seismic, "first-guess", samples=1, records=numbers)
+    again = run.invert(seismic, "first-guess", samples=1, record_ids=numbers)
     assert invert._guesser.cache_info().misses == read and torch.equal(again.start, result.start)
     trained("first-guess", "--method", "regression", "--corrupt", "linear", "--num-itr", 3)  # trained on: another guess
-    assert not torch.equal(run.invert(seismic, "first-guess", samples=1, records=numbers).start, result.start)
+    assert not torch.equal(run.invert(seismic, "first-guess", samples=1, record_ids=numbers).start, result.start)
     assert (result.start.diff(dim=-1).abs().mean() < 0.7 * rough.clamp(1500, 4500).diff(dim=-1).abs().mean() + 1
         and (mae(result.start, truth) < 1500).all())
 
 
 def test_classical_inversion_from_the_same_start(fwi, mini, tmp_path):
-    outcome = fwi("invert", mini, "--records", 1, "--classical", 3, "--out", tmp_path)
+    outcome = fwi("invert", mini, "--records", 1, "--fwi-iterations", 3, "--out", tmp_path)
     assert outcome.code == 0 and "classical" in outcome.out, outcome.err
     with np.load(tmp_path / "validation-1-classical.npz", allow_pickle=False) as back:
         assert back["std"].max() == 0 and back["samples"].shape[1] == 1

@@ -1,5 +1,7 @@
 """Networks, methods, samplers and wave physics together: what has to hold for every baseline when the modules meet."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -10,22 +12,23 @@ from fwi_i2sb.metrics.accuracy import misfit
 from fwi_i2sb.models.registry import MODELS
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.methods.options import ModelOptions
+from fwi_i2sb.data.spec import OPENFWI_SPEC
 from fwi_i2sb.data.starting_models import linear_velocity
 from fwi_i2sb.methods.registry import build_method, methods_of
 from fwi_i2sb.inference.validation_data import validation_records
 from fwi_i2sb.physics.filters import decimate
-from fwi_i2sb.physics.wave import simulate
+from fwi_i2sb.physics.wave import simulate, surface_survey
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-FACTS = dict(shots=3, time_samples=70, receivers=24, map_size=(24, 26))
+SPEC = replace(OPENFWI_SPEC, survey=surface_survey(24, 3, nt=280), time_samples=70, map_size=(24, 26))
 PAIRS = [(model, method) for model in ("tiny", "inversionnet", "velocitygan") for method in methods_of(MODELS[model])]
 SEEDS = [3, (3, 1), (3, 2)]
 
 
 @pytest.fixture(scope="module")
 def methods():
-    "Every model with every method that it can learn, its weights random everywhere so that no answer is zero by initialisation."
-    methods = {(model, method): build_method(ModelOptions(model, method=method), FACTS) for model, method in PAIRS}
+    "Every model with every method that it can learn, its weights random so that no answer is zero by initialisation."
+    methods = {(model, method): build_method(ModelOptions(model, method=method), SPEC) for model, method in PAIRS}
     torch.manual_seed(0)
     for method in methods.values():
         for p in method.nets["net"].parameters(): p.data += 0.02 * torch.randn_like(p)
@@ -95,15 +98,14 @@ def stored(mini):
 
 def test_inversionnet_reads_records_as_the_store_keeps_them(stored):
     run, seismic, truth = stored
-    facts = run.facts
-    net = InversionNet(facts["shots"], facts["time_samples"], facts["receivers"], facts["map_size"]).eval()
+    net = InversionNet(*run.spec.gathers, run.spec.map_size).eval()
     with torch.inference_mode(): answer = net(truth, None, net.encode(run.family.pressure.normalize(seismic)))
     assert answer.shape == truth.shape and answer.isfinite().all()
 
 
 def test_the_misfit_of_a_descent_is_that_of_the_metrics(stored):
     run, seismic, truth = (part[:1] if torch.is_tensor(part) else part for part in stored)
-    start, factor = linear_velocity(truth.shape[-2:], 1800.0, 3800.0).expand_as(truth), run.facts["factor"]
+    start, factor = linear_velocity(truth.shape[-2:], 1800.0, 3800.0).expand_as(truth), run.spec.factor
     result = descend(seismic, start, run.survey, factor=factor, iterations=2)
     for maps, found in ((start, result.misfit[:, 0]), (result.velocity, result.misfit[:, -1])):
         again = decimate(simulate(maps, run.survey), factor)

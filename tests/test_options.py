@@ -14,6 +14,7 @@ from test_project import PUBLISHED
 
 from fwi_i2sb.training import options as opt
 from fwi_i2sb.inference.run import load_run, prepare_start
+from fwi_i2sb.data.scale import PressureRange
 from fwi_i2sb.core.commands import option_table, options_to_dict, parse
 from fwi_i2sb.training.options import TrainOptions
 from fwi_i2sb.training.run_dir import checkpoints, open_store, read_config, read_metrics
@@ -62,13 +63,12 @@ def the_data_come_from_there(g):
 
 @effect("dataset-name", "json-data-config")
 def the_range_is_the_familys_or_the_configs(g):
-    facts = read_config(g.plain)[1]
-    assert (facts["family"], facts["data_min"], facts["data_max"]) == ("CurveVel_A", -27.11, 55.10)
+    spec = read_config(g.plain)[1]
+    assert (spec.family, spec.pressure) == ("CurveVel_A", PressureRange(-27.11, 55.10))
     config = g.tmp / "ranges.json"
     config.write_text(json.dumps({"curvevel-a": {"data_min": -30.0, "data_max": 70.0}}))
     run = g.trained("range", "--json-data-config", config, "--store-dir", g.tmp / "store")
-    facts = read_config(run)[1]
-    assert (facts["data_min"], facts["data_max"]) == (-30.0, 70.0) and losses(run) != losses(g.plain)
+    assert read_config(run)[1].pressure == PressureRange(-30.0, 70.0) and losses(run) != losses(g.plain)
     g.refused("train", *["CurveVelA" if w == "CurveVel_A" else w for w in arguments(g.data, g.tmp, "no")],
         saying=("did you mean 'CurveVel_A'",))
 

@@ -41,7 +41,7 @@ def test_every_requirement_is_pinned_by_the_constraints():
     settings = configparser.ConfigParser(delimiters=["="])
     settings.read(ROOT / "settings.ini", encoding="utf-8")
     names = {re.split(r"[<>=!]", word)[0].lower()
-        for word in (settings["DEFAULT"]["requirements"] + " " + settings["DEFAULT"]["dev_requirements"]).split()}
+        for key, words in settings["DEFAULT"].items() if key.endswith("requirements") for word in words.split()}
     pinned = {line.split("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()}
     assert names <= pinned
 

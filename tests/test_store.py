@@ -6,6 +6,8 @@ import signal
 import subprocess
 import sys
 import textwrap
+import warnings
+import zlib
 from types import SimpleNamespace
 
 import lmdb
@@ -16,9 +18,9 @@ from processes import PATIENCE
 from torch.utils.data import DataLoader
 
 from fwi_i2sb.data.check import verify_store
-from fwi_i2sb.data.database import _environment
-from fwi_i2sb.data.multi_family import JointStore
+from fwi_i2sb.data.multi_family import MultiFamilyStore
 from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.data.scale import OPENFWI_SCALE, VelocityScale
 from fwi_i2sb.data.store import convert, read_manifest, StoreDataset
 from fwi_i2sb.physics.wave import OPENFWI, surface_survey
 
@@ -42,7 +44,8 @@ def write_files(folder, counts=(("data1", 150), ("data2", 50), ("data49", 100)),
 
 def values(root, split):
     "Every stored value, and nothing else in the database."
-    with _environment(str(root / split / "database.lmdb")).begin() as reader: found = list(reader.cursor())
+    with lmdb.open(str(root / split / "database.lmdb"), subdir=False, readonly=True, lock=False) as env:
+        with env.begin() as reader: found = list(reader.cursor())
     assert [int.from_bytes(key, "big") for key, _ in found] == list(range(len(found)))
     return [value for _, value in found]
 
@@ -153,7 +156,7 @@ def test_reading_from_spawned_workers(tmp_path):
     # it needs the file no more
     (root / "val" / "database.lmdb").rename(tmp_path / "away"); assert len(kept.value(99)) == len(kept.value(-1)) > 0
     (tmp_path / "away").rename(root / "val" / "database.lmdb")
-    for source, context in ((ds, "spawn"), (ds, "fork"), (JointStore([kept]), "spawn")):
+    for source, context in ((ds, "spawn"), (ds, "fork"), (MultiFamilyStore([kept]), "spawn")):
         batches = list(DataLoader(source, batch_size=32, num_workers=2, multiprocessing_context=context))
         assert sum(len(b["index"]) for b in batches) == 100
         for b in batches[::2]:
@@ -249,6 +252,50 @@ def test_a_store_travels_without_its_source_files(tmp_path):
     with pytest.raises(InputError, match="family FlatVel_A, not Style_A"): convert(moved, "Style_A", time_samples=20)
     (moved / "train" / "manifest.json").unlink()
     with pytest.raises(InputError, match="no FlatVel_A files"): convert(moved, "FlatVel_A", time_samples=20)
+
+
+def as_first_format(folder):
+    "Write a manifest as the first format had it: the family's range in an entry of its own, no range of velocities."
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest.pop("checksum"), manifest["seismic"].pop("measured")
+    low, high = (manifest["seismic"].pop(end) for end in ("low", "high"))
+    for end in ("low", "high"): manifest["velocity"].pop(end)
+    manifest |= dict(format="fwi_i2sb store 1", family=dict(name=manifest["family"], data_min=low, data_max=high))
+    text = json.dumps(manifest, sort_keys=True)
+    path.write_text(json.dumps(manifest | dict(checksum=f"{zlib.crc32(text.encode()):08x}")))
+
+
+def test_a_store_of_the_first_format_is_read_and_kept(tmp_path):
+    root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
+    new = [StoreDataset(root, "train")[i] for i in (0, 199)]
+    for split in ("train", "val"): as_first_format(root / split)
+    before = (root / "train" / "manifest.json").read_bytes()
+    assert convert(root, "FlatVel_A", time_samples=20) == root and verify_store(root, "train") == 200
+    store = StoreDataset(root, "train")
+    assert store.velocity == OPENFWI_SCALE and store.fingerprint == json.loads(before)["checksum"]
+    for i, pair in zip((0, 199), new):
+        assert (store[i]["seismic"] == pair["seismic"]).all() and (store[i]["velocity"] == pair["velocity"]).all()
+    assert (root / "train" / "manifest.json").read_bytes() == before
+    with pytest.raises(InputError, match="velocity range 1500 to 4500, not 1500 to 5000"):
+        convert(root, "FlatVel_A", time_samples=20, scale=VelocityScale(1500, 5000))
+
+
+def test_a_file_is_closed_when_its_last_reader_is_gone(tmp_path):
+    root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
+    is_open = lambda: str(root / "val" / "database.lmdb") in open("/proc/self/maps").read()
+    one, two = StoreDataset(root, "val"), StoreDataset(root, "val")
+    assert (one[0]["seismic"] == two[0]["seismic"]).all() and is_open()
+    del one; assert is_open()
+    del two; assert not is_open()
+
+
+def test_no_warning_is_silenced(tmp_path):
+    root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        store, kept = StoreDataset(root, "val"), StoreDataset(root, "val", in_memory=True)
+        assert (store[3]["seismic"] == kept[3]["seismic"]).all()
 
 
 def edit(path, change):

@@ -10,8 +10,8 @@ from fwi_i2sb.training.run_dir import checkpoints, read_config, read_metrics
 
 
 def test_a_run_directory_holds_what_it_promises(eight):
-    options, facts = read_config(eight)
-    assert options.optim.num_itr == 8 and facts["family"] == "CurveVel_A" and facts["map_size"] == [70, 70]
+    options, spec = read_config(eight)
+    assert options.optim.num_itr == 8 and spec.family == "CurveVel_A" and spec.map_size == (70, 70)
     assert [p.name for p in checkpoints(eight)] == ["step-8", "step-6"]  # --keep 2
     rows = read_metrics(eight)
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 9))

@@ -24,6 +24,7 @@ from ..training.step import update_ema
 from ..core.errors import InputError
 from ..methods.options import ModelOptions
 from ..diffusion.sampling import predictor, run_sampler, sampler_settings
+from ..data.spec import OPENFWI_SPEC
 from ..methods.registry import build_method
 from ..methods.bridge import BridgeMethod
 from .timing import check_kernel, compare, Result, Setting, trial, wake, WrongOutput
@@ -55,7 +56,7 @@ def _answer(setting, net, batch, precision="fp32"):
 def _training(setting, net, precision="fp32", compiled=False):
     "A function that does one step of training on a microbatch of two."
     batch, average, method = (_batch(setting), copy.deepcopy(net),
-        build_method(ModelOptions("tiny"), dict(shots=5, time_samples=250, receivers=70, map_size=(70, 70))))
+        build_method(ModelOptions("tiny"), OPENFWI_SPEC))
     model = torch.compile(Denoiser(net)) if compiled else Denoiser(net)
     optimizer = torch.optim.AdamW(net.parameters(), lr=1e-5, fused=True)
 

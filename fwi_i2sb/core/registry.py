@@ -44,11 +44,13 @@ class Registry(Mapping):
 
 # %% ../../nbs/A0_core/05_registry.ipynb #fa2510cd
 def method_of(cls: type) -> Callable:
-    "Decorator that makes a function a method of a class, where a notebook explains the method in a cell of its own."
-    def add(function):
+    "Decorator that makes a function or property a member of a class, explained in a cell of its own."
+    def add(member):
+        function = getattr(member, "fget", member)
         function.__qualname__ = f"{cls.__qualname__}.{function.__name__}"
-        setattr(cls, function.__name__, function)
-        return function
+        setattr(cls, function.__name__, member)
+        return member
+
     return add
 
 # %% ../../nbs/A0_core/05_registry.ipynb #7d0b3077

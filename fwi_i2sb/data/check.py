@@ -14,9 +14,11 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.files import open_npy
-from .openfwi import _match, _pair, _split, FAMILIES, Family, find_root, get_family, read_pair, store_bytes
-from .scale import OPENFWI_SCALE
-from .store import StoreDataset
+from .openfwi import (any_family, FAMILIES, Family, find_root, get_family, match_files, open_pair,
+    read_pair, split_files, store_bytes)
+from .scale import OPENFWI_SCALE, VelocityScale
+from .store import check_shapes, default_time_samples, is_benchmark, known_facts, StoreDataset
+from ..physics.wave import OPENFWI, ricker, Survey
 
 # %% ../../nbs/02_data/09_check.ipynb #00f33d7c
 @dataclass
@@ -42,7 +44,7 @@ def verify_store(root:str|Path,  # what `convert` returned
     split:str,      # "train" or "val"
     *, progress=None, # called with (records done, records in all)
 )->int: # records verified
-    "Compare every stored value with the manifest's checksums. Raises `InputError` naming the source file whose records differ."
+    "Compare every stored value with the manifest's checksums. `InputError` names the source file whose records differ."
     store, i = StoreDataset(root, split), 0
     for source, expected in zip(store.manifest["sources"], store.manifest["crc32"]):
         found = 0
@@ -56,14 +58,25 @@ def verify_store(root:str|Path,  # what `convert` returned
     return i
 
 # %% ../../nbs/02_data/09_check.ipynb #32a9bf59
-def _check_stores(root, family, progress):
+def _store_facts(store, survey, scale):
+    "What a store says of itself, and how it differs from the survey and the range that are given."
+    seismic = store.manifest["seismic"]
+    facts = dict(family=store.family.name, records=len(store), shape=str(tuple(seismic["shape"])),
+        dtype=seismic["dtype"], velocity=str(store.velocity))
+    problems = [f"{store.folder} has a survey of {found}" for found in
+        [survey and store.survey.difference(survey)] if found]
+    if scale and not scale.same_as(store.velocity):
+        problems.append(f"{store.folder} has velocities from {store.velocity}, not {scale}")
+    return facts, problems
+
+def _check_stores(root, family, survey, scale, progress):
     "Facts and problems of the stores in a folder: of both its splits, or of the split that it is."
     facts, problems = {}, []
     for folder in (p for p in (root, root / "train", root / "val") if (p / "manifest.json").is_file()):
         try:
-            store = StoreDataset(folder.parent, folder.name, family=family); seismic = store.manifest["seismic"]
-            facts[f"store {folder.name}"] = dict(family=store.family.name, records=len(store),
-                shape=str(tuple(seismic["shape"])), dtype=seismic["dtype"])
+            store = StoreDataset(folder.parent, folder.name, family=family)
+            facts[f"store {folder.name}"], found = _store_facts(store, survey, scale)
+            problems += found
             verify_store(folder.parent, folder.name, progress=progress)
         except InputError as error: problems.append(str(error))
     return facts, problems
@@ -82,50 +95,59 @@ class _Range:
     def facts(self): return dict(shape=str(sorted(self.shapes)).strip("[]"), min=self.low, max=self.high)
 
 # %% ../../nbs/02_data/09_check.ipynb #4e6fae43
-def _judge(seismic, velocity, family):
-    "Sentences about ranges and shapes that do not fit the family."
+def _judge(seismic, velocity, family, survey=OPENFWI, scale=OPENFWI_SCALE):
+    "Sentences about ranges and shapes that do not fit."
     for name, seen in (("seismic", seismic), ("velocity", velocity)):
         if len(seen.shapes) > 1:
             yield f"{name} records differ in shape: " + ", ".join(f"{shape} in {path}"
                 for shape, path in seen.shapes.items())
-    if velocity.low < OPENFWI_SCALE.low or velocity.high > OPENFWI_SCALE.high:
-        yield (f"velocity {velocity.low:g} to {velocity.high:g} m/s leaves the network's {OPENFWI_SCALE.low:g} to "
-            f"{OPENFWI_SCALE.high:g} m/s")
+    if not (scale.holds(np.float64(velocity.low)) and scale.holds(np.float64(velocity.high))):
+        yield f"velocity {velocity.low:g} to {velocity.high:g} m/s leaves the network's {scale}"
+    if not is_benchmark(family, survey, scale): return
     if seismic.low < 2 * family.data_min or seismic.high > 2 * family.data_max:
         yield (f"pressure {seismic.low:g} to {seismic.high:g} is far outside {family.name}'s {family.data_min:g} to "
             f"{family.data_max:g}: another unit?")
 
 # %% ../../nbs/02_data/09_check.ipynb #9d230c16
 def _pairs_by_split(root, family, val_files, problems):
-    try: found = {s: _split(root, family, s, val_files) for s in ("train", "val")}
+    try: found = {s: split_files(root, family, s, val_files) for s in ("train", "val")}
     except InputError as error:
-        problems.append(str(error)); found = {"unsplit": _match(root)}
+        problems.append(str(error)); found = {"unsplit": match_files(root)}
     good = {}
     for split, (pairs, lost) in found.items():
         problems += [x for x in lost if x not in problems]; good[split] = []
         for p in pairs:
-            try: good[split].append(_pair(*p))
+            try: good[split].append(open_pair(*p))
             except InputError as error: problems.append(str(error))
     return good
 
 # %% ../../nbs/02_data/09_check.ipynb #502615d5
-def _check_files(root, family, val_files, progress):
-    "Facts and problems of a folder of source files."
-    problems, seismic, velocity = [], _Range(), _Range()
-    splits = _pairs_by_split(root, family, val_files, problems)
+def _read_all(splits, progress):
+    "Extremes and shapes of all records, and what is wrong with single ones."
     records = [(p, i) for pairs in splits.values() for p in pairs for i in range(p.count)]
-    problems += [f"{root} holds no {split} records" for split, pairs in splits.items() if not pairs]
+    problems, seismic, velocity = [], _Range(), _Range()
     for done, (p, i) in enumerate(records):
         d, v = read_pair(p, i)
         problems += seismic.add(d, p.seismic, i) + velocity.add(v, p.velocity, i)
         if progress: progress(done + 1, len(records))
-    facts = dict(family=family.name,
+    return seismic, velocity, problems
+
+def _check_files(root, family, survey, scale, val_files, progress):
+    "Facts and problems of a folder of source files."
+    problems = []
+    splits = _pairs_by_split(root, family, val_files, problems)
+    problems += [f"{root} holds no {split} records" for split, pairs in splits.items() if not pairs]
+    seismic, velocity, found = _read_all(splits, progress)
+    problems += found
+    facts = dict(family=family.name, velocity_range=str(scale),
         **{s: dict(files=len(p), records=sum(x.count for x in p)) for s, p in splits.items()})
-    if records:
-        problems += _judge(seismic, velocity, family)
-        (s, t, r), = list(seismic.shapes)[:1]
+    if pairs := [p for split in splits.values() for p in split]:
+        problems += _judge(seismic, velocity, family, survey, scale)
+        try: check_shapes(pairs, survey)
+        except InputError as error: problems.append(str(error))
+        size = len(survey.sources), default_time_samples(survey), len(survey.receivers)
         facts |= dict(seismic=seismic.facts(), velocity=velocity.facts(), disk={
-            "store needs GB": store_bytes(len(records), (s, min(t, 250), r), v.shape) / 1e9,
+            "store needs GB": store_bytes(sum(p.count for p in pairs), size, pairs[0].cells) / 1e9,
             "free GB": shutil.disk_usage(root).free / 1e9})
     return facts, problems
 
@@ -133,33 +155,54 @@ def _check_files(root, family, val_files, progress):
 def inspect_folder(root:str|Path,                # a folder `find_root` understands, a store, or one split of a store
     family:str|Family|None=None,  # default: the family the folder is named after
     *, val_files=None,            # validation files, as for `discover`
-    progress=None,                # called with (records done, records in all): for the store, if there is one, then for the files
+    survey:Survey|None=None,      # how the records were shot; default: as generated or stored here, or OpenFWI's
+    scale:VelocityScale|None=None, # range of the velocities; default: likewise
+    progress=None,                # called with (records done, records in all), for a store, then for the files
 )->Report:
     """Read every record of a folder once and report counts, shapes, ranges, disk needed, and problems.
 
-    Of a store every value is compared with its checksum. Raises `InputError` only when there is nothing to look at: no such folder,
-    no such family."""
+    Of a store every value is compared with its checksum. Raises `InputError` only when there is nothing to look at: no
+    such folder, no such family."""
     root = Path(root)
     if not root.is_dir(): raise InputError(f"there is no folder {root}")
-    if family is not None: family = get_family(family)
-    facts, problems = _check_stores(root, family, progress)
-    try: root = find_root(root, family := get_family(root.resolve().name) if family is None else family)
+    if family is not None: family = any_family(family)
+    facts, problems = _check_stores(root, family, survey, scale, progress)
+    try: source = find_root(root, named := any_family(root.resolve().name) if family is None else family)
     except InputError:
-        if not facts and not problems: raise
-        return Report(str(root), facts, problems)
-    more, others = _check_files(root, family, val_files, progress)
-    return Report(str(root), {**more, **facts}, others + problems)
+        if facts or problems: return Report(str(root), facts, problems)
+        get_family(root.resolve().name if family is None else family.name)  # a slip of the finger is named first
+        raise
+    try: survey, scale, known = known_facts(source, root, survey, scale)
+    except InputError as error:
+        problems += [str(error)] if str(error) not in problems else []
+        survey, scale, known = survey or OPENFWI, scale or OPENFWI_SCALE, True
+    if not known: get_family(named.name)
+    more, others = _check_files(source, named, survey, scale, val_files, progress)
+    return Report(str(source), {**more, **facts}, others + problems)
 
 # %% ../../nbs/02_data/09_check.ipynb #ff2e8ca3
-def _source_velocities(d):
-    a2 = (math.pi * 15 * 0.073)**2
-    ratio = d[range(5), 0, (0, 17, 34, 52, 69)].astype(np.float64) / ((1 - 2 * a2) * math.exp(-a2))
-    return np.sqrt(np.maximum(ratio, 0)) / 1e-3  # m/s; 0 where the sign is wrong
+def _source_velocities(d, survey):
+    "m/s under every source where a receiver is; 0 where the sign is wrong."
+    at = lambda p, q: max(abs(a - b) for a, b in zip(p, q)) < 1e-3 * survey.dx
+    pairs = [(s, r) for s, p in enumerate(survey.sources) for r, q in enumerate(survey.receivers) if at(p, q)]
+    first = np.array([d[s, 0, r] for s, r in pairs], dtype=np.float64) / float(ricker(survey)[0])
+    return np.sqrt(np.maximum(first, 0)) / survey.dt
+
+def _judge_start(report, d, survey, scale):
+    "Whether a record starts as the exact scheme's do, where that can be told."
+    v = _source_velocities(d, survey)
+    if not len(v) or scale.high * survey.dt / survey.dx > math.sqrt(3 / 8): return
+    report.facts["velocity under the sources (m/s)"] = " ".join(f"{x:.0f}" for x in v)
+    if not ((v > scale.low - 1) & (v < scale.high + 1)).all():
+        report.problems.append("its first samples are not those of a source of this survey: other units, time zero or "
+            "geometry")
 
 # %% ../../nbs/02_data/09_check.ipynb #494a39e0
 def check_record(path:str|Path, # .npy of one record (shots, time, receivers)
+    survey:Survey=OPENFWI, # how it was shot
+    scale:VelocityScale=OPENFWI_SCALE, # range of the velocities it was shot over
 )->Report:
-    "Look at a single record: shape, range against every family, and whether it starts as OpenFWI's records do."
+    "Look at a single record: its shape, its range, and whether it starts as the survey's records do."
     d = np.array(open_npy(path, ndim=3), dtype=np.float32)
     report = Report(str(path), dict(shape=str(d.shape)))
     if not d.size:
@@ -169,17 +212,12 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers)
     if len(bad):
         report.problems.append(f"NaN or infinite values ({len(bad)} of {d.size}), the first at shot, time, receiver "
             f"{tuple(bad[0].tolist())}")
-    low, high = float(np.nanmin(d)), float(np.nanmax(d))
-    fits = [f.name for f in FAMILIES.values() if f.data_min <= low and high <= f.data_max]
-    report.facts |= dict(min=low, max=high, rms=float(np.sqrt(np.nanmean(d.astype(np.float64)**2))),
-        inside_range_of=", ".join(fits) or "no family")
-    if d.shape != (5, 1000, 70):
-        report.problems.append(
-            f"shape {d.shape} is not OpenFWI's (5, 1000, 70): it needs a network trained on its own geometry")
-        return report
-    v = _source_velocities(d); inside = (v > OPENFWI_SCALE.low - 1) & (v < OPENFWI_SCALE.high + 1)
-    report.facts["velocity under the sources (m/s)"] = " ".join(f"{x:.0f}" for x in v)
-    if not inside.all():
-        report.problems.append(
-            "its first samples are not those of OpenFWI's source: other units, time zero or geometry")
+    low, high, whose = float(np.nanmin(d)), float(np.nanmax(d)), "the survey's"
+    report.facts |= dict(min=low, max=high, rms=float(np.sqrt(np.nanmean(d.astype(np.float64)**2))))
+    if survey.difference(OPENFWI) is None:
+        fits, whose = [f.name for f in FAMILIES.values() if f.data_min <= low and high <= f.data_max], "OpenFWI's"
+        report.facts["inside_range_of"] = ", ".join(fits) or "no family"
+    expected = len(survey.sources), survey.nt, len(survey.receivers)
+    if d.shape == expected: _judge_start(report, d, survey, scale)
+    else: report.problems.append(f"shape {d.shape} is not {whose} {expected}: it needs a network trained on its geometry")
     return report

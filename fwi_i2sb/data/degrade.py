@@ -15,34 +15,31 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from .scale import OPENFWI_SCALE
+from .scale import OPENFWI_SCALE, VelocityScale
 from ..physics.filters import decimate
 from ..physics.wave import OPENFWI, simulate, Survey
 
 # %% ../../nbs/02_data/08_degrade.ipynb #98312921
-def _check(self):
-    if self.snr is not None and not abs(self.snr) <= 200:
-        raise InputError(f"--snr {self.snr:g} is no signal-to-noise ratio: give dB from -200 to 200, for instance 10")
-    if self.missing_shots < 0: raise InputError(f"--missing-shots {self.missing_shots} is no number of shots")
-    if not 0 <= self.missing_traces < 1:
-        raise InputError(
-            f"--missing-traces {self.missing_traces:g} is no share of the traces: give a number from 0 to below 1")
-    if self.freq is not None and not 0 < self.freq < math.inf:
-        raise InputError(f"--freq {self.freq:g} is no frequency: give Hz, for instance 10")
-
-# %% ../../nbs/02_data/08_degrade.ipynb #1fe2a3d1
 _WORDS = dict(freq="peak frequency {:g} Hz".format, snr="noise at {:g} dB".format,
     missing_shots="{} missing shot(s)".format, missing_traces=lambda share: f"{100 * share:g}% of the traces missing")
 
 
 @dataclass(frozen=True)
 class Degradation:
-    "What is done to a record; by default nothing. `str()` says it in words. Raises `InputError` for numbers that cannot be."
+    "What is done to a record; by default nothing. `str()` says it in words. Raises `InputError` for impossible numbers."
     snr: float | None = None  # signal-to-noise ratio in dB
     missing_shots: int = 0  # number of shots that are zero
     missing_traces: float = 0.0  # share of all traces that are zero
     freq: float | None = None  # peak frequency of the wavelet in Hz, if it is not the survey's
-    __post_init__ = _check
+
+    def __post_init__(self):
+        if self.snr is not None and not abs(self.snr) <= 200:
+            raise InputError(f"--snr must be from -200 to 200 dB (got {self.snr:g})")
+        if self.missing_shots < 0: raise InputError(f"--missing-shots must be 0 or more (got {self.missing_shots})")
+        if not 0 <= self.missing_traces < 1:
+            raise InputError(f"--missing-traces must be a share from 0 to below 1 (got {self.missing_traces:g})")
+        if self.freq is not None and not 0 < self.freq < math.inf:
+            raise InputError(f"--freq must be a positive number of Hz (got {self.freq:g})")
 
     def __str__(self):
         return ", ".join(text(getattr(self, k))
@@ -50,7 +47,7 @@ class Degradation:
 
 # %% ../../nbs/02_data/08_degrade.ipynb #db7cab14
 def _generator(seed, stream):
-    "A generator of its own for every record and every kind of damage."
+    "A generator of its own for every record and every kind of perturbation."
     return np.random.default_rng((*np.atleast_1d(seed).tolist(), stream))
 
 
@@ -87,7 +84,9 @@ def live_traces(
     what: Degradation,  # how many shots and traces are missing
     seeds: Sequence,  # one key (int or tuple of ints) per record
 ) -> Tensor:  # (batch, shots, 1, receivers): 1 where a trace was recorded, 0 where not
-    "Which traces of every record were recorded. Raises `InputError` where nothing would be left of a record, and for a share too small to lose a trace."
+    """Which traces of every record were recorded.
+
+    Raises `InputError` where nothing would be left of a record, and for a share too small to lose a trace."""
     shots, receivers = shape
     if what.missing_shots >= shots:
         raise InputError(f"--missing-shots {what.missing_shots} leaves nothing of a record of {shots} shots")
@@ -104,9 +103,10 @@ def live_traces(
 def at_frequency(
     survey: Survey,  # how records are shot
     freq: float,  # peak frequency of the wavelet in Hz
+    lowest_velocity: float = OPENFWI_SCALE.low,  # m/s: slower maps have shorter waves, which need finer grids
 ) -> Survey:
     "The same survey with another wavelet. Raises `InputError` where grid or record cannot hold it."
-    low, high = 2.2 / (survey.nt * survey.dt), OPENFWI_SCALE.low / (4 * survey.dx)
+    low, high = 2.2 / (survey.nt * survey.dt), lowest_velocity / (4 * survey.dx)
     if not low <= freq <= high:
         raise InputError(f"--freq {freq:g} is out of range: a record of {survey.nt * survey.dt:g} s on a grid of "
             f"{survey.dx:g} m holds {low:.2g} to {high:.3g} Hz")
@@ -120,14 +120,16 @@ def degrade(
     *, velocity: Tensor | None = None,  # true maps (batch, 1, depth, x) in m/s; only `freq` needs them
     survey: Survey = OPENFWI,  # how the records were shot
     factor: int = 1,  # decimation of the records
-    engine: str = "deepwave",  # forward operator where records are shot again
+    engine: str = "deepwave",  # forward operator where records are re-simulated
+    scale: VelocityScale = OPENFWI_SCALE,  # range of the data's velocities
 ) -> tuple[Tensor, Tensor]:  # records, and which of their traces were recorded, (batch, shots, 1, receivers)
-    "Records as they might come from the field. Raises `InputError` where the record cannot be damaged like that."
+    "Records as they might come from the field. Raises `InputError` for a perturbation that the record does not allow."
     _one_key_each(seeds, seismic)
     if what.freq is not None:
-        if velocity is None: raise InputError(f"{what} needs the true maps: the records are shot again")
-        shot = at_frequency(survey, what.freq)
-        seismic = torch.cat([decimate(simulate(v[None], shot, engine=engine), factor) for v in velocity])
+        if velocity is None: raise InputError(f"{what} needs the true maps: the records are re-simulated")
+        shot = at_frequency(survey, what.freq, scale.low)
+        seismic = torch.cat([decimate(simulate(v[None], shot, engine=engine, max_velocity=scale.high), factor)
+            for v in velocity])
     live = live_traces((seismic.shape[1], seismic.shape[3]), what, seeds).to(seismic)
     if what.snr is not None: seismic = add_noise(seismic, what.snr, seeds)
     return seismic * live, live

@@ -61,9 +61,9 @@ def _interfaces(u, count, depth):
     return np.where(used[:, 1:], thick.cumsum(1)[:, :-1], np.inf)
 
 # %% ../../nbs/02_data/02_geology.ipynb #73418f5c
-def _values(u, count, ascending):
+def _values(u, count, ascending, scale):
     "Whole m/s for each layer, `(n, most layers)`."
-    v = _whole(u, OPENFWI_SCALE.low, OPENFWI_SCALE.high).astype(float)
+    v = _whole(u, scale.low, scale.high).astype(float).clip(scale.low, scale.high)
     unused = np.arange(v.shape[1]) >= count[:, None]
     return np.sort(np.where(unused, np.inf, v), axis=1) if ascending else v
 
@@ -90,7 +90,7 @@ def _unfault(x, z, u, present, side, depth, width):
     return x - moved * slope * throw, z - moved * throw
 
 # %% ../../nbs/02_data/02_geology.ipynb #c31fd241
-def _layered(recipe, generators, shape):
+def _layered(recipe, generators, shape, scale):
     (depth, width), n, most = shape, len(generators), recipe.layers[1]
     sizes = (2, most, most, 3 * recipe.sines + 2, 8)
     draws = np.stack([g.random(sum(sizes)) for g in generators])
@@ -101,7 +101,7 @@ def _layered(recipe, generators, shape):
         x, z = _unfault(x, z, fault[:, 4 * i:4 * i + 4], faults > i, side, depth, width)
     if recipe.sines: z = z - _curve(bend, recipe.sines, width, depth)(x)
     layer = sum((z >= b[:, None, None]).astype(np.int8) for b in _interfaces(thick, count, depth).T)
-    v = _values(speed, count, recipe.ascending)
+    v = _values(speed, count, recipe.ascending, scale)
     return v[np.arange(n)[:, None, None], np.broadcast_to(layer, (n, depth, width))]
 
 # %% ../../nbs/02_data/02_geology.ipynb #745facbf
@@ -118,16 +118,17 @@ def _field(generators, shape, length):
     return down @ np.stack([g.standard_normal((down.shape[1], across.shape[1])) for g in generators]) @ across.T
 
 # %% ../../nbs/02_data/02_geology.ipynb #cf86f3c6
-def _style(name, generators, shape):
-    scale = shape[0] / 70
+def _style(name, generators, shape, scale):
+    cells, stretch = shape[0] / 70, (scale.high - scale.low) / (OPENFWI_SCALE.high - OPENFWI_SCALE.low)
+    at = lambda v: scale.low + (v - OPENFWI_SCALE.low) * stretch
     ends = np.stack([g.random(2) for g in generators])[..., None, None]
-    top, bottom = _between(ends[:, 0], 1600, 2500), _between(ends[:, 1], 3200, 4400)
+    top, bottom = _between(ends[:, 0], at(1600), at(2500)), _between(ends[:, 1], at(3200), at(4400))
     trend = top + (bottom - top) * np.linspace(0, 1, shape[0])[:, None]
-    if name == "Style_A": v = trend + 183 * _field(generators, shape, 3.48 * scale)
+    if name == "Style_A": v = trend + 183 * stretch * _field(generators, shape, 3.48 * cells)
     else:
-        patches = np.tanh(8 * _field(generators, shape, 6 * scale))
-        v = trend + 250 * patches + 158 * _field(generators, shape, 1.96 * scale)
-    return v.clip(OPENFWI_SCALE.low, OPENFWI_SCALE.high)
+        patches = np.tanh(8 * _field(generators, shape, 6 * cells))
+        v = trend + 250 * stretch * patches + 158 * stretch * _field(generators, shape, 1.96 * cells)
+    return v.clip(scale.low, scale.high)
 
 # %% ../../nbs/02_data/02_geology.ipynb #7a95ad55
 def _recipe(name, layers):
@@ -148,16 +149,17 @@ def sample_velocity(family,  # name of one of OpenFWI's ten families, e.g. "Curv
                     seed=0,  # maps of another seed are other maps
                     first=0,  # index of the first map: `first=3` gives what follows three maps of the same seed
                     layers=None,  # fewest and most layers, e.g. `(4, 8)`; the family's own if None
+                    scale=OPENFWI_SCALE,  # range of the velocities, a `VelocityScale`
                     ) -> torch.Tensor:
-    """Velocity maps `(n, 1, depth, x)` in m/s, float32, within 1500..4500; whole numbers in the layered families.
+    """Velocity maps `(n, 1, depth, x)` in m/s, float32, within `scale`; whole numbers in the layered families.
 
-    Map i depends on family, shape, `layers` and `(seed, i)` alone, not on the call it is drawn in. Raises `InputError`
-    for an unknown family, a count of layers that does not fit, and a map smaller than 2 x 2."""
+    Map i depends on family, shape, `layers`, `scale` and `(seed, i)` alone, not on the call it is drawn in. Raises
+    `InputError` for an unknown family, a count of layers that does not fit, and a map smaller than 2 x 2."""
     name = get_family(family).name
     recipe = _recipe(name, layers)
-    if min(shape) < 2: raise InputError(f"a map must have at least 2 x 2 cells, not {shape[0]} x {shape[1]}")
+    if min(shape) < 2: raise InputError(f"a map must have at least 2 x 2 cells (got {shape[0]} x {shape[1]})")
     maps = np.empty((n, 1, *shape), np.float32)
     for i in range(0, n, 256):  # pieces that keep the intermediate arrays small
         g = _generators(name, seed, first + i, min(256, n - i))
-        maps[i:i + 256, 0] = _layered(recipe, g, shape) if recipe else _style(name, g, shape)
+        maps[i:i + 256, 0] = _layered(recipe, g, shape, scale) if recipe else _style(name, g, shape, scale)
     return torch.from_numpy(maps)

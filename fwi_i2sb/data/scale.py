@@ -22,6 +22,9 @@ def _check_range(self, what: str):
             f"the {what} range must be two finite numbers, the smaller first (got {self.low:g} and {self.high:g})")
 
 
+def _same(a, b) -> bool: return all(math.isclose(x, y, rel_tol=1e-6) for x, y in ((a.low, b.low), (a.high, b.high)))
+
+
 @dataclass(frozen=True)
 class VelocityScale:
     "A range of velocities (m/s), and the linear map of it to [-1, 1] and back. Raises `InputError` for an impossible range."
@@ -49,6 +52,10 @@ class VelocityScale:
         "Whether all values are finite and in the range, but for rounding in single precision."
         margin = 1e-6 * self.high
         return bool(((velocity >= self.low - margin) & (velocity <= self.high + margin)).all())
+
+    def same_as(self, other: "VelocityScale") -> bool:
+        "Whether two ranges are equal up to single precision."
+        return _same(self, other)
 
     def to_dict(self) -> dict: return asdict(self)
 
@@ -85,6 +92,10 @@ class PressureRange:
         low, span = self._ends()
         y = (x + 1) / 2 * span + low
         return y.sign() * y.abs().expm1()
+
+    def same_as(self, other: "PressureRange") -> bool:
+        "Whether two ranges are equal up to single precision."
+        return _same(self, other)
 
     def to_dict(self) -> dict: return asdict(self)
 

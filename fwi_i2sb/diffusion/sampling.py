@@ -26,7 +26,7 @@ def t_sequence(
     nfe: int,  # number of network calls, 1 to n_steps - 1
     spacing: str = "even",  # even, or log: evenly in the logarithm of the index
 ) -> list[int]:  # nfe + 1 of them, from n_steps - 1 down to 0
-    "The time indices to visit, rounded half to even. Raises `InputError` for an impossible `nfe` or an unknown spacing."
+    "The time indices to visit, rounded half to even. Raises `InputError` for an impossible `nfe` or spacing."
     if not 1 <= nfe < n_steps:
         raise InputError(f"NFE must be from 1 to {n_steps - 1} for {n_steps} steps (got {nfe})")
     if spacing == "even": return [round(Fraction(k * (n_steps - 1), nfe)) for k in range(nfe, -1, -1)]
@@ -70,12 +70,12 @@ def sample(
     ot_ode: bool = False,  # take the mean of every jump, without noise
     eta: float = 1.0,  # noise share: 1 is the posterior, 0 draws noise at the first jump only
     order: int = 1,  # 2 extrapolates from the last two estimates; only for ot_ode or eta = 0
-    spacing: str = "even",  # as in `step_sequence`
+    spacing: str = "even",  # as in `t_sequence`
     seeds: Sequence | None = None,  # one key (int or tuple of ints) per sample; None draws from torch's generator
 ) -> Iterator[TrajectoryPoint]:  # one point per network call, the last at t_index 0
-    """Sample clean maps from starting models: the posterior sampling of I²SB (arXiv 2302.05872, algorithm 2) by default.
+    """Sample clean maps from starting models: by default I²SB's posterior sampling (arXiv 2302.05872, alg. 2).
 
-    Works on the device and in the precision of `x1`. With `seeds` the result does not depend on how samples are batched.
+    Works on the device and in the precision of `x1`. With `seeds` the result does not depend on the batches.
     Raises `InputError` for an impossible `nfe`, `eta`, `order` or `spacing`, or a wrong number of seeds.
     """
     _check_trajectory(ot_ode, eta, order)

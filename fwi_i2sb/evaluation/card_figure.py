@@ -6,11 +6,14 @@
 __all__ = ['card_figure']
 
 # %% ../../nbs/09_evaluation/01_card_figure.ipynb #d00928ec
+from dataclasses import replace
+
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..plot import _draw_models, _figure
-from ..physics.wave import OPENFWI, Survey
+from ..plot import draw_models, new_figure
+from ..data.scale import OPENFWI_SCALE
+from ..physics.wave import OPENFWI
 
 # %% ../../nbs/09_evaluation/01_card_figure.ipynb #8e2d1e4f
 _MARKS = {"start": "s", "method": "o", "sample": "d", "oracle": "*", "control": "x", "classical": "^", "subset": "."}
@@ -55,12 +58,13 @@ def _draw_spread(ax, values, k):
 # %% ../../nbs/09_evaluation/01_card_figure.ipynb #09aab540
 def card_figure(
     card: dict,  # from `evaluate`, or read from card.json
-    *, survey: Survey = OPENFWI,  # supplies the grid spacing of the maps
 ) -> Figure:
-    "An evaluation card as a figure."
+    "An evaluation card as a figure; one that does not say its grid and range has OpenFWI's."
+    survey = replace(OPENFWI, dx=card.get("dx", OPENFWI.dx))
+    limits = card.get("velocity_range", (OPENFWI_SCALE.low, OPENFWI_SCALE.high))
     rows = [row for row in card["rows"] if row["family"] == card["rows"][0]["family"]]
     answers = [row for row in rows if row["kind"] == "method" and "reliability" in row]
-    figure = _figure(11, 3 + 0.17 * len(rows) + 2.6)
+    figure = new_figure(11, 3 + 0.17 * len(rows) + 2.6)
     upper, lower = figure.subfigures(2, 1, height_ratios=(2.6 + 0.17 * len(rows), 2.6))
     axes = upper.subplots(1, 3 if answers else 1, squeeze=False, width_ratios=(1.6, 1, 1) if answers else (1,))[0]
     _draw_errors(axes[0], rows)
@@ -68,7 +72,7 @@ def card_figure(
         _draw_reliability(axes[1], answers, card["expected"])
         _draw_spread(axes[2], [entry for entry in card["values"] if entry["kind"] == "method"],
             card["settings"]["samples"])
-    _draw_models(lower, *(np.array(card["example"][name], dtype=float) for name in ("truth", "start", "mean", "std")),
-        survey, "batlow")
+    draw_models(lower, *(np.array(card["example"][name], dtype=float) for name in ("truth", "start", "mean", "std")),
+        survey, "batlow", limits)
     figure.suptitle(f"{card['name']} ({card['method']}), records {card['degradation']['text']}", fontsize="medium")
     return figure

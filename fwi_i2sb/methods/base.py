@@ -56,20 +56,26 @@ class Method:
         "The same with their losses."
         return {"net": LossModule(self.denoiser, self.loss)}
 
-    @property
-    def clips(self) -> bool:
-        "Whether x0 estimates are clipped to [-1, 1] unless told otherwise."
-        return self.options.clip_denoise
+# %% ../../nbs/06_methods/02_base.ipynb #b38b456f
+@method_of(Method)
+@property
+def guidable(self) -> bool:
+    "Whether an answer without seismic was trained, so that w may differ from 1."
+    return self.net.conditional and self.options.drop_cond > 0
 
-    @property
-    def guidable(self) -> bool:
-        "Whether an answer without seismic was trained, so that w may differ from 1."
-        return self.net.conditional and self.options.drop_cond > 0
 
-    @property
-    def least_batch(self) -> int:
-        "The smallest microbatch it can learn from: statistics over a batch need two samples."
-        return 1 + any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.net.modules())
+@method_of(Method)
+@property
+def clips(self) -> bool:
+    "Whether x0 estimates are clipped to [-1, 1] unless told otherwise."
+    return self.options.clip_denoise
+
+
+@method_of(Method)
+@property
+def least_batch(self) -> int:
+    "The smallest microbatch it can learn from: statistics over a batch need two samples."
+    return 1 + any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.net.modules())
 
 # %% ../../nbs/06_methods/02_base.ipynb #a3c59ded
 @method_of(Method)

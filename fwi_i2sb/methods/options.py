@@ -18,7 +18,7 @@ class ModelOptions:
     encoder: named("encoder") = "resize"  # how the seismic enters
     conditional: bool = True  # --no-conditional leaves the seismic out of the network
     image_size: Count | None = None  # side of the square the network works on; default native (published: 256)
-    corrupt: named("starting model") = "blur-openfwi_custom"  # starting model(s) x1: NAME[:SETTING...], or NAME:WEIGHT,...
+    corrupt: named("starting model") = "blur-openfwi_custom"  # starting model(s) x1: NAME[:SETTING], or NAME:WEIGHT,...
     t0: float = 1e-4  # first time of the network's clock
     T: float = 1.0  # last time of the network's clock
     interval: int = 1000  # number of discrete steps of the bridge, even
@@ -29,9 +29,9 @@ class ModelOptions:
     ot_ode: bool = False  # no noise in the bridge: the optimal-transport limit, deterministic sampling
     clip_denoise: bool = False  # clip the predicted map to [-1, 1] at every sampling step
     loss: named("loss") = "l2"  # pointwise loss: l2 aims at the mean of what is possible, l1 at the median
-    step_power: NonNegative = 0.0  # training draws t_index with a density ~ t_index ** POWER: more near the starting model
-    precondition: bool = False  # with --pred-x0: the network predicts what a linear x0 estimate leaves over, at unit size
-    base_noise: NonNegative = 0.0  # standard deviation of noise added to the starting model, on [-1, 1]: more diverse samples
+    step_power: NonNegative = 0.0  # density t_index ** POWER of the indices trained on: more near the starting model
+    precondition: bool = False  # with --pred-x0: the network predicts what a linear estimate of x0 leaves over
+    base_noise: NonNegative = 0.0  # standard deviation of noise added to starting models: more diverse samples
     n_critic: Count = 5  # gan: steps of the critic per step of the generator
     gp_weight: NonNegative = 10.0  # gan: weight of the critic's gradient penalty
-    pixel_weight: NonNegative = 100.0  # gan: weight of the generator's absolute and squared error, against 1 for the critic
+    pixel_weight: NonNegative = 100.0  # gan: weight of the generator's pixel errors, against 1 for the critic

@@ -13,6 +13,7 @@ import torch
 
 from ..core.errors import InputError, unknown
 from ..core.registry import Registry
+from ..data.spec import DataSpec
 from .base import Method
 from .bridge import BridgeMethod
 from .ddpm import DDPMMethod
@@ -90,7 +91,7 @@ def resolve(options: ModelOptions) -> tuple[ModelOptions, type[Method], Model]:
 # %% ../../nbs/06_methods/06_registry.ipynb #27ac6910
 def build_method(
     options: ModelOptions,
-    facts: dict,  # shots, time_samples, receivers, map_size; with --precondition also moments
+    spec: DataSpec,  # of the data: their sizes, and with --precondition the moments
     seed: int = 0,  # of the weights
 ) -> Method:
     """The method of a configuration, its networks with fresh weights.
@@ -98,10 +99,10 @@ def build_method(
     Raises `InputError` as `resolve` does, and for sizes a network cannot have.
     """
     options, kind, model = resolve(options)
-    shapes = Shapes(facts["shots"], facts["time_samples"], facts["receivers"], tuple(facts["map_size"]), kind.maps)
+    shapes = Shapes(*spec.gathers, spec.map_size, kind.maps)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        method = kind(model, options, shapes, facts.get("moments"))
+        method = kind(model, options, shapes, spec.moments)
     for part in ("encode", "conditional"):
         if not hasattr(method.net, part):
             raise InputError(f"the model {model.name} has no {part!r}: a network answers encode(seismic) and net(xt, "
@@ -109,14 +110,14 @@ def build_method(
     return method
 
 # %% ../../nbs/06_methods/06_registry.ipynb #f8e56626
-def try_network(method: Method, facts: dict):
+def try_network(method: Method, spec: DataSpec):
     """Loss and backward of every loss module on a made-up batch of two.
 
     Raises `InputError` with the network's own complaint.
     """
-    maps = torch.zeros(2, 1, *facts["map_size"])
+    maps = torch.zeros(2, 1, *spec.map_size)
     batch = dict(x0=maps, x1=maps, noise=maps,
-        seismic=torch.zeros(2, facts["shots"], facts["time_samples"], facts["receivers"]),
+        seismic=torch.zeros(2, *spec.gathers),
         t_index=torch.zeros(2, dtype=torch.long), keep=torch.ones(2), mix=torch.ones(2))
     try:
         for loss_module in method.loss_modules.values(): loss_module(batch).sum().backward()

@@ -134,18 +134,16 @@ class Critic(nn.Module):
         rest = tuple(-(-side // 2 ** len(_CRITIC)) for side in map_size)
         self.layers = nn.Sequential(*layers, nn.Conv2d(c_in, 1, rest), _scale(), nn.LeakyReLU(0.2))
 
+    def forward(self, maps):
+        if tuple(maps.shape[1:]) != (1, *self.map_size):
+            raise InputError(f"this critic scores maps of shape (batch, 1, {', '.join(map(str, self.map_size))}), not "
+                f"{tuple(maps.shape)}")
+        with torch.autocast(maps.device.type, enabled=False):
+            return self.layers(maps.to(self.layers[0].weight.dtype)).flatten()
+
 # %% ../../nbs/04_models/02_inversionnet.ipynb #e2848580
 def _scale():
     "Scale and shift of one channel, 1 and 0 at first."
     layer = nn.Conv2d(1, 1, 1)
     nn.init.ones_(layer.weight), nn.init.zeros_(layer.bias)
     return layer
-
-
-@method_of(Critic)
-def forward(self, maps):
-    if tuple(maps.shape[1:]) != (1, *self.map_size):
-        raise InputError(f"this critic scores maps of shape (batch, 1, {', '.join(map(str, self.map_size))}), not "
-            f"{tuple(maps.shape)}")
-    with torch.autocast(maps.device.type, enabled=False):
-        return self.layers(maps.to(self.layers[0].weight.dtype)).flatten()

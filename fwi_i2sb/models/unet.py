@@ -121,6 +121,17 @@ class _UNet(nn.Module):
         self.bottom = nn.ModuleList([_Stage(bottom, bottom, c_time, heads), _Stage(bottom, bottom, c_time, 0)])
         self.up = _way_up(preset, c_time, skips)
 
+    def forward(self, features, t):
+        time, h = self.time(_time_features(t, self.width)), self.stem(features)
+        skips = [h] if self.all_skips else []
+        for layer in self.down:
+            h = layer(h) if isinstance(layer, _Down) else layer(h, time)
+            if self.all_skips or isinstance(layer, _Stage): skips.append(h)
+        for layer in self.bottom: h = layer(h, time)
+        for layer in self.up:
+            h = layer(h) if isinstance(layer, _Up) else layer(torch.cat([h, skips.pop()], dim=1), time)
+        return h
+
 # %% ../../nbs/04_models/01_unet.ipynb #da67d19e
 def _way_down(preset, c_time):
     width, layers = preset.widths[0], nn.ModuleList()
@@ -144,19 +155,6 @@ def _way_up(preset, c_time, skips):
             width = c_out
         if level: layers.append(_Up(width))
     return layers
-
-# %% ../../nbs/04_models/01_unet.ipynb #0f317ccc
-@method_of(_UNet)
-def forward(self, features, t):
-    time, h = self.time(_time_features(t, self.width)), self.stem(features)
-    skips = [h] if self.all_skips else []
-    for layer in self.down:
-        h = layer(h) if isinstance(layer, _Down) else layer(h, time)
-        if self.all_skips or isinstance(layer, _Stage): skips.append(h)
-    for layer in self.bottom: h = layer(h, time)
-    for layer in self.up:
-        h = layer(h) if isinstance(layer, _Up) else layer(torch.cat([h, skips.pop()], dim=1), time)
-    return h
 
 # %% ../../nbs/04_models/01_unet.ipynb #004f0e9b
 def count_parameters(
@@ -206,7 +204,7 @@ def encode(
     self,
     seismic: Tensor,  # normalised gathers (batch, shots, time, receivers)
 ) -> Tensor | None:  # condition (batch, channels, h, w), for `resize` (batch, shots, padded depth, padded x)
-    "Encode gathers once per record; None for a network without seismic. Raises `InputError` for another number of shots."
+    "Encode gathers once per record; None for a network without seismic. Raises `InputError` for wrong shots."
     if not self.conditional: return None
     if seismic.ndim != 4 or seismic.shape[1] != self.shots:
         raise InputError(f"this network reads gathers of shape (batch, {self.shots} shots, time, receivers), "
@@ -250,7 +248,7 @@ def build_network(
     receivers: int = 70,  # receivers per gather, for the encoders that learn
     maps: int = 1,  # maps handed in side by side: 2 where a starting model goes along with the noisy state
 ) -> ConditionalUNet:
-    "A network with fresh weights: `net(xt, t, net.encode(seismic))`. Raises `InputError` for an unknown name or encoder."
+    "A network with fresh weights: `net(xt, t, net.encode(seismic))`. Raises `InputError` for an unknown name."
     if name not in PRESETS: raise unknown("model", name, PRESETS)
     preset = PRESETS[name]
     size = grid_size((image_size, image_size) if image_size else map_size, preset.stride)

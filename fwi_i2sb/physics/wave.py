@@ -13,16 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.errors import InputError, unknown
-
-# %% ../../nbs/01_physics/00_wave.ipynb #e6be29ad
-def _checked(survey):
-    for name in ("dx", "dt", "nt", "freq"):
-        if not getattr(survey, name) > 0:
-            raise InputError(f"a survey's {name} must be positive, not {getattr(survey, name)}")
-    for name in ("sources", "receivers"):
-        points = tuple((float(x), float(z)) for x, z in getattr(survey, name))
-        if not points: raise InputError(f"a survey needs at least one position in {name}")
-        object.__setattr__(survey, name, points)
+from ..core.registry import method_of
 
 # %% ../../nbs/01_physics/00_wave.ipynb #b2e47068
 @dataclass(frozen=True)
@@ -37,35 +28,42 @@ class Survey:
     freq: float  # peak frequency of the Ricker wavelet (Hz)
     sources: tuple  # `((x, z), ...)` in metres, one per shot
     receivers: tuple  # `((x, z), ...)` in metres, one per trace
-    __post_init__ = _checked
 
-# %% ../../nbs/01_physics/00_wave.ipynb #7fb4db07
-def _to_dict(survey):
-    "The survey as plain numbers and lists, ready for JSON."
-    return asdict(survey)
+    def __post_init__(self):
+        for name in ("dx", "dt", "nt", "freq"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise InputError(f"a survey's {name} must be positive and finite (got {getattr(self, name)})")
+        if self.nt != int(self.nt): raise InputError(f"a survey's nt must be a whole number (got {self.nt})")
+        object.__setattr__(self, "nt", int(self.nt))
+        for name in ("sources", "receivers"):
+            points = tuple((float(x), float(z)) for x, z in getattr(self, name))
+            if not points: raise InputError(f"a survey needs at least one position in {name}")
+            object.__setattr__(self, name, points)
 
-def _from_dict(fields):
-    "A survey from the fields `to_dict` gives; `InputError` when one is missing, unknown or malformed."
-    try: return Survey(**fields)
-    except (TypeError, ValueError) as error: raise InputError(f"not a survey description: {error}") from None
+    def to_dict(self) -> dict:
+        "The survey as plain numbers and lists, ready for JSON."
+        return asdict(self)
 
-Survey.to_dict, Survey.from_dict = _to_dict, staticmethod(_from_dict)
+    @staticmethod
+    def from_dict(fields: dict) -> "Survey":
+        "A survey from the fields `to_dict` gives; `InputError` when one is missing, unknown or malformed."
+        try: return Survey(**fields)
+        except (TypeError, ValueError) as error: raise InputError(f"not a survey description: {error}") from None
 
 # %% ../../nbs/01_physics/00_wave.ipynb #8a1a8fc5
-def _difference(survey, other):
+@method_of(Survey)
+def difference(self, other: Survey) -> str | None:
     "The first field in which two surveys differ, as a phrase, or None; equal up to single precision."
-    same = lambda a, b: math.isclose(a, b, rel_tol=1e-6, abs_tol=1e-3 * survey.dx * (a == 0 or b == 0))
+    same = lambda a, b: math.isclose(a, b, rel_tol=1e-6)
     for name, unit in (("dx", " m"), ("dt", " s"), ("nt", " samples"), ("freq", " Hz")):
-        a, b = getattr(survey, name), getattr(other, name)
+        a, b = getattr(self, name), getattr(other, name)
         if not same(a, b): return f"{name} {a:g}{unit}, not {b:g}{unit}"
     for name in ("sources", "receivers"):
-        a, b = getattr(survey, name), getattr(other, name)
+        a, b = getattr(self, name), getattr(other, name)
         if len(a) != len(b): return f"{len(a)} {name}, not {len(b)}"
         for i, (p, q) in enumerate(zip(a, b)):
-            if any(abs(x - y) > 1e-3 * survey.dx for x, y in zip(p, q)): return f"{name}[{i}] at {p} m, not {q} m"
+            if any(abs(x - y) > 1e-3 * self.dx for x, y in zip(p, q)): return f"{name}[{i}] at {p} m, not {q} m"
     return None
-
-Survey.difference = _difference
 
 # %% ../../nbs/01_physics/00_wave.ipynb #6b94d316
 def surface_survey(n_x,  # columns of the map
@@ -88,7 +86,7 @@ def _nodes(points, survey, shape, what):
     "Rows and columns of `points` on a map of `shape` (depth, x)."
     nodes = [(z / survey.dx, x / survey.dx) for x, z in points]
     for (row, col), (x, z) in zip(nodes, points):
-        if max(abs(row - round(row)), abs(col - round(col))) > 1e-6:
+        if max(abs(row - round(row)), abs(col - round(col))) > 1e-3:
             raise InputError(f"the {what} at x={x:g} m, z={z:g} m is not on a node of the {survey.dx:g} m grid")
         if not (0 <= round(row) < shape[0] and 0 <= round(col) < shape[1]):
             raise InputError(f"the {what} at x={x:g} m, z={z:g} m lies outside the map of {shape[0]} x {shape[1]} "

@@ -29,10 +29,10 @@ from ..methods.options import ModelOptions
 from ..training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
 from ..training.processes import open_accelerator
 from ..core.files import locked, write_json
-from ..training.run_dir import data_facts, open_store, read_config, read_metrics
+from ..training.run_dir import data_spec, make_start, open_store, read_config, read_metrics
 from ..training.step import new_state
 from ..training.step import train_step
-from ..train import make_start, train
+from ..train import train
 from ..inference.run import TrainedRun
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #4cc7be9a
@@ -102,10 +102,11 @@ def seconds_per_step(
 
     Builds the stores where they are missing."""
     store = open_store(options)[0]
-    facts = data_facts(store)
-    start = make_start(options, facts)
-    if options.model.precondition: facts["moments"] = start_moments(store, start, options.run.seed)
-    method = build_method(options.model, facts, options.run.seed)
+    spec = data_spec(store)
+    start = make_start(options.model.corrupt, spec)
+    if options.model.precondition:
+        spec = replace(spec, moments=tuple(start_moments(store, start, options.run.seed)))
+    method = build_method(options.model, spec, options.run.seed)
     with open_accelerator(options.hardware, options.folder) as (accelerator, _):
         turn = options.model.n_critic if "critic" in method.nets else 1
         steps = -(-trial // turn) * turn

@@ -19,7 +19,7 @@ from ..data.scale import OPENFWI_SCALE
 from ..methods.options import ModelOptions
 from .options import OptimOptions
 from ..data.starting_models import Start
-from ..data.multi_family import JointStore
+from ..data.multi_family import MultiFamilyStore
 from ..diffusion.sampling import STREAMS
 from ..methods.bridge import disturb
 
@@ -53,14 +53,14 @@ def draw_t_index(
     n_steps: int,  # steps there are
     power: float = 0.0,  # exponent of the density
 ) -> int:
-    "A step from 0 to n_steps - 1, with a density that grows as step ** power."
+    "A time index from 0 to n_steps - 1, with a density that grows as t_index ** power."
     return int(n_steps * rng.random() ** (1 / (1 + power))) if power else int(rng.integers(n_steps))
 
 # %% ../../nbs/07_training/04_batches.ipynb #dc85158a
 class TrainingSamples(Dataset):
-    "Asked for a list of keys (step, slot, record), gives the batch: pairs, starting models, and draws of step, noise and condition."
+    "Asked for a list of keys (step, slot, record), gives the batch: pairs, starting models, and draws of time index, noise and condition."
 
-    def __init__(self, store: JointStore, start: Start, model: ModelOptions, seed: int):
+    def __init__(self, store: MultiFamilyStore, start: Start, model: ModelOptions, seed: int):
         self.store, self.start, self.model, self.seed = store, start, model, seed
 
     def __getitems__(self, keys):
@@ -70,7 +70,8 @@ class TrainingSamples(Dataset):
         x1 = self.start(x0, [(self.seed, step, slot, STREAMS["start"]) for step, slot, _ in keys])
         return dict(x0=x0, x1=disturb(x1, self.model.base_noise, [(self.seed, step, slot) for step, slot, _ in keys]),
                     seismic=self.store.family.pressure.normalize(seismic),
-                    t_index=torch.tensor([draw_t_index(rng, self.model.interval, self.model.step_power) for rng in rngs]),
+                    t_index=torch.tensor([draw_t_index(rng, self.model.interval, self.model.step_power)
+                        for rng in rngs]),
                     keep=torch.tensor([float(rng.random() >= self.model.drop_cond) for rng in rngs]),
                     noise=torch.from_numpy(np.stack([rng.standard_normal(x0.shape[1:], dtype=np.float32)
                         for rng in rngs])),
@@ -83,7 +84,7 @@ def already_collated(batch: dict) -> dict:
 
 # %% ../../nbs/07_training/04_batches.ipynb #3dad175c
 def start_moments(
-    store: JointStore,
+    store: MultiFamilyStore,
     start: Start,
     seed: int,
     count: int = 256,  # records looked at
@@ -128,11 +129,10 @@ import signal
 from collections.abc import Generator
 from itertools import takewhile
 
-import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from ..data.multi_family import JointStore
+from ..data.multi_family import MultiFamilyStore
 from .options import TrainOptions
 from .processes import STOP_SIGNALS
 from ..data.starting_models import Start
@@ -140,7 +140,7 @@ from ..data.starting_models import Start
 # %% ../../nbs/07_training/04_batches.ipynb #f55374c6
 def microbatches(
     options: TrainOptions,
-    store: JointStore,  # training pairs
+    store: MultiFamilyStore,  # training pairs
     start: Start,
     first: int,  # optimiser step to begin with
     accelerator: Accelerator,
