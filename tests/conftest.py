@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from processes import arguments, finish, python_train
 
 from fwi_i2sb import cli
+from fwi_i2sb.core.files import locked
 from fwi_i2sb.examples import mini_run
 
 
@@ -47,6 +49,32 @@ def mini() -> Path:
 def data(mini) -> Path:
     "Its data set: original files and store."
     return mini.parent.parent / "data" / "CurveVel_A"
+
+
+@pytest.fixture(scope="session")
+def train_once(data, tmp_path_factory):
+    "Train a run that several files of tests look at, once for all of pytest's workers; the run directory."
+    root = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ: root = root.parent
+
+    def train(name, steps, *words) -> Path:
+        with locked(root / "trained" / f"lock-{name}"):
+            if not (root / "trained" / name / "checkpoints" / f"step-{steps}" / "state.json").exists():
+                finish(python_train(*arguments(data, root / "trained", name, "--num-itr", steps, *words)))
+        return root / "trained" / name
+    return train
+
+
+@pytest.fixture(scope="session")
+def four(train_once) -> Path:
+    "Four steps of one process, with a checkpoint after two."
+    return train_once("four", 4, "--save-every", 2)
+
+
+@pytest.fixture(scope="session")
+def eight(train_once) -> Path:
+    "Eight steps of one process, with a checkpoint every two and a validation every four."
+    return train_once("eight", 8, "--save-every", 2, "--val-every", 4)
 
 
 @dataclass

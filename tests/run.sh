@@ -37,5 +37,5 @@ timeout 1800 papermill nbs/experiments/10_nfe_sweep.ipynb "$fresh/sweep.ipynb" -
 test -s "$fresh/sweep/metrics.json"
 
 say "contracts across chapters, commands, faults, several processes"
-timeout 3600 python -m pytest -q -n 2 --dist loadfile tests
+timeout 3600 python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 tests
 say "done"

@@ -19,13 +19,6 @@ LONG = ["--num-itr", 10**6, "--save-every", 10**6, "--val-every", 10**6]
 def logged(run, count=1): return lambda: len(losses(run)) >= count
 
 
-@pytest.fixture(scope="module")
-def four(data, tmp_path_factory):
-    root = tmp_path_factory.mktemp("four")
-    finish(python_train(*arguments(data, root, "four", "--num-itr", 4, "--save-every", 2)))
-    return root / "four"
-
-
 def test_a_signal_to_the_whole_group_saves_though_processes_read_ahead(data, tmp_path):
     process = python_train(*arguments(data, tmp_path, "group", *LONG, "--loader-workers", 2), start_new_session=True)
     wait_for(logged(tmp_path / "group"), process)

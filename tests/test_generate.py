@@ -7,6 +7,7 @@ import time
 
 import numpy as np
 import pytest
+from processes import PATIENCE
 
 import fwi_i2sb.data.generate as module
 from fwi_i2sb.data.generate import generate
@@ -50,9 +51,9 @@ def test_a_stopped_run_leaves_no_worker_and_continues_to_the_same_bytes(tmp_path
     workers = workers_of(run.pid)
     assert workers
     run.send_signal(stop)
-    assert run.wait(timeout=30) != 0
+    assert run.wait(timeout=PATIENCE) != 0
     run.stdout.close()
-    end = time.monotonic() + 30
+    end = time.monotonic() + PATIENCE
     while any(os.path.exists(f"/proc/{w}") for w in workers) and time.monotonic() < end:
         time.sleep(0.1)
     assert not any(os.path.exists(f"/proc/{w}") for w in workers)
@@ -117,7 +118,7 @@ except InputError as error: print(error)
 @pytest.mark.parametrize("limit, chunks", [(500_000, 4), (100_000, 0)], ids=["a shard", "a chunk"])
 def test_a_full_disk_loses_nothing(tmp_path, undisturbed, limit, chunks):
     run = subprocess.run([sys.executable, "-c", LIMITED, tmp_path, str(limit)], capture_output=True,
-        text=True, timeout=120)
+        text=True, timeout=PATIENCE)
     assert (run.stdout.count("\n") == 1 and "File too large" in run.stdout
         and "free disk space and repeat" in run.stdout), run
     assert len(list(tmp_path.rglob("chunk-*.npz"))) == chunks and not list(tmp_path.rglob("seis*.npy"))
@@ -133,7 +134,7 @@ def test_a_folder_that_cannot_be_written_is_not_called_full(tmp_path):
     (tmp_path / "locked").mkdir(); (tmp_path / "locked").chmod(0o555)
     powerless = [] if os.geteuid() else ["setpriv", "--bounding-set=-all"]  # root without its right to write everywhere
     run = subprocess.run([*powerless, sys.executable, "-c", LIMITED, tmp_path / "locked", "0"], capture_output=True,
-        text=True, timeout=120)
+        text=True, timeout=PATIENCE)
     assert run.stdout.count("\n") == 1 and "Permission denied): choose a folder that can be written" in run.stdout, run
 
 
@@ -147,7 +148,7 @@ def test_too_small_a_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 def test_two_calls_at_once_make_one_set(tmp_path, undisturbed):
     runs = [subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path], stdout=subprocess.PIPE, text=True)
         for _ in range(2)]
-    out = [run.communicate(timeout=120)[0].split() for run in runs]
+    out = [run.communicate(timeout=PATIENCE)[0].split() for run in runs]
     assert [run.returncode for run in runs] == [0, 0] and sorted(len(o) for o in out) == [1, 9], out
     assert contents(tmp_path / "FlatFault_A") == contents(undisturbed)
 

@@ -40,16 +40,9 @@ def trained(fwi, data, tmp_path):
     return train
 
 
-@pytest.fixture(scope="module")
-def plain(data, tmp_path_factory):
-    root = tmp_path_factory.mktemp("plain")
-    finish(python_train(*arguments(data, root, "plain", "--num-itr", 4)))
-    return root / "plain"
-
-
 @pytest.fixture
-def given(trained, plain, data, tmp_path, monkeypatch, fwi, refused):
-    return SimpleNamespace(trained=trained, plain=plain, data=data, tmp=tmp_path, monkeypatch=monkeypatch, fwi=fwi,
+def given(trained, four, data, tmp_path, monkeypatch, fwi, refused):
+    return SimpleNamespace(trained=trained, plain=four, data=data, tmp=tmp_path, monkeypatch=monkeypatch, fwi=fwi,
         refused=refused)
 
 

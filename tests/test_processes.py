@@ -19,18 +19,11 @@ from fwi_i2sb.training.run_dir import checkpoints, read_metrics
 ENDLESS = ["--num-itr", "1000000"]
 
 
-@pytest.fixture(scope="module")
-def alone(data, tmp_path_factory):
-    root = tmp_path_factory.mktemp("alone")
-    finish(python_train(*arguments(data, root, "alone", "--num-itr", 6, "--save-every", 2, "--val-every", 3)))
-    return root / "alone"
-
-
-def longer(alone, data, root, length):
+def longer(eight, data, root, length):
     "The run of one process, continued to another length."
-    shutil.copytree(alone, root / "alone")
-    finish(python_train(*arguments(data, root, "alone", "--save-every", 2, "--val-every", 3, *length)))
-    return root / "alone"
+    shutil.copytree(eight, root / "eight")
+    finish(python_train(*arguments(data, root, "eight", "--save-every", 2, "--val-every", 4, *length)))
+    return root / "eight"
 
 
 def same(run, alone):
@@ -45,44 +38,44 @@ def same(run, alone):
     ([*MPIRUN, "-np", "1", "-npernode", "1"],
         ["--num-proc-node", 1, "--node-rank", 0, "--master-address", "127.0.0.1", "--proc-per-node", 2]),
 ])
-def test_every_launcher_gives_the_losses_of_one_process(data, alone, tmp_path, launcher, flags):
+def test_every_launcher_gives_the_losses_of_one_process(data, eight, tmp_path, launcher, flags):
     finish(python_train(
-        *arguments(data, tmp_path, "many", "--num-itr", 6, "--val-every", 3, "--master-port", free_port(), *flags),
+        *arguments(data, tmp_path, "many", "--num-itr", 8, "--val-every", 4, "--master-port", free_port(), *flags),
         launcher=launcher))
-    same(tmp_path / "many", alone)
+    same(tmp_path / "many", eight)
 
 
-def test_two_nodes_started_by_hand_are_one_run(data, alone, tmp_path):
-    words = arguments(data, tmp_path, "nodes", "--num-itr", 6, "--val-every", 3, "--num-proc-node", 2,
+def test_two_nodes_started_by_hand_are_one_run(data, eight, tmp_path):
+    words = arguments(data, tmp_path, "nodes", "--num-itr", 8, "--val-every", 4, "--num-proc-node", 2,
         "--master-address", "127.0.0.1", "--master-port", free_port())
     nodes = [python_train(*words, "--node-rank", str(rank)) for rank in (1, 0)]
     for node in nodes: finish(node)
-    same(tmp_path / "nodes", alone)
+    same(tmp_path / "nodes", eight)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_a_dead_rank_ends_the_job_and_the_last_checkpoint_resumes_on_one(data, alone, tmp_path, rank):
-    words = arguments(data, tmp_path, "dead", "--save-every", 2, "--val-every", 3)
+def test_a_dead_rank_ends_the_job_and_the_last_checkpoint_resumes_on_one(data, eight, tmp_path, rank):
+    words = arguments(data, tmp_path, "dead", "--save-every", 2, "--val-every", 4)
     nodes = ["--num-proc-node", "2", "--master-address", "127.0.0.1", "--master-port", str(free_port())]
     jobs = [python_train(*words, *ENDLESS, *nodes, "--node-rank", str(r)) for r in (0, 1)]
     wait_for(lambda: checkpoints(tmp_path / "dead"), jobs[0])
     jobs[rank].kill()
     err = finish(jobs[1 - rank], 1)
     assert "gone: repeat the command" in err and "Traceback" not in err
-    length = ["--num-itr", str(len(losses(tmp_path / "dead")) + 6)]
+    length = ["--num-itr", str(len(losses(tmp_path / "dead")) + 8)]
     finish(python_train(*words, *length))
-    same(tmp_path / "dead", longer(alone, data, tmp_path, length))
+    same(tmp_path / "dead", longer(eight, data, tmp_path, length))
 
 
-def test_a_signal_to_the_parent_saves_and_a_killed_child_takes_all_along(data, alone, tmp_path):
-    words = arguments(data, tmp_path, "family", "--save-every", 10**6, "--val-every", 3, "--proc-per-node", 2,
+def test_a_signal_to_the_parent_saves_and_a_killed_child_takes_all_along(data, eight, tmp_path):
+    words = arguments(data, tmp_path, "family", "--save-every", 10**6, "--val-every", 4, "--proc-per-node", 2,
         "--master-port", free_port())
     parent = python_train(*words, *ENDLESS)
     wait_for(lambda: losses(tmp_path / "family"), parent)
     parent.send_signal(signal.SIGTERM)
     finish(parent, 128 + signal.SIGTERM)
     assert checkpoints(tmp_path / "family")
-    words += ["--num-itr", str(len(losses(tmp_path / "family")) + 6)]
+    words += ["--num-itr", str(len(losses(tmp_path / "family")) + 8)]
     parent = python_train(*words)
     wait_for(lambda: len(children(parent)) == 2, parent)
     young = children(parent)
@@ -90,7 +83,7 @@ def test_a_signal_to_the_parent_saves_and_a_killed_child_takes_all_along(data, a
     assert "killed by signal 9" in finish(parent, 1)
     assert all(p.status() == psutil.STATUS_ZOMBIE for p in psutil.wait_procs(young, timeout=PATIENCE)[1])
     finish(python_train(*words))
-    same(tmp_path / "family", longer(alone, data, tmp_path, words[-2:]))
+    same(tmp_path / "family", longer(eight, data, tmp_path, words[-2:]))
 
 
 def test_bad_data_is_one_sentence_however_many_processes(tmp_path):

@@ -14,6 +14,7 @@ import lmdb
 import numpy as np
 import psutil
 import pytest
+from processes import PATIENCE
 from torch.utils.data import DataLoader
 
 from fwi_i2sb.data.check import verify_store
@@ -74,7 +75,7 @@ def test_killed_and_continued_gives_the_same_bytes(tmp_path, at, workers):
     root = tmp_path / "killed" / "FlatVel_A"
     shutil.copytree(whole, root, ignore=shutil.ignore_patterns("train", "val"))
     job = python(KILLED, root, at, workers)
-    job.communicate(timeout=120)  # returns when its workers have left too: they hold the same pipes
+    job.communicate(timeout=PATIENCE)  # returns when its workers have left too: they hold the same pipes
     assert job.returncode == -signal.SIGKILL
     with pytest.raises(InputError, match="not a store"): StoreDataset(root, "train")
     steps = []
@@ -113,7 +114,7 @@ def test_killed_at_random_moments_until_done(tmp_path):
     whole = convert(write_files(tmp_path / "whole", counts), "FlatVel_A", workers=0, **OPTIONS)
     root = tmp_path / "killed" / "FlatVel_A"
     shutil.copytree(whole, root, ignore=shutil.ignore_patterns("train", "val"))
-    out, err = python(AT_RANDOM, root).communicate(timeout=300)
+    out, err = python(AT_RANDOM, root).communicate(timeout=PATIENCE)
     assert int(out) >= 5, (out, err)
     assert_equal(root, whole)
 
@@ -142,7 +143,7 @@ def test_two_processes_at_once_build_one_store(tmp_path):
         print(len(steps))
     """
     jobs = [python(code, root) for _ in range(3)]
-    out = [job.communicate(timeout=120) for job in jobs]
+    out = [job.communicate(timeout=PATIENCE) for job in jobs]
     assert [job.returncode for job in jobs] == [0, 0, 0], out
     assert sorted(int(o[0]) > 0 for o in out) == [False, False, True]  # one built, two found it there
     assert verify_store(root, "train") == 200 and not (root / ".lock").exists()
@@ -222,7 +223,7 @@ def test_a_killed_worker_is_said_and_continued(tmp_path):
             except ChildProcessError as error: print(error)
     """
     write_files(tmp_path, (("data2", 3000),))
-    out, err = python(code, root).communicate(timeout=120)
+    out, err = python(code, root).communicate(timeout=PATIENCE)
     assert "repeat the command to continue" in out and out.count("\n") == 1, (out, err)
     assert verify_store(convert(root, "FlatVel_A", workers=0, **OPTIONS), "train") == 3150
 
@@ -372,7 +373,7 @@ def test_a_full_disk_loses_nothing(tmp_path):
     root = write_files(tmp_path / "files")
     whole = convert(root, "FlatVel_A", store_dir=tmp_path / "whole", workers=0, **OPTIONS)
     for _ in range(2):  # the second attempt gets no further, and loses nothing either
-        out, err = python(LIMITED, root).communicate(timeout=120)
+        out, err = python(LIMITED, root).communicate(timeout=PATIENCE)
         assert "cannot write the store" in out and "free disk space and repeat" in out and out.count("\n") == 1, ((out,
             err))
     full_disk(whole, root, root)
@@ -433,7 +434,7 @@ def test_memory_stays_far_below_a_shard(tmp_path):
         peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
         before = peak(); convert(sys.argv[1], "FlatVel_A", workers=0); print(peak() - before)
     """
-    out, err = python(code, tmp_path).communicate(timeout=300)
+    out, err = python(code, tmp_path).communicate(timeout=PATIENCE)
     assert float(out) < 150, err  # MB
 
 

@@ -1,7 +1,6 @@
 "Training as a process: interrupted, continued, refused, and split over ranks."
 import shutil
 import signal
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,21 +8,15 @@ from processes import MPIRUN, arguments, assert_equal, finish, free_port, losses
 
 from fwi_i2sb.training.run_dir import checkpoints, read_config, read_metrics
 
-@pytest.fixture(scope="module")
-def undisturbed(data, tmp_path_factory) -> Path:
-    root = tmp_path_factory.mktemp("runs")
-    finish(python_train(*arguments(data, root, "whole", "--num-itr", "8", "--save-every", "2", "--val-every", "4")))
-    return root / "whole"
 
-
-def test_a_run_directory_holds_what_it_promises(undisturbed):
-    options, spec = read_config(undisturbed)
+def test_a_run_directory_holds_what_it_promises(eight):
+    options, spec = read_config(eight)
     assert options.optim.num_itr == 8 and spec.family == "CurveVel_A" and spec.map_size == (70, 70)
-    assert [p.name for p in checkpoints(undisturbed)] == ["step-8", "step-6"]  # --keep 2
-    rows = read_metrics(undisturbed)
+    assert [p.name for p in checkpoints(eight)] == ["step-8", "step-6"]  # --keep 2
+    rows = read_metrics(eight)
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 9))
     assert {r["step"] for r in rows if "val_mae" in r} == {4, 8}
-    assert (undisturbed / "samples" / "step-8.png").stat().st_size > 10_000
+    assert (eight / "samples" / "step-8.png").stat().st_size > 10_000
 
 
 def test_tensorboard_gets_scalars_and_figures(mini):
@@ -35,79 +28,79 @@ def test_tensorboard_gets_scalars_and_figures(mini):
     assert [e.step for e in events.Scalars("loss")] == [r["step"] for r in read_metrics(mini) if "loss" in r]
 
 
-def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(data, undisturbed, tmp_path):
+def test_killed_at_any_moment_the_same_command_ends_in_the_same_weights(data, eight, tmp_path):
     words = arguments(data, tmp_path, "killed", "--num-itr", "8", "--save-every", "2", "--val-every", "4")
     finish(python_train(*words, interrupted=(5, signal.SIGKILL)), -signal.SIGKILL)
     assert checkpoints(tmp_path / "killed")[0].name == "step-4"
     finish(python_train(*words))
-    assert_equal(weights(tmp_path / "killed"), weights(undisturbed))
-    assert losses(tmp_path / "killed") == losses(undisturbed)
+    assert_equal(weights(tmp_path / "killed"), weights(eight))
+    assert losses(tmp_path / "killed") == losses(eight)
 
 
-def test_a_signal_saves_and_the_command_continues(data, undisturbed, tmp_path):
+def test_a_signal_saves_and_the_command_continues(data, eight, tmp_path):
     words = arguments(data, tmp_path, "stopped", "--num-itr", "8", "--save-every", "100", "--val-every", "4")
     finish(python_train(*words, interrupted=(3, signal.SIGTERM)), 128 + signal.SIGTERM)
     assert [path.name for path in checkpoints(tmp_path / "stopped")] == ["step-4"]
     finish(python_train(*words))
-    assert_equal(weights(tmp_path / "stopped"), weights(undisturbed))
+    assert_equal(weights(tmp_path / "stopped"), weights(eight))
 
 
-def test_two_ranks_give_the_losses_of_one_process(data, undisturbed, tmp_path):
+def test_two_ranks_give_the_losses_of_one_process(data, eight, tmp_path):
     launcher = [*MPIRUN, "-np", "2"]
     finish(python_train(
         *arguments(data, tmp_path, "two", "--num-itr", "8", "--val-every", "4", "--master-port", free_port()),
         launcher=launcher))
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(undisturbed), rtol=1e-5)
-    maes = [[r["val_mae"] for r in read_metrics(run) if "val_mae" in r] for run in (undisturbed, tmp_path / "two")]
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(eight), rtol=1e-5)
+    maes = [[r["val_mae"] for r in read_metrics(run) if "val_mae" in r] for run in (eight, tmp_path / "two")]
     np.testing.assert_allclose(*maes, rtol=1e-4)
 
 
-def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(data, undisturbed, tmp_path):
-    shutil.copytree(undisturbed, tmp_path / "whole")
-    ema = tmp_path / "whole" / "checkpoints" / "step-8" / "ema.safetensors"
+def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(data, eight, tmp_path):
+    shutil.copytree(eight, tmp_path / "eight")
+    ema = tmp_path / "eight" / "checkpoints" / "step-8" / "ema.safetensors"
     ema.write_bytes(ema.read_bytes()[:-100])
-    err = finish(python_train(*arguments(data, tmp_path, "whole", "--num-itr", "8", "--save-every", "2",
+    err = finish(python_train(*arguments(data, tmp_path, "eight", "--num-itr", "8", "--save-every", "2",
         "--val-every", "4")))
     assert "step-8 is damaged" in err and "trying the one before it" in err
-    assert_equal(weights(tmp_path / "whole"), weights(undisturbed))
-    assert [p.name for p in checkpoints(tmp_path / "whole")] == ["step-8", "step-6"]
+    assert_equal(weights(tmp_path / "eight"), weights(eight))
+    assert [p.name for p in checkpoints(tmp_path / "eight")] == ["step-8", "step-6"]
 
 
-def test_a_run_without_a_sound_checkpoint_is_not_started_again(refused, data, undisturbed, tmp_path):
-    shutil.copytree(undisturbed, tmp_path / "whole")
-    for state in (tmp_path / "whole" / "checkpoints").glob("*/state.json"): state.write_text("{}")
-    rows = read_metrics(tmp_path / "whole")
-    refused("train", *arguments(data, tmp_path, "whole", "--num-itr", "8", "--save-every", "2", "--val-every", "4"),
+def test_a_run_without_a_sound_checkpoint_is_not_started_again(refused, data, eight, tmp_path):
+    shutil.copytree(eight, tmp_path / "eight")
+    for state in (tmp_path / "eight" / "checkpoints").glob("*/state.json"): state.write_text("{}")
+    rows = read_metrics(tmp_path / "eight")
+    refused("train", *arguments(data, tmp_path, "eight", "--num-itr", "8", "--save-every", "2", "--val-every", "4"),
         saying=("no sound one",))
-    assert read_metrics(tmp_path / "whole") == rows
+    assert read_metrics(tmp_path / "eight") == rows
 
 
-def test_another_configuration_under_the_same_name_is_refused(refused, data, undisturbed):
-    before = sorted(p.stat().st_mtime_ns for p in undisturbed.rglob("*"))
-    refused("train", *arguments(data, undisturbed.parent, "whole", "--num-itr", "8", "--drop-cond", "0.5"),
+def test_another_configuration_under_the_same_name_is_refused(refused, data, eight):
+    before = sorted(p.stat().st_mtime_ns for p in eight.rglob("*"))
+    refused("train", *arguments(data, eight.parent, "eight", "--num-itr", "8", "--drop-cond", "0.5"),
         saying=("--drop-cond", "0.25", "0.5"))
-    assert before == sorted(p.stat().st_mtime_ns for p in undisturbed.rglob("*"))
+    assert before == sorted(p.stat().st_mtime_ns for p in eight.rglob("*"))
 
 
-def test_who_may_read_a_run_may_read_its_weights(undisturbed):
+def test_who_may_read_a_run_may_read_its_weights(eight):
     assert len({path.stat().st_mode & 0o777
-        for path in [undisturbed / "config.json", *checkpoints(undisturbed)[0].iterdir()]}) == 1
+        for path in [eight / "config.json", *checkpoints(eight)[0].iterdir()]}) == 1
 
 
-def test_fine_tuning_starts_from_the_given_weights(fwi, refused, data, undisturbed, tmp_path):
+def test_fine_tuning_starts_from_the_given_weights(fwi, refused, data, eight, tmp_path):
     words = arguments(data, tmp_path, "tuned", "--num-itr", "1", "--lr", "0", "--weight-decay", "0",
-        "--ckpt", undisturbed)
+        "--ckpt", eight)
     assert fwi("train", *words).code == 0
     tuned = weights(tmp_path / "tuned")
-    assert_equal({"weights": tuned["weights"]}, {"weights": weights(undisturbed)["ema"]})
-    refused("train", *arguments(data, tmp_path, "other", "--model", "unet_ch16", "--ckpt", undisturbed),
+    assert_equal({"weights": tuned["weights"]}, {"weights": weights(eight)["ema"]})
+    refused("train", *arguments(data, tmp_path, "other", "--model", "unet_ch16", "--ckpt", eight),
         saying=("another network",))
     assert not (tmp_path / "other").exists()
 
 
-def test_microbatches_add_up_to_the_whole_batch(fwi, data, undisturbed, tmp_path):
+def test_microbatches_add_up_to_the_whole_batch(fwi, data, eight, tmp_path):
     assert fwi("train", *arguments(data, tmp_path, "micro", "--num-itr", "3", "--microbatch", "8")).code == 0
-    np.testing.assert_allclose(losses(tmp_path / "micro"), losses(undisturbed)[:3], rtol=1e-5)
+    np.testing.assert_allclose(losses(tmp_path / "micro"), losses(eight)[:3], rtol=1e-5)
 
 
 def test_microbatches_and_ranks_give_the_gradient_of_the_whole_batch(fwi, data, tmp_path):

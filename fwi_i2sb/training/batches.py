@@ -129,7 +129,6 @@ import signal
 from collections.abc import Generator
 from itertools import takewhile
 
-import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 

@@ -38,7 +38,7 @@ def server(words: list, address: str, **env: str):
         yield
     finally:
         with contextlib.suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGTERM)
-        process.wait(60)
+        process.wait(600)
 
 
 @contextlib.contextmanager
