@@ -35,7 +35,8 @@ from .methods.registry import model_sizes
 from .models.registry import Shapes
 from .core.commands import Count, Natural, option_group, Plugin, run_command
 from .methods.options import ModelOptions
-from .training.options import DataOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
+from .training.options import (
+    DataOptions, LogOptions, OptimOptions, RunOptions, TrainOptions)
 from .core.files import write_json
 from .data.store import convert
 from .core.progress import progress_bar
@@ -52,7 +53,7 @@ class GenerateOptions:
     shard_size: Count = 500  # records per file (OpenFWI: 500)
     layers: tuple[int, int] | None = None  # least and largest number of layers, where the family has layers
     shape: tuple[int, int] = (70, 70)  # cells of a map in depth and x
-    survey: Path | None = None  # JSON of a survey (dx, dt, nt, freq, sources, receivers); default: OpenFWI's over the map
+    survey: Path | None = None  # JSON of a survey: dx, dt, nt, freq, sources, receivers; default: OpenFWI's
     velocity_range: tuple[float, float] = (OPENFWI_SCALE.low, OPENFWI_SCALE.high)  # m/s, in which the maps are drawn
     seed: Natural = 0  # seed of the maps
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator; openfwi is exact and much slower
@@ -94,7 +95,8 @@ def check_command(options: CheckOptions):
         if options.path.suffix == ".npy":
             report = check_record(options.path, **{name: fact for name, fact in facts.items() if fact})
         else:
-            report = inspect_folder(options.path, options.family, val_files=options.val_files, progress=progress, **facts)
+            report = inspect_folder(options.path, options.family, val_files=options.val_files,
+                progress=progress, **facts)
     print("\n".join(report.lines()))
     if options.json: write_json(options.json, report.to_dict())
     if report.problems:
@@ -103,7 +105,9 @@ def check_command(options: CheckOptions):
 # %% ../nbs/13_cli/00_cli.ipynb #d877af6c
 @option_group
 class ConvertOptions:
-    """Convert OpenFWI files, or others like them, to the store that training reads; repeat after an interruption to continue."""
+    """Convert OpenFWI files, or others like them, to the store that training reads.
+
+    Repeat after an interruption to continue."""
     dataset_dir: tyro.conf.Positional[Path]  # folder of OpenFWI files
     family: str  # OpenFWI family, e.g. CurveVel_A; with --survey any name, for data of others
     store_dir: Path | None = None  # where to build the store when the data are read-only; default: beside the data
@@ -112,7 +116,7 @@ class ConvertOptions:
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
     survey: Path | None = None  # JSON of the survey of the records; default: as generated, or OpenFWI's
     velocity_range: tuple[float, float] | None = None  # m/s that become -1 and 1; default: as generated, or OpenFWI's
-    json_data_config: Path | None = None  # JSON with data_min and data_max per family; default: OpenFWI's, else measured
+    json_data_config: Path | None = None  # JSON with data_min, data_max per family; default: OpenFWI's, else measured
     workers: Natural | None = None  # processes; default: one per core
 
 
@@ -185,7 +189,9 @@ class Clock:
 
 # %% ../nbs/13_cli/00_cli.ipynb #90d94812
 def demo_figure(options: DemoOptions, folder: Path) -> Path:
-    "Invert the first unseen record and draw it: truth, start, mean, standard deviation, error, record and its re-simulation."
+    """Invert the first unseen record and draw it.
+
+    Truth, start, mean, standard deviation, error, record and its re-simulation."""
     invert_command(InvertOptions(folder, sampling=SamplingOptions(1, options.samples, options.nfe), seed=options.seed,
         out=options.out))
     return (options.out / "validation-1.png").rename(options.out / "demo.png")

@@ -157,7 +157,9 @@ def _draw_records(figure, observed, again, survey, shot, name="the mean"):
 
 # %% ../nbs/05_metrics/03_plot.ipynb #1c1fff0d
 def _draw_trace(ax, observed, again, survey, source):
-    "One trace of a gather and of its re-simulation: a quarter or three quarters along the receivers, away from the source."
+    """One trace of a gather and of its re-simulation.
+
+    A quarter or three quarters along the receivers, away from the source."""
     step, places = (survey.dt * max(1, round(survey.nt / len(observed))),
         [quarter * observed.shape[-1] // 4 for quarter in (3, 1)])
     number = max(places, key=lambda place: abs(survey.receivers[place][0] - source))

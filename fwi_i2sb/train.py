@@ -23,7 +23,6 @@ from .core.progress import progress_bar
 from .core.registry import method_of
 
 # %% ../nbs/07_training/08_train.ipynb #d485a5ad
-from . import plot
 from .training.batches import microbatches
 from .core.devices import check_compiler
 from .training.ranks import find_ranks
@@ -39,9 +38,12 @@ from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import handled, open_accelerator, start_processes
 from .core.files import claim, leave
 from .core.modules import make_callable
-from .training.run_dir import append_metrics, check_same_options, checkpoints, data_spec, drop_checkpoints, expected_spec, make_start, open_store, read_start_maps, same_spec, truncate_metrics, write_config
+from .training.run_dir import (
+    append_metrics, check_same_options, checkpoints, data_spec, drop_checkpoints, expected_spec, make_start,
+    open_store, read_start_maps, same_spec, truncate_metrics, write_config)
 from .data.starting_models import parse_start
-from .training.step import given_checkpoint, new_state, restore_state, save_state, TrainState
+from .training.step import (
+    given_checkpoint, new_state, restore_state, save_state, TrainState)
 from .training.step import train_step
 from .training.trackers import open_tracker, SHOW_FIGURE
 from .training.validate import validate
@@ -89,6 +91,8 @@ def pace(self, step: int) -> dict:
 def show(self, step: int, maps: dict):
     "Save a figure of validation maps, and hand it to the tracker."
     if not self.main or not maps: return
+    from fwi_i2sb import plot  # a second that processes without figures save
+
     scale = self.spec.velocity
     figure = plot.plot_maps({k: v[:4] for k, v in maps.items()}, survey=self.spec.survey,
         limits=(scale.low, scale.high))
@@ -162,7 +166,8 @@ def train(
 ) -> Path:  # the run directory
     """Train a bridge or a baseline, or continue a run, on as many processes as `find_ranks` says.
 
-    Raises `InputError` for bad options or data before anything is written, `ChildProcessError` where a process of the run died."""
+    Raises `InputError` for bad options or data before anything is written, `ChildProcessError` where a process of the
+    run died."""
     check_options(options)
     ranks = find_ranks(options.hardware)
     number = _train_on_node(options, ranks, progress) if ranks.starts > 1 else _train(options, progress)

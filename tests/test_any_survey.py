@@ -114,7 +114,8 @@ def test_data_of_others_under_a_name_of_their_own(own_data, survey_file, tmp_pat
     assert fwi("check", tmp_path / "Field").code == 0
     joint = MultiFamilyStore([train])
     assert joint.velocity == SCALE and joint.pressure == train.pressure
-    narrow = convert(tmp_path / "Field", "Field", store_dir=tmp_path / "narrow", survey=SURVEY, scale=VelocityScale(1400, 5500))
+    narrow = convert(tmp_path / "Field", "Field", store_dir=tmp_path / "narrow", survey=SURVEY,
+        scale=VelocityScale(1400, 5500))
     with pytest.raises(InputError, match="velocities from 1400 to 5500 m/s, not 1480 to 5500"):
         MultiFamilyStore([train, StoreDataset(narrow, "train")])
 

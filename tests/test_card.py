@@ -94,8 +94,8 @@ def test_json_markdown_and_screen_say_the_same(fwi, mini, tmp_path):
 
 def test_schema(plain):
     assert set(plain) == {"format", "run", "name", "step", "method", "model", "reads_start", "trained_on", "device",
-        "data", "degradation", "version", "torch", "settings", "units", "interval", "velocity_range", "dx", "expected", "rows", "records",
-        "values", "example"}
+        "data", "degradation", "version", "torch", "settings", "units", "interval", "velocity_range", "dx", "expected",
+        "rows", "records", "values", "example"}
     assert plain["settings"].items() >= dict(samples=2, nfe=2, sampler="sde", seed=0, w=1.0).items()
     assert plain["data"].items() >= dict(families=["CurveVel_A"], records=3, misfit_records=1,
         engine="deepwave").items()
@@ -180,8 +180,8 @@ def test_memory_does_not_grow_with_the_records(run):
 
     def peak(count):
         seen = []
-        evaluate(run, Made(count), n_records=count, samples=2, nfe=1, misfit_records=1, starts=("linear",), batch_size=2,
-            progress=lambda done, total: seen.append(held()))
+        evaluate(run, Made(count), n_records=count, samples=2, nfe=1, misfit_records=1, starts=("linear",),
+            batch_size=2, progress=lambda done, total: seen.append(held()))
         assert len(seen) == count // 2
         return np.max(seen, 0)
 
@@ -246,7 +246,8 @@ def test_a_trajectory_of_one_call_has_one_sample(run):
 
 @pytest.mark.parametrize("words, saying",
     [(dict(starts="linear"), "tuple"), (dict(starts=()), "tuple"), (dict(w=np.nan), "w = nan"),
-        (dict(w=np.inf), "w = inf"), (dict(seed=-1), "seed must be 0 or more"), (dict(batch_size=0), "batch_size must be 1 or more")], ids=str)
+        (dict(w=np.inf), "w = inf"), (dict(seed=-1), "seed must be 0 or more"),
+        (dict(batch_size=0), "batch_size must be 1 or more")], ids=str)
 def test_what_a_notebook_may_mistake_is_refused(run, words, saying):
     with pytest.raises(InputError, match=saying): evaluate(run, **QUICK_KEYWORDS | words)
 
@@ -321,8 +322,8 @@ def test_an_answer_that_is_not_finite_leaves_no_mean(run, monkeypatch, tmp_path)
 
 # perturbed records
 
-@pytest.mark.parametrize("perturbation", [dict(snr=0.0), dict(missing_shots=3), dict(missing_traces=0.5), dict(freq=8.0)],
-    ids=lambda d: next(iter(d)))
+@pytest.mark.parametrize("perturbation",
+    [dict(snr=0.0), dict(missing_shots=3), dict(missing_traces=0.5), dict(freq=8.0)], ids=lambda d: next(iter(d)))
 def test_a_perturbation_is_written_down_and_felt(run, plain, perturbation):
     card = evaluate(run, degradation=Degradation(**perturbation), **QUICK_KEYWORDS)
     assert card["degradation"]["text"] == str(Degradation(**perturbation)) in table(card)
@@ -435,5 +436,6 @@ def test_records_of_another_survey_are_refused(refused, run, mini, flat, tmp_pat
     refused("evaluate", mini, *QUICK, "--dataset-name", "FlatVel_B", "--dataset-dir", tmp_path / "store", "--out",
         tmp_path / "out", saying=("time_samples 500, not 250",))
     other = replace(run, spec=replace(run.spec, survey=replace(run.survey, dt=0.002)))
-    with pytest.raises(InputError, match="dt 0.001 s, not 0.002 s"): validation_data(other, flat, dataset_name="FlatVel_B")
+    with pytest.raises(InputError, match="dt 0.001 s, not 0.002 s"):
+        validation_data(other, flat, dataset_name="FlatVel_B")
     assert not (tmp_path / "out").exists()

@@ -110,7 +110,8 @@ from fwi_i2sb.physics.wave import surface_survey
 limit = int(sys.argv[2])
 if limit: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))  # the files of a full disk end here
 try:
-    generate(sys.argv[1], "FlatFault_A", n_train=150, n_val=30, shard_size=100, shape=(16, 16), seed=3, workers=1, survey=surface_survey(16, 2, nt=60))
+    generate(sys.argv[1], "FlatFault_A", n_train=150, n_val=30, shard_size=100, shape=(16, 16), seed=3, workers=1,
+             survey=surface_survey(16, 2, nt=60))
 except InputError as error: print(error)
 """
 

@@ -155,7 +155,8 @@ def test_chain_does_not_depend_on_batches(maps, sampler, pred_x0, device):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_start_is_the_same_on_every_device(maps, device):
-    start = Start(parse_start("blur-openfwi_custom:2,blur-openfwi_benchmark:1,linear:1"), scale=OPENFWI_SCALE, linear=(1600, 4000))
+    start = Start(parse_start("blur-openfwi_custom:2,blur-openfwi_benchmark:1,linear:1"), scale=OPENFWI_SCALE,
+        linear=(1600, 4000))
     x0, keys = OPENFWI_SCALE.normalize(maps), [(1, r) for r in range(6)]
     x1 = start(x0.to(device), keys)
     assert x1.device.type == device
@@ -176,7 +177,8 @@ def test_seeds_give_the_same_maps_in_another_process(maps):
             "run_sampler; from fwi_i2sb.data.starting_models import Start, parse_start; "
             "from fwi_i2sb.data.scale import OPENFWI_SCALE\n"
             "x0 = torch.linspace(-1, 1, 96).reshape(2, 1, 8, 6)\n"
-            "x1 = Start(parse_start('blur-openfwi_custom:0.5,linear:1500:4000:0.5'), scale=OPENFWI_SCALE)(x0, [(0, 1), 7])\n"
+            "x1 = Start(parse_start('blur-openfwi_custom:0.5,linear:1500:4000:0.5'), "
+            "scale=OPENFWI_SCALE)(x0, [(0, 1), 7])\n"
             "x = run_sampler(Bridge(), lambda xt, t_index: x0, x1, nfe=5, seeds=[(0, 2), 8])\n"
             "print(x.double().sum().item().hex())")
     answers = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

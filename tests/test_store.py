@@ -85,7 +85,9 @@ def test_killed_and_continued_gives_the_same_bytes(tmp_path, at, workers):
 
 
 def assert_equal(root, whole):
-    "Every key, every value and the manifests of two stores; nothing else lies in their folders but the file of a lock that died."
+    """Every key, every value and the manifests of two stores.
+
+    Nothing else lies in their folders but the file of a lock that died."""
     for split in ("train", "val"):
         assert values(root, split) == values(whole, split)
         assert read_manifest(root / split) == read_manifest(whole / split)
@@ -139,7 +141,8 @@ def test_two_processes_at_once_build_one_store(tmp_path):
     root = write_files(tmp_path)
     code = """
         steps = []
-        convert(sys.argv[1], "FlatVel_A", time_samples=20, survey=SMALL, workers=0, progress=lambda *step: steps.append(step))
+        convert(sys.argv[1], "FlatVel_A", time_samples=20, survey=SMALL, workers=0,
+                progress=lambda *step: steps.append(step))
         print(len(steps))
     """
     jobs = [python(code, root) for _ in range(3)]
@@ -349,7 +352,7 @@ def test_a_database_of_another_program_is_left_alone(tmp_path):
 
 LIMITED = """
     import resource
-    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # the files of a full disk end here, in the middle of the training split
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000))  # as on a full disk, amid training
     try: convert(sys.argv[1], "FlatVel_A", time_samples=20, survey=SMALL, workers=0)
     except InputError as error: print(error)
 """

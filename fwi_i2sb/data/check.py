@@ -14,9 +14,12 @@ import numpy as np
 
 from ..core.errors import InputError
 from ..core.files import open_npy
-from .openfwi import any_family, FAMILIES, Family, find_root, get_family, match_files, open_pair, read_pair, split_files, store_bytes
+from fwi_i2sb.data.openfwi import (
+    any_family, FAMILIES, Family, find_root, get_family, match_files, open_pair, read_pair, split_files,
+    store_bytes)
 from .scale import OPENFWI_SCALE, VelocityScale
-from .store import check_shapes, default_time_samples, is_benchmark, known_facts, StoreDataset
+from .store import (
+    check_shapes, default_time_samples, is_benchmark, known_facts, StoreDataset)
 from ..physics.wave import OPENFWI, ricker, Survey
 
 # %% ../../nbs/02_data/09_check.ipynb #00f33d7c
@@ -218,5 +221,6 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers)
         report.facts["inside_range_of"] = ", ".join(fits) or "no family"
     expected = len(survey.sources), survey.nt, len(survey.receivers)
     if d.shape == expected: _judge_start(report, d, survey, scale)
-    else: report.problems.append(f"shape {d.shape} is not {whose} {expected}: it needs a network trained on its geometry")
+    else: report.problems.append(f"shape {d.shape} is not {whose} {expected}: it needs a network trained on its "
+        "geometry")
     return report

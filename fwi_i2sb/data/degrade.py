@@ -26,7 +26,9 @@ _WORDS = dict(freq="peak frequency {:g} Hz".format, snr="noise at {:g} dB".forma
 
 @dataclass(frozen=True)
 class Degradation:
-    "What is done to a record; by default nothing. `str()` says it in words. Raises `InputError` for impossible numbers."
+    """What is done to a record; by default nothing.
+
+    `str()` says it in words. Raises `InputError` for impossible numbers."""
     snr: float | None = None  # signal-to-noise ratio in dB
     missing_shots: int = 0  # number of shots that are zero
     missing_traces: float = 0.0  # share of all traces that are zero

@@ -131,7 +131,8 @@ def _send(worker, task):
 def _check_reply(worker, task):
     """Read a worker's answer.
 
-    Raises `OSError` when it could not write, `ChildProcessError` for other failures or when it died without an answer."""
+    Raises `OSError` when it could not write, `ChildProcessError` for other failures or when it died without an
+    answer."""
     line = worker.stdout.readline()
     if line == "null\n": return
     if line.startswith("["): raise OSError(*json.loads(line))

@@ -81,7 +81,9 @@ def _curve(u, sines, width, depth):
 
 # %% ../../nbs/02_data/02_geology.ipynb #13980cb2
 def _unfault(x, z, u, present, side, depth, width):
-    "Where the rock at columns `x`, rows `z` lay before one fault; draws `u` of shape `(n, 4)`; `side` -1 left, 1 right."
+    """Where the rock at columns `x`, rows `z` lay before one fault; draws `u` of shape `(n, 4)`.
+
+    `side` -1 left, 1 right."""
     u, present = u[..., None, None], present[:, None, None]
     slope = side / np.tan(np.radians(_between(u[:, 0], *DIP)))
     foot = width * (0.5 + side * _between(u[:, 1], -0.05, 0.25))

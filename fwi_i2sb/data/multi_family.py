@@ -45,11 +45,11 @@ def _check_fit(stores):
 class MultiFamilyStore(torch.utils.data.Dataset):
     """Stores of one or several families as one data set; with one store it gives what that store gives.
 
-    `joint[i]` is a dictionary: `velocity` (1, depth, x) and `seismic` (shots, time, receivers), float32, normalised with
-    the ranges `velocity` and `pressure`, and `index`, counted through all stores. Other attributes: `stores`, `sizes`
-    (records of each), `names` (family of each), `family` (see `joint_family`), `survey`, `factor`, and `fingerprint`,
-    which changes with any stored value and with the order. Raises `InputError` where surveys, time samples, sizes of
-    maps or velocity ranges differ."""
+    `joint[i]` is a dictionary: `velocity` (1, depth, x) and `seismic` (shots, time, receivers), float32, normalised
+    with the ranges `velocity` and `pressure`, and `index`, counted through all stores. Other attributes: `stores`,
+    `sizes` (records of each), `names` (family of each), `family` (see `joint_family`), `survey`, `factor`, and
+    `fingerprint`, which changes with any stored value and with the order. Raises `InputError` where surveys, time
+    samples, sizes of maps or velocity ranges differ."""
     def __init__(self, stores, # one or more `StoreDataset`
     ):
         self.stores: tuple[StoreDataset, ...] = tuple(stores)

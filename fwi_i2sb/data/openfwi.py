@@ -89,7 +89,9 @@ def any_family(name:str|Family, # one of OpenFWI's, or any name that can be a fo
 # %% ../../nbs/02_data/01_openfwi.ipynb #6397c2d6
 def parse_families(text:str, # "CurveVel_A", a comma list such as "CurveVel_A,FlatVel_B", or "all"
 )->tuple[str, ...]: # names, in the order given; for "all" in that of `FAMILIES`
-    "The families that a list names. Raises `InputError` for an unknown name, with the nearest one, and for a name given twice."
+    """The families that a list names.
+
+    Raises `InputError` for an unknown name, with the nearest one, and for a name given twice."""
     if text.strip().lower() == "all": return tuple(FAMILIES)
     names = tuple(get_family(name.strip()).name for name in text.split(","))
     for name in names:
@@ -97,7 +99,7 @@ def parse_families(text:str, # "CurveVel_A", a comma list such as "CurveVel_A,Fl
     return names
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #3f8ef53f
-def load_families(path:str|Path, # JSON such as {"flatvel-a": {"data_min": -26.95, "data_max": 52.77}, ...}; other keys are ignored
+def load_families(path:str|Path, # JSON such as {"flatvel-a": {"data_min": -26.95, "data_max": 52.77}, ...}
 )->dict[str, Family]: # `FAMILIES` with the extremes of the file
     "The ten families with `data_min` and `data_max` from a file in the style of OpenFWI's `dataset_config.json`."
     try: table = {get_family(k): (float(v["data_min"]), float(v["data_max"]))
@@ -205,7 +207,8 @@ def discover(root:str|Path,      # a folder `find_root` understands
 )->list[Pair]: # in natural order of the file names
     """The pairs of files of a split.
 
-    Raises `InputError` for a missing partner, differing record counts, an unreadable file, or no way to tell the split."""
+    Raises `InputError` for a missing partner, differing record counts, an unreadable file, or no way to tell the
+    split."""
     if split not in ("train", "val"): raise unknown("split", split, ("train", "val"))
     family = get_family(family); root = find_root(root, family)
     pairs, lost = split_files(root, family, split, val_files)

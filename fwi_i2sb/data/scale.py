@@ -27,7 +27,9 @@ def _same(a, b) -> bool: return all(math.isclose(x, y, rel_tol=1e-6) for x, y in
 
 @dataclass(frozen=True)
 class VelocityScale:
-    "A range of velocities (m/s), and the linear map of it to [-1, 1] and back. Raises `InputError` for an impossible range."
+    """A range of velocities (m/s), and the linear map of it to [-1, 1] and back.
+
+    Raises `InputError` for an impossible range."""
     low: float = 1500.0  # m/s, becomes -1
     high: float = 4500.0  # m/s, becomes 1
 

@@ -84,7 +84,9 @@ def register_starting_model(
     name: str,  # as in --corrupt and --start
     **settings,  # fields of `StartingModel`
 ) -> Callable:
-    "Decorator that makes a function `make(start, args, x0, generators)` a starting model. `InputError` for a taken name."
+    """Decorator that makes a function `make(start, args, x0, generators)` a starting model.
+
+    `InputError` for a taken name."""
     def add(make: Callable) -> Callable:
         STARTING_MODELS.register(name)(StartingModel(make, **settings))
         return make
@@ -151,7 +153,8 @@ def _has_map(start, args):
     if not args: raise InputError("the start 'file' needs a path: file:PATH.npy")
     if args[0] not in start.maps: raise InputError(f"the map {args[0]} of a 'file' start was not given")
     v = start.maps[args[0]]
-    if v.ndim != 2: raise InputError(f"the starting model {args[0]} has shape {tuple(v.shape)}: give one map (depth, x)")
+    if v.ndim != 2:
+        raise InputError(f"the starting model {args[0]} has shape {tuple(v.shape)}: give one map (depth, x)")
     check_start(v, start.scale, f"the starting model {args[0]}")
 
 

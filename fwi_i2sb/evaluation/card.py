@@ -11,7 +11,8 @@ import importlib.util
 import numpy as np
 from torch import Tensor
 
-from ..metrics.calibration import bootstrap, coverage, crps, expected_coverage, LEVELS, spread_correlation, spread_skill, variance
+from ..metrics.calibration import (
+    bootstrap, coverage, crps, expected_coverage, LEVELS, spread_correlation, spread_skill, variance)
 from ..data.scale import OPENFWI_SCALE, VelocityScale
 from ..metrics.accuracy import mae, rmse, ssim
 from ..metrics.published import LABEL

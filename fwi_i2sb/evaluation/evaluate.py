@@ -200,7 +200,7 @@ def evaluate(
     run: TrainedRun,
     data: MultiFamilyStore | None = None,  # where records come from; default: the run's validation records
     *, n_records: int = 50,  # how many; of several families, from each in turn
-    starts: tuple[str, ...] | None = None,  # starting models as in `invert`; default: DEFAULT_STARTS, or the second alone
+    starts: tuple[str, ...] | None = None,  # starting models; default: DEFAULT_STARTS, or the second alone
     samples: int | None = None,  # as in `invert`
     nfe: int | None = None,  # as in `invert`
     sampler: str | None = None,  # as in `invert`
@@ -212,13 +212,14 @@ def evaluate(
     engine: str = "deepwave",  # forward operator of the misfit, and of records that are re-simulated
     degradation: Degradation = Degradation(),  # how the records are perturbed first
     fwi_records: int = 0,  # records, from the first, that are also inverted classically
-    controls: bool = True,  # whether to ask without seismic and with a wrong record too: two thirds of the network calls
+    controls: bool = True,  # whether to ask without seismic and with a wrong record too: two thirds of the calls
     batch_size: int = 8,  # records held at a time: memory, not results
     progress=None,  # called with (done, total) records
 ) -> dict:  # see `09_evaluation/00_card`
     """The evaluation card of a run. The second default start alone serves a network that reads no start.
 
-    Raises `InputError` for a single record where a wrong one is asked, and for what run, record or method do not allow."""
+    Raises `InputError` for a single record where a wrong one is asked, and for what run, record or method do not
+    allow."""
     if batch_size < 1: raise InputError(f"batch_size must be 1 or more (got {batch_size})")
     if seed < 0: raise InputError(f"seed must be 0 or more (got {seed})")
     if starts is None: starts = DEFAULT_STARTS if run.method.model.reads_map else DEFAULT_STARTS[1:]
@@ -240,14 +241,16 @@ def evaluate(
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #12ea60ae
 @option_group
 class EvaluateOptions:
-    "Judge a run on validation records, as they are or perturbed: table on screen; card.json, card.md and card.png in a folder."
+    """Judge a run on validation records, as they are or perturbed: table on screen.
+
+    Card.json, card.md and card.png in a folder."""
     run: tyro.conf.Positional[Path]  # run directory, or one of its folders checkpoints/step-N
-    starts: tuple[str, ...] | None = None  # starting models: --corrupt texts, first-guess[:RUN], .npy maps; default: blur-openfwi_custom and linear, or linear for a network that reads no start
+    starts: tuple[str, ...] | None = None  # also first-guess[:RUN], MAP.npy; default: blur-openfwi_custom linear
     sampling: SamplingOptions = SamplingOptions(records=50)
     seed: Natural = 0  # seed of starts, samples and perturbations
     misfit_records: Count = 8  # records that are simulated for the data misfit
-    engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the misfit and of --freq; openfwi is exact and slower
-    fwi_records: Natural = 0  # also invert the first records classically, from the same starting models; slow, 61 wave solves a record
+    engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of misfit and --freq; openfwi is exact
+    fwi_records: Natural = 0  # also invert the first records classically: slow, 61 wave solves each
     snr: float | None = None  # perturbation: noise at this signal-to-noise ratio in dB
     missing_shots: int = 0  # perturbation: so many shots of every record are zero
     missing_traces: float = 0.0  # perturbation: this share of the traces is zero

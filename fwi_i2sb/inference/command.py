@@ -33,9 +33,9 @@ class SamplingOptions:
     samples: Count | None = None  # samples per record; default: 8, or 1 where they would be equal
     nfe: Count | None = None  # network calls per sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
     w: float = 1.0  # guidance: 1 uses the seismic fully, 0 not at all
-    sampler: str | None = None  # bridge: sde, ode, ode2, dbim, dbim2 (default sde, or ode if trained with --ot-ode); ddpm: ddim, ancestral
+    sampler: str | None = None  # bridge: sde (ode with --ot-ode), ode, ode2, dbim, dbim2; ddpm: ddim, ancestral
     eta: float | None = None  # share of fresh noise, 0 to 1, with --sampler dbim or ddim; default 0
-    clip_denoise: Literal["run", "on", "off"] = "run"  # clip the x0 estimate to [-1, 1] at every step; run: as it was trained
+    clip_denoise: Literal["run", "on", "off"] = "run"  # clip the x0 estimate to [-1, 1] at every step; run: as trained
 
     @property
     def settings(self) -> dict:
@@ -57,7 +57,7 @@ class InvertOptions:
     "Invert validation records of a run's data set, or one record given as .npy."
     run: tyro.conf.Positional[Path]  # run directory, or one of its folders checkpoints/step-N
     record: Path | None = None  # one record, .npy (shots, time, receivers); default: validation records
-    start: str | None = None  # linear, linear:TOP:BOTTOM (m/s), first-guess[:RUN] or a .npy map in m/s; default: linear for a record, the run's --corrupt for validation records
+    start: str | None = None  # linear[:TOP:BOTTOM], first-guess[:RUN], MAP.npy; default: linear, or as trained
     out: Path | None = None  # folder of the results; default RUN/evaluation
     sampling: SamplingOptions = SamplingOptions()
     seed: Natural = 0  # seed of the samples
@@ -65,10 +65,10 @@ class InvertOptions:
     dx: float | None = None  # receiver spacing of the record in m, checked against the run's
     dataset_dir: Path | None = None  # where the data set lies now; default: where it was at training
     store_dir: Path | None = None  # where its store lies; default: beside the data, or where it was at training
-    engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the data misfit; openfwi is exact and slower
+    engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the misfit; openfwi is exact, slower
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
-    fwi_iterations: Count | None = None  # iterations of classical waveform inversion from the same start, instead of the network
+    fwi_iterations: Count | None = None  # iterations of classical inversion from the same start, not the network
 
 # %% ../../nbs/08_inference/03_command.ipynb #2215eb6a
 def _record(options: InvertOptions, run: TrainedRun):

@@ -41,8 +41,8 @@ class Explorer:
     """One record of a run inverted as chosen: maps, numbers and figures, each worked out again only where something it
     depends on has changed.
 
-    `explorer[name]` is a choice or a stage: `inversion` an `Inversion`, `trajectory` its points, `numbers` what they are
-    worth; `maps`, `profile`, `state` and `gather` are PNG files.
+    `explorer[name]` is a choice or a stage: `inversion` an `Inversion`, `trajectory` its points, `numbers` what they
+    are worth; `maps`, `profile`, `state` and `gather` are PNG files.
     """
 
     def __init__(
@@ -86,8 +86,9 @@ def update(
 ) -> list[str]:
     """Make choices, and bring every stage up to date; the stages worked out again.
 
-    `sample` and `call` choose what is shown of the trajectories: the last call, where there are fewer. `x` is the place of
-    the profile, `shot` counts from 0. Raises `InputError` for an impossible choice, and all stays as it was."""
+    `sample` and `call` choose what is shown of the trajectories: the last call, where there are fewer. `x` is the
+    place of the profile, `shot` counts from 0. Raises `InputError` for an impossible choice, and all stays as it
+    was."""
     for name in choices:
         if name not in self.choices: raise unknown("choice", name, self.choices)
     before = self.choices, self._kept

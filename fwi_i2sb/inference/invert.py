@@ -24,7 +24,8 @@ from ..training.run_dir import checkpoints
 from ..diffusion.sampling import TrajectoryPoint
 from ..data.starting_models import parse_start, Start
 from ..core.devices import device_name
-from .run import load_run, prepare_seismic, prepare_start, stable_range, TrainedRun
+from .run import (
+    load_run, prepare_seismic, prepare_start, stable_range, TrainedRun)
 from ..methods.trajectories import draw_samples, trajectories
 from ..physics.wave import Survey
 
@@ -33,9 +34,10 @@ from ..physics.wave import Survey
 class Inversion:
     """Velocity maps in m/s, and where they come from.
 
-    `mean`, `std` and `start` are `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`. `std` is the unbiased standard
-    deviation of the k samples (k - 1 in the denominator), and zero where k is 1. `provenance` names run, method, checkpoint
-    step, settings, seeds, network calls, wave solves and seconds per record, device and versions."""
+    `mean`, `std` and `start` are `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`. `std` is the unbiased
+    standard deviation of the k samples (k - 1 in the denominator), and zero where k is 1. `provenance` names run,
+    method, checkpoint step, settings, seeds, network calls, wave solves and seconds per record, device and
+    versions."""
     mean: torch.Tensor
     std: torch.Tensor
     samples: torch.Tensor
@@ -61,8 +63,8 @@ def first_guess(
 ) -> torch.Tensor:  # (batch, 1, depth, x), m/s
     """The map of a regression that has not seen the truth, smoothed as training smooths the truth, in the run's range.
 
-    A run whose training blurs no truth smooths as `blur-openfwi_custom`. Raises `InputError` if there is no regression, or
-    if its own start has seen the truth."""
+    A run whose training blurs no truth smooths as `blur-openfwi_custom`. Raises `InputError` if there is no
+    regression, or if its own start has seen the truth."""
     path = Path(path) if path else run.path.resolve().parent / "first-guess"
     if not (path / "config.json").exists():
         raise InputError(f"the start first-guess needs a run that reads the seismic from a truth-free start, and "

@@ -105,7 +105,8 @@ def check_survey(
 ) -> None:
     "Raise `InputError` where a record's clock, spacing, wavelet or geometry is not what the run was trained on."
     if difference := survey.difference(run.survey):
-        raise InputError(f"the record has {difference} as the run was trained on: resample it, or train on such records")
+        raise InputError(f"the record has {difference} as the run was trained on: resample it, or train on such "
+            f"records")
 
 # %% ../../nbs/08_inference/00_run.ipynb #27f42390
 def prepare_seismic(
@@ -174,7 +175,7 @@ def _given_start(run, v, batch):
 def stable_range(
     scale: VelocityScale,  # of the run
 ) -> tuple[float, float]:  # m/s; of OpenFWI's families 500 to 6000
-    "The velocities that an answer may have: what lies beyond is no rock that the run knows of, and unstable to simulate."
+    "The velocities that an answer may have: what lies beyond is no rock that the run knows of."
     return scale.low / 3, 4 * scale.high / 3
 
 # %% ../../nbs/08_inference/00_run.ipynb #d78029a7

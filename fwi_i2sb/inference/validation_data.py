@@ -47,6 +47,7 @@ def validation_data(
 
     Raises `InputError` where survey, time samples, maps or velocities are not those that the run can take."""
     data = _located(run.options.data, dataset_dir, store_dir, dataset_name)
+    data = replace(data, time_samples=run.spec.time_samples)
     store, = open_store(replace(run.options, data=data), splits=("val",))
     check_survey(run, store.survey)
     folder, (velocity, seismic) = store.stores[0].folder, store.physical(0)

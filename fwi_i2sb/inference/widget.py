@@ -131,7 +131,7 @@ def explore(
     run: TrainedRun | Path | str,  # a run, or its directory
     *, plugin: Path | None = None,  # of a directory: Python file that registers the run's model
     device: str = "auto",  # of a directory: auto, cpu or cuda
-    **settings,  # of `Explorer`: n_records, dataset_dir, store_dir, dpi, and the first choices, such as record=3, nfe=10
+    **settings,  # of `Explorer`: n_records, dataset_dir, store_dir, dpi, and first choices such as record=3, nfe=10
 ) -> ExplorerBox:
     """The explorer of a run's validation records, for the last line of a notebook's cell.
 

@@ -10,7 +10,8 @@ import torch
 
 from ..core.registry import method_of
 from ..diffusion.bridge import Bridge, Preconditioned
-from ..diffusion.sampling import noise_source, predictor, sample, sampler_settings, SAMPLERS, STREAMS, t_sequence
+from ..diffusion.sampling import (
+    noise_source, predictor, sample, sampler_settings, SAMPLERS, STREAMS, t_sequence)
 from .base import Method
 from .losses import sample_loss
 

@@ -27,7 +27,9 @@ def trajectories(
     batch_size: int = 32,  # samples per network call: memory and speed, not results
     progress=None,  # called with (done, total) samples
 ) -> Iterator[Iterator[TrajectoryPoint]]:  # of every batch of samples, its points, normalised and on the CPU
-    "The trajectories of samples, one batch after the other; the next batch begins when the points of the last are used up."
+    """The trajectories of samples, one batch after the other.
+
+    The next batch begins when the points of the last are used up."""
     for first in range(0, len(rows), batch_size):
         part, keys = list(rows[first:first + batch_size]), list(seeds[first:first + batch_size])
         records, cond = sorted(set(part)), None

@@ -31,10 +31,11 @@ def crps(
     samples: Tensor,  # maps (batch, k, 1, depth, x)
     truth: Tensor,  # true maps (batch, 1, depth, x), same unit
 ) -> Tensor:  # float64 (batch,), in the unit given; the mean over the cells
-    """Continuous ranked probability score of every record, unbiased in the number of samples; of one sample it is the MAE.
+    """Continuous ranked probability score of every record, unbiased in the number of samples; of one sample it is the
+    MAE.
 
-    Gneiting & Raftery (2007); fair estimator by probability-weighted moments, Zamo & Naveau (2018). Raises `InputError` for shapes that do not fit, and
-    for several samples where `scoringrules` is not installed.
+    Gneiting & Raftery (2007); fair estimator by probability-weighted moments, Zamo & Naveau (2018). Raises
+    `InputError` for shapes that do not fit, and for several samples where `scoringrules` is not installed.
     """
     samples, truth = _checked(samples, truth)
     if samples.shape[1] == 1: return mae(samples[:, 0], truth)
@@ -53,7 +54,9 @@ def coverage(
     truth: Tensor,  # true maps (batch, 1, depth, x)
     levels: Sequence[float] = LEVELS,  # nominal probabilities of the central intervals
 ) -> Tensor:  # float64 (batch, levels): share of the cells whose truth lies inside
-    "How often the central interval of the samples holds the truth; quantile p at rank (k + 1) p of the sorted samples. Raises `InputError` for shapes that do not fit."
+    """How often the central interval of the samples holds the truth.
+
+    Quantile p at rank (k + 1) p of the sorted samples. Raises `InputError` for shapes that do not fit."""
     samples, truth = _checked(samples, truth)
     ordered, k = samples.sort(1).values, samples.shape[1]
 
@@ -71,8 +74,8 @@ def expected_coverage(
 ) -> float:
     """What `coverage` of calibrated samples is on average.
 
-    Exact for any distribution where the interval ends on samples, for instance at the largest levels, and for uniform ones everywhere; for
-    Gaussians between samples at most 0.04 too low."""
+    Exact for any distribution where the interval ends on samples, for instance at the largest levels, and for uniform
+    ones everywhere; for Gaussians between samples at most 0.04 too low."""
     return min(level, (k - 1) / (k + 1))
 
 # %% ../../nbs/05_metrics/01_calibration.ipynb #dbae69d4
@@ -88,7 +91,8 @@ def spread_skill(
     square_error,  # mean over the records of the square error of the samples' mean
     k: int,  # number of samples
 ):  # 1 for calibrated samples, less for too sure ones
-    "Ratio of the samples' spread to the error of their mean, with the factor of a finite ensemble (Fortin et al. 2014)."
+    """Ratio of the samples' spread to the error of their mean, with the factor of a finite ensemble (Fortin et al.
+    2014)."""
     return ((k + 1) / k * variance / square_error) ** 0.5
 
 # %% ../../nbs/05_metrics/01_calibration.ipynb #3470a8d6
@@ -96,7 +100,8 @@ def spread_correlation(
     samples: Tensor,  # maps (batch, k, 1, depth, x), at least two per record
     truth: Tensor,  # true maps (batch, 1, depth, x)
 ) -> Tensor:  # float64 (batch,), -1 to 1; NaN where spread or error is the same everywhere
-    "Correlation over the cells of every record between the samples' standard deviation and the absolute error of their mean."
+    """Correlation over the cells of every record between the samples' standard deviation and the absolute error of
+    their mean."""
     samples, truth = _checked(samples, truth)
     pairs = torch.stack([samples.std(1).flatten(1), (samples.mean(1) - truth).abs().flatten(1)])
     spread, error = pairs - pairs.mean(-1, keepdim=True)

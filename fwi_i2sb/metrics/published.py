@@ -30,7 +30,9 @@ Style_B      .0689/.0586 .1614/.0893 .6314/.7599  .0697/.0649 .1108/.0979 .6953/
 def published(
     family: str,  # name of an OpenFWI family
 ) -> list[dict]:  # rows: family, method, loss ("l1", "l2" or None), mae_norm, rmse_norm, ssim
-    "The benchmark's figures for a family, errors on [-1, 1] (Deng et al. 2022). Raises `InputError` for an unknown family."
+    """The benchmark's figures for a family, errors on [-1, 1] (Deng et al. 2022).
+
+    Raises `InputError` for an unknown family."""
     name = get_family(family).name
     words = re.search(rf"^{name} (.*)$", _TABLE, re.M)[1].split()
     rows = []

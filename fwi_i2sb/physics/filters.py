@@ -60,7 +60,9 @@ def low_band(
     dt: float,  # time between two samples in s: of a decimated record its own
     cut: float = 5.0,  # Hz, where half the amplitude is left
 ) -> Tensor:  # shape and dtype of the record
-    "The part of a record below a frequency: zero-phase, gain 1 / (1 + (f / cut)^8) (a fourth-order Butterworth filter forward and backward)."
+    """The part of a record below a frequency.
+
+    Zero-phase, gain 1 / (1 + (f / cut)^8) (a fourth-order Butterworth filter forward and backward)."""
     n = seismic.shape[-2]
     f = torch.fft.rfftfreq(2 * n, dt, device=seismic.device, dtype=torch.float64)
     gain = 1 / (1 + (f / cut) ** 8)

@@ -128,7 +128,9 @@ def _wrap(p):
 
 # %% ../../nbs/01_physics/00_wave.ipynb #034a721a
 def _step(past, now, alpha, kappa_1, centre, work):
-    "Write the next state into `past`: `kappa_1` = kappa - 1, `centre` = 2 - 5 alpha - kappa, `alpha` already times 4/3."
+    """Write the next state into `past`.
+
+    `kappa_1` = kappa - 1, `centre` = 2 - 5 alpha - kappa, `alpha` already times 4/3."""
     torch.add(_shifted(now, 1, 0), _shifted(now, -1, 0), out=work)
     for dz, dx, weight in (0, 1, 1), (0, -1, 1), (2, 0, -1/16), (-2, 0, -1/16), (0, 2, -1/16), (0, -2, -1/16):
         work.add_(_shifted(now, dz, dx), alpha=weight)

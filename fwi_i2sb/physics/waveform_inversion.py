@@ -30,7 +30,7 @@ BANDS = (4.0, 8.0, None)  # Hz: where the bands end, one after the other; None i
 class Descent(NamedTuple):
     "What a descent found, and what it cost."
     velocity: Tensor  # the last maps (batch, 1, depth, x) in m/s
-    misfit: Tensor  # |F(v) - d| / |d| of the start, after every iteration, and so of the result: (batch, iterations + 1)
+    misfit: Tensor  # |F(v) - d| / |d| of the start and after every iteration: (batch, iterations + 1)
     wave_solves: int  # simulations of one record, all its shots, forwards or adjoint
 
 # %% ../../nbs/01_physics/03_waveform_inversion.ipynb #72defc4b
@@ -62,15 +62,17 @@ def descend(
     factor: int,  # every `factor`-th sample was kept
     iterations: int = 30,  # steps of Adam
     lr: float = 30.0,  # learning rate (m/s)
-    bands: tuple[float | None, ...] = BANDS,  # Hz, shares of the iterations; of fewer iterations than bands, the last ones
+    bands: tuple[float | None, ...] = BANDS,  # Hz, equal shares of the iterations; of few, the last bands
     smooth: float = 1.0,  # width of the Gaussian that smooths the gradient, in cells
     low: float = 1500.0,  # smallest velocity allowed (m/s)
     high: float = 4500.0,  # largest velocity allowed (m/s)
     progress: Callable[[int, int], None] | None = None,  # called with (iterations done, of how many) over all records
 ) -> Descent:
-    """Full-waveform inversion of every record by Adam on the squared misfit (Virieux & Operto 2009, section 3), low frequencies first (Bunks et al. 1995), with the engine deepwave.
+    """Full-waveform inversion of every record by Adam on the squared misfit (Virieux & Operto 2009, section 3), low
+    frequencies first (Bunks et al. 1995), with the engine deepwave.
 
-    Deterministic. Raises `InputError` for gathers that do not fit survey and starts, an empty range, bad bands, or no iterations.
+    Deterministic. Raises `InputError` for gathers that do not fit survey and starts, an empty range, bad bands, or no
+    iterations.
     """
     _check(seismic, start, survey, factor, iterations, lr, low, high, bands, smooth)
     plan = [cut for k, cut in enumerate(bands) for _ in range((iterations + k) // len(bands))]
@@ -85,7 +87,9 @@ def descend(
 
 # %% ../../nbs/01_physics/03_waveform_inversion.ipynb #64851f9a
 def _descend_one(observed, start, survey, factor, plan, lr, limits, smooth, tell):
-    "The last map of one record, and its misfit before every step and after the last (1, iterations + 1); the plan names the band of every step."
+    """The last map of one record, and its misfit before every step and after the last (1, iterations + 1).
+
+    The plan names the band of every step."""
     velocity, size = start.clamp(*limits).requires_grad_(), observed.norm()
     optimizer, history = None, []
     for done, cut in enumerate(plan, 1):

@@ -58,7 +58,9 @@ def draw_t_index(
 
 # %% ../../nbs/07_training/04_batches.ipynb #dc85158a
 class TrainingSamples(Dataset):
-    "Asked for a list of keys (step, slot, record), gives the batch: pairs, starting models, and draws of time index, noise and condition."
+    """Asked for a list of keys (step, slot, record), gives the batch.
+
+    Pairs, starting models, and draws of time index, noise and condition."""
 
     def __init__(self, store: MultiFamilyStore, start: Start, model: ModelOptions, seed: int):
         self.store, self.start, self.model, self.seed = store, start, model, seed
@@ -117,7 +119,9 @@ class Microbatches:
 
 # %% ../../nbs/07_training/04_batches.ipynb #5c1bec01
 def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
-    "The options with a microbatch that fits. Raises `InputError` if the global batch does not divide by microbatch × ranks."
+    """The options with a microbatch that fits.
+
+    Raises `InputError` if the global batch does not divide by microbatch × ranks."""
     micro = min(optim.microbatch, max(1, optim.batch_size // world))
     if optim.batch_size % (micro * world):
         raise InputError(f"--batch-size {optim.batch_size} does not divide by --microbatch {micro} x {world} "

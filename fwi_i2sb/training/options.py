@@ -12,7 +12,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from ..core.commands import Count, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share
+from ..core.commands import (
+    Count, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share)
 from ..methods.options import ModelOptions
 
 # %% ../../nbs/07_training/00_options.ipynb #dd7d7e0f
@@ -30,14 +31,14 @@ class RunOptions:
 class DataOptions:
     "Which pairs of seismic records and velocity maps are used."
     dataset_dir: Path  # folder of OpenFWI files (original, train|val/model|data, or Kaggle layout) or of its store
-    dataset_name: str  # OpenFWI family, e.g. CurveVel_A, whose data range normalises; several joined by commas, or all: joint training
-    balance: Literal["size", "uniform"] = "size"  # several families: each record once per epoch, or each family equally often
-    store_dir: Path | None = None  # where the LMDB stores are built when DATASET_DIR is read-only; default: beside the data
+    dataset_name: str  # OpenFWI family, e.g. CurveVel_A; several joined by commas, or all: joint training, one range
+    balance: Literal["size", "uniform"] = "size"  # several families: each record once an epoch, or each family as often
+    store_dir: Path | None = None  # where the stores are built when DATASET_DIR is read-only; default: beside the data
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
     json_data_config: Path | None = None  # JSON with data_min and data_max per family; default: OpenFWI's values
-    time_samples: Count = 250  # time samples kept in the store (zero-phase anti-alias filter); 1000 keeps the raw record
+    time_samples: Count | None = None  # time samples kept; default: the store's, else 4 ms apart at 15 Hz
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
-    loader_workers: Natural | None = None  # processes that read ahead of the training loop; default: 4 for a GPU, 0 for a CPU
+    loader_workers: Natural | None = None  # processes that read ahead; default: 4 for a GPU, 0 for a CPU
     in_memory: bool = False  # read the whole store into memory at the start: for slow or remote disks
 
 # %% ../../nbs/07_training/00_options.ipynb #489fbd5e
@@ -48,7 +49,7 @@ class OptimOptions:
     microbatch: Count = 32  # samples one process takes at once (published: 2)
     num_itr: Count = 1_000_000  # number of optimiser steps
     lr: NonNegative = 5e-5  # learning rate of AdamW
-    lr_schedule: Literal["step", "cosine"] = "step"  # step: times lr_gamma every lr_step steps; cosine: to zero at num_itr
+    lr_schedule: Literal["step", "cosine"] = "step"  # step: times lr_gamma every lr_step; cosine: to 0 at num_itr
     lr_gamma: Share = 0.99  # decay ratio of the step schedule
     lr_step: Count = 1000  # steps between two decays
     warmup: Natural = 0  # steps of linear warm-up
@@ -79,7 +80,7 @@ class DeviceOptions:
     compile: bool = False  # torch.compile the network: minutes at the start, faster steps after
     num_proc_node: Count | None = None  # number of nodes of a multi-node run
     node_rank: Natural | None = None  # index of this node among them
-    proc_per_node: Count | None = None  # processes started here, where the launcher starts one per node; default: one per GPU, 1 on a CPU
+    proc_per_node: Count | None = None  # processes started here, by a launcher of one per node; default: one per GPU
     master_address: str | None = None  # address of the node that holds rank 0
     master_port: Annotated[int, Field(ge=1, le=65535)] | None = None  # port of rank 0; default: MASTER_PORT, else 6020
 
@@ -102,6 +103,7 @@ class TrainOptions:
 # %% ../../nbs/07_training/00_options.ipynb #0a53fa4c
 FREE_OPTIONS = {
     "run.result_dir", "run.plugin", "data.dataset_dir", "data.store_dir", "data.loader_workers", "data.in_memory",
+    "data.time_samples",  # the data specification compares what is stored
     "optim.microbatch", "optim.max_skipped",
     "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.val_nfe", "log.save_every", "log.keep",
     "hardware.device", "hardware.gpu", "hardware.compile",

@@ -19,7 +19,9 @@ from ..core.devices import resolve_device
 # %% ../../nbs/07_training/02_ranks.ipynb #fb2ba2f0
 @dataclass(frozen=True)
 class Ranks:
-    "This process among all: its rank, their number, the same within its node, where rank 0 listens, and what it starts."
+    """This process among all.
+
+    Its rank, their number, the same within its node, where rank 0 listens, and what it starts."""
     rank: int = 0
     world: int = 1
     local_rank: int = 0

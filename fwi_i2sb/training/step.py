@@ -16,7 +16,9 @@ from torch import nn
 
 from ..core.errors import InputError
 from .options import TrainOptions
-from .run_dir import Checkpoint, checkpoints, load_optimizer, newest_checkpoint, optimizer_tensors, prune_checkpoints, read_checkpoint, save_checkpoint
+from .run_dir import (
+    Checkpoint, checkpoints, load_optimizer, newest_checkpoint, optimizer_tensors, prune_checkpoints,
+    read_checkpoint, save_checkpoint)
 from .options import OptimOptions
 import math
 
@@ -57,7 +59,9 @@ def save_state(state: TrainState, options: TrainOptions):
 
 # %% ../../nbs/07_training/05_step.ipynb #4c1c4cd7
 def restore_state(state: TrainState, options: TrainOptions):
-    "Go on from the run's newest sound checkpoint, else begin from --ckpt, else leave the state as it is. Raises `InputError` where no checkpoint is sound."
+    """Go on from the run's newest sound checkpoint, else begin from --ckpt, else leave the state as it is.
+
+    Raises `InputError` where no checkpoint is sound."""
     if found := newest_checkpoint(options.folder, ("ema", *(part for name in state.nets for part in parts(name)))):
         state.average.load_state_dict(found.tensors["ema"])
         for name, net in state.nets.items():
@@ -127,7 +131,7 @@ def train_step(
     method: Method,
     options: TrainOptions,
     accelerator: Accelerator,
-) -> dict[str, torch.Tensor]:  # by loss_module, this process's part of its global loss; without those that skipped the step
+) -> dict[str, torch.Tensor]:  # by loss module, this process's part of its global loss; without those skipped
     "One optimiser step of every loss_module whose turn it is, on the next microbatches, and one of the average."
     parts = options.optim.batch_size // (options.optim.microbatch * accelerator.num_processes)
     turns, losses = method.due(state.step), {}
