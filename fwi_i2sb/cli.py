@@ -11,6 +11,7 @@ __all__ = ['COMMANDS', 'GenerateOptions', 'generate_command', 'CheckOptions', 'c
 import os
 
 if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
+from .core.commands import flag_of
 
 # %% ../nbs/13_cli/00_cli.ipynb #b987e64c
 import contextlib, sys, time
@@ -35,8 +36,7 @@ from .methods.registry import model_sizes
 from .models.registry import Shapes
 from .core.commands import Count, Natural, option_group, Plugin, run_command
 from .methods.options import ModelOptions
-from .training.options import (
-    DataOptions, LogOptions, OptimOptions, RunOptions, TrainOptions)
+from .training.options import DataOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
 from .core.files import write_json
 from .data.store import convert
 from .core.progress import progress_bar
@@ -93,6 +93,9 @@ def check_command(options: CheckOptions):
     facts = _given_facts(options)
     with progress_bar("check", "records") as progress:
         if options.path.suffix == ".npy":
+            for name in ("family", "val_files"):
+                if getattr(options, name) is not None:
+                    raise InputError(f"{flag_of(name)} has no effect with a record: remove it")
             report = check_record(options.path, **{name: fact for name, fact in facts.items() if fact})
         else:
             report = inspect_folder(options.path, options.family, val_files=options.val_files,

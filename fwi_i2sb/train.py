@@ -42,8 +42,7 @@ from .training.run_dir import (
     append_metrics, check_same_options, checkpoints, data_spec, drop_checkpoints, expected_spec, make_start,
     open_store, read_start_maps, same_spec, truncate_metrics, write_config)
 from .data.starting_models import parse_start
-from .training.step import (
-    given_checkpoint, new_state, restore_state, save_state, TrainState)
+from .training.step import given_checkpoint, new_state, restore_state, save_state, TrainState
 from .training.step import train_step
 from .training.trackers import open_tracker, SHOW_FIGURE
 from .training.validate import validate

@@ -11,10 +11,13 @@ import torch
 from fwi_i2sb.data.multi_family import MultiFamilyStore
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.scale import VelocityScale
+from fwi_i2sb.data.starting_models import parse_start, Start
 from fwi_i2sb.data.store import convert, StoreDataset
 from fwi_i2sb.inference.run import load_run, stable_range
 from fwi_i2sb.inference.widget import explore
+from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.physics.wave import Survey
+from fwi_i2sb.training.batches import TrainingSamples
 from fwi_i2sb.training.run_dir import read_metrics
 
 SCALE, CELLS = VelocityScale(1480, 5500), (48, 40)
@@ -118,6 +121,30 @@ def test_data_of_others_under_a_name_of_their_own(own_data, survey_file, tmp_pat
         scale=VelocityScale(1400, 5500))
     with pytest.raises(InputError, match="velocities from 1400 to 5500 m/s, not 1480 to 5500"):
         MultiFamilyStore([train, StoreDataset(narrow, "train")])
+    sample = TrainingSamples(joint, Start(parse_start("linear:1480:5500"), scale=SCALE), ModelOptions(), seed=0)
+    batch = sample.__getitems__([(0, 0, 2)])
+    torch.testing.assert_close(batch["x0"][0], SCALE.normalize(joint.physical(2)[0]))
+    assert batch["x1"].min() == pytest.approx(-1) and batch["x1"].max() == pytest.approx(1)
+    words = ("train", "--result-dir", tmp_path / "runs", "--name", "field", "--dataset-dir", tmp_path / "Field",
+        "--model", "tiny", "--batch-size", 4, "--num-itr", 2, "--val-nfe", 1, "--log-writer", "none", "--device", "cpu")
+    assert fwi(*words, "--dataset-name", "Field").code == 0
+    before = (tmp_path / "Field" / "val" / "manifest.json").read_bytes()
+    shutil.rmtree(tmp_path / "Field" / "train")  # whoever judges a run needs no training records
+    run = tmp_path / "runs" / "field"
+    assert fwi("evaluate", run, "--records", 2, "--samples", 1, "--nfe", 1, "--misfit-records", 1).code == 0
+    assert (tmp_path / "Field" / "val" / "manifest.json").read_bytes() == before
+
+
+def test_a_survey_that_cannot_be_simulated_is_refused_before_anything_is_stored(own_data, tmp_path, refused):
+    survey = tmp_path / "survey.json"
+    for sources, saying in ((((-12.5, 12.5), *SURVEY.sources[1:]), "outside the map"),
+                            (((3.0, 12.5), *SURVEY.sources[1:]), "not on a node")):
+        survey.write_text(json.dumps(replace(SURVEY, sources=sources).to_dict()))
+        refused("convert", own_data, "--family", "CurveVel_A", "--store-dir", tmp_path / "store", "--survey", survey,
+            saying=(saying,))
+    assert not (tmp_path / "store").exists()
+    (tmp_path / "record.npy").write_bytes(b"")
+    refused("check", tmp_path / "record.npy", "--family", "CurveVel_A", saying=("--family has no effect",))
 
 
 def test_what_does_not_fit_is_refused_at_once(survey_file, tmp_path, refused):

@@ -419,7 +419,7 @@ def test_another_geometry_needs_its_survey(tmp_path):
     root = write_files(tmp_path)
     with pytest.raises(InputError, match=r"shape \(2, 40, 12\), but the survey gives \(5, 1000, 70\)"):
         convert(root, "FlatVel_A")
-    with pytest.raises(InputError, match="exceed the width of 12 cells"):
+    with pytest.raises(InputError, match="lies outside the map"):
         convert(root, "FlatVel_A", time_samples=20, survey=surface_survey(12, 2, nt=40, dx=10.)
                .__class__(**{**SMALL.to_dict(), "sources": ((0., 10.), (500., 10.))}))
     with pytest.raises(InputError, match="does not divide the 40"):

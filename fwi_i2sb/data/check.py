@@ -18,8 +18,7 @@ from fwi_i2sb.data.openfwi import (
     any_family, FAMILIES, Family, find_root, get_family, match_files, open_pair, read_pair, split_files,
     store_bytes)
 from .scale import OPENFWI_SCALE, VelocityScale
-from .store import (
-    check_shapes, default_time_samples, is_benchmark, known_facts, StoreDataset)
+from .store import check_shapes, default_time_samples, is_benchmark, known_facts, StoreDataset
 from ..physics.wave import OPENFWI, ricker, Survey
 
 # %% ../../nbs/02_data/09_check.ipynb #00f33d7c

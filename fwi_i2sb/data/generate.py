@@ -64,7 +64,9 @@ def generated_with(folder:str|Path, # a data set's folder
     try: settings = json.loads(path.read_text())
     except FileNotFoundError: return None
     except (OSError, ValueError): raise InputError(f"{path} is damaged; choose another folder") from None
-    return _facts(settings)
+    try: return _facts(settings)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{path} does not describe a generated data set; choose another folder") from None
 
 def _facts(settings):
     scale = settings.get("velocity_range", (OPENFWI_SCALE.low, OPENFWI_SCALE.high))

@@ -91,9 +91,10 @@ def parse_families(text:str, # "CurveVel_A", a comma list such as "CurveVel_A,Fl
 )->tuple[str, ...]: # names, in the order given; for "all" in that of `FAMILIES`
     """The families that a list names.
 
-    Raises `InputError` for an unknown name, with the nearest one, and for a name given twice."""
+    A name that is not OpenFWI's stands for records of others. Raises `InputError` for a name that cannot be a folder's,
+    and for a name given twice."""
     if text.strip().lower() == "all": return tuple(FAMILIES)
-    names = tuple(get_family(name.strip()).name for name in text.split(","))
+    names = tuple(any_family(name.strip()).name for name in text.split(","))
     for name in names:
         if names.count(name) > 1: raise InputError(f"family {name} is named twice in {text!r}: name each family once")
     return names
@@ -139,13 +140,15 @@ def find_root(dataset_dir:str|Path, # the family's folder, or one that holds it
     family:str|Family,    # whose records are wanted
 )->Path: # the folder that holds `train/` and `val/`, `data/` and `model/`, or the `seis*.npy`
     "The folder with a family's files. Raises `InputError` when there is none, or when it is another family's."
-    folder, family = Path(dataset_dir), get_family(family)
+    folder, family = Path(dataset_dir), any_family(family)
     if not folder.is_dir(): raise InputError(f"folder {folder} does not exist")
     for root in (folder, folder / family.name, folder / "train_samples" / family.name):
         if root.is_dir() and (_is_split(root) or _find(root, "data", ("seis", "data"))):
             if root.resolve().name in set(FAMILIES) - {family.name}:
                 raise InputError(f"{root} holds {root.resolve().name}, not {family.name}")
             return root
+    slip = unknown("family", family.name, FAMILIES)
+    if family.name not in FAMILIES and "did you mean" in str(slip): raise slip
     others = [name for name in FAMILIES if (folder / name).is_dir()]
     raise InputError(f"{folder} holds no {family.name} files" + (f", only {', '.join(others)}" if others else
         ": expected train/ and val/ with data/ and model/, or data/ and model/, or seis*.npy and vel*.npy"))
@@ -210,7 +213,7 @@ def discover(root:str|Path,      # a folder `find_root` understands
     Raises `InputError` for a missing partner, differing record counts, an unreadable file, or no way to tell the
     split."""
     if split not in ("train", "val"): raise unknown("split", split, ("train", "val"))
-    family = get_family(family); root = find_root(root, family)
+    family = any_family(family); root = find_root(root, family)
     pairs, lost = split_files(root, family, split, val_files)
     if lost: raise InputError(lost[0])
     if not pairs: raise InputError(f"{root} holds no {split} files of {family.name}")

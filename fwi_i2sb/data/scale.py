@@ -16,7 +16,10 @@ from ..core.errors import InputError
 
 # %% ../../nbs/02_data/00_scale.ipynb #f3a12ca2
 def _check_range(self, what: str):
-    for name in ("low", "high"): object.__setattr__(self, name, float(getattr(self, name)))
+    try:
+        for name in ("low", "high"): object.__setattr__(self, name, float(getattr(self, name)))
+    except (TypeError, ValueError):
+        raise InputError(f"the {what} range must be two numbers (got {self.low!r} and {self.high!r})") from None
     if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
         raise InputError(
             f"the {what} range must be two finite numbers, the smaller first (got {self.low:g} and {self.high:g})")

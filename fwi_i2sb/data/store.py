@@ -20,11 +20,11 @@ from .database import append, Values
 from ..core.errors import InputError, unknown
 from ..core.files import open_npy
 from .generate import generated_with
-from .openfwi import (
-    any_family, discover, Family, find_root, get_family, read_pair, store_bytes)
+from .openfwi import any_family, discover, Family, find_root, get_family, read_pair, store_bytes
 from .scale import OPENFWI_SCALE, PressureRange, VelocityScale
 from ..physics.filters import decimate
 from ..physics.wave import OPENFWI, Survey
+from ..physics.wave import fit_survey
 
 # %% ../../nbs/02_data/05_store.ipynb #8e6bffce
 def _encode(seismic, velocity, factor, dtype, where):
@@ -96,10 +96,8 @@ def check_shapes(pairs:list, # from `discover`
             raise InputError(
                 f"{p.seismic} has records of shape {p.shape}, but the survey gives {expected} (shots, time, receivers)")
         if p.cells != size: raise InputError(f"{p.velocity} has maps of {p.cells} cells, {pairs[0].velocity} of {size}")
-    for what, limit, axis in (("width", size[1], 0), ("depth", size[0], 1)):
-        if max(q[axis] for q in (*survey.sources, *survey.receivers)) > (limit - 1 + 1e-3) * survey.dx:
-            raise InputError(
-                f"{pairs[0].velocity}: the survey's positions exceed the {what} of {limit} cells of {survey.dx:g} m")
+    try: fit_survey(survey, size)
+    except InputError as error: raise InputError(f"{pairs[0].velocity}: {error}") from None
     return [1, *size]
 
 # %% ../../nbs/02_data/05_store.ipynb #e3deba4f
@@ -295,13 +293,16 @@ def _training_pairs(source, family, val_files, pairs):
     try: return pairs.get("train") or discover(source, family, split="train", val_files=val_files)
     except InputError: return pairs["val"]
 
-def _pressure(root, settings, pairs):
-    "The pressure range of a training split: as in the store there, if it is of the same files, else measured."
-    if (root / "train" / "manifest.json").is_file():
-        old = _load(root / "train")
-        if old["sources"] == settings["sources"] and old.get("unfinished", times := _times(pairs)) == times:
-            return PressureRange(old["seismic"]["low"], old["seismic"]["high"])
-    return _extremes(pairs)
+def _range_of(manifest): return PressureRange(manifest["seismic"]["low"], manifest["seismic"]["high"])
+
+def _pressure(root, wanted, pairs, training):
+    "The pressure range of some splits: as in the store there, if it is of the same files, else of `training()`."
+    for split in ("train",) if "train" in wanted else ("val",):
+        if not (root / split / "manifest.json").is_file(): continue
+        old, times = _load(root / split), _times(pairs[split])
+        if old["sources"] == wanted[split]["sources"] and old.get("unfinished", times) == times: return _range_of(old)
+    if "train" not in wanted and (root / "train" / "manifest.json").is_file(): return _range_of(_load(root / "train"))
+    return _extremes(training())
 
 # %% ../../nbs/02_data/05_store.ipynb #091e64d2
 def _wanted(source, root, family, survey, scale, time_samples, dtype, val_files, families, splits):
@@ -315,9 +316,9 @@ def _wanted(source, root, family, survey, scale, time_samples, dtype, val_files,
     cells = check_shapes([pair for several in pairs.values() for pair in several], survey)
     settings = lambda s, p: _settings(s, family, survey, scale, p, source, cells, time_samples, dtype)
     wanted = {s: settings(s, p) for s, p in pairs.items()}
-    given = bool(families) or is_benchmark(family, survey, scale)
-    if not given: train = _training_pairs(source, family, val_files, pairs)
-    pressure = family.pressure if given else _pressure(root, settings("train", train), train)
+    given = family.name in (families or ()) or is_benchmark(family, survey, scale)
+    training = lambda: _training_pairs(source, family, val_files, pairs)
+    pressure = family.pressure if given else _pressure(root, wanted, pairs, training)
     for manifest in wanted.values(): manifest["seismic"] |= pressure.to_dict() | dict(measured=not given)
     return wanted, pairs
 
@@ -344,7 +345,7 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     named = any_family(family, families)
     try: source = find_root(dataset_dir, named)
     except InputError:
-        root, pressure = Path(store_dir or dataset_dir), named.pressure if families else None
+        root, pressure = Path(store_dir or dataset_dir), named.pressure if named.name in (families or ()) else None
         if Path(dataset_dir).is_dir() and _reuse(root, named, survey, scale, pressure, time_samples, dtype, splits):
             return root
         if survey is None: get_family(family, families)  # a slip of the finger is named first

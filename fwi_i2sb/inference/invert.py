@@ -24,8 +24,7 @@ from ..training.run_dir import checkpoints
 from ..diffusion.sampling import TrajectoryPoint
 from ..data.starting_models import parse_start, Start
 from ..core.devices import device_name
-from .run import (
-    load_run, prepare_seismic, prepare_start, stable_range, TrainedRun)
+from .run import load_run, prepare_seismic, prepare_start, stable_range, TrainedRun
 from ..methods.trajectories import draw_samples, trajectories
 from ..physics.wave import Survey
 

@@ -87,7 +87,9 @@ def load_run(
 
 # %% ../../nbs/08_inference/00_run.ipynb #f3e489a3
 def _method_of_run(folder: Path, options: TrainOptions, spec: DataSpec) -> Method:
-    try: return build_method(options.model, spec)
+    try:
+        parse_start(options.model.corrupt)  # a starting model may be of a plug-in, too
+        return build_method(options.model, spec)
     except InputError as error:
         if options.run.plugin is None: raise
         raise InputError(f"{error}; run {folder} was trained with --import {options.run.plugin}: give that file again "

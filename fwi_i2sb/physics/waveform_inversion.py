@@ -19,9 +19,9 @@ from .filters import decimate
 from .wave import simulate, Survey
 
 # %% ../../nbs/01_physics/03_waveform_inversion.ipynb #3ecc54cb
-def _residual(velocity, observed, survey, factor):
+def _residual(velocity, observed, survey, factor, max_velocity=4500.0):
     "Simulated minus observed gathers, decimated."
-    return decimate(simulate(velocity, survey), factor) - observed
+    return decimate(simulate(velocity, survey, max_velocity=max_velocity), factor) - observed
 
 # %% ../../nbs/01_physics/03_waveform_inversion.ipynb #7653b1c4
 BANDS = (4.0, 8.0, None)  # Hz: where the bands end, one after the other; None is the whole record
@@ -94,7 +94,7 @@ def _descend_one(observed, start, survey, factor, plan, lr, limits, smooth, tell
     optimizer, history = None, []
     for done, cut in enumerate(plan, 1):
         if done == 1 or cut != plan[done - 2]: optimizer = torch.optim.Adam([velocity], lr=lr)
-        residual = _residual(velocity, observed, survey, factor)
+        residual = _residual(velocity, observed, survey, factor, limits[1])
         seen = residual if cut is None else low_band(residual, survey.dt * factor, cut)
         gradient, = torch.autograd.grad((seen**2).sum(), velocity)
         velocity.grad = blur_benchmark(gradient, smooth, 2 * round(4 * smooth) + 1)
@@ -102,5 +102,5 @@ def _descend_one(observed, start, survey, factor, plan, lr, limits, smooth, tell
         with torch.no_grad(): velocity.clamp_(*limits)
         history.append(residual.detach().norm() / size)
         if tell: tell(done)
-    with torch.no_grad(): history.append(_residual(velocity, observed, survey, factor).norm() / size)
+    with torch.no_grad(): history.append(_residual(velocity, observed, survey, factor, limits[1]).norm() / size)
     return velocity.detach(), torch.stack(history)[None]

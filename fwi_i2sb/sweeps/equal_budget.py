@@ -26,8 +26,7 @@ from ..methods.registry import build_method, resolve
 from ..core.errors import InputError, unknown
 from ..data.openfwi import parse_families
 from ..methods.options import ModelOptions
-from ..training.options import (
-    DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions)
+from ..training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
 from ..training.processes import open_accelerator
 from ..core.files import locked, write_json
 from ..training.run_dir import data_spec, make_start, open_store, read_config, read_metrics

@@ -15,7 +15,6 @@ import torch
 from torch.utils.data import Dataset
 
 from ..core.errors import InputError
-from ..data.scale import OPENFWI_SCALE
 from ..methods.options import ModelOptions
 from .options import OptimOptions
 from ..data.starting_models import Start
@@ -67,11 +66,11 @@ class TrainingSamples(Dataset):
 
     def __getitems__(self, keys):
         velocity, seismic = (torch.stack(part) for part in zip(*(self.store.physical(record) for _, _, record in keys)))
-        x0 = OPENFWI_SCALE.normalize(velocity)
+        x0 = self.store.velocity.normalize(velocity)
         rngs = [np.random.default_rng((self.seed, step, slot, STREAMS["draw"])) for step, slot, _ in keys]
         x1 = self.start(x0, [(self.seed, step, slot, STREAMS["start"]) for step, slot, _ in keys])
         return dict(x0=x0, x1=disturb(x1, self.model.base_noise, [(self.seed, step, slot) for step, slot, _ in keys]),
-                    seismic=self.store.family.pressure.normalize(seismic),
+                    seismic=self.store.pressure.normalize(seismic),
                     t_index=torch.tensor([draw_t_index(rng, self.model.interval, self.model.step_power)
                         for rng in rngs]),
                     keep=torch.tensor([float(rng.random() >= self.model.drop_cond) for rng in rngs]),
@@ -93,7 +92,7 @@ def start_moments(
 ) -> list[float]:  # variance of x0, variance of x1, their covariance, normalised
     "Central second moments of clean maps and starting models."
     records = np.linspace(0, len(store) - 1, min(len(store), count)).astype(int)
-    x0 = OPENFWI_SCALE.normalize(torch.stack([store.physical(int(i))[0] for i in records]))
+    x0 = store.velocity.normalize(torch.stack([store.physical(int(i))[0] for i in records]))
     x1 = start(x0, [(seed, 0, int(i), STREAMS["start"]) for i in records])
     (var0, cov), (_, var1) = torch.cov(torch.stack([x0.flatten(), x1.flatten()]).double()).tolist()
     return [var0, var1, cov]
