@@ -78,7 +78,7 @@ def test_results_are_the_stored_ones(site):
 
 def test_chapters_come_in_order_with_titles_from_their_folder_or_page(tmp_path):
     physics = ["01_physics/00_wave", "01_physics/01_filters"]
-    for name in ("02_data/00_scale", *physics[::-1], "A0_core/00_errors", "tutorials/01_first", "index"):
+    for name in ("02_data/00_scale", *physics[::-1], "A0_core/00_errors", "tutorials/01_own_folder", "index"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / f"{name}.ipynb").write_text("{}")
     (tmp_path / "02_data" / "index.md").write_text("# Data and stores\n\nHow they are kept.\n")

@@ -99,7 +99,7 @@ def stored(mini):
 def test_inversionnet_reads_records_as_the_store_keeps_them(stored):
     run, seismic, truth = stored
     net = InversionNet(*run.spec.gathers, run.spec.map_size).eval()
-    with torch.inference_mode(): answer = net(truth, None, net.encode(run.family.pressure.normalize(seismic)))
+    with torch.inference_mode(): answer = net(truth, None, net.encode(run.pressure.normalize(seismic)))
     assert answer.shape == truth.shape and answer.isfinite().all()
 
 

@@ -103,8 +103,8 @@ def test_shell_scripts_parse_and_the_slurm_job_saves_before_it_ends():
         assert line in job
 
 
-PUBLISHED = """result-dir dataset-dir dataset-name name seed master-port ckpt gpu model image-size corrupt val-
-batches t0 T interval beta-max drop_cond pred-x0 ot-ode clip-denoise batch-size microbatch num-itr
+PUBLISHED = """result-dir dataset-dir dataset-name name seed master-port ckpt gpu model image-size corrupt
+val-batches t0 T interval beta-max drop_cond pred-x0 ot-ode clip-denoise batch-size microbatch num-itr
 lr lr-gamma clip_grad_norm ema log-writer json-data-config num-proc-node node-rank master-address""".split()
 
 

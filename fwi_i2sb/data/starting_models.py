@@ -78,7 +78,7 @@ class StartingModel:
     uses_truth: bool = False  # whether it looks at more than the shape of x0
     ready: Callable | None = None  # ready(start, args) raises an InputError where something is missing to make it
 
-STARTING_MODELS = Registry("starting model", "fwi_i2sb.starting_models")
+STARTING_MODELS = Registry("starting model", "fwi_i2sb.data.starting_models")
 
 def register_starting_model(
     name: str,  # as in --corrupt and --start

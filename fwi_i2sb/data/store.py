@@ -20,7 +20,7 @@ from .database import append, Values
 from ..core.errors import InputError, unknown
 from ..core.files import open_npy
 from .generate import generated_with
-from .openfwi import any_family, discover, Family, find_root, get_family, read_pair, store_bytes
+from .openfwi import any_family, discover, FAMILIES, Family, find_root, get_family, read_pair, store_bytes
 from .scale import OPENFWI_SCALE, PressureRange, VelocityScale
 from ..physics.filters import decimate
 from ..physics.wave import OPENFWI, Survey
@@ -209,6 +209,8 @@ def _finished(folder, settings):
                 f"another folder with --store-dir")
         return False
     if difference := _difference(old := _load(folder), settings):
+        if settings["family"] not in {old["family"], *FAMILIES}:  # a slip of the finger
+            raise unknown("family", settings["family"], dict.fromkeys((old["family"], *FAMILIES)))
         raise InputError(f"the store {folder} has {difference}: name the folder of the data that are meant with "
             f"--dataset-dir, another one for the store with --store-dir, or remove this one")
     if "unfinished" in old: return False
