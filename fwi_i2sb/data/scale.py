@@ -27,7 +27,7 @@ def _check_range(self, what: str):
 
 def _same(a, b) -> bool: return all(math.isclose(x, y, rel_tol=1e-6) for x, y in ((a.low, b.low), (a.high, b.high)))
 
-
+# %% ../../nbs/02_data/00_scale.ipynb #8bcd4759
 @dataclass(frozen=True)
 class VelocityScale:
     """A range of velocities (m/s), and the linear map of it to [-1, 1] and back.

@@ -279,6 +279,7 @@ def is_benchmark(family:Family, survey:Survey, scale:VelocityScale)->bool:
     return (len(family.train_numbers) > 0 and survey.difference(OPENFWI) is None
         and scale.same_as(OPENFWI_SCALE))
 
+# %% ../../nbs/02_data/05_store.ipynb #f0ed8b78
 def _extremes(pairs):
     "The range of the finite pressures in some files, read in small pieces."
     low, high = math.inf, -math.inf
