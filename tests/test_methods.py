@@ -364,9 +364,9 @@ def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refu
         options=replace(run.options, model=replace(run.options.model, corrupt="blur-openfwi_benchmark:3")))
     # smoothed as that run's training smooths
     assert (smoother.invert(seismic, "first-guess", samples=1, record_ids=numbers).start - result.start).abs().max() > 5
-    read = invert._guesser.cache_info().misses
+    read = invert._regression.cache_info().misses
     again = run.invert(seismic, "first-guess", samples=1, record_ids=numbers)
-    assert invert._guesser.cache_info().misses == read and torch.equal(again.start, result.start)
+    assert invert._regression.cache_info().misses == read and torch.equal(again.start, result.start)
     trained("first-guess", "--method", "regression", "--corrupt", "linear", "--num-itr", 3)  # trained on: another guess
     assert not torch.equal(run.invert(seismic, "first-guess", samples=1, record_ids=numbers).start, result.start)
     assert (result.start.diff(dim=-1).abs().mean() < 0.7 * rough.clamp(1500, 4500).diff(dim=-1).abs().mean() + 1
