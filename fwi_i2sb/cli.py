@@ -31,7 +31,7 @@ from .core.errors import InputError, unknown
 from .data.openfwi import load_families
 from .data.scale import OPENFWI_SCALE, VelocityScale
 from .data.spec import load_survey
-from .core.registry import import_plugin, named
+from .core.registry import import_plugin, named, names_of
 from .methods.registry import model_sizes
 from .models.registry import Shapes
 from .core.commands import Count, Natural, option_group, Plugin, run_command
@@ -203,7 +203,7 @@ def demo_figure(options: DemoOptions, folder: Path) -> Path:
 @option_group
 class ModelsOptions:
     "List the networks that can be trained: what they learn (the first method is the default), and their size."
-    plugin: Plugin = None  # Python file that registers models, encoders or methods of your own
+    plugin: Plugin = None  # Python file that registers models, methods, encoders, losses or starts of your own
     encoder: named("encoder") = "resize"  # how the seismic enters the U-Nets
     image_size: Count | None = None  # side of the square the U-Nets work on; default native
     time_samples: Count = 250  # time samples of a record in the store
@@ -212,15 +212,17 @@ class ModelsOptions:
 
 
 def models_command(options: ModelsOptions) -> list[dict]:
-    "Print the list: name, methods, weights, one line about each."
+    "Print the list: name, methods, weights, one line about each; then what else has a name."
     import_plugin(options.plugin)
     chosen = ModelOptions(encoder=options.encoder, image_size=options.image_size, conditional=options.conditional)
     rows = model_sizes(chosen, Shapes(time_samples=options.time_samples))
     if options.json: write_json(options.json, rows)
-    print(f"{'model':<16}{'kind':<32}{'weights':>10}  about")
+    print(f"{'model':<16}{'methods':<32}{'weights':>10}  about")
     for row in rows:
         more = f"; critic {row['critic']}" if row["critic"] else ""
         print(f"{row['name']:<16}{', '.join(row['methods']):<32}{row['weights']:>10}  {row['about']}{more}")
+    for kind in ("method", "encoder", "loss", "starting model", "sampler"):
+        print(f"{kind:<16}{', '.join(names_of(kind))}")
     return rows
 
 # %% ../nbs/13_cli/00_cli.ipynb #18453d45

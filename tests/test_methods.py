@@ -17,6 +17,7 @@ from fwi_i2sb.data.spec import OPENFWI_SPEC
 from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.training.run_dir import read_metrics
 from fwi_i2sb.methods.base import Method
+from fwi_i2sb.inference.widget import explore
 from fwi_i2sb.methods.registry import build_method, METHODS, register_method
 from fwi_i2sb.models.registry import MODELS
 from fwi_i2sb.inference.validation_data import validation_records
@@ -249,6 +250,7 @@ def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
 KINDS = """
 from torch import nn
 from fwi_i2sb.data.starting_models import register_starting_model
+from fwi_i2sb.diffusion.sampling import SAMPLERS
 from fwi_i2sb.methods.base import Method
 from fwi_i2sb.methods.losses import LOSSES, sample_loss
 from fwi_i2sb.methods.registry import register_method
@@ -267,6 +269,8 @@ class MeanTrace(nn.Module):
 @LOSSES.register("huber")
 def huber(difference): return nn.functional.huber_loss(difference, 0 * difference, reduction="none", delta=0.5)
 
+SAMPLERS.register("late-ode")(dict(ot_ode=True, spacing="log"))
+
 @register_starting_model("flat", number=lambda word, dx: float(word))
 def flat(start, args, x0, generators): return 0 * x0
 
@@ -284,7 +288,7 @@ def build(shapes, options):
 """
 
 
-def test_one_file_adds_a_model_a_method_an_encoder_a_loss_and_a_starting_model(fwi, trained, refused, data, tmp_path):
+def test_one_file_adds_one_of_each(fwi, trained, refused, data, mini, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(KINDS)
     mine = ("--model", "narrow", "--method", "residual", "--encoder", "mean-trace", "--corrupt", "flat",
@@ -296,6 +300,8 @@ def test_one_file_adds_a_model_a_method_an_encoder_a_loss_and_a_starting_model(f
     listed = fwi("models", "--import", file, "--encoder", "mean-trace").out
     assert re.search(r"^narrow +residual, bridge +\d+ ", listed, re.M)
     assert re.search(r"^tiny +bridge, ddpm, regression, gan, residual ", listed, re.M)  # every U-Net can learn it
+    for kind, name in (("encoder", "mean-trace"), ("loss", "huber"), ("starting model", "flat"), ("sampler", "late-ode")):
+        assert re.search(rf"^{kind} .*\b{name}\b", listed, re.M)
     shown = " ".join(fwi("train", "--import", file, "--help").out.replace("│", "").split())
     for ours, name in zip(("velocitygan", "gan", "conv", "first-guess", "l1"), names):
         assert f"{ours}, {name})" in shown
@@ -305,6 +311,10 @@ def test_one_file_adds_a_model_a_method_an_encoder_a_loss_and_a_starting_model(f
         build_method(ModelOptions("tiny", method="residual", n_critic=3), OPENFWI_SPEC)
     assert fwi("invert", run, "--records", 1, "--import", file, "--start", "flat", "--out", tmp_path).code == 0
     seismic, truth, numbers = validation_records(load_run(run, device="cpu", plugin=file), 1)
+    explorer = explore(run, plugin=file, device="cpu", n_records=1, samples=1, nfe=1)
+    assert "flat" in explorer.control["start"].options.values()
+    assert "late-ode" in explore(mini, n_records=1, samples=1, nfe=1).control["sampler"].options
+    assert "late-ode" in fwi("invert", "--help").out
     again = load_run(run, device="cpu").invert(seismic, truth, record_ids=numbers)
     assert again.mean.shape == truth.shape and again.provenance["method"] == "residual"
 

@@ -19,10 +19,11 @@ from .invert import Inversion
 from ..metrics.accuracy import mae, misfit
 from ..core.errors import InputError
 from ..core.files import open_npy
-from ..core.commands import Count, Natural, option_group, Plugin
+from ..core.commands import Count, Natural, option_group, Plugin, Share
 from .validation_data import validation_records
 from ..core.files import atomic, check_writable
 from ..core.progress import progress_bar
+from ..core.registry import named
 from .run import load_run, prepare_seismic, resimulate, TrainedRun
 
 # %% ../../nbs/08_inference/03_command.ipynb #57a43753
@@ -33,8 +34,8 @@ class SamplingOptions:
     samples: Count | None = None  # samples per record; default: 8, or 1 where they would be equal
     nfe: Count | None = None  # network calls per sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
     w: float = 1.0  # guidance: 1 uses the seismic fully, 0 not at all
-    sampler: str | None = None  # bridge: sde (ode with --ot-ode), ode, ode2, dbim, dbim2; ddpm: ddim, ancestral
-    eta: float | None = None  # share of fresh noise, 0 to 1, with --sampler dbim or ddim; default 0
+    sampler: named("sampler", str | None) = None  # one of the method's; default: its first, for a bridge sde (or ode)
+    eta: Share | None = None  # share of fresh noise, 0 to 1, with --sampler dbim or ddim; default 0
     clip_denoise: Literal["run", "on", "off"] = "run"  # clip the x0 estimate to [-1, 1] at every step; run: as trained
 
     @property

@@ -15,7 +15,7 @@ import torch
 
 # %% ../../nbs/08_inference/01_invert.ipynb #224a27ff
 import fwi_i2sb
-from ..physics.waveform_inversion import BANDS, descend
+from ..physics.waveform_inversion import descend, frequency_bands
 from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
 from ..core.files import atomic
@@ -218,7 +218,8 @@ def classical(
         lr=lr, low=self.scale.low, high=self.scale.high, progress=progress)
     maps = found.velocity.cpu()
     about = dict(method="classical", model=None, step=None, reads_start=True, samples=1, nfe=0, sampler="adam",
-                 eta=None, w=None, clip_denoise=None, clipped_cells=0, iterations=iterations, lr=lr, bands=list(BANDS),
+                 eta=None, w=None, clip_denoise=None, clipped_cells=0, iterations=iterations, lr=lr,
+                 bands=list(frequency_bands(self.survey)),
                  network_calls=int(is_first_guess(start)), wave_solves=found.wave_solves)
     return Inversion(maps, torch.zeros_like(x1), maps[:, None], x1,
         _provenance(self, start, seed, ids, began) | about)

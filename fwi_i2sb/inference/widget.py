@@ -13,6 +13,7 @@ import ipywidgets as widgets
 
 from .explorer import Explorer
 from ..core.errors import InputError
+from ..data.starting_models import STARTING_MODELS
 from ..core.registry import method_of
 from .run import load_run, TrainedRun
 
@@ -24,6 +25,8 @@ def _starts(run: TrainedRun, chosen: str) -> dict[str, str]:
         "linear, fitted": "linear", "linear, two velocities": "linear:{top}:{bottom}"}
     if (run.path.resolve().parent / "first-guess" / "config.json").exists():
         known["first guess of a regressor"] = "first-guess"
+    listed = {text.split(":")[0] for text in known.values()}
+    known |= {name: name for name, kind in STARTING_MODELS.items() if 0 in kind.counts and name not in listed}
     return known if chosen in known.values() else {chosen: chosen} | known
 
 # %% ../../nbs/08_inference/05_widget.ipynb #74d11007

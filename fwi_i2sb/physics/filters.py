@@ -58,7 +58,7 @@ def decimate(seismic,  # `(..., time, receivers)`, any floating dtype and device
 def low_band(
     seismic: Tensor,  # records (..., time, receivers)
     dt: float,  # time between two samples in s: of a decimated record its own
-    cut: float = 5.0,  # Hz, where half the amplitude is left
+    cut: float,  # Hz, where half the amplitude is left
 ) -> Tensor:  # shape and dtype of the record
     """The part of a record below a frequency.
 
