@@ -124,7 +124,8 @@ def command_pages(commands: dict, main) -> dict[str, str]:
              "and repeated; a mistake is one sentence and exit code 2.")
     pages = {"commands": "\n\n".join(["# Command line", about, markdown(["command", "what it does"], rows), tree])}
     for name, command in commands.items():
-        pages[f"commands/{name}"] = f"# {name}\n\n{command.load()[1].__doc__}\n\n```text\n{help_text(main, [name])}\n```\n"
+        about = command.load()[1].__doc__
+        pages[f"commands/{name}"] = f"# {name}\n\n{about}\n\n```text\n{help_text(main, [name])}\n```\n"
     return {name: page + "\n" for name, page in pages.items()}
 
 

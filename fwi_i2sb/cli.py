@@ -16,7 +16,7 @@ from typing import Callable, NamedTuple
 
 import fwi_i2sb
 from .core.commands import exit_codes, run_command
-from .core.errors import InputError, unknown
+from .core.errors import unknown
 
 # %% ../nbs/13_cli/00_cli.ipynb #2885b862
 class Command(NamedTuple):
@@ -35,8 +35,8 @@ class Command(NamedTuple):
 COMMANDS = {
     "generate": Command("Make OpenFWI-like velocity maps and simulate their records, in OpenFWI's own file format.",
         "data.command", "generate_command", "GenerateOptions"),
-    "check": Command("Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, damage, disk "
-        "needed.", "data.command", "check_command", "CheckOptions"),
+    "check": Command("Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, damage, "
+        "disk needed.", "data.command", "check_command", "CheckOptions"),
     "convert": Command("Convert OpenFWI files, or others like them, to the store that training reads.",
         "data.command", "convert_command", "ConvertOptions"),
     "models": Command("List the networks that can be trained: what they learn (the first method is the default), and "
@@ -49,8 +49,8 @@ COMMANDS = {
         "evaluation.evaluate", "evaluate_command", "EvaluateOptions"),
     "experiment": Command("Run a notebook once per cell of a grid file; skip what is finished, collect one table.",
         "sweeps.runner", "experiment_command", "ExperimentOptions"),
-    "demo": Command("Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to continue.",
-        "demo", "demo", "DemoOptions"),
+    "demo": Command("Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to "
+        "continue.", "demo", "demo", "DemoOptions"),
     "bench": Command("Measure the package against plain ways of doing the same; every target is printed with what was "
         "reached.", "bench.__main__", "bench_command", "BenchOptions"),
 }
@@ -59,7 +59,8 @@ COMMANDS = {
 def usage() -> str:
     "The commands in the order of a working day."
     lines = [f"  {name:<12}{command.about}" for name, command in COMMANDS.items()]
-    return "\n".join(["usage: fwi-i2sb COMMAND [options]    (fwi-i2sb COMMAND --help lists them; --version)", "", *lines])
+    head = "usage: fwi-i2sb COMMAND [options]    (fwi-i2sb COMMAND --help lists them; --version)"
+    return "\n".join([head, "", *lines])
 
 # %% ../nbs/13_cli/00_cli.ipynb #a4420a10
 def main(argv: list[str] | None = None):

@@ -73,7 +73,7 @@ def test_the_list_of_commands_says_what_each_says_itself(name):
     assert COMMANDS[name].load()[1].__doc__.startswith(COMMANDS[name].about)
 
 
-@pytest.mark.parametrize("module", ["fwi_i2sb", "fwi_i2sb.cli", "fwi_i2sb.train", "fwi_i2sb.bench"])
+@pytest.mark.parametrize("module", ["fwi_i2sb models", "fwi_i2sb.cli models", "fwi_i2sb.train", "fwi_i2sb.bench"])
 def test_a_program_says_how_threads_wait_before_torch_is_loaded(module, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("""
 import builtins, os, sys
@@ -85,7 +85,8 @@ builtins.__import__ = look
 """)
     env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(fwi_i2sb.__file__).parents[1])])
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, env=env, check=True)
+    done = subprocess.run([sys.executable, "-m", *module.split(), "--help"], capture_output=True, text=True, env=env,
+        check=True)
     assert done.stdout.startswith("waits: PASSIVE\n"), done.stdout[:200]
 
 
