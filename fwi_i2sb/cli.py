@@ -60,7 +60,7 @@ class GenerateOptions:
     workers: Natural | None = None  # processes; default: one per core
 
 # %% ../nbs/13_cli/00_cli.ipynb #9eb25be6
-def _given_facts(options) -> dict:
+def _survey_and_scale(options) -> dict:
     "The survey and the velocity range of some options as arguments."
     return dict(survey=load_survey(options.survey) if options.survey else None,
         scale=VelocityScale(*options.velocity_range) if options.velocity_range else None)
@@ -72,7 +72,7 @@ def generate_command(options: GenerateOptions) -> Path:
         folder = generate(options.out, options.family, n_train=options.train, n_val=options.val,
                           shard_size=options.shard_size, layers=options.layers, shape=options.shape,
                           seed=options.seed, engine=options.engine, workers=options.workers, progress=progress,
-                          **_given_facts(options))
+                          **_survey_and_scale(options))
     print(f"{options.train} + {options.val} records in {folder}")
     return folder
 
@@ -90,16 +90,16 @@ class CheckOptions:
 # %% ../nbs/13_cli/00_cli.ipynb #e76d1834
 def check_command(options: CheckOptions):
     "Print the report; a folder or record with problems ends with exit code 2."
-    facts = _given_facts(options)
+    given = _survey_and_scale(options)
     with progress_bar("check", "records") as progress:
         if options.path.suffix == ".npy":
             for name in ("family", "val_files"):
                 if getattr(options, name) is not None:
                     raise InputError(f"{flag_of(name)} has no effect with a record: remove it")
-            report = check_record(options.path, **{name: fact for name, fact in facts.items() if fact})
+            report = check_record(options.path, **{name: value for name, value in given.items() if value})
         else:
             report = inspect_folder(options.path, options.family, val_files=options.val_files,
-                progress=progress, **facts)
+                progress=progress, **given)
     print("\n".join(report.lines()))
     if options.json: write_json(options.json, report.to_dict())
     if report.problems:
@@ -131,7 +131,7 @@ def convert_command(options: ConvertOptions) -> Path:
         root = convert(options.dataset_dir, options.family, store_dir=options.store_dir,
                        time_samples=options.time_samples, dtype=options.dtype,
                        val_files=options.val_files, families=families, workers=options.workers, progress=progress,
-                       **_given_facts(options))
+                       **_survey_and_scale(options))
     print(f"store in {root}")
     return root
 

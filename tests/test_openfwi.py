@@ -58,7 +58,7 @@ def test_kaggle_copy_needs_validation_files(tmp_path):
     with pytest.raises(InputError, match="data7.npy"):
         discover(tmp_path, "FlatVel_A", split="val", val_files=["data7.npy"])
     report = inspect_folder(tmp_path, "FlatVel_A")
-    assert "--val-files" in report.problems[0] and report.facts["unsplit"]["records"] == 4
+    assert "--val-files" in report.problems[0] and report.summary["unsplit"]["records"] == 4
 
 
 def test_wrong_folders(tmp_path):
@@ -117,7 +117,7 @@ def test_report_names_every_problem(tmp_path):
     np.load(tmp_path / "val/model/model2.npy", mmap_mode="r+")[0] = 5000
     steps = []
     report = inspect_folder(tmp_path, "Style_B", **options, progress=lambda *step: steps.append(step))
-    assert steps == [(i, 4) for i in (1, 2, 3, 4)] and report.facts["train"] == dict(files=1, records=2)
+    assert steps == [(i, 4) for i in (1, 2, 3, 4)] and report.summary["train"] == dict(files=1, records=2)
     assert "data1.npy: record 1" in report.problems[0] and "5000 m/s" in report.problems[1]
     assert any("5000" in line for line in report.lines()) and report.to_dict()["problems"] == report.problems
 
