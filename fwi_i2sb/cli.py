@@ -40,6 +40,7 @@ from .training.options import DataOptions, LogOptions, OptimOptions, RunOptions,
 from .core.files import write_json
 from .data.store import convert
 from .core.progress import progress_bar
+from .core.tables import text_table
 from .train import train
 
 # %% ../nbs/13_cli/00_cli.ipynb #be5ba1f3
@@ -217,10 +218,9 @@ def models_command(options: ModelsOptions) -> list[dict]:
     chosen = ModelOptions(encoder=options.encoder, image_size=options.image_size, conditional=options.conditional)
     rows = model_sizes(chosen, Shapes(time_samples=options.time_samples))
     if options.json: write_json(options.json, rows)
-    print(f"{'model':<16}{'kind':<32}{'weights':>10}  about")
-    for row in rows:
-        more = f"; critic {row['critic']}" if row["critic"] else ""
-        print(f"{row['name']:<16}{', '.join(row['methods']):<32}{row['weights']:>10}  {row['about']}{more}")
+    about = lambda row: row["about"] + (f"; critic {row['critic']}" if row["critic"] else "")
+    print(text_table(["model", "kind", "weights", "about"],
+        [[row["name"], ", ".join(row["methods"]), row["weights"], about(row)] for row in rows], "< < > <"))
     return rows
 
 # %% ../nbs/13_cli/00_cli.ipynb #18453d45
