@@ -21,7 +21,8 @@ from fwi_i2sb.data.check import verify_store
 from fwi_i2sb.data.multi_family import MultiFamilyStore
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.scale import OPENFWI_SCALE, VelocityScale
-from fwi_i2sb.data.store import convert, read_manifest, StoreDataset
+from fwi_i2sb.data.manifest import read_manifest
+from fwi_i2sb.data.store import convert, StoreDataset
 from fwi_i2sb.physics.wave import OPENFWI, surface_survey
 
 # two shots of 40 samples over a map of 12 x 12 cells: conversions take milliseconds

@@ -18,6 +18,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from .errors import InputError
 from .registry import import_plugin
+from .tables import markdown_table
 
 # %% ../../nbs/A0_core/02_commands.ipynb #48eee16e
 Count = Annotated[int, Field(ge=1)]
@@ -96,19 +97,18 @@ def option_table(
 ) -> str:  # Markdown
     "The options as a table: flag, default, meaning; one table per group."
     groups = [f.type for f in dataclasses.fields(options_type) if dataclasses.is_dataclass(f.type)]
-    return "\n\n".join(map(option_table, groups)) if groups else "\n".join(_rows(options_type))
+    return "\n\n".join(map(option_table, groups)) if groups else _group_table(options_type)
 
 # %% ../../nbs/A0_core/02_commands.ipynb #4558005a
-def _rows(group: type) -> list[str]:
+def _group_table(group: type) -> str:
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(group), re.M))
-    rows = [f"**{group.__doc__}**", "", "| option | default | meaning |", "|---|---|---|"]
+    rows = []
     for f in dataclasses.fields(group):
         default = "required" if f.default is dataclasses.MISSING else "" if f.default is None else f"`{f.default}`"
         names = [named.help_behavior_hint(f.default) for named in getattr(f.type, "__metadata__", ())
             if callable(getattr(named, "help_behavior_hint", None))]
-        meaning = " ".join([comments[f.name], *names]).replace("|", chr(92) + "|")
-        rows.append(f"| `{flag_of(f.name)}` | {default} | {meaning} |")
-    return rows
+        rows.append([f"`{flag_of(f.name)}`", default, " ".join([comments[f.name], *names])])
+    return f"**{group.__doc__}**\n\n" + markdown_table(["option", "default", "meaning"], rows)
 
 # %% ../../nbs/A0_core/02_commands.ipynb #0ccb4369
 def options_to_dict(options) -> dict:

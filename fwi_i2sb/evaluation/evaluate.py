@@ -116,6 +116,14 @@ def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
 DEFAULT_STARTS = ("blur-openfwi_custom", "linear")  # a start that has seen the truth, and one that has not
 
 
+def _named_starts(run: TrainedRun, starts: tuple[str, ...] | None) -> tuple[str, ...]:
+    "The starting models asked for, else the default ones."
+    if starts is None: starts = DEFAULT_STARTS if run.method.model.reads_map else DEFAULT_STARTS[1:]
+    if not starts or isinstance(starts, str):
+        raise InputError(f"starts is {starts!r}: give a tuple of starting models, for instance ('linear',)")
+    return tuple(start.strip() for start in starts)
+
+
 def _check(job: _Job, starts: tuple[str, ...]):
     "Refuse an evaluation that cannot be, before it starts."
     n_records, what = len(job.record_ids), job.degradation
@@ -125,7 +133,7 @@ def _check(job: _Job, starts: tuple[str, ...]):
     if not 0 <= job.fwi_records <= n_records:
         raise InputError(f"--fwi-records must be from 0 to {n_records}, the records evaluated (got {job.fwi_records})")
     if job.fwi_records and (what.missing_shots or what.missing_traces):
-        raise InputError("classical inversion would fit lost traces as silence: leave --fwi-records out, or lose none")
+        raise InputError("classical inversion would fit lost traces as silence: remove --fwi-records, or lose none")
     if what != Degradation() and not job.run.net.conditional:
         raise InputError(f"{what}: this run does not read the seismic, so nothing would change")
     for start in starts:
@@ -222,16 +230,13 @@ def evaluate(
     allow."""
     if batch_size < 1: raise InputError(f"batch_size must be 1 or more (got {batch_size})")
     if seed < 0: raise InputError(f"seed must be 0 or more (got {seed})")
-    if starts is None: starts = DEFAULT_STARTS if run.method.model.reads_map else DEFAULT_STARTS[1:]
-    if not starts or isinstance(starts, str):
-        raise InputError(f"starts is {starts!r}: give a tuple of starting models, for instance ('linear',)")
+    starts = _named_starts(run, starts)
     data = validation_data(run) if data is None else data
     asked = dict(nfe=nfe, sampler=sampler, eta=eta, w=w)
     settings = run.method.sampling_settings(**asked, clip=clip_denoise) | dict(seed=seed)
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records),
         asked | dict(samples=samples, clip_denoise=clip_denoise, seed=seed), degradation, engine, misfit_records,
         fwi_records, controls)
-    starts = tuple(start.strip() for start in starts)
     _check(job, starts)
     tallies = _tallies(job, starts, batch_size, progress or (lambda done, total: None))
     settings["samples"] = tallies[starts[0], run.method.name].cost["samples"]

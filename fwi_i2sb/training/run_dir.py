@@ -29,9 +29,7 @@ from ..data.starting_models import fit_linear, parse_start, Start
 from ..data.store import convert, StoreDataset
 from ..physics.wave import surface_survey
 from ..core.files import fsync_path, sha256, write_text
-from ..data.store import known_manifest
-from ..data.store import default_time_samples
-from ..data.store import known_facts
+from ..data.manifest import default_time_samples, known_manifest, survey_and_scale
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #92795798
 FORMAT = 2  # of config.json
@@ -143,7 +141,7 @@ def expected_spec(data: DataOptions) -> DataSpec:
         return data_spec(MultiFamilyStore([StoreDataset(root or source, "val", family=name)]))
     shots, nt, receivers = pair.shape
     there = known_manifest(root or find_root(source, name))
-    kept = default_time_samples(known_facts(find_root(source, name), root or find_root(source, name), None, None)[0])
+    kept = default_time_samples(survey_and_scale(find_root(source, name), root or find_root(source, name))[0])
     return replace(OPENFWI_SPEC, survey=surface_survey(receivers, shots, nt=nt), map_size=pair.cells,
         time_samples=data.time_samples or (there["time_samples"] if there else kept))
 
