@@ -209,7 +209,7 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
     for words in ((["invert", checkpoint], ["evaluate", checkpoint],
             train_words(data, tmp_path / "runs", "--ckpt", checkpoint))):
         refused(*words, saying=("damaged", checkpoint.name))
-    refused("invert", tmp_path / "run", saying=("no sound checkpoint",))
+    refused("invert", tmp_path / "run", saying=("no valid checkpoint",))
     assert files(tmp_path) == before
 
 
@@ -319,7 +319,7 @@ def test_starts_that_cannot_be(refused, mini, record, tmp_path):
 def test_a_record_and_what_chooses_validation_records(refused, mini, record, tmp_path):
     for words in (("--records", 3), ("--dataset-dir", tmp_path), ("--store-dir", tmp_path)):
         refused("invert", mini, "--record", record, *words, "--out", tmp_path / "out",
-            saying=(words[0], "--record brings its own"))
+            saying=(words[0], "has no effect with --record"))
     assert not (tmp_path / "out").exists()
 
 

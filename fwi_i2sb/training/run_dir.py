@@ -235,7 +235,7 @@ def newest_checkpoint(folder: Path, parts: tuple[str, ...] = ("ema",)) -> Checkp
     "The newest valid checkpoint of a run, or None; warns of each damaged one that it skips."
     for path in checkpoints(folder):
         try: return read_checkpoint(path, parts)
-        except InputError as error: warnings.warn(f"{error}; trying the one before it", stacklevel=2)
+        except InputError as error: warnings.warn(f"{error}; trying the previous one", stacklevel=2)
     return None
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #dea3c3ee
