@@ -120,7 +120,7 @@ def command_pages(commands: dict, main) -> dict[str, str]:
     "The overview, and a page for each command."
     rows = [[f"[`{name}`](commands/{name}.md)", options.__doc__] for name, (_, options) in commands.items()]
     tree = "\n".join(["```{toctree}", ":hidden:", "", *[f"commands/{name}" for name in commands], "```"])
-    about = ("`fwi-i2sb COMMAND [options]`, in the order of a working day. Every command can be interrupted "
+    about = ("`fwi-i2sb COMMAND [options]`, in the order of their use. Every command can be interrupted "
              "and repeated; a mistake is one sentence and exit code 2.")
     pages = {"commands": "\n\n".join(["# Command line", about, markdown(["command", "what it does"], rows), tree])}
     for name, (_, options) in commands.items():

@@ -1,4 +1,4 @@
-"The commands as a user meets them: the working day, and every kind of bad input."
+"The commands as a user runs them: the basic workflow, and every kind of bad input."
 import json
 import os
 import shutil
@@ -49,7 +49,7 @@ def record(data, tmp_path) -> Path:
     return path
 
 
-# the working day
+# the basic workflow
 
 def test_help_lists_the_commands_in_the_order_of_a_working_day():
     shown = {subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
