@@ -118,7 +118,7 @@ def command_pages(commands: dict, main) -> dict[str, str]:
     "The overview, and a page for each command."
     rows = [[f"[`{name}`](commands/{name}.md)", command.about] for name, command in commands.items()]
     tree = "\n".join(["```{toctree}", ":hidden:", "", *[f"commands/{name}" for name in commands], "```"])
-    about = ("`fwi-i2sb COMMAND [options]`, in the order of a working day. Every command can be interrupted "
+    about = ("`fwi-i2sb COMMAND [options]`, in the order of their use. Every command can be interrupted "
              "and repeated; a mistake is one sentence and exit code 2.")
     table = markdown_table(["command", "what it does"], rows)
     pages = {"commands": "\n\n".join(["# Command line", about, table, tree])}

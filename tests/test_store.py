@@ -445,5 +445,5 @@ def test_memory_stays_far_below_a_shard(tmp_path):
 def test_too_little_memory_is_said_beforehand(tmp_path, monkeypatch):
     root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**5))
-    with pytest.raises(InputError, match="0.0001 GB are free: leave out --in-memory"):
+    with pytest.raises(InputError, match="0.0001 GB are free: remove --in-memory"):
         StoreDataset(root, "val", in_memory=True)
