@@ -17,8 +17,8 @@ from .store import StoreDataset
 
 # %% ../../nbs/02_data/07_multi_family.ipynb #225644bd
 def joint_family(families, # one or more `Family`
-)->Family: # of several: no numbers of files, since these are each family's own
-    "One family as it is; several as one, with joined names and the least and largest pressure of them all."
+)->Family: # of several: without file numbers, which belong to the single families
+    "One family unchanged; several as one, with joined names and the extremes of pressure over all of them."
     first, *others = families = tuple(families)
     if not others: return first
     return Family(",".join(f.name for f in families), min(f.data_min for f in families),
@@ -46,7 +46,7 @@ class MultiFamilyStore(torch.utils.data.Dataset):
     """Stores of one or several families as one data set; with one store it gives what that store gives.
 
     `joint[i]` is a dictionary: `velocity` (1, depth, x) and `seismic` (shots, time, receivers), float32, normalised
-    with the ranges `velocity` and `pressure`, and `index`, counted through all stores. Other attributes: `stores`,
+    with the ranges `velocity` and `pressure`, and `index`, counted over all stores. Other attributes: `stores`,
     `sizes` (records of each), `names` (family of each), `family` (see `joint_family`), `survey`, `factor`, and
     `fingerprint`, which changes with any stored value and with the order. Raises `InputError` where surveys, time
     samples, sizes of maps or velocity ranges differ."""

@@ -28,7 +28,7 @@ def width_in_cells(
     "A blur width as it is written on the command line. Raises `InputError` unless it is a positive number."
     try: cells = float(text[:-1]) / dx if text.endswith("m") else float(text)
     except ValueError: cells = 0.0
-    if not 0 < cells < float("inf"): raise InputError(f"{text!r} is no blur width: give cells (12) or metres (120m)")
+    if not 0 < cells < float("inf"): raise InputError(f"{text!r} is not a blur width: give cells (12) or metres (120m)")
     return cells
 
 # %% ../../nbs/02_data/08_starting_models.ipynb #38edcedb
@@ -110,7 +110,7 @@ class StartSpec:
 # %% ../../nbs/02_data/08_starting_models.ipynb #d03396ce
 def velocity_number(
     word: str,  # as written
-    dx: float,  # grid spacing, of no use here
+    dx: float,  # grid spacing, not used here
 ) -> float:
     "A velocity in m/s. Raises `InputError` for what is not a number."
     return _number(word, "velocity in m/s")
@@ -168,8 +168,8 @@ def _file(start, args, x0, generators):
 
 # %% ../../nbs/02_data/08_starting_models.ipynb #623347c9
 def _no_run(start, args):
-    raise InputError("the start 'first-guess' is the map of another run for a record: it can be inverted from, not "
-        "trained on")
+    raise InputError("the start 'first-guess' is the map that another run gives for a record: it can be used for "
+        "inversion, not for training")
 
 STARTING_MODELS.register("first-guess")(StartingModel(_file, counts=(), ready=_no_run))
 

@@ -50,7 +50,7 @@ def register(
 
     Raises `InputError` for a name that is taken, and for a model that can learn nothing."""
     if methods is not None and not methods:
-        raise InputError(f"the model {name!r} names no method that it can learn: name one, or leave `methods` out")
+        raise InputError(f"the model {name!r} names no method that it can learn: name one, or remove `methods`")
     enter = MODELS.register(name)
 
     def add(build):
