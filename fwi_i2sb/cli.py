@@ -51,8 +51,8 @@ COMMANDS = {
         "sweeps.runner", "experiment_command", "ExperimentOptions"),
     "demo": Command("Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to "
         "continue.", "demo", "demo", "DemoOptions"),
-    "bench": Command("Measure the package against plain ways of doing the same; every target is printed with what was "
-        "reached.", "bench.__main__", "bench_command", "BenchOptions"),
+    "bench": Command("Compare the package with plain implementations; every target is printed with the measured ratio.",
+        "bench.__main__", "bench_command", "BenchOptions"),
 }
 
 
