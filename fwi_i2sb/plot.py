@@ -80,6 +80,21 @@ def _draw_map(ax, values, survey, title, cmap, limits):
         vmin=limits[0], vmax=limits[1], interpolation="nearest")
 
 # %% ../nbs/05_metrics/03_plot.ipynb #1caa6c7f
+def _grid(rows, columns, panel, breaks):
+    """Axes for equal panels of a size in inches, and one for a colour bar, of a new figure.
+
+    All places are known beforehand: no layout engine has to measure every label."""
+    left, right, bottom, top, gap = 0.75, 1.1, 0.55, 0.35 + 0.2 * breaks, 0.08
+    inner = columns * (panel[0] + gap) - gap, rows * (panel[1] + gap) - gap
+    width, height = left + inner[0] + right, bottom + inner[1] + top
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True, gridspec_kw=dict(
+        left=left / width, right=1 - right / width, bottom=bottom / height, top=1 - top / height,
+        wspace=gap / panel[0], hspace=gap / panel[1]))
+    return axes, figure.add_axes((1 - (right - 0.15) / width, bottom / height, 0.15 / width, inner[1] / height))
+
+
 @own_style
 def plot_maps(
     maps: dict,  # title -> maps in m/s, (batch, 1, depth, x) or one map; equal batches
@@ -92,15 +107,15 @@ def plot_maps(
     "One row per record, one column per title, one colour scale for all."
     stacks = {title: np.stack([_array(v, 2) for v in values]) if np.ndim(values) == 4 else _array(values, 2)[None]
         for title, values in maps.items()}
-    rows = len(next(iter(stacks.values())))
-    figure = new_figure(1.2 + size * len(stacks), 0.5 + size * rows)
-    axes = figure.subplots(rows, len(stacks), squeeze=False, sharex=True, sharey=True)
+    rows, depth, width = next(iter(stacks.values())).shape
+    axes, bar = _grid(rows, len(stacks), (size, size * depth / width), max(title.count("\n") for title in stacks))
     for column, (title, stack) in zip(axes.T, stacks.items()):
         for ax, values in zip(column, stack):
             image = _draw_map(ax, values, survey, title if ax is column[0] else None, cmap, limits)
-    for ax in axes.flat: ax.label_outer()
-    figure.colorbar(image, ax=axes, label="velocity (m/s)")
-    return figure
+    for ax in axes[:-1].flat: ax.xaxis.set_visible(False)
+    for ax in axes[:, 1:].flat: ax.yaxis.set_visible(False)
+    bar.figure.colorbar(image, cax=bar, label="velocity (m/s)")
+    return bar.figure
 
 # %% ../nbs/05_metrics/03_plot.ipynb #fffff4c6
 def _draw_gather(ax, values, survey, title, cmap, limit):
