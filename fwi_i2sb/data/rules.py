@@ -22,6 +22,7 @@ class _Spots:
     "Where a record tells the velocity under its sources: indices of equal length for each kind of place."
     at: tuple  # sources with a receiver: shot, receiver
     beside: tuple  # receivers one cell from those: shot, receiver at the source, receiver
+    second: tuple  # receivers two cells from the source, behind those: shot, receiver in between, receiver
     at_cell: tuple|None  # their cells: rows, columns; None where the survey is on no grid
     beside_cell: tuple|None
     far: np.ndarray  # (shots, receivers): the farthest quarter of the receivers of every shot
@@ -59,12 +60,14 @@ def _spots(survey, low):
     there = {s: r for s, r in here}
     near = [(s, there[s], r) for s, r in np.argwhere(np.abs(distance - 1) < 1e-3)
         if s in there and np.abs(offset[s, r]).min() < 1e-3]
+    behind = [(s, q, r) for s, _, q in near for r in np.flatnonzero(
+        np.hypot(*(offset[s] - 2 * offset[s, q]).T) < 1e-3)]
     chosen, close, ends = _lines(cell[n:], distance)
     grid = np.abs(cell - node).max() < 1e-3 and node.min() >= 0
     columns = lambda rows, k: tuple(np.array(rows, dtype=int).reshape(-1, k).T)
     at, beside = columns(here, 2), columns(near, 3)
     w = ricker(survey)[:2].tolist()
-    return _Spots(at, beside, *((tuple(node[at[0]].T), tuple(node[n + beside[2]].T)) if grid else (None, None)),
+    return _Spots(at, beside, columns(behind, 3), *((tuple(node[at[0]].T), tuple(node[n + beside[2]].T)) if grid else (None, None)),
         distance >= np.quantile(distance, 0.75, axis=1, keepdims=True),
         distance * survey.dx / low + 2.2 / survey.freq,
         tuple(np.moveaxis(np.rint(ends).astype(int), -1, 0)),
@@ -83,7 +86,16 @@ def _speeds(d, peak, survey, spots, scale):
     with np.errstate(all="ignore"):
         v = np.sqrt(0.75 * d[shot, 1, beside].astype(np.float64) / d[shot, 0, source]) * survey.dx / survey.dt
     good = (v > scale.low / 2) & (v < 2 * scale.high)
-    return np.where(good, v, np.nan) if live.any() and good[live].mean() > 0.8 else None
+    if not live.any() or good[live].mean() < 0.8 or not _of_fourth_order(d, peak, spots.second): return None
+    return np.where(good, v, np.nan)
+
+def _of_fourth_order(d, peak, second):
+    "Whether the second sample lies about the source as the stencil of fourth order puts it: 4/3, then -1/12."
+    shot, near, behind = second
+    live = (peak[shot, near] > 0) & (peak[shot, behind] > 0)
+    if not live.any(): return False
+    with np.errstate(all="ignore"): ratio = d[shot, 1, behind][live].astype(np.float64) / d[shot, 1, near][live]
+    return bool(abs(np.median(ratio) * 16 + 1) < 0.3)
 
 def _between(v):
     "The velocity between two cells of nearly the same; NaN where they differ."
@@ -180,11 +192,13 @@ def inspect_pair(seismic:np.ndarray, # one record (shots, time, receivers), floa
 def _inspect(d, velocity, survey, scale, factor, pressure):
     spots = _spots_of(survey, scale.low)
     if found := _shape(d, velocity, survey, factor, spots): return found
+    if d.shape[1] < 4: return []
     peaks = find_peaks(d)
     peak, largest = peaks.size, float(peaks.size.max())
     if not math.isfinite(largest):
-        s, t, r = np.argwhere(~np.isfinite(d))[0].tolist()
-        return [Finding("nan", f"holds NaN or infinite values, the first at shot {s}, time {t}, receiver {r}")]
+        bad = np.argwhere(~np.isfinite(d))
+        return [Finding("nan", f"holds NaN or infinite values ({len(bad)} of {d.size}), the first at shot, time, "
+            f"receiver {tuple(bad[0].tolist())}")]
     if not largest: return [Finding("silent", "holds no signal: every trace is one value")]
     found = dead(peak, spots.delay < survey.nt * survey.dt) + clipped(d, peaks)
     if pressure and largest > 2 * max(-pressure.low, pressure.high):
@@ -206,9 +220,9 @@ def _in_time(d, peaks, velocity, survey, scale, spots, cut):
     if v is None:
         if spots.openfwi and (peak[spots.at] > 0).any(): return found + [Finding("time-zero", "does not begin as a "
             "record of this survey: another time zero, time step, source or geometry")]
-        return found + (_arrivals(d, peak, velocity, survey, spots) if velocity is not None else [])
+        return found + (_arrivals(d, peak, velocity[0], survey, spots) if velocity is not None else [])
     apart = _paired(v, velocity[0], spots) if velocity is not None else []
-    exact = velocity is not None and not apart
+    exact = velocity is not None and spots.at_cell is not None and not apart
     gain, odd = _gains(d, peak, v, survey, spots, velocity if exact else None)
     return found + apart + _multiplied(gain, odd, survey, spots, exact)
 
