@@ -67,7 +67,8 @@ def _spots(survey, low):
     columns = lambda rows, k: tuple(np.array(rows, dtype=int).reshape(-1, k).T)
     at, beside = columns(here, 2), columns(near, 3)
     w = ricker(survey)[:2].tolist()
-    return _Spots(at, beside, columns(behind, 3), *((tuple(node[at[0]].T), tuple(node[n + beside[2]].T)) if grid else (None, None)),
+    return _Spots(at, beside, columns(behind, 3),
+        *((tuple(node[at[0]].T), tuple(node[n + beside[2]].T)) if grid else (None, None)),
         distance >= np.quantile(distance, 0.75, axis=1, keepdims=True),
         distance * survey.dx / low + 2.2 / survey.freq,
         tuple(np.moveaxis(np.rint(ends).astype(int), -1, 0)),
@@ -214,7 +215,7 @@ def _in_time(d, peaks, velocity, survey, scale, spots, cut):
     if spots.openfwi and peak.max() > 100 and not (d[:, ::50] % 1).any():
         return [Finding("scale", f"holds whole numbers up to {peak.max():g}: counts, not pressure")]
     first, last = silence(d)
-    if first or last < d.shape[1]: return _muted(d, peak, first, last, survey, scale, spots)
+    if found := _muted(d, peak, first, last, survey, scale, spots): return found
     if found := before(d, peak, spots.far): return found
     found, v = [] if cut else spikes(d, peaks, survey.freq * survey.dt), _speeds(d, peak, survey, spots, scale)
     if v is None:
@@ -233,7 +234,7 @@ def _muted(d, peak, first, last, survey, scale, spots):
     if not first: return found
     v = _speeds(d[:, first:], peak, survey, spots, scale)
     if v is not None and _fits(_gains(d[:, first:], peak, v, survey, spots, None)[1], False):
-        return [*found, Finding("time-zero", f"begins {first} samples late: its first sample must be the shot's")]
+        return [*found, Finding("time-zero", f"begins {first} samples late: its time zero must be the shot")]
     if spots.openfwi or first * survey.dt > 3 / survey.freq:
         found.append(Finding("muted", f"begins with {first} samples of zero"))
     return found

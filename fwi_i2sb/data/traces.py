@@ -109,4 +109,4 @@ def before(d:np.ndarray, # one record (shots, time, receivers)
     if rms > 0.1 * math.sqrt(np.mean(d[:, 0].astype(np.float64)**2)):
         return [Finding("noise", f"has noise of {rms:.2g} before the first arrival, {rms / peak.max():.1g} of its "
             f"peak")]
-    return [Finding("time-zero", "begins when the wave is already on its way: its first sample must be the shot's")]
+    return [Finding("time-zero", "begins when the wave is on its way: its time zero must be the shot")]
