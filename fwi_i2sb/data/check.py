@@ -125,10 +125,10 @@ def _pairs_by_split(root, family, val_files, problems):
     return good
 
 # %% ../../nbs/02_data/09_check.ipynb #502615d5
-def _read_all(splits, survey, scale, pressure, progress):
+def _read_all(splits, survey, scale, pressure, accept, progress):
     "Extremes and shapes of all records, and what is wrong with single ones."
     records = [(p, i) for pairs in splits.values() for p in pairs for i in range(p.count)]
-    tally, seismic, velocity = Tally(), _Range(), _Range()
+    tally, seismic, velocity = Tally(accept), _Range(), _Range()
     fits = len(survey.sources), survey.nt, len(survey.receivers)
     for done, (p, i) in enumerate(records):
         d, v = read_pair(p, i)
@@ -138,13 +138,13 @@ def _read_all(splits, survey, scale, pressure, progress):
         if progress: progress(done + 1, len(records))
     return seismic, velocity, tally
 
-def _check_files(root, family, survey, scale, val_files, progress):
+def _check_files(root, family, survey, scale, val_files, accept, progress):
     "Facts, problems and doubts of a folder of source files."
     problems, doubts = [], []
     splits = _pairs_by_split(root, family, val_files, problems)
     problems += [f"{root} holds no {split} records" for split, pairs in splits.items() if not pairs]
     pressure = family.pressure if is_benchmark(family, survey, scale) else None
-    seismic, velocity, tally = _read_all(splits, survey, scale, pressure, progress)
+    seismic, velocity, tally = _read_all(splits, survey, scale, pressure, accept, progress)
     problems += tally.problems; doubts += tally.doubts
     facts = dict(family=family.name, velocity_range=str(scale),
         **{s: dict(files=len(p), records=sum(x.count for x in p)) for s, p in splits.items()})
@@ -164,6 +164,7 @@ def inspect_folder(root:str|Path, # a folder `find_root` understands, several of
     *, val_files=None,            # validation files, as for `discover`
     survey:Survey|None=None,      # how the records were shot; default: as generated or stored here, or OpenFWI's
     scale:VelocityScale|None=None, # range of the velocities; default: likewise
+    accept=(),                    # names of findings that are meant
     progress=None,                # called with (records done, records in all), for a store, then for the files
 )->Report:
     """Read every record of a folder once and report counts, shapes, ranges, disk needed, and problems.
@@ -171,7 +172,7 @@ def inspect_folder(root:str|Path, # a folder `find_root` understands, several of
     Of a store every value is compared with its checksum. Raises `InputError` only when there is nothing to look at: no
     such folder, no such family."""
     root = Path(root)
-    if root.is_file(): return check_record(root, survey or OPENFWI, scale or OPENFWI_SCALE)
+    if root.is_file(): return check_record(root, survey or OPENFWI, scale or OPENFWI_SCALE, accept)
     if not root.is_dir(): raise InputError(f"there is no folder {root}")
     if family is not None: family = any_family(family)
     facts, problems = _check_stores(root, family, survey, scale, progress)
@@ -179,7 +180,7 @@ def inspect_folder(root:str|Path, # a folder `find_root` understands, several of
     except InputError:
         if facts or problems: return Report(str(root), facts, problems)
         if family is None and (inside := _data_sets(root)):
-            given = dict(val_files=val_files, survey=survey, scale=scale, progress=progress)
+            given = dict(val_files=val_files, survey=survey, scale=scale, accept=accept, progress=progress)
             parts = [inspect_folder(p, **given) for p in inside]
             return Report(str(root), {}, [x for p in parts for x in p.problems],
                 [x for p in parts for x in p.doubts], parts)
@@ -192,7 +193,7 @@ def inspect_folder(root:str|Path, # a folder `find_root` understands, several of
         problems += [str(error)] if str(error) not in problems else []
         survey, scale, known = survey or OPENFWI, scale or OPENFWI_SCALE, True
     if not known: get_family(named.name)
-    more, others, doubts = _check_files(source, named, survey, scale, val_files, progress)
+    more, others, doubts = _check_files(source, named, survey, scale, val_files, accept, progress)
     return Report(str(source), {**more, **facts}, others + problems, doubts)
 
 def _data_sets(root):
@@ -214,6 +215,7 @@ def _looks(d, survey):
 def check_record(path:str|Path, # .npy of one record (shots, time, receivers), or of several
     survey:Survey=OPENFWI, # how it was shot
     scale:VelocityScale=OPENFWI_SCALE, # range of the velocities it was shot over
+    accept=(), # names of findings that are meant
 )->Report:
     "Look at a file of records: shape, range, and whether they are what the survey records."
     d = read_array(path, (3, 4), "a record (shots, time, receivers)")
@@ -224,7 +226,7 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers), o
     if d.shape[-3:] != (len(survey.sources), survey.nt, len(survey.receivers)):
         report.problems.append(_looks(d, survey))
     records = d if d.ndim == 4 else d[None]
-    tally, seen, squares, first = Tally(), _Range(), 0.0, np.array(records[0], dtype=np.float32)
+    tally, seen, squares, first = Tally(accept), _Range(), 0.0, np.array(records[0], dtype=np.float32)
     for i, record in enumerate(records):
         record = np.array(record, dtype=np.float32)
         seen.add(record, path); squares += float(np.nanmean(record.astype(np.float64)**2)) / len(records)
