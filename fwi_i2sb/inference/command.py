@@ -104,8 +104,8 @@ def _validation_work(options: InvertOptions, run: TrainedRun) -> Work:
 
 
 def _file_work(options: InvertOptions, path: Path, name: str) -> Work:
-    values = read_array(path, (3, 4), "a record (shots, time, receivers)")
-    if values.ndim == 3: values = values[None]
+    values = read_array(path, (), "a record (shots, time, receivers)")
+    if values.ndim != 4: values = values[None]
     read = lambda i, j: (np.array(values[i:j], dtype=np.float32), None)
     start = "linear" if options.start is None else options.start
     return Work(name, list(range(max(len(values), 1))), read, start, str(path))
