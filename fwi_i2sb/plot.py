@@ -36,7 +36,7 @@ def own_style(
 def png(
     figure: Figure,  # drawn at its own dots per inch
 ) -> bytes:  # a PNG file
-    "A figure as the bytes of a picture."
+    "A figure as the bytes of a PNG file."
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=figure.dpi)
     return file.getvalue()
@@ -49,7 +49,7 @@ class _Figure(Figure):
 def new_figure(
     width: float, height: float,  # in inches
 ) -> Figure:
-    "An empty figure, drawn without a screen."
+    "An empty figure that needs no display."
     return _Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 # %% ../nbs/05_metrics/03_plot.ipynb #af3a1b03
@@ -80,6 +80,21 @@ def _draw_map(ax, values, survey, title, cmap, limits):
         vmin=limits[0], vmax=limits[1], interpolation="nearest")
 
 # %% ../nbs/05_metrics/03_plot.ipynb #1caa6c7f
+def _grid(rows, columns, panel, breaks):
+    """Axes for equal panels of a size in inches, and one for a colour bar, of a new figure.
+
+    All places are known beforehand: no layout engine has to measure every label."""
+    left, right, bottom, top, gap = 0.75, 1.1, 0.55, 0.35 + 0.2 * breaks, 0.08
+    inner = columns * (panel[0] + gap) - gap, rows * (panel[1] + gap) - gap
+    width, height = left + inner[0] + right, bottom + inner[1] + top
+    figure = new_figure(width, height)
+    figure.set_layout_engine("none")
+    axes = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True, gridspec_kw=dict(
+        left=left / width, right=1 - right / width, bottom=bottom / height, top=1 - top / height,
+        wspace=gap / panel[0], hspace=gap / panel[1]))
+    return axes, figure.add_axes((1 - (right - 0.15) / width, bottom / height, 0.15 / width, inner[1] / height))
+
+
 @own_style
 def plot_maps(
     maps: dict,  # title -> maps in m/s, (batch, 1, depth, x) or one map; equal batches
@@ -92,15 +107,15 @@ def plot_maps(
     "One row per record, one column per title, one colour scale for all."
     stacks = {title: np.stack([_array(v, 2) for v in values]) if np.ndim(values) == 4 else _array(values, 2)[None]
         for title, values in maps.items()}
-    rows = len(next(iter(stacks.values())))
-    figure = new_figure(1.2 + size * len(stacks), 0.5 + size * rows)
-    axes = figure.subplots(rows, len(stacks), squeeze=False, sharex=True, sharey=True)
+    rows, depth, width = next(iter(stacks.values())).shape
+    axes, bar = _grid(rows, len(stacks), (size, size * depth / width), max(title.count("\n") for title in stacks))
     for column, (title, stack) in zip(axes.T, stacks.items()):
         for ax, values in zip(column, stack):
             image = _draw_map(ax, values, survey, title if ax is column[0] else None, cmap, limits)
-    for ax in axes.flat: ax.label_outer()
-    figure.colorbar(image, ax=axes, label="velocity (m/s)")
-    return figure
+    for ax in axes[:-1].flat: ax.xaxis.set_visible(False)
+    for ax in axes[:, 1:].flat: ax.yaxis.set_visible(False)
+    bar.figure.colorbar(image, cax=bar, label="velocity (m/s)")
+    return bar.figure
 
 # %% ../nbs/05_metrics/03_plot.ipynb #fffff4c6
 def _draw_gather(ax, values, survey, title, cmap, limit):
@@ -162,7 +177,7 @@ def draw_models(figure, truth, start, mean, std, survey, cmap, limits=OPENFWI_LI
 
 # %% ../nbs/05_metrics/03_plot.ipynb #8c96a8e4
 def _draw_records(figure, observed, again, survey, shot, name="the mean"):
-    "A gather, and what a re-simulation adds to it: the lower row of `plot_result`."
+    "A gather and, if given, its re-simulation: the lower row of `plot_result`."
     panels = {f"observed\nshot at {survey.sources[shot][0]:g} m": observed[shot]}
     left = figure
     if again is not None:
@@ -195,9 +210,9 @@ def plot_result(
     start,  # starting model in m/s, one map
     mean,  # mean of the samples in m/s
     std,  # their standard deviation in m/s
-    truth=None,  # true map in m/s, None for a record of one's own
-    seismic=None,  # the record inverted, (shots, time, receivers); None leaves the lower row out
-    resimulated=None,  # the same simulated in `mean`, with the same time samples; None leaves its panels out
+    truth=None,  # true map in m/s, None for a record without truth
+    seismic=None,  # the record inverted, (shots, time, receivers); None omits the lower row
+    resimulated=None,  # the same simulated in `mean`, with the same time samples; None omits its panels
     survey: Survey = OPENFWI,  # supplies spacing, time axis and positions
     shot: int | None = None,  # the shot drawn, the middle one if None
     cmap: str = "batlow",  # for velocity, see `colour_map`
