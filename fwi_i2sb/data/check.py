@@ -29,8 +29,8 @@ from ..physics.wave import OPENFWI, Survey
 class Report:
     """The result of a check.
 
-    Properties by name (`facts`), `problems` and `doubts`, one sentence each. Of a folder of several data sets, `parts` has the
-    report of each, and `problems` and `doubts` are all of theirs."""
+    Properties by name (`facts`), `problems` and `doubts`, one sentence each. Of a folder of several data sets, `parts`
+    has the report of each, and `problems` and `doubts` are all of theirs."""
     path: str      # the file or folder checked
     facts: dict    # numbers and short texts
     problems: list[str] = field(default_factory=list) # empty: all is well
