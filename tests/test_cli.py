@@ -127,6 +127,82 @@ def test_several_records_in_one_file_each_with_its_start(fwi, mini, data, tmp_pa
         np.testing.assert_allclose(result["start"][:, 0, 0, 0], [2000, 3000], rtol=1e-5)
 
 
+def test_a_folder_of_records_each_with_its_own_result(fwi, refused, mini, data, tmp_path):
+    records = np.load(data / "data" / "data49.npy", allow_pickle=False)[:3]
+    for k, name in enumerate(("a/shot", "b/shot", "a/other")):
+        (tmp_path / name).parent.mkdir(exist_ok=True); np.save(tmp_path / f"{name}.npy", records[k])
+    words = ["--start", "linear:1500:4000", "--samples", 1, "--nfe", 1, "--out"]
+    done = fwi("invert", mini, "--record", tmp_path / "a", tmp_path / "b" / "shot.npy", *words, tmp_path / "out")
+    assert done.code == 0 and "wrote 3 of 3" in done.out
+    names = {"a-shot", "b-shot", "other"}
+    assert files(tmp_path / "out") == {f"{name}{suffix}" for name in names for suffix in (".npz", ".png")}
+    alone = fwi("invert", mini, "--record", tmp_path / "b" / "shot.npy", *words, tmp_path / "alone")
+    assert alone.code == 0 and "relative data misfit" in alone.out
+    with (np.load(tmp_path / "out" / "b-shot.npz") as among, np.load(tmp_path / "alone" / "shot.npz") as one):
+        assert among.files == one.files
+        np.testing.assert_array_equal(among["samples"], one["samples"])
+    # what cannot be inverted does not keep the others back
+    np.save(tmp_path / "b" / "bad.npy", records[0, :, :77])
+    refused("invert", mini, "--record", tmp_path / "b", *words, tmp_path / "more",
+        saying=("1 of 2 files", "(5, 77, 70)"))
+    assert (tmp_path / "more" / "shot.npz").exists()
+
+
+def test_batches_of_records_give_what_one_batch_gives(fwi, mini, data, tmp_path, monkeypatch):
+    "Maps, lists and seeds as in one piece, and nothing left beside the results."
+    monkeypatch.setattr("fwi_i2sb.inference.command._batches", lambda *given: iter([(0, 3), (3, 5)]))
+    words = ("invert", mini, "--records", 5, "--samples", 2, "--nfe", 2, "--out")
+    assert fwi(*words, tmp_path / "parts").code == 0
+    monkeypatch.setattr("fwi_i2sb.inference.command._batches", lambda *given: iter([(0, 5)]))
+    assert fwi(*words, tmp_path / "whole").code == 0
+    parts, whole = (np.load(tmp_path / name / "validation-5.npz") for name in ("parts", "whole"))
+    assert parts.files == whole.files
+    for name in ("samples", "mean", "std", "start", "truth"):
+        np.testing.assert_allclose(parts[name], whole[name], atol=0.5, err_msg=name)
+    a, b = (json.loads(str(result["provenance"])) for result in (parts, whole))
+    assert a["records"] == b["records"] and len(a["record_checks"]) == 5 and not any(a["record_checks"])
+    np.testing.assert_allclose(a["misfit"]["mean"], b["misfit"]["mean"], rtol=1e-3)
+    assert not list((tmp_path / "parts").glob(".*"))
+
+
+def test_an_odd_record_is_inverted_and_said_to_be_odd(fwi, mini, data, tmp_path):
+    records = np.load(data / "data" / "data49.npy", allow_pickle=False)[:3].copy()
+    records[1] *= -0.2; records[2, 4] = 0
+    np.save(tmp_path / "odd.npy", records)
+    done = fwi("invert", mini, "--record", tmp_path / "odd.npy", "--samples", 1, "--nfe", 1, "--out", tmp_path / "out")
+    assert done.code == 0 and "record checks: 2 of 3 record(s) are odd" in done.out
+    for words in ("odd: record 1 is upside down", "odd: record 1 is 0.2 times", "odd: record 2 lacks shot 4"):
+        assert words in done.err
+    with np.load(tmp_path / "out" / "odd.npz", allow_pickle=False) as result:
+        checks = json.loads(str(result["provenance"]))["record_checks"]
+    assert [len(found) for found in checks] == [0, 2, 1]
+    done = fwi("invert", mini, "--record", tmp_path / "odd.npy", "--start", "linear:4500:4500", "--samples", 1,
+        "--nfe", 1, "--out", tmp_path / "out")
+    assert "where the start has 4500 m/s" in done.err
+
+
+def test_what_is_given_for_something_else_is_named(refused, mini, data, record, tmp_path):
+    out = ("--out", tmp_path / "out")
+    np.savez(tmp_path / "map.npz", velocity=np.full((70, 70), 2000.0))
+    refused("invert", mini, "--record", record, "--start", tmp_path / "map.npz", *out,
+        saying=("archive of velocity", "m/s"))
+    refused("invert", mini, "--record", record, "--start", mini, *out, saying=("is a trained run", "a map (depth, x)"))
+    refused("invert", mini, "--record", mini, *out, saying=("is a trained run", "records are .npy"))
+    refused("invert", mini, "--record", data, *out, saying=("is a store", "--dataset-dir"))
+    refused("invert", mini, "--record", data / "val" / "database.lmdb", *out, saying=("database of a store",))
+    refused("invert", data, "--records", 1, *out, saying=("is a store", "a trained run is wanted"))
+    refused("invert", record, "--records", 1, *out, saying=("is a .npy file", "a trained run is wanted"))
+    (tmp_path / "empty").mkdir()
+    refused("invert", mini, "--record", tmp_path / "empty", *out, saying=("no .npy record",))
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_samples_than_fit_are_refused_before_the_work(refused, mini, tmp_path):
+    refused("invert", mini, "--records", 1, "--samples", 2 * 10**9, "--nfe", 2, "--out", tmp_path / "out",
+        saying=("2000000000 samples", "GB of memory"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_evaluate_writes_the_table_with_its_controls(fwi, mini, tmp_path):
     done = fwi("evaluate", mini, "--records", "3", "--samples", "2", "--nfe", "2", "--misfit-records", "1",
         "--out", tmp_path)

@@ -7,8 +7,9 @@ import pytest
 from fwi_i2sb.data.check import check_record, inspect_folder
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.core.files import open_npy
+from fwi_i2sb.data.geology import sample_velocity
 from fwi_i2sb.data.openfwi import discover, find_root, read_pair
-from fwi_i2sb.physics.wave import surface_survey
+from fwi_i2sb.physics.wave import simulate, surface_survey
 
 
 def shard(folder, seismic, velocity, n=2, value=1.0, shape=(5, 40, 70), cells=(70, 70)):
@@ -108,17 +109,20 @@ def test_files_that_cannot_be_read(tmp_path):
 
 
 def test_report_names_every_problem(tmp_path):
-    for split, k in (("train", 1), ("val", 2)):
-        shard(tmp_path, f"{split}/data/data{k}.npy", f"{split}/model/model{k}.npy")
     options = dict(survey=surface_survey(70, nt=40))
+    velocity = sample_velocity("Style_B", 4, seed=5)
+    for split, k, v in (("train", 1, velocity[:2]), ("val", 2, velocity[2:])):
+        shard(tmp_path, f"{split}/data/data{k}.npy", f"{split}/model/model{k}.npy")
+        np.save(tmp_path / f"{split}/data/data{k}.npy", simulate(v, options["survey"]))
+        np.save(tmp_path / f"{split}/model/model{k}.npy", v)
     assert not inspect_folder(tmp_path, "Style_B", **options).problems
     assert "(5, 40, 70), but the survey gives (5, 1000, 70)" in inspect_folder(tmp_path, "Style_B").problems[0]
     np.load(tmp_path / "train/data/data1.npy", mmap_mode="r+")[1, 0, 0, 0] = np.inf
-    np.load(tmp_path / "val/model/model2.npy", mmap_mode="r+")[0] = 5000
+    np.load(tmp_path / "val/model/model2.npy", mmap_mode="r+")[0, 0, 60:] = 5000
     steps = []
     report = inspect_folder(tmp_path, "Style_B", **options, progress=lambda *step: steps.append(step))
     assert steps == [(i, 4) for i in (1, 2, 3, 4)] and report.facts["train"] == dict(files=1, records=2)
-    assert "data1.npy: record 1" in report.problems[0] and "5000 m/s" in report.problems[1]
+    assert "data1.npy: record 1" in report.problems[0] and "5000 m/s" in report.doubts[0]
     assert any("5000" in line for line in report.lines()) and report.to_dict()["problems"] == report.problems
 
 

@@ -13,28 +13,37 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import open_npy
+from ..core.formats import phrase, read_array, recognise
+from .findings import fingerprint, inspect_map, Tally
 from fwi_i2sb.data.openfwi import (
     any_family, FAMILIES, Family, find_root, get_family, match_files, open_pair, read_pair, split_files,
     store_bytes)
+from .rules import inspect_pair, velocity_at_sources
 from .scale import OPENFWI_SCALE, VelocityScale
 from .manifest import check_shapes, default_time_samples, is_benchmark, survey_and_scale
 from .store import StoreDataset
-from ..physics.wave import OPENFWI, ricker, Survey
+from ..physics.wave import OPENFWI, Survey
 
 # %% ../../nbs/02_data/10_check.ipynb #00f33d7c
 @dataclass
 class Report:
-    "The result of a check: properties by name (`facts`), and `problems`, one sentence each."
+    """The result of a check.
+
+    Properties by name (`facts`), `problems` and `doubts`, one sentence each. Of a folder of several data sets, `parts`
+    has the report of each, and `problems` and `doubts` are all of theirs."""
     path: str      # the file or folder checked
     facts: dict    # numbers and short texts
     problems: list[str] = field(default_factory=list) # empty: all is well
+    doubts: list[str] = field(default_factory=list) # what may be meant
+    parts: list["Report"] = field(default_factory=list) # of a folder of data sets
 
     def lines(self)->list[str]: # ready to print
         "The report as text."
+        if self.parts: return [line for part in self.parts for line in (*part.lines(), "")][:-1]
         show = (lambda v: ", ".join(f"{k} {show(x)}" for k, x in v.items()) if isinstance(v, dict) else f"{v:.6g}"
             if isinstance(v, float) else str(v))
-        found = [f"problem       {p}" for p in self.problems] or ["problems      none"]
+        found = [f"doubt         {d}" for d in self.doubts]
+        found += [f"problem       {p}" for p in self.problems] or ["problems      none"]
         return [f"{k:13} {show(v)}" for k, v in {"path": self.path, **self.facts}.items()] + found
 
     def to_dict(self)->dict: # ready for JSON
@@ -88,27 +97,20 @@ class _Range:
     "Smallest and largest value and the shapes of all records seen."
     def __init__(self): self.low, self.high, self.shapes = math.inf, -math.inf, {}  # shape -> first file that has it
 
-    def add(self, array, path, i):
+    def add(self, array, path):
         if array.shape not in self.shapes: self.shapes[array.shape] = path
-        if not np.isfinite(array).all(): return [f"{path}: record {i} holds NaN or infinite values"]
-        self.low, self.high = min(self.low, float(array.min())), max(self.high, float(array.max()))
-        return []
+        low, high = float(array.min()), float(array.max())
+        if math.isfinite(low + high): self.low, self.high = min(self.low, low), max(self.high, high)
 
     def facts(self): return dict(shape=str(sorted(self.shapes)).strip("[]"), min=self.low, max=self.high)
 
 # %% ../../nbs/02_data/10_check.ipynb #4e6fae43
-def _judge(seismic, velocity, family, survey=OPENFWI, scale=OPENFWI_SCALE):
-    "One sentence for each range or shape that does not fit."
+def _differing(seismic, velocity):
+    "Sentences about records that differ in shape."
     for name, seen in (("seismic", seismic), ("velocity", velocity)):
         if len(seen.shapes) > 1:
             yield f"{name} records differ in shape: " + ", ".join(f"{shape} in {path}"
                 for shape, path in seen.shapes.items())
-    if not (scale.holds(np.float64(velocity.low)) and scale.holds(np.float64(velocity.high))):
-        yield f"velocity {velocity.low:g} to {velocity.high:g} m/s is outside the network's {scale}"
-    if not is_benchmark(family, survey, scale): return
-    if seismic.low < 2 * family.data_min or seismic.high > 2 * family.data_max:
-        yield (f"pressure {seismic.low:g} to {seismic.high:g} is far outside {family.name}'s {family.data_min:g} to "
-            f"{family.data_max:g}: another unit?")
 
 # %% ../../nbs/02_data/10_check.ipynb #9d230c16
 def _pairs_by_split(root, family, val_files, problems):
@@ -124,41 +126,46 @@ def _pairs_by_split(root, family, val_files, problems):
     return good
 
 # %% ../../nbs/02_data/10_check.ipynb #502615d5
-def _read_all(splits, progress):
-    "Extremes and shapes of all records, and the problems of single ones."
+def _read_all(splits, survey, scale, pressure, accept, progress):
+    "Extremes and shapes of all records, and the findings of single ones."
     records = [(p, i) for pairs in splits.values() for p in pairs for i in range(p.count)]
-    problems, seismic, velocity = [], _Range(), _Range()
+    tally, seismic, velocity = Tally(accept), _Range(), _Range()
+    fits = len(survey.sources), survey.nt, len(survey.receivers)
     for done, (p, i) in enumerate(records):
         d, v = read_pair(p, i)
-        problems += seismic.add(d, p.seismic, i) + velocity.add(v, p.velocity, i)
+        seismic.add(d, p.seismic); velocity.add(v, p.velocity)
+        found = inspect_pair(d, v, survey, scale, pressure=pressure) if d.shape == fits else inspect_map(v, scale)
+        tally.add(f"{p.seismic}: record {i}", found, fingerprint(d))
         if progress: progress(done + 1, len(records))
-    return seismic, velocity, problems
+    return seismic, velocity, tally
 
-def _check_files(root, family, survey, scale, val_files, progress):
-    "Properties and problems of a folder of source files."
-    problems = []
+def _check_files(root, family, survey, scale, val_files, accept, progress):
+    "Properties, problems and doubts of a folder of source files."
+    problems, doubts = [], []
     splits = _pairs_by_split(root, family, val_files, problems)
     problems += [f"{root} holds no {split} records" for split, pairs in splits.items() if not pairs]
-    seismic, velocity, found = _read_all(splits, progress)
-    problems += found
+    pressure = family.pressure if is_benchmark(family, survey, scale) else None
+    seismic, velocity, tally = _read_all(splits, survey, scale, pressure, accept, progress)
+    problems += tally.problems; doubts += tally.doubts
     facts = dict(family=family.name, velocity_range=str(scale),
         **{s: dict(files=len(p), records=sum(x.count for x in p)) for s, p in splits.items()})
     if pairs := [p for split in splits.values() for p in split]:
-        problems += _judge(seismic, velocity, family, survey, scale)
+        problems += _differing(seismic, velocity)
         try: check_shapes(pairs, survey)
         except InputError as error: problems.append(str(error))
         size = len(survey.sources), default_time_samples(survey), len(survey.receivers)
         facts |= dict(seismic=seismic.facts(), velocity=velocity.facts(), disk={
             "store needs GB": store_bytes(sum(p.count for p in pairs), size, pairs[0].cells) / 1e9,
             "free GB": shutil.disk_usage(root).free / 1e9})
-    return facts, problems
+    return facts, problems, doubts
 
 # %% ../../nbs/02_data/10_check.ipynb #b7140417
-def inspect_folder(root:str|Path,                # a folder `find_root` understands, a store, or one split of a store
+def inspect_folder(root:str|Path, # a folder `find_root` understands, several of those, a store, one split, or a record
     family:str|Family|None=None,  # default: the family the folder is named after
     *, val_files=None,            # validation files, as for `discover`
     survey:Survey|None=None,      # how the records were shot; default: as generated or stored here, or OpenFWI's
     scale:VelocityScale|None=None, # range of the velocities; default: likewise
+    accept=(),                    # names of findings that are meant
     progress=None,                # called with (records done, records in all), for a store, then for the files
 )->Report:
     """Read every record of a folder once and report counts, shapes, ranges, disk needed, and problems.
@@ -166,12 +173,20 @@ def inspect_folder(root:str|Path,                # a folder `find_root` understa
     Of a store every value is compared with its checksum. Raises `InputError` only when there is nothing to check: the
     folder or the family does not exist."""
     root = Path(root)
+    if root.is_file(): return check_record(root, survey or OPENFWI, scale or OPENFWI_SCALE, accept)
     if not root.is_dir(): raise InputError(f"there is no folder {root}")
     if family is not None: family = any_family(family)
     facts, problems = _check_stores(root, family, survey, scale, progress)
     try: source = find_root(root, named := any_family(root.resolve().name) if family is None else family)
     except InputError:
         if facts or problems: return Report(str(root), facts, problems)
+        if family is None and (inside := _data_sets(root)):
+            given = dict(val_files=val_files, survey=survey, scale=scale, accept=accept, progress=progress)
+            parts = [inspect_folder(p, **given) for p in inside]
+            return Report(str(root), {}, [x for p in parts for x in p.problems],
+                [x for p in parts for x in p.doubts], parts)
+        if (what := recognise(root)) in ("run", "records"):
+            raise InputError(f"{root} is {phrase(what)}: a data set or a record is checked") from None
         get_family(root.resolve().name if family is None else family.name)  # a misspelt family is reported first
         raise
     try: survey, scale, known = survey_and_scale(source, root, survey, scale)
@@ -179,48 +194,51 @@ def inspect_folder(root:str|Path,                # a folder `find_root` understa
         problems += [str(error)] if str(error) not in problems else []
         survey, scale, known = survey or OPENFWI, scale or OPENFWI_SCALE, True
     if not known: get_family(named.name)
-    more, others = _check_files(source, named, survey, scale, val_files, progress)
-    return Report(str(source), {**more, **facts}, others + problems)
+    more, others, doubts = _check_files(source, named, survey, scale, val_files, accept, progress)
+    return Report(str(source), {**more, **facts}, others + problems, doubts)
 
-# %% ../../nbs/02_data/10_check.ipynb #ff2e8ca3
-def _source_velocities(d, survey):
-    "m/s under every source where a receiver is; 0 where the sign is wrong."
-    at = lambda p, q: max(abs(a - b) for a, b in zip(p, q)) < 1e-3 * survey.dx
-    pairs = [(s, r) for s, p in enumerate(survey.sources) for r, q in enumerate(survey.receivers) if at(p, q)]
-    first = np.array([d[s, 0, r] for s, r in pairs], dtype=np.float64) / float(ricker(survey)[0])
-    return np.sqrt(np.maximum(first, 0)) / survey.dt
-
-def _judge_start(report, d, survey, scale):
-    "Check that a record starts as the exact scheme's records do, where that can be tested."
-    v = _source_velocities(d, survey)
-    if not len(v) or scale.high * survey.dt / survey.dx > math.sqrt(3 / 8): return
-    report.facts["velocity under the sources (m/s)"] = " ".join(f"{x:.0f}" for x in v)
-    if not ((v > scale.low - 1) & (v < scale.high + 1)).all():
-        report.problems.append("its first samples are not those of a source of this survey: other units, time zero or "
-            "geometry")
+def _data_sets(root):
+    "The folders in a folder, or in its `train_samples`, that hold a data set or a store."
+    found = [p for folder in (root, root / "train_samples") if folder.is_dir() for p in sorted(folder.iterdir())
+        if p.is_dir() and recognise(p) in ("data set", "store")]
+    return [p for p in found if p.name not in ("train", "val", "data", "model")]
 
 # %% ../../nbs/02_data/10_check.ipynb #494a39e0
-def check_record(path:str|Path, # .npy of one record (shots, time, receivers)
+def _looks(d, survey):
+    "What a shape that is not the survey's may be."
+    expected = len(survey.sources), survey.nt, len(survey.receivers)
+    whose = "OpenFWI's" if survey.difference(OPENFWI) is None else "the survey's"
+    if d.shape[-3] == 1 and 100 < np.abs(d.ravel()[:1000]).mean() < 1e5: hint = "these may be maps, not records"
+    elif sorted(d.shape[-3:]) == sorted(expected): hint = "its axes are in another order"
+    else: hint = "it needs a network trained on its geometry"
+    return f"shape {d.shape[-3:]} is not {whose} {expected}: {hint}"
+
+def check_record(path:str|Path, # .npy of one record (shots, time, receivers), or of several
     survey:Survey=OPENFWI, # how it was shot
     scale:VelocityScale=OPENFWI_SCALE, # range of the velocities it was shot over
+    accept=(), # names of findings that are meant
 )->Report:
-    "Check a single record: its shape, its range, and whether it starts as the survey's records do."
-    d = np.array(open_npy(path, ndim=3), dtype=np.float32)
+    "Check a file of records: shape, range, and the rules for the survey."
+    d = read_array(path, (3, 4), "a record (shots, time, receivers)")
     report = Report(str(path), dict(shape=str(d.shape)))
     if not d.size:
         report.problems.append(f"shape {d.shape} holds no value")
         return report
-    bad = np.argwhere(~np.isfinite(d))
-    if len(bad):
-        report.problems.append(f"NaN or infinite values ({len(bad)} of {d.size}), the first at shot, time, receiver "
-            f"{tuple(bad[0].tolist())}")
-    low, high, whose = float(np.nanmin(d)), float(np.nanmax(d)), "the survey's"
-    report.facts |= dict(min=low, max=high, rms=float(np.sqrt(np.nanmean(d.astype(np.float64)**2))))
+    if d.shape[-3:] != (len(survey.sources), survey.nt, len(survey.receivers)):
+        report.problems.append(_looks(d, survey))
+    records = d if d.ndim == 4 else d[None]
+    tally, seen, squares, first = Tally(accept), _Range(), 0.0, np.array(records[0], dtype=np.float32)
+    for i, record in enumerate(records):
+        record = np.array(record, dtype=np.float32)
+        seen.add(record, path); squares += float(np.nanmean(record.astype(np.float64)**2)) / len(records)
+        found = inspect_pair(record, None, survey, scale)
+        tally.add(f"record {i}" if len(records) > 1 else "the record", [f for f in found if f.reason != "shape"],
+            fingerprint(record))
+    report.facts |= dict(min=seen.low, max=seen.high, rms=math.sqrt(squares))
     if survey.difference(OPENFWI) is None:
-        fits, whose = [f.name for f in FAMILIES.values() if f.data_min <= low and high <= f.data_max], "OpenFWI's"
+        fits = [f.name for f in FAMILIES.values() if f.data_min <= seen.low and seen.high <= f.data_max]
         report.facts["inside_range_of"] = ", ".join(fits) or "no family"
-    expected = len(survey.sources), survey.nt, len(survey.receivers)
-    if d.shape == expected: _judge_start(report, d, survey, scale)
-    else: report.problems.append(f"shape {d.shape} is not {whose} {expected}: it needs a network trained on its "
-        "geometry")
+    if speeds := velocity_at_sources(first, survey, scale):
+        report.facts["velocity under the sources (m/s)"] = " ".join(f"{v:.0f}" for v in speeds.values())
+    report.problems += tally.problems; report.doubts += tally.doubts
     return report

@@ -60,11 +60,12 @@ def generate_command(options: GenerateOptions) -> Path:
 @option_group
 class CheckOptions:
     "Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, damage, disk needed."
-    path: tyro.conf.Positional[Path]  # a data set folder, a store, or one record .npy (shots, time, receivers)
+    path: tyro.conf.Positional[Path]  # data set, folder of several, store, or .npy of records (shots, time, receivers)
     family: str | None = None  # family; default: the one the folder is named after
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
     survey: Path | None = None  # JSON of the survey of the records; default: as generated or stored, or OpenFWI's
     velocity_range: tuple[float, float] | None = None  # m/s of the maps; default: as generated or stored, or OpenFWI's
+    accept: tuple[str, ...] = ()  # findings that are meant, by the names that stand in brackets, e.g. polarity
     json: Path | None = None  # also write the report here
 
 # %% ../../nbs/02_data/12_command.ipynb #e76d1834
@@ -72,14 +73,15 @@ def check_command(options: CheckOptions):
     "Print the report; a folder or record with problems ends with exit code 2."
     given = _survey_and_scale(options)
     with progress_bar("check", "records") as progress:
-        if options.path.suffix == ".npy":
+        if options.path.is_file() or options.path.suffix == ".npy":
             for name in ("family", "val_files"):
                 if getattr(options, name) is not None:
                     raise InputError(f"{flag_of(name)} has no effect with a record: remove it")
-            report = check_record(options.path, **{name: value for name, value in given.items() if value})
+            report = check_record(options.path, accept=options.accept,
+                **{name: value for name, value in given.items() if value})
         else:
             report = inspect_folder(options.path, options.family, val_files=options.val_files,
-                progress=progress, **given)
+                accept=options.accept, progress=progress, **given)
     print("\n".join(report.lines()))
     if options.json: write_json(options.json, report.to_dict())
     if report.problems:

@@ -6,12 +6,12 @@
 __all__ = ['Inversion', 'first_guess', 'is_first_guess', 'starting_models']
 
 # %% ../../nbs/08_inference/01_invert.ipynb #e3d2d42b
-import functools, json, time
+import functools, json, math, time
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
+import psutil, torch
 
 # %% ../../nbs/08_inference/01_invert.ipynb #224a27ff
 import fwi_i2sb
@@ -24,6 +24,7 @@ from ..training.run_dir import checkpoints
 from ..diffusion.sampling import TrajectoryPoint
 from ..data.starting_models import parse_start, Start
 from ..core.devices import device_name
+from .record_checks import record_checks
 from .run import load_run, prepare_seismic, prepare_start, stable_range, TrainedRun
 from ..methods.trajectories import draw_samples, trajectories
 from ..physics.wave import Survey
@@ -36,7 +37,7 @@ class Inversion:
     `mean`, `std` and `start` are `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`. `std` is the unbiased
     standard deviation of the k samples (k - 1 in the denominator), and zero where k is 1. `provenance` names run,
     method, checkpoint step, settings, seeds, network calls, wave solves and seconds per record, device and
-    versions."""
+    versions, and what the records were told (`record_checks`)."""
     mean: torch.Tensor
     std: torch.Tensor
     samples: torch.Tensor
@@ -133,6 +134,7 @@ def invert(
     settings = self.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     samples = _n_samples(self, settings, samples, batch_size, seed)
     d, ids = _records(self, seismic, survey, record_ids)
+    _check_memory(self, samples, len(d))
     began = time.perf_counter()
     x1 = starting_models(self, start, d, ids, truth, seed)
     start_seconds = (time.perf_counter() - began) / len(d)
@@ -143,7 +145,7 @@ def invert(
     calls = dict(network_calls=samples * settings["nfe"] * (1 if w in (0, 1) else 2) + is_first_guess(start),
         start_calls=int(is_first_guess(start)), start_seconds=start_seconds, wave_solves=0)
     about = dict(samples=samples, nfe=settings["nfe"], sampler=settings["sampler"], eta=settings["eta"], w=w,
-        clip_denoise=settings["clip"], clipped_cells=clipped) | calls
+        clip_denoise=settings["clip"], clipped_cells=clipped, record_checks=record_checks(self, seismic, x1)) | calls
     return Inversion(maps.mean(1), _deviation(maps), maps, x1, _provenance(self, start, seed, ids, began) | about)
 
 # %% ../../nbs/08_inference/01_invert.ipynb #4b99e3d3
@@ -154,6 +156,14 @@ def _in_range(run, maps):
 
 
 def _deviation(maps): return maps.std(1) if maps.shape[1] > 1 else torch.zeros_like(maps[:, 0])
+
+
+def _check_memory(run, samples, records):
+    "Refuse more samples than can lie in memory while they are drawn."
+    need = samples * records * (16 * math.prod(run.spec.map_size) + 500)
+    if need > (free := psutil.virtual_memory().available):
+        raise InputError(f"{samples} samples of {records} record(s) need {need / 1e9:.3g} GB of memory and "
+            f"{free / 1e9:.3g} GB are free: ask for fewer samples, or for fewer records at once")
 
 
 def _n_samples(run, settings, samples, batch_size, seed):
@@ -219,7 +229,7 @@ def classical(
     maps = found.velocity.cpu()
     about = dict(method="classical", model=None, step=None, reads_start=True, samples=1, nfe=0, sampler="adam",
                  eta=None, w=None, clip_denoise=None, clipped_cells=0, iterations=iterations, lr=lr,
-                 bands=list(frequency_bands(self.survey)),
+                 bands=list(frequency_bands(self.survey)), record_checks=record_checks(self, seismic, x1),
                  network_calls=int(is_first_guess(start)), wave_solves=found.wave_solves)
     return Inversion(maps, torch.zeros_like(x1), maps[:, None], x1,
         _provenance(self, start, seed, ids, began) | about)

@@ -20,7 +20,7 @@ from ..core.devices import resolve_device
 from ..core.registry import import_plugin
 from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
-from ..core.files import open_npy
+from ..core.formats import read_array, recognise, refuse
 from ..data.scale import PressureRange, VelocityScale
 from ..data.spec import DataSpec
 from ..training.options import TrainOptions
@@ -73,6 +73,7 @@ def load_run(
     path = Path(path)
     given = path.parent.name == "checkpoints"
     folder = path.parent.parent if given else path
+    if recognise(folder) not in ("run", "folder", "empty folder", "none"): raise refuse(folder, "a trained run")
     options, spec = read_config(folder)
     found = read_checkpoint(path) if given else newest_checkpoint(folder)
     if found is None: raise InputError(f"run {folder} has no valid checkpoint yet")
@@ -141,7 +142,7 @@ def prepare_start(
     """Starting models in m/s.
 
     Raises `InputError` for a wrong shape, velocities outside the run's range, or a blur without a truth."""
-    if is_map_file(start): start = open_npy(start)
+    if is_map_file(start): start = read_array(start, (2, 3, 4), "a map (depth, x) in m/s")
     if not isinstance(start, str): return _given_start(run, _tensor(start), len(record_ids))
     specs = parse_start(start, dx=run.survey.dx)
     if truth is None and any(spec.uses_truth for spec in specs):
@@ -157,9 +158,9 @@ def prepare_start(
 
 # %% ../../nbs/08_inference/00_run.ipynb #f4a9a008
 def is_map_file(start) -> bool:
-    "Whether a start is the path of a `.npy` file with one map, or one per record, rather than a text."
-    return (isinstance(start, Path)
-        or isinstance(start, str) and start.endswith(".npy") and start.split(":")[0] not in STARTING_MODELS)
+    "Whether a start is the path of a file with one map, or one per record, rather than a text."
+    return (isinstance(start, Path) or isinstance(start, str) and start.split(":")[0] not in STARTING_MODELS
+        and (start.endswith(".npy") or bool(start) and Path(start).exists()))
 
 
 def _given_start(run, v, batch):

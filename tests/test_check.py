@@ -1,0 +1,213 @@
+"Data are what they were: every kind of damage is found, sound records are left in peace, and foreign files are named."
+import gzip
+import shutil
+import struct
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.core.formats import read_array, recognise
+from fwi_i2sb.data.check import check_record, inspect_folder
+from fwi_i2sb.data.findings import check_accepted, Finding, inspect_map, REASONS, Tally
+from fwi_i2sb.data.geology import sample_velocity
+from fwi_i2sb.data.rules import inspect_pair, velocity_at_sources
+from fwi_i2sb.data.scale import VelocityScale
+from fwi_i2sb.physics.wave import simulate, Survey, surface_survey
+
+FAMILIES = "CurveVel_A", "FlatVel_B", "FlatFault_A", "Style_A", "CurveFault_B", "Style_B"
+
+
+@pytest.fixture(scope="module")
+def pairs():
+    "Records and maps by family, made by the fast engine."
+    maps = {name: sample_velocity(name, 4, seed=31) for name in FAMILIES}
+    return {name: (simulate(v).numpy(), v.numpy()) for name, v in maps.items()}
+
+
+def reasons(found): return {finding.reason for finding in found}
+
+
+def test_sound_records_raise_no_finding(pairs):
+    for seismic, velocity in pairs.values():
+        for d, v in zip(seismic, velocity):
+            assert inspect_pair(d, v) == [] and inspect_pair(d) == []
+            # as a file of half precision has it
+            assert inspect_pair(d.astype(np.float16).astype(np.float32), v) == []
+    velocity = sample_velocity("FlatFault_B", 1, seed=8)
+    assert inspect_pair(simulate(velocity, engine="openfwi")[0].numpy(), velocity[0].numpy()) == []
+
+
+def spiked(d):
+    d = d.copy(); d[1, 321, 40] += 2 * abs(d[1, :, 40]).max(); return d
+
+
+# what is done to a record, what is found without its map
+DAMAGES = {
+    "upside down": (lambda d: -d, "polarity"),
+    "one shot upside down": (lambda d: d * np.r_[1, 1, -1, 1, 1][:, None, None], "polarity"),
+    "three times": (lambda d: 3 * d, "scale"), "half": (lambda d: d / 2, "scale"), "kPa": (lambda d: d / 1e3, "scale"),
+    "each shot to 1": (lambda d: d / abs(d).max((1, 2), keepdims=True), "scale"),
+    "counts": (lambda d: np.rint(d * 100), "scale"),
+    "7 ms late": (lambda d: np.pad(d, ((0, 0), (7, 0), (0, 0)))[:, :1000], "time-zero"),
+    "40 ms early": (lambda d: np.pad(d, ((0, 0), (0, 40), (0, 0)), "edge")[:, 40:], "time-zero"),
+    "muted": (lambda d: d * (np.arange(1000) >= 90)[:, None], "muted"),
+    "cut short": (lambda d: d * (np.arange(1000) < 700)[:, None], "muted"),
+    "a shot lost": (lambda d: d * (np.arange(5) != 3)[:, None, None], "dead"),
+    "dead traces": (lambda d: d * (np.arange(70) % 11 != 5), "dead"),
+    "clipped": (lambda d: d.clip(-4, 4), "clipped"), "clipped below": (lambda d: d.clip(-1, None), "clipped"),
+    "offset": (lambda d: d - 0.2, "offset"),
+    "noise": (lambda d: d + np.random.default_rng(1).normal(0, 0.1, d.shape), "noise"), "spike": (spiked, "spikes"),
+    "nothing": (np.zeros_like, "silent"), "one number": (lambda d: 0 * d + 3, "silent"),
+    "a hole": (lambda d: np.where(d == d.max(), np.nan, d), "nan"), "one shot": (lambda d: d[:1], "shape"),
+    "every second sample": (lambda d: d[:, ::2], "shape"), "receivers first": (lambda d: d.transpose(0, 2, 1), "shape")}
+
+
+@pytest.mark.parametrize("how", DAMAGES)
+def test_a_damaged_record_is_named_with_and_without_its_map(pairs, how):
+    change, reason = DAMAGES[how]
+    for name in ("CurveVel_A", "Style_A"):
+        seismic, velocity = pairs[name]
+        d = change(seismic[1]).astype(np.float32)
+        assert reasons(inspect_pair(d, velocity[1])) == reasons(inspect_pair(d)) == {reason}
+
+
+def test_maps_that_are_not_of_their_records(pairs):
+    for name, (seismic, velocity) in pairs.items():
+        swapped = np.roll(velocity, 1, axis=0)
+        found = [inspect_pair(d, v) for d, v in zip(seismic, swapped)]
+        assert all("pairing" in reasons(f) for f in found), name
+    seismic, velocity = pairs["CurveVel_A"]
+    assert "depth and x exchanged it would fit" in str(inspect_pair(seismic[2], velocity[2].transpose(0, 2, 1))[0])
+    assert "upside down it would fit" in str(inspect_pair(seismic[2], velocity[2][:, ::-1])[0])
+
+
+@pytest.mark.parametrize("change, reason, word", [
+    (lambda v: v / 1000, "units", "km/s"), (lambda v: 1 / v, "units", "s/m"), (lambda v: 1000 / v, "units", "s/km"),
+    (lambda v: (v - 3000) / 1500, "units", "normalised"), (lambda v: (v - v.min()) / 3000, "units", "normalised"),
+    (lambda v: v / 0.3048, "units", "ft/s"), (lambda v: v - v.min() + 1440, "range", "1440"),
+    (lambda v: np.where(v > 3500, 5000, v), "range", "5000"), (lambda v: 0 * v + 2500, "constant-map", "2500"),
+    (lambda v: np.where(v > 3500, np.nan, v), "nan", "map")])
+def test_maps_in_other_units(pairs, change, reason, word):
+    found, = inspect_map(change(pairs["Style_A"][1][0]).clip(None, 20000))
+    assert found.reason == reason and word in str(found)
+
+
+def test_other_surveys_and_ranges_are_judged_by_their_own_numbers():
+    scale = VelocityScale(800, 3000)
+    surveys = [surface_survey(48, 3, dx=8.0, dt=5e-4, nt=900, freq=16.0),
+        surface_survey(48, 4, dx=20.0, dt=2e-3, nt=400, freq=7.0),
+        Survey(10.0, 1e-3, 500, 12.0, ((100.0, 50.0), (300.0, 50.0)), tuple((10.0 * x, 10.0) for x in range(2, 46)))]
+    for survey in surveys:
+        velocity = sample_velocity("CurveVel_A", 3, shape=(40, 48), seed=4, scale=scale)
+        seismic = simulate(velocity, survey, max_velocity=scale.high).numpy()
+        for d, v in zip(seismic, velocity.numpy()): assert inspect_pair(d, v, survey, scale) == []
+    here = surveys[0]
+    d, v = simulate(velocity, here, max_velocity=scale.high).numpy(), velocity.numpy()
+    assert reasons(inspect_pair(-d[0], v[0], here, scale)) == {"polarity"}
+    assert reasons(inspect_pair(d[0], v[1], here, scale)) == {"pairing"}
+    # a source that begins late, perhaps
+    assert reasons(inspect_pair(d[0] * (np.arange(900) > 5)[:, None], v[0], here, scale)) == set()
+    # of a wavelet that nobody knows first arrivals tell
+    other = simulate(velocity, replace(surveys[2], freq=9.0), max_velocity=scale.high).numpy()[0]
+    assert inspect_pair(other, v[0], surveys[2], scale) == []
+    assert reasons(inspect_pair(other, (1.6 * v[0]).clip(800, 3000), surveys[2], scale)) == {"arrivals"}
+
+
+def test_records_tell_the_velocity_at_their_sources(pairs):
+    seismic, velocity = pairs["FlatVel_B"]
+    told = velocity_at_sources(-5 * seismic[0])
+    np.testing.assert_allclose([told[k] for k in range(5)], velocity[0, 0, 1, 0], rtol=1e-3)
+    assert velocity_at_sources(seismic[0][:, 1:]) == {} == velocity_at_sources(np.zeros_like(seismic[0]))
+
+
+def test_findings_are_counted_and_accepted_by_name():
+    tally = Tally(["noise"])
+    for k in range(3): tally.add(f"a.npy: record {k}", [Finding("scale", "is loud"), Finding("noise", "is noisy")])
+    assert tally.problems == ["a.npy: record 0 is loud (scale; 2 more record(s) too)"]
+    assert tally.doubts == [] and tally.accepted == {"noise": 3}
+    with pytest.raises(InputError, match="did you mean 'polarity'"): check_accepted(["polarty"])
+    assert all(isinstance(damage, bool) for damage, _ in REASONS.values())
+
+
+# folders and files
+
+def write(folder, seismic, velocity, numbers=(1, 49)):
+    for kind in ("data", "model"): (folder / kind).mkdir(parents=True, exist_ok=True)
+    for k, part in zip(numbers, np.array_split(np.arange(len(seismic)), len(numbers))):
+        np.save(folder / f"data/data{k}.npy", seismic[part]); np.save(folder / f"model/model{k}.npy", velocity[part])
+    return folder
+
+
+def test_a_folder_says_what_is_wrong_with_which_record(pairs, tmp_path):
+    seismic, velocity = pairs["FlatVel_B"]
+    sound = inspect_folder(write(tmp_path / "FlatVel_B", seismic, velocity))
+    assert not sound.problems and not sound.doubts
+    shutil.rmtree(tmp_path / "FlatVel_B")
+    seismic = np.concatenate([seismic[:3], seismic[:1]]); velocity = np.concatenate([velocity[:3], velocity[:1]])
+    seismic[1] *= -1
+    report = inspect_folder(write(tmp_path / "FlatVel_B", seismic, velocity))
+    assert len(report.problems) == 1 and "data1.npy: record 1 is upside down" in report.problems[0]
+    assert len(report.doubts) == 1 and "data49.npy: record 1 is the same as" in report.doubts[0]
+    assert any(line.startswith("doubt ") for line in report.lines())
+    assert not inspect_folder(tmp_path / "FlatVel_B", accept=("polarity", "duplicate")).problems
+
+
+def test_a_folder_of_families_is_checked_one_by_one(fwi, refused, pairs, tmp_path):
+    write(tmp_path / "FlatVel_B", *pairs["FlatVel_B"]); write(tmp_path / "Style_A", *pairs["Style_A"], (1, 121))
+    done = fwi("check", tmp_path)
+    assert done.code == 0 and "family        FlatVel_B" in done.out and "family        Style_A" in done.out
+    np.save(tmp_path / "Style_A/data/data1.npy", 4 * pairs["Style_A"][0][:2])
+    refused("check", tmp_path, saying=("1 problem", "Style_A/data/data1.npy: record 0 is 4 times the pressure"))
+    assert fwi("check", tmp_path, "--accept", "scale").code == 0
+
+
+@pytest.mark.parametrize("change", [lambda d: d[:, :, :800], lambda d: np.pad(d, ((0, 0), (0, 0), (0, 1), (0, 0))),
+    lambda d: d.transpose(0, 1, 3, 2), lambda d: d[:, :2]])
+def test_a_folder_that_the_conversion_refuses_for_its_shape(refused, pairs, tmp_path, change):
+    seismic, velocity = pairs["CurveVel_A"]
+    folder = write(tmp_path / "CurveVel_A", change(seismic), velocity)
+    for words in (("check", folder), ("convert", folder, "--family", "CurveVel_A")):
+        refused(*words, saying=("has records of shape", "but the survey gives (5, 1000, 70)"))
+
+
+def test_several_records_in_one_file(fwi, refused, pairs, tmp_path):
+    seismic = pairs["CurveFault_B"][0][:2]
+    np.save(tmp_path / "two.npy", seismic)
+    (tmp_path / "two.npy").rename(tmp_path / "TWO.NPY")
+    assert fwi("check", tmp_path / "TWO.NPY").code == 0
+    np.save(tmp_path / "two.npy", np.stack([seismic[0], seismic[1] * 0]))
+    refused("check", tmp_path / "two.npy", saying=("record 1 holds no signal",))
+    np.save(tmp_path / "maps.npy", pairs["CurveFault_B"][1])
+    assert "maps, not records" in check_record(tmp_path / "maps.npy").problems[0]
+
+
+def test_foreign_files_are_told_by_their_content(refused, pairs, tmp_path):
+    d = pairs["Style_B"][0][0]
+    np.savez(tmp_path / "a.npz", pressure=d); np.save(tmp_path / "a.npy", d)
+    (tmp_path / "a.npy.gz").write_bytes(gzip.compress((tmp_path / "a.npy").read_bytes()))
+    head = bytearray(b"C 1 CLIENT".ljust(3600)); head[3224:3226] = struct.pack(">h", 1)
+    trace = bytearray(240); trace[114:118] = struct.pack("<HH", 1000, 1000)
+    (tmp_path / "line.npy").write_bytes(bytes(head) + bytes(4240))  # its name lies
+    (tmp_path / "line.su").write_bytes((bytes(trace) + bytes(4000)) * 3)
+    (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0 MAT-file, Platform".ljust(200))
+    (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n".ljust(100))
+    for name, kind, words in (("a.npz", "npz", "archive of pressure"), ("a.npy.gz", "gzip", "gunzip"),
+            ("line.npy", "segy", "segyio"), ("line.su", "su", "Seismic Unix"), ("a.mat", "mat", "loadmat"),
+            ("a.h5", "hdf5", "h5py")):
+        assert recognise(tmp_path / name) == kind
+        refused("check", tmp_path / name, saying=(name, words, "(shots, time, receivers)"))
+    assert recognise(tmp_path / "a.npy") == "npy" and recognise(tmp_path / "none") == "none"
+    with pytest.raises(InputError, match="does not exist"): read_array(tmp_path / "none.npy")
+    torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
+    assert recognise(tmp_path / "a.pt") == "weights"
+
+
+def test_folders_are_told_apart(mini, data, tmp_path):
+    assert [recognise(p) for p in (mini, mini / "checkpoints" / "step-60", data, tmp_path)] == [
+        "run", "checkpoint", "store", "empty folder"]
+    write(tmp_path / "set", np.zeros((2, 5, 4, 3)), np.zeros((2, 1, 3, 3)))
+    assert recognise(tmp_path / "set") == "data set" and recognise(tmp_path / "set/data") == "records"
+    with pytest.raises(InputError, match="is a trained run"): inspect_folder(mini)
