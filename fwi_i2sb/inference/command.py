@@ -195,7 +195,7 @@ def _write(options: InvertOptions, run: TrainedRun, work: Work, folder: Path, pr
         path = result.save(folder / f"{work.name}.npz", **({} if truth is None else {"truth": truth}))
         figure = plot.plot_result(start=result.start[0], mean=result.mean[0], std=result.std[0],
             truth=None if truth is None else truth[0], seismic=seismic, resimulated=again, survey=run.survey,
-            limits=(run.scale.low, run.scale.high))
+            limits=(run.scale.low, run.scale.high), start_name=str(work.start))
         with atomic(path.with_suffix(".png")) as part: figure.savefig(part, format="png", dpi=120)
         _warn(work.name, provenance)
         return path, report(result, misfits, truth), misfits
