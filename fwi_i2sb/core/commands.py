@@ -17,6 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from .errors import InputError
+from .files import home
 from .registry import import_plugin
 
 # %% ../../nbs/A0_core/02_commands.ipynb #48eee16e
@@ -58,6 +59,8 @@ def option_group(cls: type) -> type:
     def __init__(self, *values, **named):
         try: checked(self, *values, **named)
         except ValidationError as error: raise _sentence(error) from None
+        for f in dataclasses.fields(self):
+            if isinstance(path := getattr(self, f.name), Path): object.__setattr__(self, f.name, home(path))
 
     made.__init__ = __init__
     return made

@@ -4,9 +4,11 @@
 
 # %% auto #0
 __all__ = ['FREE_OPTIONS', 'RunOptions', 'DataOptions', 'OptimOptions', 'LogOptions', 'DeviceOptions', 'TrainOptions',
-           'run_identity', 'first_difference']
+           'run_identity', 'absolute', 'first_difference']
 
 # %% ../../nbs/07_training/00_options.ipynb #613e10ed
+import os
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -119,8 +121,16 @@ def run_identity(options: TrainOptions) -> dict:
         for name, value in values.items() if f"{group}.{name}" not in free}
 
 
+def absolute(options: TrainOptions) -> TrainOptions:
+    "The same options with absolute paths: a run is read from other folders than it was trained from."
+    groups = {f.name: getattr(options, f.name) for f in fields(options)}
+    paths = {name: {f.name: Path(os.path.abspath(getattr(group, f.name))) for f in fields(group)
+        if isinstance(getattr(group, f.name), Path)} for name, group in groups.items()}
+    return replace(options, **{name: replace(groups[name], **found) for name, found in paths.items() if found})
+
+
 def first_difference(old: TrainOptions, new: TrainOptions) -> str | None:
     "The first option that makes `new` another run than `old`, as `--name (old, now new)`; None if it is the same run."
-    before, now = run_identity(old), run_identity(new)
+    before, now = run_identity(absolute(old)), run_identity(absolute(new))
     return next(
         (f"{flag} ({before.get(flag)}, now {value})" for flag, value in now.items() if before.get(flag) != value), None)

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from ..core.errors import InputError
+from ..core.files import write_text
 from ..core.commands import options_to_dict
 from .options import TrainOptions
 
@@ -59,7 +60,7 @@ def open_tracker(
     except Exception as error: raise InputError(f"--log-writer {name} cannot start: {error}") from None
     tracker = accelerator.get_tracker(name)
     if accelerator.is_main_process and name != "tensorboard":
-        note.write_text(tracker.tracker.id if name == "wandb" else tracker.tracker.info.run_id)
+        write_text(note, tracker.tracker.id if name == "wandb" else tracker.tracker.info.run_id)
     return tracker
 
 # %% ../../nbs/07_training/07_trackers.ipynb #23847763
