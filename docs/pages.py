@@ -93,7 +93,7 @@ def options_page(commands: dict, option_table) -> str:
     "One section for each command; the groups of a command as they stand in its --help."
     parts = ["# Options", "`--a-b` and `--a_b` are the same option. Those of `train` carry the names of the published "
              "scripts; `python -m fwi_i2sb.train` is the same command. A word in capitals is given by its place."]
-    for name, (_, options) in commands.items():
+    for name, (_, options) in ((name, command.load()) for name, command in commands.items()):
         table = option_table(options)
         for field in dataclasses.fields(options):
             flag, place = f"| `--{field.name.replace('_', '-')}` |", f"| `{field.name.upper()}` |"
@@ -118,13 +118,14 @@ def help_text(main, argv: list[str]) -> str:
 
 def command_pages(commands: dict, main) -> dict[str, str]:
     "The overview, and a page for each command."
-    rows = [[f"[`{name}`](commands/{name}.md)", options.__doc__] for name, (_, options) in commands.items()]
+    rows = [[f"[`{name}`](commands/{name}.md)", command.about] for name, command in commands.items()]
     tree = "\n".join(["```{toctree}", ":hidden:", "", *[f"commands/{name}" for name in commands], "```"])
     about = ("`fwi-i2sb COMMAND [options]`, in the order of a working day. Every command can be interrupted "
              "and repeated; a mistake is one sentence and exit code 2.")
     pages = {"commands": "\n\n".join(["# Command line", about, markdown(["command", "what it does"], rows), tree])}
-    for name, (_, options) in commands.items():
-        pages[f"commands/{name}"] = f"# {name}\n\n{options.__doc__}\n\n```text\n{help_text(main, [name])}\n```\n"
+    for name, command in commands.items():
+        about = command.load()[1].__doc__
+        pages[f"commands/{name}"] = f"# {name}\n\n{about}\n\n```text\n{help_text(main, [name])}\n```\n"
     return {name: page + "\n" for name, page in pages.items()}
 
 

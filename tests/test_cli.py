@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import fwi_i2sb
-from fwi_i2sb import cli
+from fwi_i2sb.cli import COMMANDS
+from fwi_i2sb.data.command import CheckOptions
 from fwi_i2sb.core.commands import run_command
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.training.options import OptimOptions
@@ -60,7 +61,19 @@ def test_help_lists_the_commands_in_the_order_of_a_working_day():
     assert places == sorted(places)
 
 
-@pytest.mark.parametrize("module", ["fwi_i2sb", "fwi_i2sb.cli", "fwi_i2sb.train", "fwi_i2sb.bench"])
+def test_the_list_of_commands_loads_none_of_them():
+    code = ("import sys; from fwi_i2sb.cli import COMMANDS, main; main(['--help']); main(['--version']); "
+        "assert not {'torch', 'matplotlib', *(f'fwi_i2sb.{c.module}' for c in COMMANDS.values())} & {*sys.modules}")
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.endswith(f"fwi_i2sb {fwi_i2sb.__version__}\n")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_list_of_commands_says_what_each_says_itself(name):
+    assert COMMANDS[name].load()[1].__doc__.startswith(COMMANDS[name].about)
+
+
+@pytest.mark.parametrize("module", ["fwi_i2sb models", "fwi_i2sb.cli models", "fwi_i2sb.train", "fwi_i2sb.bench"])
 def test_a_program_says_how_threads_wait_before_torch_is_loaded(module, tmp_path):
     (tmp_path / "sitecustomize.py").write_text("""
 import builtins, os, sys
@@ -72,7 +85,8 @@ builtins.__import__ = look
 """)
     env = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
     env["PYTHONPATH"] = os.pathsep.join([str(tmp_path), str(Path(fwi_i2sb.__file__).parents[1])])
-    done = subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, env=env, check=True)
+    done = subprocess.run([sys.executable, "-m", *module.split(), "--help"], capture_output=True, text=True, env=env,
+        check=True)
     assert done.stdout.startswith("waits: PASSIVE\n"), done.stdout[:200]
 
 
@@ -133,7 +147,7 @@ def test_an_error_of_the_system_is_said_in_its_own_words(capsys):
             (OSError("no such device"), "error: no such device\n"),
             (FileNotFoundError(2, "No such file", "map.npy"), "error: map.npy: No such file\n")):
         def work(options): raise error
-        with pytest.raises(SystemExit) as stop: run_command(work, cli.CheckOptions, ["data"])
+        with pytest.raises(SystemExit) as stop: run_command(work, CheckOptions, ["data"])
         assert stop.value.code == 2 and capsys.readouterr().err == words
 
 

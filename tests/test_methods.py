@@ -300,7 +300,8 @@ def test_one_file_adds_one_of_each(fwi, trained, refused, data, mini, tmp_path):
     listed = fwi("models", "--import", file, "--encoder", "mean-trace").out
     assert re.search(r"^narrow +residual, bridge +\d+ ", listed, re.M)
     assert re.search(r"^tiny +bridge, ddpm, regression, gan, residual ", listed, re.M)  # every U-Net can learn it
-    for kind, name in (("encoder", "mean-trace"), ("loss", "huber"), ("starting model", "flat"), ("sampler", "late-ode")):
+    for kind, name in (("encoder", "mean-trace"), ("loss", "huber"), ("starting model", "flat"),
+            ("sampler", "late-ode")):
         assert re.search(rf"^{kind} .*\b{name}\b", listed, re.M)
     shown = " ".join(fwi("train", "--import", file, "--help").out.replace("│", "").split())
     for ours, name in zip(("velocitygan", "gan", "conv", "first-guess", "l1"), names):

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..plot import draw_models, new_figure
+from ..plot import draw_models, new_figure, own_style
 from ..data.scale import OPENFWI_SCALE
 from ..physics.wave import OPENFWI
 
@@ -56,6 +56,7 @@ def _draw_spread(ax, values, k):
     ax.set(xlabel="spread of the samples (m/s)", ylabel="RMSE (m/s)", xlim=(0, top), ylim=(0, top))
 
 # %% ../../nbs/09_evaluation/01_card_figure.ipynb #09aab540
+@own_style
 def card_figure(
     card: dict,  # from `evaluate`, or read from card.json
 ) -> Figure:
@@ -73,6 +74,6 @@ def card_figure(
         _draw_spread(axes[2], [entry for entry in card["values"] if entry["kind"] == "method"],
             card["settings"]["samples"])
     draw_models(lower, *(np.array(card["example"][name], dtype=float) for name in ("truth", "start", "mean", "std")),
-        survey, "batlow", limits)
+        survey, "batlow", limits, rows[0]["start"])
     figure.suptitle(f"{card['name']} ({card['method']}), records {card['degradation']['text']}", fontsize="medium")
     return figure

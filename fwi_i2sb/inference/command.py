@@ -139,7 +139,7 @@ def invert_command(options: InvertOptions) -> Path:
     path = result.save(folder / f"{name}.npz", **({} if truth is None else {"truth": truth}))
     figure = plot.plot_result(start=result.start[0], mean=result.mean[0], std=result.std[0],
         truth=None if truth is None else truth[0], seismic=seismic[0], resimulated=again["mean"][0], survey=run.survey,
-        limits=(run.scale.low, run.scale.high))
+        limits=(run.scale.low, run.scale.high), start_name=result.provenance["start"])
     with atomic(path.with_suffix(".png")) as part: figure.savefig(part, format="png", dpi=120)
     print(report(result, misfits, truth))
     print(f"wrote {path} and {path.with_suffix('.png')}")

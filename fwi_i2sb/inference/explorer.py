@@ -189,7 +189,8 @@ def _maps_of(pair, inversion):
 @_stage
 def _figure(explorer, pair, inversion) -> plot.Figure:
     return _settled(explorer, "maps",
-        plot.plot_result(survey=explorer.run.survey, limits=explorer.limits, **_maps_of(pair, inversion)))
+        plot.plot_result(survey=explorer.run.survey, limits=explorer.limits,
+            start_name=inversion.provenance["start"], **_maps_of(pair, inversion)))
 
 @_stage
 def _maps(explorer, figure, x) -> bytes:
