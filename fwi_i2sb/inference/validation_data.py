@@ -47,6 +47,9 @@ def validation_data(
 
     Raises `InputError` where survey, time samples, maps or velocities are not those that the run can take."""
     data = _located(run.options.data, dataset_dir, store_dir, dataset_name)
+    if not dataset_dir and not data.dataset_dir.is_dir():
+        raise InputError(f"the data set of the run, {data.dataset_dir}, is not there: say with --dataset-dir where it "
+            f"lies now")
     data = replace(data, time_samples=run.spec.time_samples)
     store, = open_store(replace(run.options, data=data), splits=("val",))
     check_survey(run, store.survey)
