@@ -7,10 +7,8 @@ from . import (
 )
 from .core.errors import InputError as InputError
 from .data.generate import generate as generate
-from .data.multi_family import MultiFamilyStore as MultiFamilyStore
 from .data.scale import VelocityScale as VelocityScale
-from .data.spec import DataSpec as DataSpec
-from .data.store import StoreDataset as StoreDataset, convert as convert
+from .data.store import convert as convert
 from .diffusion.bridge import Bridge as Bridge
 from .diffusion.sampling import sample as sample
 from .evaluation.evaluate import evaluate as evaluate
@@ -18,7 +16,6 @@ from .examples import mini_run as mini_run
 from .explore import explore as explore
 from .inference.invert import load_run as load_run
 from .methods.options import ModelOptions as ModelOptions
-from .methods.registry import build_method as build_method, register_method as register_method
 from .metrics.accuracy import mae as mae, misfit as misfit, rmse as rmse, ssim as ssim
 from .physics.wave import OPENFWI as OPENFWI, Survey as Survey, simulate as simulate
 from .plot import plot_gather as plot_gather, plot_maps as plot_maps, plot_result as plot_result
