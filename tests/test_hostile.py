@@ -1,6 +1,7 @@
 "Machines, folders and runs of strangers: each works, degrades with one warning, or is refused at the start."
 import errno
 import fcntl
+import json
 import os
 import shutil
 import signal
@@ -9,21 +10,25 @@ import sys
 import textwrap
 import time
 import warnings
+from pathlib import Path
 
+import numpy as np
 import pytest
 from processes import PATIENCE, arguments, free_port
 from torch.utils.data import DataLoader
 
 from fwi_i2sb.core import files
+from fwi_i2sb.core.commands import parse
 from fwi_i2sb.core.errors import InputError
-from fwi_i2sb.core.files import atomic, check_writable, claim, locked, write_text
+from fwi_i2sb.core.files import atomic, check_writable, claim, locked, open_npy, write_text
 from fwi_i2sb.core.workers import end_on_failure, read_ahead
+from fwi_i2sb.data.openfwi import discover, find_root
 from fwi_i2sb.train import stop_signal
 from fwi_i2sb.training import run_dir
-from fwi_i2sb.training.options import DeviceOptions
+from fwi_i2sb.training.options import DataOptions, DeviceOptions, first_difference, RunOptions, TrainOptions
 from fwi_i2sb.training.processes import environment, join, rank_variables
 from fwi_i2sb.training.ranks import find_ranks, Ranks
-from fwi_i2sb.training.run_dir import checkpoints, save_checkpoint
+from fwi_i2sb.training.run_dir import checkpoints, read_config, read_metrics, save_checkpoint, write_config
 
 
 @pytest.fixture(autouse=True)
@@ -222,3 +227,110 @@ def test_flags_and_variables_that_contradict_each_other(flags, env, words):
     (dict(SLURM_NTASKS="4", SLURM_PROCID="0"), "srun did not start")])
 def test_what_an_earlier_command_left_is_named_and_ignored(env, word):
     with pytest.warns(UserWarning, match=word): assert find_ranks(DeviceOptions(device="cpu"), env) == Ranks()
+
+
+# paths
+
+def test_the_home_directory_is_meant_by_its_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = parse(TrainOptions, ["--result-dir=~/runs", "--ckpt=~/old", "--dataset-dir", "~/data", "--dataset-name",
+        "Style_A"])
+    assert (options.run.result_dir, options.run.ckpt, options.data.dataset_dir) == (tmp_path / "runs",
+        tmp_path / "old", tmp_path / "data")
+    np.save(tmp_path / "map.npy", np.ones((2, 2)))
+    assert open_npy("~/map.npy").shape == (2, 2)
+    with pytest.raises(InputError, match="~nobody_of_that_name"): RunOptions("~nobody_of_that_name/runs")
+
+
+def test_a_run_is_read_and_continued_from_other_folders(mini, tmp_path, monkeypatch):
+    options, spec = read_config(mini)
+    monkeypatch.chdir(tmp_path)
+    relative = TrainOptions(RunOptions("runs"), DataOptions("data", "CurveVel_A", store_dir="store"))
+    write_config(tmp_path / "run", relative, spec)
+    write_config(tmp_path / "old", options, spec)
+    monkeypatch.chdir("/")
+    stored = read_config(tmp_path / "run")[0]
+    assert (stored.data.dataset_dir, stored.data.store_dir) == (tmp_path / "data", tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    assert first_difference(stored, relative) is first_difference(relative, relative) is None
+
+
+def test_data_that_are_gone_are_asked_for(refused, mini, tmp_path):
+    shutil.copytree(mini, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"]["dataset_dir"] = "once/CurveVel_A"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    refused("invert", tmp_path / "run", "--records", 1, "--out", tmp_path / "out",
+        saying=("once/CurveVel_A", "--dataset-dir"))
+    assert not (tmp_path / "out").exists()
+
+
+def small_files(folder, names):
+    "Files with headers that fit, as pairs of a seismic and a velocity file."
+    for seismic, velocity in names:
+        for name, shape in ((seismic, (2, 2, 8, 4)), (velocity, (2, 1, 4, 4))):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            np.save(folder / name, np.zeros(shape, np.float32))
+    return folder
+
+
+@pytest.mark.parametrize("names, trap", [
+    ([("seis2_1_0.npy", "vel2_1_0.npy"), ("seis2_1_33.npy", "vel2_1_33.npy")], "._seis2_1_0.npy"),
+    ([("train/data/a.npy", "train/model/a.npy"), ("val/data/b.npy", "val/model/b.npy")], "train/model/.~a.npy")])
+def test_files_that_another_system_left_are_passed_over(tmp_path, names, trap):
+    root = small_files(tmp_path / "CurveFault_A", names)
+    (root / trap).write_bytes(bytes(64))
+    assert [pair.seismic.name for pair in discover(root, "CurveFault_A", split="train")] == [Path(names[0][0]).name]
+
+
+@pytest.mark.parametrize("name", ["flatfault-b", "FlatFault-B", "train_samples/FLATFAULT_B"])
+def test_a_family_is_found_in_every_spelling_of_its_folder(tmp_path, name):
+    small_files(tmp_path / name, [("seis6_1_0.npy", "vel6_1_0.npy")])
+    assert find_root(tmp_path, "FlatFault_B") == tmp_path / name
+    with pytest.raises(InputError, match="holds FlatFault_B, not FlatFault_A"):
+        find_root(tmp_path / name, "FlatFault_A")
+
+
+def test_half_of_a_data_set_names_the_whole(tmp_path):
+    small_files(tmp_path / "Style_A", [("data/data1.npy", "model/model1.npy")])
+    with pytest.raises(InputError, match=f"one half .* {tmp_path / 'Style_A'}$"):
+        find_root(tmp_path / "Style_A" / "model", "Style_A")
+
+
+# files and numbers that would take all there is
+
+def test_what_is_no_file_or_does_not_fit_is_not_read(refused, mini, tmp_path):
+    for name in ("pipe.npy", "queue.npy"): os.mkfifo(tmp_path / name)
+    huge = np.lib.format.open_memmap(tmp_path / "huge.npy", "w+", "u1", (2 * 10**5, 5, 1000, 70))
+    maps = np.lib.format.open_memmap(tmp_path / "maps.npy", "w+", "f8", (10**7, 70, 70))
+    del huge, maps
+    for option, name, reason in (("--record", "pipe.npy", "pipe or a device"),
+            ("--start", "queue.npy", "pipe or a device"), ("--record", "huge.npy", "GB of memory"),
+            ("--start", "maps.npy", "10000000 starting models")):
+        more = () if option == "--record" else ("--records", 1)
+        refused("invert", mini, "--nfe", 1, option, tmp_path / name, "--out", tmp_path / "out", *more, saying=(reason,))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option, value", [("--interval", 10**12), ("--image-size", 4096), ("--seed", 2**63),
+    ("--seed", 10**25), ("--batch-size", 2**40), ("--num-itr", 10**10), ("--loader-workers", 10**4),
+    ("--beta-max", 1e30), ("--t0", 1e200), ("--base-noise", 1e38), ("--cond-weight", 1e300), ("--keep", 10**18),
+    ("--lr", 1e300), ("--num-proc-node", 10**7), ("--corrupt", "blur-openfwi_benchmark:5000"),
+    ("--corrupt", "linear:1e300,blur-openfwi_benchmark:8:1")])
+def test_numbers_without_an_end_are_refused_and_leave_nothing(refused, data, tmp_path, option, value):
+    refused("train", *arguments(data, tmp_path / "runs", "huge", option, value))
+    assert everything(tmp_path) == []
+
+
+def test_a_line_of_the_log_that_suffered_is_passed_over(tmp_path):
+    lines = ['{"step": 1, "loss": 1.0}', '{"stfp": 2}', "3", "null", '{"step": "4"}', '{"step": true}', "[" * 9999, "{"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 9}', ""]))
+    with pytest.warns(UserWarning, match="passed over") as told:
+        assert [row["step"] for row in read_metrics(tmp_path)] == [1, 9]
+    assert len(told) == 1
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(refused, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("fwi_i2sb.data.command.inspect_folder", lambda *given, **named: pytest.fail("work has begun"))
+    refused("check", data, "--json", tmp_path, saying=("is a folder", "--json"))
+    refused("models", "--json", "", saying=("--json",))
