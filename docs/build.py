@@ -13,6 +13,8 @@ sys.path[:0] = [str(HERE), str(ROOT)]
 import pages
 from notebooks import Chapter, Links, Stage, find_chapters, is_book, opening, page_of
 
+from fwi_i2sb.core.tables import markdown_table
+
 settings = configparser.ConfigParser(delimiters=["="])
 settings.read(ROOT / "settings.ini", encoding="utf-8")
 PACKAGE = settings["DEFAULT"]["lib_name"]
@@ -31,7 +33,7 @@ def listed(notebooks: list[str], folder: str) -> str:
     rows = [(path, *opening(read(path))) for path in notebooks]
     up = "../" * bool(folder)
     cells = [[f"[{title}]({up}{path}.ipynb)", about] for path, title, about in rows]
-    return pages.markdown(["notebook", "what it is about"], cells)
+    return markdown_table(["notebook", "what it is about"], cells)
 
 
 def chapter_page(chapter: Chapter) -> str:

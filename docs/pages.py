@@ -13,17 +13,14 @@ from types import ModuleType
 
 from docments import to_rst
 
+from fwi_i2sb.core.tables import markdown_table
+
 SCORES = {"SSIM": ("ssim", ".3f"), "CRPS (m/s)": ("crps", ".1f"), "misfit": ("misfit", ".3f"),
           "spread / error": ("spread_skill", ".2f"), "in 90 %": ("coverage_90", ".2f"), "calls": ("network_calls", "g")}
 SEEN = "\\* the start is the true map, blurred: it has seen the answer"
 
 
 # ---- results
-def markdown(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(str(word).replace("|", "\\|") for word in line) + " |" for line in lines)
-
-
 def number(value, form: str = "g") -> str:
     if isinstance(value, float): return format(value, form)
     return "–" if value is None else str(value)
@@ -41,14 +38,15 @@ def score_rows(rows: list[dict], names: list[str]) -> str:
         interval = "\u00a0({:.1f}\u2060–\u2060{:.1f})".format(*row["mae_interval"]) if row["mae_interval"] else ""
         scores = [number(row[key], form) for key, form in SCORES.values()]
         lines.append([*words, number(row["mae"], ".1f") + interval, *scores])
-    table = markdown([*names, "MAE (m/s)", *SCORES], lines)
+    table = markdown_table([*names, "MAE (m/s)", *SCORES], lines)
     return table + f"\n\n{SEEN}" * any(row["sees_truth"] for row in rows)
 
 
 def all_rows(rows: list[dict]) -> str:
     "A whole table of results: what describes a row, then its scores; other rows than a card's are shown as they are."
     keys = list(rows[0])
-    if "sees_truth" not in keys: return markdown(keys, [[number(row[key], ".4g") for key in keys] for row in rows])
+    if "sees_truth" not in keys:
+        return markdown_table(keys, [[number(row[key], ".4g") for key in keys] for row in rows])
     names = [key for key in keys[:keys.index("start") + 1] if not isinstance(rows[0][key], (list, dict))]
     more = [key for key in ("nfe",) if key.upper() not in names and len({row[key] for row in rows}) > 1]
     return score_rows(rows, [*names, *more])
@@ -71,7 +69,7 @@ def seeds_table(results: Path, name: str) -> str:
     for rows in zip(*[[row for row in read_rows(path) if row["steps"]] for path in files]):
         scores = [", ".join(f"{row[key]:.1f}" for row in rows) for key in ("mae", "crps")]
         lines.append([rows[0]["name"], rows[0]["start"] + "\\*" * rows[0]["sees_truth"], *scores])
-    return markdown(["name", "start", f"MAE (m/s) of seeds {seeds}", "CRPS (m/s)"], lines) + f"\n\n{SEEN}"
+    return markdown_table(["name", "start", f"MAE (m/s) of seeds {seeds}", "CRPS (m/s)"], lines) + f"\n\n{SEEN}"
 
 
 def result_page(results: Path, name: str, notebook: str | None, title: str, about: str, image: bool) -> str:
@@ -120,9 +118,10 @@ def command_pages(commands: dict, main) -> dict[str, str]:
     "The overview, and a page for each command."
     rows = [[f"[`{name}`](commands/{name}.md)", command.about] for name, command in commands.items()]
     tree = "\n".join(["```{toctree}", ":hidden:", "", *[f"commands/{name}" for name in commands], "```"])
-    about = ("`fwi-i2sb COMMAND [options]`, in the order of a working day. Every command can be interrupted "
+    about = ("`fwi-i2sb COMMAND [options]`, in the order of their use. Every command can be interrupted "
              "and repeated; a mistake is one sentence and exit code 2.")
-    pages = {"commands": "\n\n".join(["# Command line", about, markdown(["command", "what it does"], rows), tree])}
+    table = markdown_table(["command", "what it does"], rows)
+    pages = {"commands": "\n\n".join(["# Command line", about, table, tree])}
     for name, command in commands.items():
         about = command.load()[1].__doc__
         pages[f"commands/{name}"] = f"# {name}\n\n{about}\n\n```text\n{help_text(main, [name])}\n```\n"

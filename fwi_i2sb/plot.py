@@ -36,7 +36,7 @@ def own_style(
 def png(
     figure: Figure,  # drawn at its own dots per inch
 ) -> bytes:  # a PNG file
-    "A figure as the bytes of a picture."
+    "A figure as the bytes of a PNG file."
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=figure.dpi)
     return file.getvalue()
@@ -49,7 +49,7 @@ class _Figure(Figure):
 def new_figure(
     width: float, height: float,  # in inches
 ) -> Figure:
-    "An empty figure, drawn without a screen."
+    "An empty figure that needs no display."
     return _Figure(figsize=(width, height), dpi=100, layout="constrained")
 
 # %% ../nbs/05_metrics/03_plot.ipynb #af3a1b03
@@ -162,7 +162,7 @@ def draw_models(figure, truth, start, mean, std, survey, cmap, limits=OPENFWI_LI
 
 # %% ../nbs/05_metrics/03_plot.ipynb #8c96a8e4
 def _draw_records(figure, observed, again, survey, shot, name="the mean"):
-    "A gather, and what a re-simulation adds to it: the lower row of `plot_result`."
+    "A gather and, if given, its re-simulation: the lower row of `plot_result`."
     panels = {f"observed\nshot at {survey.sources[shot][0]:g} m": observed[shot]}
     left = figure
     if again is not None:
@@ -195,9 +195,9 @@ def plot_result(
     start,  # starting model in m/s, one map
     mean,  # mean of the samples in m/s
     std,  # their standard deviation in m/s
-    truth=None,  # true map in m/s, None for a record of one's own
-    seismic=None,  # the record inverted, (shots, time, receivers); None leaves the lower row out
-    resimulated=None,  # the same simulated in `mean`, with the same time samples; None leaves its panels out
+    truth=None,  # true map in m/s, None for a record without truth
+    seismic=None,  # the record inverted, (shots, time, receivers); None omits the lower row
+    resimulated=None,  # the same simulated in `mean`, with the same time samples; None omits its panels
     survey: Survey = OPENFWI,  # supplies spacing, time axis and positions
     shot: int | None = None,  # the shot drawn, the middle one if None
     cmap: str = "batlow",  # for velocity, see `colour_map`

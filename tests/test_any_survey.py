@@ -63,7 +63,7 @@ def test_check_takes_its_numbers_from_the_survey(own_data, survey_file, tmp_path
     try:
         refused("check", own_data, saying=("problem",))
         assert fwi("check", own_data, "--survey", survey_file, *RANGE).code == 0
-        assert "leaves the network's 1500 to 4500 m/s" in fwi("check", own_data, "--survey", survey_file).out
+        assert "is outside the network's 1500 to 4500 m/s" in fwi("check", own_data, "--survey", survey_file).out
     finally: (tmp_path / "generate.json").rename(own_data / "generate.json")
     np.save(tmp_path / "record.npy", files(own_data)[0][0])
     assert fwi("check", tmp_path / "record.npy", "--survey", survey_file, *RANGE).code == 0
@@ -131,7 +131,8 @@ def test_data_of_others_under_a_name_of_their_own(own_data, survey_file, tmp_pat
     before = (tmp_path / "Field" / "val" / "manifest.json").read_bytes()
     shutil.rmtree(tmp_path / "Field" / "train")  # whoever judges a run needs no training records
     run = tmp_path / "runs" / "field"
-    assert fwi("evaluate", run, "--records", 2, "--samples", 1, "--nfe", 1, "--misfit-records", 1).code == 0
+    judged = fwi("evaluate", run, "--records", 2, "--samples", 1, "--nfe", 1, "--misfit-records", 1, "--published")
+    assert judged.code == 0 and "OpenFWI published no figures for Field" in judged.out
     assert (tmp_path / "Field" / "val" / "manifest.json").read_bytes() == before
 
 
@@ -203,7 +204,8 @@ def test_the_card_is_in_that_range_and_needs_no_training_records(own_run, own_da
         "--nfe", 2, "--misfit-records", 1, "--clip-denoise", "on", "--out", tmp_path / "card")
     assert done.code == 0, done
     card = json.loads((tmp_path / "card" / "card.json").read_text())
-    assert card["velocity_range"] == [1480, 5500] and card["dx"] == 12.5 and card["settings"]["clip"] is True
+    assert card["velocity_range"] == [1480, 5500] and card["dx"] == 12.5 and card["low_band"] == SURVEY.freq / 3
+    assert card["settings"]["clip"] is True
     assert np.shape(card["example"]["mean"]) == CELLS and card["units"]["mae_norm"] == "2010 m/s"
     for row in card["rows"]: assert row["mae_norm"] == pytest.approx(row["mae"] / SCALE.unit)
     assert (tmp_path / "card" / "card.png").stat().st_size > 10_000

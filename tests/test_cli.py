@@ -1,4 +1,4 @@
-"The commands as a user meets them: the working day, and every kind of bad input."
+"The commands as a user runs them: the basic workflow, and every kind of bad input."
 import json
 import os
 import shutil
@@ -50,7 +50,7 @@ def record(data, tmp_path) -> Path:
     return path
 
 
-# the working day
+# the basic workflow
 
 def test_help_lists_the_commands_in_the_order_of_a_working_day():
     shown = {subprocess.run([sys.executable, "-m", module, "--help"], capture_output=True, text=True, check=True).stdout
@@ -223,7 +223,7 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
     for words in ((["invert", checkpoint], ["evaluate", checkpoint],
             train_words(data, tmp_path / "runs", "--ckpt", checkpoint))):
         refused(*words, saying=("damaged", checkpoint.name))
-    refused("invert", tmp_path / "run", saying=("no sound checkpoint",))
+    refused("invert", tmp_path / "run", saying=("no valid checkpoint",))
     assert files(tmp_path) == before
 
 
@@ -333,7 +333,7 @@ def test_starts_that_cannot_be(refused, mini, record, tmp_path):
 def test_a_record_and_what_chooses_validation_records(refused, mini, record, tmp_path):
     for words in (("--records", 3), ("--dataset-dir", tmp_path), ("--store-dir", tmp_path)):
         refused("invert", mini, "--record", record, *words, "--out", tmp_path / "out",
-            saying=(words[0], "--record brings its own"))
+            saying=(words[0], "has no effect with --record"))
     assert not (tmp_path / "out").exists()
 
 

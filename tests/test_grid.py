@@ -295,14 +295,14 @@ def test_numbers_of_a_job_that_cannot_be_are_refused(folder, experiment, option,
 
 
 WRONG = {
-    "no YAML": ("notebook: [", "no YAML"),
+    "no YAML": ("notebook: [", "is not YAML"),
     "no mapping": ("- 1", "entries notebook, out and cross"),
     "unknown entry": (dict(crossed={}), "did you mean 'cross'"),
     "unknown parameter": (dict(cross=dict(sizes=[1])), "did you mean 'size'"),
     "no output folder": ("notebook: tiny.ipynb", "no entry 'out'"),
     "missing notebook": (dict(notebook="none.ipynb"), "there is no notebook"),
-    "no notebook": (dict(notebook="grid.yaml"), "is no notebook"),
-    "no cells": (dict(notebook="empty.ipynb"), "is no notebook"),
+    "no notebook": (dict(notebook="grid.yaml"), "is not a notebook"),
+    "no cells": (dict(notebook="empty.ipynb"), "is not a notebook"),
     "no output name": (dict(out=""), "out must be"),
     "empty list": (dict(cross=dict(size=[])), "at least one value"),
     "no list": (dict(cross=dict(size=1)), "at least one value"),
@@ -319,8 +319,8 @@ WRONG = {
     "date in a cell": ("notebook: tiny.ipynb\nout: results\ncells: [{name: 2020-01-01}]", "cannot be a parameter"),
     "no finite number": (dict(fixed=dict(rate=float("nan"))), "give finite numbers"),
     "infinite": (dict(cross=dict(rate=[float("inf")])), "give finite numbers"),
-    "key that is a list": ("notebook: tiny.ipynb\nout: results\ncross: {? [1, 2] : [3]}", "the key [1, 2] is no text"),
-    "key that is a number": ("notebook: tiny.ipynb\nout: results\nfixed: {name: {1: 2}}", "the key 1 is no text"),
+    "key that is a list": ("notebook: tiny.ipynb\nout: results\ncross: {? [1, 2] : [3]}", "the key [1, 2] is not text"),
+    "key that is a number": ("notebook: tiny.ipynb\nout: results\nfixed: {name: {1: 2}}", "the key 1 is not text"),
 }
 
 

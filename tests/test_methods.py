@@ -138,7 +138,7 @@ def test_what_a_method_would_ignore_is_refused(refused, data, tmp_path):
 
 def test_what_a_run_cannot_do_is_refused(trained, refused):
     run = trained("regression", "--num-itr", 1, "--method", "regression")
-    refused("invert", run, "--nfe", 5, saying=("answers in one network call",))
+    refused("invert", run, "--nfe", 5, saying=("makes one network call",))
     refused("invert", run, "--sampler", "sde", saying=("unknown sampler 'sde'",))
     refused("invert", run, "--eta", 0.5, saying=("draws no noise",))
     refused("invert", run, "--fwi-iterations", 2, "--nfe", 3, saying=("--nfe", "--fwi-iterations"))

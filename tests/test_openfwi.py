@@ -70,7 +70,7 @@ def test_wrong_folders(tmp_path):
         find_root(tmp_path / "FlatVel_A", "CurveVel_A")
     with pytest.raises(InputError, match="did you mean 'FlatVel_A'"): find_root(tmp_path, "FlatVelA")
     shard(tmp_path / "FlatVel_A", "data/data61.npy", "model/model61.npy")
-    with pytest.raises(InputError, match="data61.npy is no official file"):
+    with pytest.raises(InputError, match="data61.npy is not an official file"):
         discover(tmp_path, "FlatVel_A", split="train")
 
 

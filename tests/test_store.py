@@ -21,7 +21,8 @@ from fwi_i2sb.data.check import verify_store
 from fwi_i2sb.data.multi_family import MultiFamilyStore
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.scale import OPENFWI_SCALE, VelocityScale
-from fwi_i2sb.data.store import convert, read_manifest, StoreDataset
+from fwi_i2sb.data.manifest import read_manifest
+from fwi_i2sb.data.store import convert, StoreDataset
 from fwi_i2sb.physics.wave import OPENFWI, surface_survey
 
 # two shots of 40 samples over a map of 12 x 12 cells: conversions take milliseconds
@@ -444,5 +445,5 @@ def test_memory_stays_far_below_a_shard(tmp_path):
 def test_too_little_memory_is_said_beforehand(tmp_path, monkeypatch):
     root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=10**5))
-    with pytest.raises(InputError, match="0.0001 GB are free: leave out --in-memory"):
+    with pytest.raises(InputError, match="0.0001 GB are free: remove --in-memory"):
         StoreDataset(root, "val", in_memory=True)

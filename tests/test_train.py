@@ -61,7 +61,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(data, e
     ema.write_bytes(ema.read_bytes()[:-100])
     err = finish(python_train(*arguments(data, tmp_path, "eight", "--num-itr", "8", "--save-every", "2",
         "--val-every", "4")))
-    assert "step-8 is damaged" in err and "trying the one before it" in err
+    assert "step-8 is damaged" in err and "trying the previous one" in err
     assert_equal(weights(tmp_path / "eight"), weights(eight))
     assert [p.name for p in checkpoints(tmp_path / "eight")] == ["step-8", "step-6"]
 
@@ -71,7 +71,7 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_again(refused, data, ei
     for state in (tmp_path / "eight" / "checkpoints").glob("*/state.json"): state.write_text("{}")
     rows = read_metrics(tmp_path / "eight")
     refused("train", *arguments(data, tmp_path, "eight", "--num-itr", "8", "--save-every", "2", "--val-every", "4"),
-        saying=("no sound one",))
+        saying=("no valid checkpoint",))
     assert read_metrics(tmp_path / "eight") == rows
 
 

@@ -18,6 +18,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from ..core.tables import text_table
+
 # %% ../../nbs/12_bench/00_timing.ipynb #1f03a44e
 CLOCKS = {"cpu": time.process_time, "wall": time.perf_counter}
 
@@ -218,23 +220,25 @@ def _cost(values, unit):
     return f"{mid} {name}" if low == high else f"{mid} [{low}, {high}] {name}"
 
 # %% ../../nbs/12_bench/00_timing.ipynb #6608198b
-def _line(result):
-    if result.stopped: return f"{result.name:<44}{result.stopped}"
+def _cells(result):
+    if result.stopped: return [result.name, result.stopped]
     target = "" if result.target is None else f"{result.target:.3g}"
-    costs = "".join(f"{_cost(v, result.unit):>26}" for v in (result.plain, result.ours))
-    return f"{result.name:<44}{costs}{result.ratio:>8.3g}{target:>8}  {result.verdict}"
+    costs = [_cost(v, result.unit) for v in (result.plain, result.ours)]
+    return [result.name, *costs, f"{result.ratio:.3g}", target, result.verdict]
 
 # %% ../../nbs/12_bench/00_timing.ipynb #7135e72e
 def table(
     results: list[Result],
 ) -> str:
     "The results as text, one line each, followed by the checks and the reasons of missed targets."
-    head = f"{'':<44}{'plain':>26}{'ours':>26}{'ratio':>8}{'target':>8}"
+    head = ["", "plain", "ours", "ratio", "target", ""]
     notes = [f"{r.name}: {r.check}" for r in results if r.check]
     notes += [f"{r.name} missed: {r.reason or 'reason not known'}" for r in results if r.verdict == "missed"]
     notes += [f"{r.name}: peak memory {r.memory[0] / 1e6:.0f} MB plain, {r.memory[1] / 1e6:.0f} MB ours"
         for r in results if r.memory]
-    return "\n".join([head, *map(_line, results), "", *notes])
+    # least widths: several tables of one report look alike
+    lines = text_table(head, map(_cells, results), "<42 >26 >24 >6 >6 <")
+    return "\n".join([lines, "", *notes])
 
 # %% ../../nbs/12_bench/00_timing.ipynb #85e97834
 def machine(device: str) -> dict:

@@ -149,7 +149,7 @@ def sample_velocity(family,  # name of one of OpenFWI's ten families, e.g. "Curv
                     n,  # how many maps
                     *, shape=(70, 70),  # depth and width of a map in cells
                     seed=0,  # maps of another seed are other maps
-                    first=0,  # index of the first map: `first=3` gives what follows three maps of the same seed
+                    first=0,  # index of the first map: `first=3` skips the first three maps of the seed
                     layers=None,  # fewest and most layers, e.g. `(4, 8)`; the family's own if None
                     scale=OPENFWI_SCALE,  # range of the velocities, a `VelocityScale`
                     ) -> torch.Tensor:

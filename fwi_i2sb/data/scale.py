@@ -42,7 +42,7 @@ class VelocityScale:
 
     @property
     def unit(self) -> float:
-        "m/s per unit of the network's scale, on which papers print errors."
+        "m/s per unit of the network's scale, on which published errors are given."
         return (self.high - self.low) / 2
 
     def normalize(self, velocity: Tensor) -> Tensor:
@@ -75,7 +75,7 @@ def _log(d: Tensor) -> Tensor: return d.sign() * d.abs().log1p()
 
 @dataclass(frozen=True)
 class PressureRange:
-    """The extremes of a data set's pressure, and the map of it to [-1, 1] and back as the official benchmark does it.
+    """The extremes of a data set's pressure, and the official benchmark's map of it to [-1, 1] and back.
 
     Log, then min-max. Raises `InputError` for an impossible range."""
     low: float  # smallest pressure, becomes -1

@@ -22,9 +22,9 @@ def symmetric_betas(
     Raises `InputError` for an odd or too small `n_steps` and for a `beta_max` that is not positive.
     """
     if n_steps < 2 or n_steps % 2:
-        raise InputError(f"the bridge has n_steps = {n_steps}, but its schedule is mirrored in the middle: give an "
-            f"even number of at least 2")
-    if not beta_max > 0: raise InputError(f"beta_max is {beta_max}: the bridge needs a positive noise level")
+        raise InputError(f"n_steps must be an even number of at least 2 (got {n_steps}): the bridge's schedule is "
+            f"mirrored in the middle")
+    if not beta_max > 0: raise InputError(f"beta_max must be positive (got {beta_max})")
     rising = torch.linspace(1e-4**0.5, (beta_max / n_steps) ** 0.5, n_steps, dtype=torch.float64).square()
     half = rising[: n_steps // 2]
     return torch.cat([half, half.flip(0)])
@@ -43,7 +43,7 @@ class Bridge:
     """The discrete Schrödinger bridge of I²SB between clean maps x0 and starting models x1 (arXiv 2302.05872).
 
     A time index `t_index` is an integer from 0 (at the clean map) to n_steps - 1 (at the starting model). The tables
-    `betas`, `std_fwd`, `std_bwd`, `mu_x0`, `mu_x1`, `std_sb` and `time` (what the network is told) are float64 tensors
+    `betas`, `std_fwd`, `std_bwd`, `mu_x0`, `mu_x1`, `std_sb` and `time` (the network's input) are float64 tensors
     of shape `(n_steps,)`. Raises `InputError` for an odd `n_steps`, a `beta_max` that is not positive, or times that do
     not increase from 0 or later.
     """
@@ -56,7 +56,7 @@ class Bridge:
         beta_max: float = 0.3,  # noise level: 0.3 gives a standard deviation of 0.188 in the middle
     ):
         if not 0 <= t0 < t_end:
-            raise InputError(f"the bridge's times run from t0 = {t0} to {t_end}: give 0 <= t0 < t_end")
+            raise InputError(f"the times of the bridge must satisfy 0 <= t0 < t_end (got {t0} and {t_end})")
         self.n_steps, self.t0, self.t_end, self.beta_max = n_steps, t0, t_end, beta_max
         self.betas = symmetric_betas(n_steps, beta_max)
         self.std_fwd = self.betas.cumsum(0).sqrt()
@@ -85,9 +85,9 @@ def at_index(
 def network_time(
     self,
     t_index: int | Tensor,  # one time index for the whole batch, or one per sample (batch,)
-    like: Tensor,  # the batch whose length and device are meant
+    like: Tensor,  # the batch that sets length and device
 ) -> Tensor:  # float32 (batch,)
-    "The time that the network is told: evenly spaced, t0 * n_steps to t_end * n_steps."
+    "The network's time input: evenly spaced, t0 * n_steps to t_end * n_steps."
     return at_index(self.time, t_index, like).reshape(-1).float().expand(len(like))
 
 # %% ../../nbs/03_diffusion/00_bridge.ipynb #13316cf2
@@ -125,12 +125,12 @@ def predict_x0(
     xt: Tensor,  # bridge states (batch, ...)
     net_out: Tensor,  # the network's estimate of the target, same shape
 ) -> Tensor:  # clean maps, shape and dtype of xt
-    "The clean map that the network's estimate of the target stands for: the inverse of `target`."
+    "The clean map that corresponds to the network's estimate of the target: the inverse of `target`."
     return (xt.double() - at_index(self.std_fwd, t_index, xt) * net_out).to(xt.dtype)
 
 # %% ../../nbs/03_diffusion/00_bridge.ipynb #1c3820a9
 class Preconditioned(Bridge):
-    "A bridge whose target is what the best linear x0 estimate leaves, at unit size (arXiv 2309.16948, section 4.3)."
+    "A bridge whose target is the residual of the best linear x0 estimate, scaled to unit size (arXiv 2309.16948, 4.3)."
 
     def __init__(
         self,
@@ -147,11 +147,11 @@ class Preconditioned(Bridge):
         shared = self.mu_x0 * var0 + self.mu_x1 * cov
         total = self.mu_x0**2 * var0 + self.mu_x1**2 * var1 + 2 * self.mu_x0 * self.mu_x1 * cov + noise
         self.c_skip = shared / total
-        # at the clean end of a noiseless bridge nothing is left over
+        # at the clean end of a noiseless bridge the residual is zero
         self.c_out = (var0 - shared**2 / total).clamp(min=1e-6 * var0).sqrt()
 
     def target(self, t_index, x0, xt):
-        "What the best linear estimate leaves over, at unit size; arguments and shape as `Bridge.target`."
+        "The residual of the best linear estimate, scaled to unit size; arguments and shape as `Bridge.target`."
         return ((x0 - at_index(self.c_skip, t_index, xt) * xt) / at_index(self.c_out, t_index, xt)).to(xt.dtype)
 
     def predict_x0(self, t_index, xt, net_out):

@@ -97,7 +97,7 @@ def _check_trajectory(ot_ode, eta, order):
             f"eta is {eta}: the noise share lies between 0 (one draw at the start) and 1 (the posterior)")
     if ot_ode and eta != 1:
         raise InputError(
-            f"eta = {eta} weighs the noise of a trajectory, and the noiseless one (ot_ode) has none: leave one out")
+            f"eta = {eta} weighs the noise of a trajectory, and the noiseless one (ot_ode) has none: remove one")
     if order not in (1, 2):
         raise InputError(f"order must be 1 or 2, the number of last estimates that are used (got {order})")
     if order == 2 and not ot_ode and eta:
@@ -173,7 +173,7 @@ def sampler_settings(
     """
     settings = dict(ot_ode=False, eta=1.0, order=1, spacing="even") | SAMPLERS[name]
     if eta is not None and name != "dbim":
-        raise InputError(f"sampler {name} has no eta to set: leave it out, or take the sampler dbim")
+        raise InputError(f"sampler {name} has no eta to set: remove it, or use the sampler dbim")
     if eta is not None: settings["eta"] = eta
     _check_trajectory(settings["ot_ode"], settings["eta"], settings["order"])
     return settings

@@ -17,6 +17,7 @@ from ..data.scale import OPENFWI_SCALE, VelocityScale
 from ..metrics.accuracy import mae, rmse, ssim
 from ..metrics.published import LABEL
 from ..data.starting_models import sees_truth
+from ..core.tables import markdown_table, text_table
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #b4893084
 class Tally:
@@ -163,15 +164,21 @@ def assemble(
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #712a6a0f
 _SCREEN = {"MAE m/s": ("mae", ".1f"), "RMSE": ("rmse", ".1f"), "SSIM": ("ssim", ".3f"), "misfit": ("misfit", ".3f"),
-           "< 5 Hz": ("misfit_low", ".3f"), "CRPS": ("crps", ".1f"),
+           "low": ("misfit_low", ".3f"), "CRPS": ("crps", ".1f"),
            "spr/sk": ("spread_skill", ".2f"), "50 %": ("coverage_50", ".2f"), "90 %": ("coverage_90", ".2f"),
            "calls": ("network_calls", "g"), "s/rec": ("seconds_per_record", ".2f")}
 _PAPER = {"MAE m/s": ("mae", ".1f"), "RMSE m/s": ("rmse", ".1f"), "MAE [-1,1]": ("mae_norm", ".4f"),
           "RMSE [-1,1]": ("rmse_norm", ".4f"), "SSIM": ("ssim", ".3f"), "misfit": ("misfit", ".3f"),
-          "misfit < 5 Hz": ("misfit_low", ".3f"), "CRPS m/s": ("crps", ".1f"), "spread/skill": ("spread_skill", ".2f"),
+          "misfit low": ("misfit_low", ".3f"), "CRPS m/s": ("crps", ".1f"), "spread/skill": ("spread_skill", ".2f"),
           "covered 50 %": ("coverage_50", ".2f"), "covered 90 %": ("coverage_90", ".2f"),
           "correlation": ("correlation", ".2f"), "NFE": ("nfe", "g"), "network calls": ("network_calls", "g"),
           "wave solves": ("wave_solves", "g"), "s/record": ("seconds_per_record", ".2f")}
+
+
+def _columns(columns: dict, card: dict) -> dict:
+    "The columns with the low band's end in its name; cards from before it was data have OpenFWI's."
+    below = f"< {card.get('low_band', 5.0):g} Hz"
+    return {{"low": below, "misfit low": f"misfit {below}"}.get(name, name): column for name, column in columns.items()}
 
 
 def _star(row): return row["start"] + ("*" if row["sees_truth"] else "")
@@ -233,14 +240,14 @@ def _sections(card):
 
 def table(card: dict) -> str:
     "A card as text for a screen of 120 columns."
-    columns = _SCREEN | ({"waves": ("wave_solves", "g")} if any(row.get("wave_solves") for row in card["rows"]) else {})
-    lines = [*title(card), f"{'':<30}{'MAE m/s':>20}" + "".join(f"{name:>7}" for name in list(columns)[1:])]
+    columns = _columns(_SCREEN, card)
+    if any(row.get("wave_solves") for row in card["rows"]): columns["waves"] = ("wave_solves", "g")
+    lines = []
     for heading, rows in _sections(card):
-        lines.append(heading)
-        for row in rows:
-            first, *others = [_cell(row, key, form, name == "MAE m/s") for name, (key, form) in columns.items()]
-            lines.append(f"  {row['method']:<28}{first:>20}" + "".join(f"{cell:>7}" for cell in others))
-    return "\n".join([*lines, *notes(card), *(["", *_beside(card)] if "published" in card else [])])
+        lines += [[heading], *([f"  {row['method']}", *(_cell(row, key, form, key == "mae")
+            for key, form in columns.values())] for row in rows)]
+    scores = text_table(["", *columns], lines, "< >" + " >5" * (len(columns) - 1), gap=1)
+    return "\n".join([*title(card), scores, *notes(card), *(["", _beside(card)] if "published" in card else [])])
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #b7453a0e
 def _ours(card):
@@ -254,34 +261,26 @@ _COMPARED = ("mae_norm", "rmse_norm", "ssim")
 
 
 def _beside(card):
-    "Lines with the card's rows and the published ones, errors on [-1, 1]."
-    lines = [f"{'errors on [-1, 1]':<56}{'MAE':>8}{'RMSE':>8}{'SSIM':>8}"]
-    line = lambda name, row: lines.append(
-        f"  {name:<54}" + "".join(f"{_cell(row, key, '.4f', False):>8}" for key in _COMPARED))
-    for row in _ours(card): line(f"{row['family']}: {row['method']}, {_star(row)}", row)
-    lines.append(LABEL)
-    for row in card["published"]: line(f"{row['family']}: {_paper(row)}", row)
-    return lines
-
-# %% ../../nbs/09_evaluation/00_card.ipynb #ae08379b
-def _grid(head, lines):
-    "A Markdown table."
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *lines))
+    "The card's rows and the published ones as text, errors on [-1, 1]."
+    line = lambda name, row: [f"  {row['family']}: {name}", *(_cell(row, key, ".4f", False) for key in _COMPARED)]
+    lines = [*(line(f"{row['method']}, {_star(row)}", row) for row in _ours(card)), [LABEL],
+        *(line(_paper(row), row) for row in card["published"])]
+    return text_table(["errors on [-1, 1]", "MAE", "RMSE", "SSIM"], lines, "< > > >")
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #1f696d1a
 def markdown(card: dict) -> str:
     "A card as a Markdown page: what was judged, the table with all intervals, the notes."
-    head = ["family", "start", "method", "records", *_PAPER]
+    head = ["family", "start", "method", "records", *_columns(_PAPER, card)]
     lines = [[row["family"], _star(row), row["method"], str(row["records"]),
         *(_cell(row, key, form, True) for key, form in _PAPER.values())] for row in card["rows"]]
-    page = ["# Evaluation card", *title(card), _grid(head, lines),
+    page = ["# Evaluation card", *title(card), markdown_table(head, lines),
         "\n".join(f"- {note}" for note in notes(card)).replace("- *", "- \\*")]
     if "published" in card:
         line = lambda name, row: [row["family"], name, *(_cell(row, key, ".4f", False) for key in _COMPARED)]
         head = ["family", "method", "MAE [-1,1]", "RMSE [-1,1]", "SSIM"]
-        page += ["## This run", _grid(head, [line(f"{row['method']}, {_star(row)}", row) for row in _ours(card)]),
-                 f"## {LABEL[0].upper()}{LABEL[1:]}",
-                 _grid(head, [line(_paper(row), row) for row in card["published"]])]
+        own = [line(f"{row['method']}, {_star(row)}", row) for row in _ours(card)]
+        page += ["## This run", markdown_table(head, own), f"## {LABEL[0].upper()}{LABEL[1:]}",
+            markdown_table(head, [line(_paper(row), row) for row in card["published"]])]
     return "\n\n".join(page) + "\n"
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #144897ad
@@ -292,7 +291,7 @@ def compare_cards(
     """Several cards as one Markdown table; a starting model that several share stands there once.
 
     Says so where their records differ."""
-    head, lines, starts = ["run", "method", "start", "data", "records", *_PAPER], [], set()
+    head, lines, starts = ["run", "method", "start", "data", "records", *_columns(_PAPER, cards[0])], [], set()
     for card in cards:
         for row in card["rows"]:
             which = row["start"], row["mae"], card["degradation"]["text"]
@@ -305,5 +304,5 @@ def compare_cards(
     same = len({(card["data"]["fingerprint"], str(card["records"]["number"])) for card in cards}) == 1
     star = (["\\* the start is the true map, blurred: it has seen the answer"]
         if any(row["sees_truth"] for card in cards for row in card["rows"]) else [])
-    return "\n\n".join([_grid(head, lines), *star,
+    return "\n\n".join([markdown_table(head, lines), *star,
         *([] if same else ["These cards were made from different records: their rows are not comparable."])])

@@ -24,6 +24,7 @@ from ..inference.command import check_samples, SamplingOptions
 from ..inference.invert import starting_models
 from ..inference.run import load_run
 from ..data.multi_family import MultiFamilyStore
+from ..data.openfwi import FAMILIES
 from ..metrics.accuracy import mae, misfit
 from ..physics.filters import low_band
 from ..core.errors import InputError
@@ -102,18 +103,29 @@ def _classical(job: _Job, batch: Batch, start: str):
         {k: result.provenance[k] for k in _COST})
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #4c50f3b8
+def _low_band(run: TrainedRun) -> float: return run.survey.freq / 3  # Hz: where the band of broad velocities ends
+
+
 def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
-    "Relative data misfit, and that below 5 Hz, of the maps of a batch as far as they are simulated."
+    "Relative data misfit, and that of the low band, of the maps of a batch as far as they are simulated."
     sound = [i for i in range(min(job.misfit_records - batch.first, len(maps))) if maps[i].isfinite().all()]
     found = {name: np.full(len(maps), np.nan) for name in ("misfit", "misfit_low")}
     if sound:
         pair = resimulate(job.simulator, maps[sound], job.engine) * batch.live[sound], batch.seismic[sound]
-        low = (low_band(d, job.run.spec.dt) for d in pair)
+        low = (low_band(d, job.run.spec.dt, _low_band(job.run)) for d in pair)
         found["misfit"][sound], found["misfit_low"][sound] = misfit(*pair), misfit(*low)
     return found
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #f713a8fa
 DEFAULT_STARTS = ("blur-openfwi_custom", "linear")  # a start that has seen the truth, and one that has not
+
+
+def _named_starts(run: TrainedRun, starts: tuple[str, ...] | None) -> tuple[str, ...]:
+    "The starting models asked for, else the default ones."
+    if starts is None: starts = DEFAULT_STARTS if run.method.model.reads_map else DEFAULT_STARTS[1:]
+    if not starts or isinstance(starts, str):
+        raise InputError(f"starts is {starts!r}: give a tuple of starting models, for instance ('linear',)")
+    return tuple(start.strip() for start in starts)
 
 
 def _check(job: _Job, starts: tuple[str, ...]):
@@ -125,7 +137,7 @@ def _check(job: _Job, starts: tuple[str, ...]):
     if not 0 <= job.fwi_records <= n_records:
         raise InputError(f"--fwi-records must be from 0 to {n_records}, the records evaluated (got {job.fwi_records})")
     if job.fwi_records and (what.missing_shots or what.missing_traces):
-        raise InputError("classical inversion would fit lost traces as silence: leave --fwi-records out, or lose none")
+        raise InputError("classical inversion would fit lost traces as silence: remove --fwi-records, or lose none")
     if what != Degradation() and not job.run.net.conditional:
         raise InputError(f"{what}: this run does not read the seismic, so nothing would change")
     for start in starts:
@@ -173,7 +185,7 @@ def _about(job: _Job) -> dict:
     return dict(
         run=str(run.path), name=run.path.resolve().name, step=run.step, method=run.method.name,
         model=run.options.model.model, reads_start=run.method.model.reads_map, trained_on=run.spec.family,
-        device=device_name(run.device), dx=run.survey.dx,
+        device=device_name(run.device), dx=run.survey.dx, low_band=_low_band(run),
         data=dict(families=list(data.names), records=n_records, misfit_records=min(job.misfit_records, n_records),
             engine=job.engine, fingerprint=data.fingerprint),
         degradation=asdict(job.degradation) | dict(text=str(job.degradation)), version=fwi_i2sb.__version__,
@@ -222,16 +234,13 @@ def evaluate(
     allow."""
     if batch_size < 1: raise InputError(f"batch_size must be 1 or more (got {batch_size})")
     if seed < 0: raise InputError(f"seed must be 0 or more (got {seed})")
-    if starts is None: starts = DEFAULT_STARTS if run.method.model.reads_map else DEFAULT_STARTS[1:]
-    if not starts or isinstance(starts, str):
-        raise InputError(f"starts is {starts!r}: give a tuple of starting models, for instance ('linear',)")
+    starts = _named_starts(run, starts)
     data = validation_data(run) if data is None else data
     asked = dict(nfe=nfe, sampler=sampler, eta=eta, w=w)
     settings = run.method.sampling_settings(**asked, clip=clip_denoise) | dict(seed=seed)
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records),
         asked | dict(samples=samples, clip_denoise=clip_denoise, seed=seed), degradation, engine, misfit_records,
         fwi_records, controls)
-    starts = tuple(start.strip() for start in starts)
     _check(job, starts)
     tallies = _tallies(job, starts, batch_size, progress or (lambda done, total: None))
     settings["samples"] = tallies[starts[0], run.method.name].cost["samples"]
@@ -287,13 +296,13 @@ def evaluate_command(options: EvaluateOptions) -> list[dict]:
     check_writable(folder, "card.json", "card.md", "card.png")
     check_samples(run, options.sampling)
     data = validation_data(run, options.dataset_dir, options.store_dir, options.dataset_name)
-    rows = (dict(published=[row for family in dict.fromkeys(data.names) for row in published(family)])
-        if options.published else {})
+    benchmark = [family for family in dict.fromkeys(data.names) if family in FAMILIES] if options.published else []
     same = ("starts", "seed", "misfit_records", "engine", "fwi_records", "batch_size")
     with progress_bar("evaluate", "records") as progress:
         card = evaluate(run, data, n_records=options.sampling.records, degradation=perturbation, progress=progress,
             **options.sampling.settings, **{name: getattr(options, name) for name in same})
-    card |= rows
+    if benchmark: card |= dict(published=[row for family in benchmark for row in published(family)])
+    elif options.published: print(f"OpenFWI published no figures for {', '.join(data.names)}")
     write_card(folder, card)
     print(f"{table(card)}\nwrote {folder / 'card.json'}, card.md and card.png")
     return card["rows"]

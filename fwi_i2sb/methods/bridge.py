@@ -21,7 +21,7 @@ def disturb(
     size: float,  # standard deviation of the noise; 0 changes nothing
     keys: list[tuple],  # one per sample
 ) -> torch.Tensor:
-    "Starting models with noise of their own, drawn from (key, base)."
+    "Starting models with added noise, each drawn from (key, base)."
     if not size: return x1
     return x1 + size * noise_source([(*key, STREAMS["base"]) for key in keys], x1)()
 
@@ -62,7 +62,7 @@ class BridgeMethod(Method):
 # %% ../../nbs/06_methods/03_bridge.ipynb #c30a11d2
 @method_of(BridgeMethod)
 def loss(self, denoise_, batch):
-    "Error of the network's answer on the bridge, per sample."
+    "Error of the network's output on the bridge, per sample."
     x0, t_index, keep = batch["x0"], batch["t_index"], batch["keep"]
     xt = self.bridge.q_sample(t_index, x0, batch["x1"], ot_ode=self.options.ot_ode, noise=batch["noise"])
     answer = denoise_(xt, self.bridge.network_time(t_index, xt), batch["seismic"], keep)

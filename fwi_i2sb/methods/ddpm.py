@@ -30,7 +30,7 @@ class DDPMMethod(Method):
     def clips(self): return self.options.clip_denoise or not self.options.pred_x0
 
     def loss(self, denoise_, batch):
-        "Error of the network's answer in noise, per sample."
+        "Error of the network's output on noisy maps, per sample."
         x0, t_index, keep = batch["x0"], batch["t_index"], batch["keep"]
         xt = self.diffusion.q_sample(t_index, x0, batch["noise"])
         answer = denoise_(torch.cat([xt, batch["x1"]], 1), self.diffusion.network_time(t_index, xt),
@@ -47,7 +47,7 @@ def check_nfe(self, nfe):
 @method_of(DDPMMethod)
 def noise_share(self, sampler, eta):
     if eta is not None and sampler != "ddim":
-        raise InputError(f"sampler {sampler} has no eta to set: leave it out, or take the sampler ddim")
+        raise InputError(f"sampler {sampler} has no eta: remove it, or use the sampler ddim")
     return DDPM_SAMPLERS[sampler] if eta is None else eta
 
 

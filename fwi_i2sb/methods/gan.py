@@ -19,7 +19,7 @@ from ..models.inversionnet import Critic
 # %% ../../nbs/06_methods/05_gan.ipynb #abbe61f7
 @contextlib.contextmanager
 def kept_buffers(net: nn.Module):
-    "Whatever runs inside, and even if it fails, running statistics are as before."
+    "Restore the running statistics of a network at the end of the block, even if it fails."
     before = [buffer.clone() for buffer in net.buffers()]
     try: yield
     finally:
@@ -29,7 +29,7 @@ def kept_buffers(net: nn.Module):
 
 @contextlib.contextmanager
 def frozen(net: nn.Module):
-    "Whatever runs inside, no gradients reach the weights of a network that learns."
+    "Keep gradients from the weights of a network within the block."
     net.requires_grad_(False)
     try: yield
     finally: net.requires_grad_(True)
@@ -39,7 +39,7 @@ class GANMethod(Method):
     "Regression against a Wasserstein critic with gradient penalty (VelocityGAN)."
 
     name, about, uses = "gan", "one call, against a Wasserstein critic", ("n_critic", "gp_weight", "pixel_weight")
-    betas = (0.0, 0.9)  # a critic that moves leaves no use for momentum (arXiv 1704.00028, algorithm 1)
+    betas = (0.0, 0.9)  # no momentum, since the critic changes all the time (arXiv 1704.00028, algorithm 1)
 
     def __init__(self, model, options, shapes, moments=None):
         super().__init__(model, options, shapes)

@@ -61,10 +61,9 @@ def _decoder(map_size):
 class InversionNet(nn.Module):
     """InversionNet (Wu & Lin 2020) in the sizes of OpenFWI (arXiv 2111.02926): seismic in, map out.
 
-    Called as `net(xt, t, net.encode(seismic))`. Of the map that it is given it uses the size alone. Raises `InputError`
-    for sizes below 1.
+    Called as `net(xt, t, net.encode(seismic))`. Of `xt` it uses only the size. Raises `InputError` for sizes below 1.
     """
-    conditional = True  # it cannot do without seismic
+    conditional = True  # it needs seismic
 
     def __init__(
         self,
@@ -77,7 +76,7 @@ class InversionNet(nn.Module):
         self.gathers, self.map_size = (shots, time_samples, receivers), tuple(map_size)
         if min(*self.gathers, *self.map_size) < 1:
             raise InputError(f"InversionNet cannot turn gathers of {shots} x {time_samples} x {receivers} into a map "
-                f"of {' x '.join(map(str, map_size))} cells: every size is at least 1")
+                f"of {' x '.join(map(str, map_size))} cells: every size must be at least 1")
         self.encoder, self.decoder = _encoder(*self.gathers), _decoder(self.map_size)
         self.last = _block(nn.Conv2d(_WIDTHS[-1], 1, 3, padding=1), nn.Tanh())
 
@@ -87,7 +86,7 @@ def encode(
     self,
     seismic: Tensor,  # normalised gathers (batch, shots, time, receivers)
 ) -> Tensor:  # (batch, 512, 1, 1)
-    """Squeeze records into vectors.
+    """Encode records as vectors.
 
     Raises `InputError` for gathers of another size than built for, and for training on a single record.
     """
@@ -104,10 +103,10 @@ def encode(
 @method_of(InversionNet)
 def forward(self, xt, t, cond=None):
     if tuple(xt.shape[-2:]) != self.map_size:
-        raise InputError(f"this InversionNet writes maps of {' x '.join(map(str, self.map_size))} cells, not "
+        raise InputError(f"this InversionNet makes maps of {' x '.join(map(str, self.map_size))} cells, not "
             f"{' x '.join(map(str, xt.shape[-2:]))}")
     if cond is None: cond = xt.new_zeros(len(xt), _LATENT, 1, 1, dtype=torch.float32)
-    if len(cond) != len(xt): raise InputError(f"{len(xt)} maps are wanted, but {len(cond)} records were encoded")
+    if len(cond) != len(xt): raise InputError(f"{len(xt)} maps were requested, but {len(cond)} records were encoded")
     features = crop_map(self.decoder(cond), self.map_size)
     with torch.autocast(features.device.type, enabled=False): return self.last(features.float())
 

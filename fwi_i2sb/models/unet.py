@@ -51,7 +51,7 @@ class _ResidualBlock(nn.Module):
 
 # %% ../../nbs/04_models/01_unet.ipynb #394f4e93
 class _Attention(nn.Module):
-    "(batch, channels, h, w) -> same, around a shortcut: every cell looks at every other."
+    "(batch, channels, h, w) -> same, around a shortcut: every cell attends to every other."
 
     def __init__(self, channels, heads):
         super().__init__()
@@ -93,7 +93,7 @@ class Preset:
     blocks: int  # residual blocks per level on the way down
     attention: tuple[int, ...] = ()  # levels with attention; the bottom of the U always has it
     heads: int = 4  # attention heads
-    all_skips: bool = True  # every layer hands its result across, not only the residual blocks
+    all_skips: bool = True  # skip connections from every layer, not only from the residual blocks
     patch: int = 1  # cells per patch side
 
     @property
@@ -165,7 +165,7 @@ def count_parameters(
 
 # %% ../../nbs/04_models/01_unet.ipynb #c9c6b595
 class _Head(nn.Module):
-    "Features -> map; patches are spread to cells and polished at full resolution beside the input maps."
+    "Features -> map; patches are spread to cells and refined at full resolution together with the input maps."
 
     def __init__(self, width, patch, maps=1, channels=8):
         super().__init__()
@@ -246,9 +246,9 @@ def build_network(
     image_size: int | None = None,  # side of the square that the U works on; None: the map itself
     time_samples: int = 250,  # samples per trace, for the encoders that learn
     receivers: int = 70,  # receivers per gather, for the encoders that learn
-    maps: int = 1,  # maps handed in side by side: 2 where a starting model goes along with the noisy state
+    maps: int = 1,  # maps per input: 2 where the starting model is given with the noisy state
 ) -> ConditionalUNet:
-    "A network with fresh weights: `net(xt, t, net.encode(seismic))`. Raises `InputError` for an unknown name."
+    "A network with new weights: `net(xt, t, net.encode(seismic))`. Raises `InputError` for an unknown name."
     if name not in PRESETS: raise unknown("model", name, PRESETS)
     preset = PRESETS[name]
     size = grid_size((image_size, image_size) if image_size else map_size, preset.stride)

@@ -30,7 +30,7 @@ def _blur(x, sigma, radius):
 # %% ../../nbs/01_physics/02_smoothing.ipynb #c66c443e
 def blur_custom(
     x0: Tensor,  # clean maps (batch, 1, depth, x), normalised
-    amount: Tensor,  # share of noise, 0 to 0.2 as published (batch,)
+    amount: Tensor,  # noise share, 0 to 0.2 as published (batch,)
     sigma: Tensor,  # Gaussian width in cells, 8 to 16 as published (batch,)
     noise: Tensor,  # unit noise with mean zero, shape of x0
 ) -> Tensor:  # starting models, shape and dtype of x0

@@ -29,6 +29,7 @@ from ..methods.options import ModelOptions
 from ..training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
 from ..training.processes import open_accelerator
 from ..core.files import locked, write_json
+from ..core.tables import text_table
 from ..training.run_dir import data_spec, make_start, open_store, read_config, read_metrics
 from ..training.step import new_state
 from ..training.step import train_step
@@ -172,7 +173,7 @@ def train_equally(
 ) -> dict[str, Entrant]:
     """Train every model for the same time.
 
-    Raises `InputError` for names that are no model's, for less than one step or no budget, and as `train` does."""
+    Raises `InputError` for names of no model, for less than one step or no budget, and as `train` does."""
     for name in (*times, *steps, *lr):
         if name not in models: raise unknown("entrant", name, models)
         if steps.get(name, 1) < 1: raise InputError(f"{name}: steps must be 1 or more (got {steps[name]})")
@@ -220,10 +221,10 @@ def _word(row: dict, name: str, marked: bool) -> str:
     return (f"{row[name]:g}" if isinstance(row[name], float) else str(row[name])) + "*" * (marked and row["sees_truth"])
 
 
-def _scores(row: dict) -> str:
+def _scores(row: dict) -> list[str]:
     interval = "({:.1f}-{:.1f})".format(*row["mae_interval"]) if row["mae_interval"] else ""
-    cell = lambda key, form: f"{'-' if row[key] is None else format(row[key], form):>8}"
-    return f"{cell('mae', '.1f')} {interval:<15}" + "".join(cell(*shown) for shown in SHOWN.values())
+    cell = lambda key, form: "-" if row[key] is None else format(row[key], form)
+    return [f"{cell('mae', '.1f'):>8} {interval}", *(cell(*shown) for shown in SHOWN.values())]
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #caf4fdc7
 def rows_table(
@@ -234,12 +235,10 @@ def rows_table(
 
     A start that has seen the truth is marked; where there is no column of starts, in the first one."""
     marked = "start" if "start" in names else names[0]
-    words = [list(names), *([_word(row, name, name == marked) for name in names] for row in rows)]
-    width = [max(map(len, column)) + 2 for column in zip(*words)]
-    scores = [f"{'MAE m/s':>8}{'':<16}" + "".join(f"{name:>8}" for name in SHOWN), *map(_scores, rows)]
-    lines = ["".join(f"{word:<{w}}" for word, w in zip(line, width)) + score for line, score in zip(words, scores)]
-    return "\n".join(lines + ["* the start is the true map, blurred: it has seen the answer"] * any(row["sees_truth"]
-        for row in rows))
+    lines = [[_word(row, name, name == marked) for name in names] + _scores(row) for row in rows]
+    table = text_table([*names, f"{'MAE m/s':>8}", *SHOWN], lines, "< " * len(names) + "<24" + " >6" * len(SHOWN))
+    seen = any(row["sees_truth"] for row in rows)
+    return table + "\n* the start is the true map, blurred: it has seen the answer" * seen
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #2ea25396
 def bars(

@@ -18,16 +18,17 @@ import fwi_i2sb
 from ..core.errors import InputError, unknown
 from ..core.files import write_text
 from ..core.registry import method_of
+from ..core.tables import markdown_table
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #c45f4c3c
 def code_digest(
     notebook: Path,  # .ipynb
 ) -> str:  # hexadecimal
-    "Digest of a notebook's code cells, without texts and outputs. Raises `InputError` for a file that is no notebook."
+    "Digest of a notebook's code cells, without texts and outputs. Raises `InputError` for any other file."
     try:
         code = ["".join(cell["source"])
             for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
-    except (ValueError, KeyError, TypeError): raise InputError(f"{notebook} is no notebook") from None
+    except (ValueError, KeyError, TypeError): raise InputError(f"{notebook} is not a notebook") from None
     return _digest(code)
 
 
@@ -71,7 +72,7 @@ def identity(self) -> dict:
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #76c86767
 def _load(path: Path) -> dict | None:
-    "What a JSON file holds; None if it is missing, damaged or no mapping."
+    "What a JSON file holds; None if it is missing, damaged or not a mapping."
     try: found = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError): return None
     return found if isinstance(found, dict) else None
@@ -81,7 +82,7 @@ def _load(path: Path) -> dict | None:
 def state(self) -> dict:
     """What `cell.json` says: identity, state (running, finished, failed, stopped), seconds, error.
 
-    Empty if there is none, only `state: damaged` if it is no such file."""
+    Empty if there is none, only `state: damaged` if it is not such a file."""
     path = self.folder / "cell.json"
     found = _load(path) or {}
     return (found if {"state", "notebook", "parameters"} <= found.keys() else {"state": "damaged"}
@@ -122,7 +123,7 @@ def _mapping(loader, node):
     pairs = loader.construct_pairs(node, deep=True)
     keys = [key for key, _ in pairs]
     for key in keys:
-        if not isinstance(key, str): raise InputError(f"the key {key!r} is no text: write it in quotes")
+        if not isinstance(key, str): raise InputError(f"the key {key!r} is not text: write it in quotes")
         if keys.count(key) > 1: raise InputError(f"{key!r} stands there twice")
     return dict(pairs)
 
@@ -136,7 +137,7 @@ ENTRIES = {"notebook": str, "out": str, "fixed": dict, "cross": dict, "cells": l
 def _read(path: Path) -> dict:
     "The file's entries, with the optional ones filled in."
     try: grid = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error: raise InputError(f"it is no YAML: {error}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error: raise InputError(f"it is not YAML: {error}") from None
     if not isinstance(grid, dict): raise InputError("it must hold the entries notebook, out and cross")
     for key, value in grid.items():
         if key not in ENTRIES: raise unknown("entry", key, ENTRIES)
@@ -291,13 +292,12 @@ def _markdown(rows: list[dict]) -> str:
     common = {_column("parameters", name, OWN): value
         for name, value in rows[0]["parameters"].items() if all(row["parameters"].get(name) == value for row in rows)}
     flat = [{name: _shown(value) for name, value in row.items() if name not in common} for row in _flat(rows)]
-    lines = [map(_shown, flat[0]), ["---"] * len(flat[0]), *(row.values() for row in flat)]
     below = f"\nAll cells: {json.dumps(common)[1:-1]}\n" if common else ""
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + below
+    return markdown_table(flat[0], (row.values() for row in flat)) + "\n" + below
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #6e79d223
 def _shown(value) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value).replace("|", "\\|").replace("\n", " ")
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #cb3a205e
 def write_tables(grid: Grid) -> list[dict]:
