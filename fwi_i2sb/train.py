@@ -49,7 +49,7 @@ from .training.validate import validate
 
 # %% ../nbs/07_training/08_train.ipynb #1104ccb5
 class Journal:
-    "What is written down during training: metrics.jsonl, the tracker, and the terminal (main process only)."
+    "The log of a training: metrics.jsonl, the tracker, and the terminal (main process only)."
 
     def __init__(self, options: TrainOptions, accelerator: Accelerator, first: int, progress: bool, spec: DataSpec):
         self.options, self.accelerator, self.spec = options, accelerator, spec
@@ -65,7 +65,7 @@ class Journal:
         if not self.main: return
         append_metrics(self.options.folder, step=step, **values)
         try: self.accelerator.log({k: v for k, v in values.items() if isinstance(v, (int, float))}, step=step)
-        # a server's fault must not end a training
+        # a failing tracker must not end a training
         except Exception as error:
             warnings.warn(
                 f"--log-writer {self.options.log.log_writer} failed at step {step} ({error}); metrics.jsonl has the "
@@ -88,9 +88,9 @@ def pace(self, step: int) -> dict:
 
 @method_of(Journal)
 def show(self, step: int, maps: dict):
-    "Save a figure of validation maps, and hand it to the tracker."
+    "Save a figure of validation maps, and pass it to the tracker."
     if not self.main or not maps: return
-    from fwi_i2sb import plot  # a second that processes without figures save
+    from fwi_i2sb import plot  # takes a second to import, which processes without figures save
 
     scale = self.spec.velocity
     figure = plot.plot_maps({k: v[:4] for k, v in maps.items()}, survey=self.spec.survey,
@@ -136,7 +136,7 @@ def stop_signal(
 
 # %% ../nbs/07_training/08_train.ipynb #83171777
 def check_options(options: TrainOptions):
-    "Refuse what can be refused before any data is converted: the sizes are read from the headers of the files."
+    "Refuse bad options before any data is converted; the sizes are read from the headers of the files."
     micro = check_batch(options.optim, find_ranks(options.hardware).world).microbatch
     _check_name(options.run.name)
     if options.optim.lr_schedule == "cosine":
@@ -182,7 +182,7 @@ def train(
     options: TrainOptions,
     *, progress: bool = True,  # progress bar on a terminal, else one line per logging interval
 ) -> Path:  # the run directory
-    """Train a bridge or a baseline, or continue a run, on as many processes as `find_ranks` says.
+    """Train a bridge or a baseline, or continue a run, in as many processes as `find_ranks` gives.
 
     Raises `InputError` for bad options or data before anything is written, `ChildProcessError` where a process of the
     run died."""
@@ -199,7 +199,7 @@ def _train_on_node(options: TrainOptions, ranks, progress: bool) -> int:
     if code < 0:
         raise ChildProcessError(f"a process of this node was killed by signal {-code}: repeat the command to continue "
             f"from the last checkpoint")
-    if 0 < code <= 128: raise SystemExit(code)  # the process has said why
+    if 0 < code <= 128: raise SystemExit(code)  # the process has printed the reason
     return max(0, code - 128)
 
 # %% ../nbs/07_training/08_train.ipynb #ff36cdf5
@@ -213,9 +213,9 @@ def _train(options: TrainOptions, progress: bool) -> int:
         except InputError:
             if accelerator.is_main_process and not (options.folder / "config.json").exists(): leave(options.folder)
             raise
-        # what is fitted differs in its last digits from processor to processor
+        # the last digits of fitted values differ between processors
         about = {f"data {k}": v for k, v in spec.to_dict().items() if k not in ("linear", "moments")}
-        # all have looked before one writes
+        # all processes have read the folder before one writes to it
         peers.agree(run_identity(options) | about | dict(step=state.step, precision=accelerator.mixed_precision))
         if accelerator.is_main_process:
             write_config(options.folder, options, spec)
@@ -235,14 +235,14 @@ def _prepare(options: TrainOptions, report, main: bool):
     spec = same_spec(options, spec)
     make_start(options.model.corrupt, spec)
     _check_method(options, spec, check_batch(options.optim, find_ranks(options.hardware).world).microbatch)
-    taken = f"run {options.folder} is being trained by another process: wait for it, or take another --name"
+    taken = f"run {options.folder} is being trained by another process: wait for it, or use another --name"
     return stores, spec, claim(options.folder, taken) if main else None
 
 
 # %% ../nbs/07_training/08_train.ipynb #7da770f5
 def _loop(options, accelerator, state, method, stores, start, journal) -> int:
     optim, log, losses = options.optim, options.log, []
-    # validation keeps the batches asked for: its records do not depend on the ranks
+    # validation uses the original options: its records do not depend on the ranks
     fitted = replace(options, optim=check_batch(optim, accelerator.num_processes), model=resolve(options.model)[0])
     if options.hardware.compile: method.compile()
     loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
@@ -275,7 +275,7 @@ def _agree(number: int, accelerator: Accelerator) -> int:
     return int(accelerator.gather(torch.tensor([number], device=accelerator.device)).max())
 
 def _mean_losses(losses: list[dict], loss_modules: dict, accelerator: Accelerator) -> dict:
-    "`loss`, and `loss_critic` where one learns: means over the steps that were not skipped."
+    "`loss`, and `loss_critic` where a critic is trained: means over the steps that were not skipped."
     done = {name: [step[name] for step in losses if name in step] for name in loss_modules}
     return {"loss" if name == "net" else f"loss_{name}": accelerator.reduce(torch.stack(values), "sum").mean().item()
         if values else None for name, values in done.items()}

@@ -11,6 +11,7 @@ from pathlib import Path
 from ..core.commands import option_group, Plugin, up_to
 from ..core.files import check_writable, write_json
 from ..core.registry import import_plugin, named, names_of
+from ..core.tables import text_table
 from .options import ModelOptions
 from .registry import model_sizes
 from ..models.registry import Shapes
@@ -36,10 +37,9 @@ def models_command(options: ModelsOptions) -> list[dict]:
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, rows)
-    print(f"{'model':<16}{'methods':<32}{'weights':>10}  about")
-    for row in rows:
-        more = f"; critic {row['critic']}" if row["critic"] else ""
-        print(f"{row['name']:<16}{', '.join(row['methods']):<32}{row['weights']:>10}  {row['about']}{more}")
-    for kind in ("method", "encoder", "loss", "starting model", "sampler"):
-        print(f"{kind:<16}{', '.join(names_of(kind))}")
+    about = lambda row: row["about"] + (f"; critic {row['critic']}" if row["critic"] else "")
+    print(text_table(["model", "methods", "weights", "about"],
+        [[row["name"], ", ".join(row["methods"]), row["weights"], about(row)] for row in rows], "<14 < > <"))
+    kinds = ("method", "encoder", "loss", "starting model", "sampler")
+    print("\n" + text_table(["kind", "names"], [[kind, ", ".join(names_of(kind))] for kind in kinds], "<14 <"))
     return rows

@@ -15,6 +15,7 @@ from accelerate.tracking import GeneralTracker
 from ..core.errors import InputError
 from ..core.files import write_text
 from ..core.commands import options_to_dict
+from ..core.files import write_text
 from .options import TrainOptions
 
 # %% ../../nbs/07_training/07_trackers.ipynb #e53bd3b0
@@ -26,7 +27,7 @@ SHOW_FIGURE = {  # by tracker: takes (tracker, figure, its file, step)
 
 # %% ../../nbs/07_training/07_trackers.ipynb #46c6a329
 def _settings(name: str, folder: Path, known: str | None, first: int) -> dict:
-    "What a tracker is started with; `known` is its own name of a run that goes on."
+    "The settings that a tracker is started with; `known` is its own id of a run that is continued."
     if name == "tensorboard": return dict(purge_step=first + 1)
     if name == "wandb":
         return dict(name=folder.name, dir=str(folder / "logs"), id=known, resume="allow" if known else None)
@@ -50,13 +51,13 @@ def open_tracker(
     name, logs = options.log.log_writer, options.folder / "logs"
     if name == "none": return None
     note = logs / f"{name}.id"
-    known = note.read_text() if note.exists() else None
+    known = note.read_text(encoding="utf-8") if note.exists() else None
     if accelerator.is_main_process: logs.mkdir(parents=True, exist_ok=True)
     config = None if known or name == "tensorboard" else flat(options)  # TensorBoard would make a second log of it
     try:
         accelerator.init_trackers("" if name == "tensorboard" else "fwi_i2sb", config,
             {name: _settings(name, options.folder, known, first)})
-    # a login, a server: each library has errors of its own
+    # login or server: each library has its own exceptions
     except Exception as error: raise InputError(f"--log-writer {name} cannot start: {error}") from None
     tracker = accelerator.get_tracker(name)
     if accelerator.is_main_process and name != "tensorboard":
