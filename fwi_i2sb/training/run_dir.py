@@ -72,9 +72,10 @@ def open_store(
     options: TrainOptions,
     progress=None,  # of the conversion, called with (records done, records in all)
     splits: tuple[str, ...] = ("train", "val"),  # splits to open
+    build: bool = True,  # False: use finished stores, and write nothing
 ) -> tuple[MultiFamilyStore, ...]:  # one per split
     "The records of a run's data set; the first process converts a split that is not converted yet."
-    roots = {name: _convert(options.data, name, progress, splits)
+    roots = {name: _convert(options.data, name, progress, splits, build)
         for name in parse_families(options.data.dataset_name)}
     return tuple(MultiFamilyStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
         for name, root in roots.items()]) for split in splits)
@@ -87,12 +88,12 @@ def _folders(data: DataOptions, name: str) -> tuple[Path, Path | None]:
     return source, data.store_dir if alone or not data.store_dir else data.store_dir / name
 
 
-def _convert(data: DataOptions, name: str, progress, splits: tuple[str, ...]) -> Path:
+def _convert(data: DataOptions, name: str, progress, splits: tuple[str, ...], build: bool) -> Path:
     "The store of one family."
     source, root = _folders(data, name)
     families = load_families(data.json_data_config) if data.json_data_config else None
     return convert(source, name, store_dir=root, time_samples=data.time_samples, dtype=data.dtype, splits=splits,
-        val_files=data.val_files, families=families, progress=progress)
+        val_files=data.val_files, families=families, progress=progress, build=build)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #b7f400d3
 def first_records(
