@@ -125,6 +125,26 @@ def test_a_link_in_a_run_is_not_followed(refused, data, four, tmp_path, name):
     assert everything(tmp_path) == before and (outside.is_dir() or outside.read_text() == "precious")
 
 
+@pytest.mark.parametrize("given", ["dataset_dir", "store_dir"])
+def test_a_run_that_is_read_builds_a_store_only_where_the_user_says(fwi, refused, mini, data, tmp_path, given):
+    run, planted, files_only = tmp_path / "run", tmp_path / "planted", tmp_path / "CurveVel_A"
+    shutil.copytree(mini, run)
+    for name in ("data", "model", "generate.json"):
+        copy = shutil.copytree if (data / name).is_dir() else shutil.copy
+        copy(data / name, (files_only.mkdir(exist_ok=True), files_only / name)[1])
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= dict(store_dir=str(planted), dataset_dir=str(files_only))
+    (run / "config.json").write_text(json.dumps(config))
+    before = everything(tmp_path)
+    words = ("evaluate", run, "--records", 2, "--nfe", 1, "--samples", 1, "--misfit-records", 1, "--starts", "linear",
+        "--out", tmp_path / "out")
+    refused(*words, saying=(str(planted), "--store-dir"))
+    assert everything(tmp_path) == before
+    place = dict(dataset_dir=files_only, store_dir=tmp_path / "mine")[given]
+    assert fwi(*words, f"--{given.replace('_', '-')}", place).code == 0
+    assert (place / "val" / "manifest.json").exists() and not planted.exists()
+
+
 def test_results_are_not_written_through_a_link_in_a_run(refused, mini, tmp_path):
     shutil.copytree(mini, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "evaluation", ignore_errors=True)
@@ -156,6 +176,19 @@ def test_reading_processes_work_from_standard_input_and_in_a_job_with_a_long_nam
     done = subprocess.run([sys.executable, "-"], input=textwrap.dedent(code), text=True, capture_output=True,
         env=os.environ | dict(TMPDIR=str(scratch), OMP_NUM_THREADS="1"), timeout=PATIENCE, cwd=tmp_path)
     assert done.returncode == 0 and checkpoints(tmp_path / "piped"), done.stderr
+
+
+@pytest.mark.parametrize("how", ["script", "standard input"])
+def test_a_plain_script_converts_with_several_processes(tmp_path, how):
+    small_files(tmp_path / "FlatVel_A", [(f"data/data{k}.npy", f"model/model{k}.npy") for k in (1, 49)])
+    code = ("from fwi_i2sb.data.store import convert\nfrom fwi_i2sb.physics.wave import surface_survey\n"
+        "print('begun')\n"
+        "convert('FlatVel_A', 'FlatVel_A', survey=surface_survey(4, 2, nt=8), time_samples=8, workers=2)\n")
+    (tmp_path / "plain.py").write_text(code)
+    done = subprocess.run([sys.executable, "plain.py" if how == "script" else "-"], cwd=tmp_path, timeout=PATIENCE,
+        input=code if how != "script" else "", capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "begun\n", done.stderr
+    assert (tmp_path / "FlatVel_A" / "val" / "manifest.json").exists()
 
 
 class Unsendable:
