@@ -175,7 +175,7 @@ _PAPER = {"MAE m/s": ("mae", ".1f"), "RMSE m/s": ("rmse", ".1f"), "MAE [-1,1]": 
           "wave solves": ("wave_solves", "g"), "s/record": ("seconds_per_record", ".2f")}
 
 
-def _columns(columns: dict, card: dict) -> dict:
+def _named_for(columns: dict, card: dict) -> dict:
     "The columns with the low band's end in its name; cards from before it was data have OpenFWI's."
     below = f"< {card.get('low_band', 5.0):g} Hz"
     return {{"low": below, "misfit low": f"misfit {below}"}.get(name, name): column for name, column in columns.items()}
@@ -240,7 +240,7 @@ def _sections(card):
 
 def table(card: dict) -> str:
     "A card as text for a screen of 120 columns."
-    columns = _columns(_SCREEN, card)
+    columns = _named_for(_SCREEN, card)
     if any(row.get("wave_solves") for row in card["rows"]): columns["waves"] = ("wave_solves", "g")
     lines = []
     for heading, rows in _sections(card):
@@ -270,7 +270,7 @@ def _beside(card):
 # %% ../../nbs/09_evaluation/00_card.ipynb #1f696d1a
 def markdown(card: dict) -> str:
     "A card as a Markdown page: what was judged, the table with all intervals, the notes."
-    head = ["family", "start", "method", "records", *_columns(_PAPER, card)]
+    head = ["family", "start", "method", "records", *_named_for(_PAPER, card)]
     lines = [[row["family"], _star(row), row["method"], str(row["records"]),
         *(_cell(row, key, form, True) for key, form in _PAPER.values())] for row in card["rows"]]
     page = ["# Evaluation card", *title(card), markdown_table(head, lines),
@@ -291,7 +291,7 @@ def compare_cards(
     """Several cards as one Markdown table; a starting model that several share stands there once.
 
     Says so where their records differ."""
-    head, lines, starts = ["run", "method", "start", "data", "records", *_columns(_PAPER, cards[0])], [], set()
+    head, lines, starts = ["run", "method", "start", "data", "records", *_named_for(_PAPER, cards[0])], [], set()
     for card in cards:
         for row in card["rows"]:
             which = row["start"], row["mae"], card["degradation"]["text"]

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 from matplotlib.figure import Figure
 
-from ..plot import draw_models, new_figure, own_style
+from ..plot import draw_models, models_height, new_figure, own_style
 from ..data.scale import OPENFWI_SCALE
 from ..physics.wave import OPENFWI
 
@@ -65,8 +65,9 @@ def card_figure(
     limits = card.get("velocity_range", (OPENFWI_SCALE.low, OPENFWI_SCALE.high))
     rows = [row for row in card["rows"] if row["family"] == card["rows"][0]["family"]]
     answers = [row for row in rows if row["kind"] == "method" and "reliability" in row]
-    figure = new_figure(11, 3 + 0.17 * len(rows) + 2.6)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2.6 + 0.17 * len(rows), 2.6))
+    heights = 2.6 + 0.17 * len(rows), models_height(np.shape(card["example"]["mean"]))
+    figure = new_figure(11.3, 0.4 + sum(heights))
+    upper, lower = figure.subfigures(2, 1, height_ratios=heights)
     axes = upper.subplots(1, 3 if answers else 1, squeeze=False, width_ratios=(1.6, 1, 1) if answers else (1,))[0]
     _draw_errors(axes[0], rows)
     if answers:

@@ -175,7 +175,7 @@ def _notes(explorer, start, sampler, nfe, samples, w, inversion, numbers) -> lis
 def _settled(explorer, kind: str, figure: plot.Figure) -> plot.Figure:
     "The figure with the layout of the first one of its kind."
     figure.set_dpi(explorer.dpi)
-    figure.get_layout_engine().set(w_pad=0.12)  # inches: room for longer numbers
+    if engine := figure.get_layout_engine(): engine.set(w_pad=0.12)  # inches: room for longer numbers
     if kind not in explorer._places: figure.draw_without_rendering()
     for ax, place in zip(figure.axes, explorer._places.get(kind, ())): ax.set_position(place)
     explorer._places[kind] = [ax.get_position(original=True) for ax in figure.axes]
