@@ -126,5 +126,6 @@ def test_processes_that_disagree_are_refused(data, four, tmp_path, what):
 def test_a_launcher_that_says_nonsense_is_named(refused, data, tmp_path, monkeypatch, variable, value):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv(variable, value)
     refused("train", *arguments(data, tmp_path, "bad"), saying=(variable,))

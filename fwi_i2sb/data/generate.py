@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from ..core.files import atomic, locked, write_json
+from ..core.files import atomic, check_writable, locked, read_json, write_json
 from .geology import sample_velocity
 from ..core.errors import InputError
 from .openfwi import get_family
@@ -61,7 +61,7 @@ def generated_with(folder:str|Path, # a data set's folder
 )->tuple[Survey, VelocityScale]|None: # None where there is no generate.json
     "The survey and the velocity range that a data set was generated with. Raises `InputError` for a damaged file."
     path = Path(folder) / "generate.json"
-    try: settings = json.loads(path.read_text())
+    try: settings = read_json(path)
     except FileNotFoundError: return None
     except (OSError, ValueError): raise InputError(f"{path} is damaged; choose another folder") from None
     try: return _facts(settings)
@@ -176,10 +176,10 @@ def _changed(known, settings):
     if not scale.same_as(new_scale): return f"velocities from {scale}, not {new_scale}"
 
 def _check_folder(folder, settings):
-    try: known = json.loads((folder / "generate.json").read_text())
+    try: known = read_json(folder / "generate.json")
     except FileNotFoundError:
         if (folder.exists()
-                and (not folder.is_dir() or {f.name for f in folder.iterdir()} - {".lock", "generate.json.part"})):
+                and (not folder.is_dir() or {f.name for f in folder.iterdir() if f.suffix != ".part"} - {".lock"})):
             raise InputError(f"{folder} exists and was not made by generate; choose another folder") from None
         return
     except ValueError: raise InputError(f"{folder / 'generate.json'} is damaged; choose another folder") from None
@@ -228,6 +228,7 @@ def _generate(folder, settings, shards, workers, progress):
     total = sum(s.count for s in shards)
     _check_folder(folder, settings)
     if not _missing(folder, shards) and not (folder / ".parts").exists(): return progress(total, total)
+    check_writable(folder, "generate.json", flag="OUT")
     with locked(folder):
         _check_folder(folder, settings)
         missing = _missing(folder, shards)

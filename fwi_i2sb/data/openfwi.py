@@ -7,14 +7,14 @@ __all__ = ['FAMILIES', 'Family', 'get_family', 'any_family', 'parse_families', '
            'split_files', 'Pair', 'open_pair', 'discover', 'read_pair', 'store_bytes']
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #930ddb0f
-import json, math, re
+import math, re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from ..core.errors import unknown
 from ..core.errors import InputError
-from ..core.files import open_npy
+from ..core.files import open_npy, read_json
 from .scale import PressureRange
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #dbb4ba5f
@@ -67,6 +67,8 @@ FAMILIES = {f.name: f for f in (
     Family("Style_A", -24.96, 48.93, *_STYLE), Family("Style_B", -23.76, 46.01, *_STYLE))}
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #527d19f7
+def _same_name(a, b): return a.lower().replace("-", "_") == b.lower().replace("-", "_")
+
 def get_family(name:str|Family,         # "CurveVel_A"; OpenFWI's own spelling "curvevel-a" is understood too
     families:dict|None=None, # another table than `FAMILIES`, e.g. from `load_families`
 )->Family:
@@ -74,7 +76,7 @@ def get_family(name:str|Family,         # "CurveVel_A"; OpenFWI's own spelling "
     if isinstance(name, Family): return name
     families = FAMILIES if families is None else families
     for family in families.values():
-        if family.name.lower() == str(name).lower().replace("-", "_"): return family
+        if _same_name(family.name, str(name)): return family
     raise unknown("family", name, families)
 
 def any_family(name:str|Family, # one of OpenFWI's, or any name that can be a folder's
@@ -104,12 +106,13 @@ def load_families(path:str|Path, # JSON such as {"flatvel-a": {"data_min": -26.9
 )->dict[str, Family]: # `FAMILIES` with the extremes of the file
     "The ten families with `data_min` and `data_max` from a file in the style of OpenFWI's `dataset_config.json`."
     try: table = {get_family(k): (float(v["data_min"]), float(v["data_max"]))
-                  for k, v in json.loads(Path(path).read_text()).items() if k != "flatvel-tutorial"}
+                  for k, v in read_json(path).items() if k != "flatvel-tutorial"}
     except InputError as error: raise InputError(f"{path}: {error}") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise InputError(f"{path} is not a JSON table of families with data_min and data_max ({error!r})") from None
     for family, (low, high) in table.items():
-        if not low < high: raise InputError(f"{path}: data_min of {family.name} must be below its data_max")
+        if not -math.inf < low < high < math.inf:
+            raise InputError(f"{path}: data_min of {family.name} must be below its data_max, and both finite")
     return {f.name: replace(f, data_min=table[f][0], data_max=table[f][1]) if f in table else f
         for f in FAMILIES.values()}
 
@@ -121,6 +124,8 @@ def _partner(seismic):
 def _find(folder, sub, prefixes):
     found = (folder.glob(f"{sub}/*.npy") if (folder / "data").is_dir()
         else (p for x in prefixes for p in folder.glob(f"{x}*.npy")))
+    # other systems leave files of their own beside ours, such as ._data1.npy
+    found = (p for p in found if not p.name.startswith("."))
     return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
 
 def match_files(folder:Path, # with `data/` and `model/`, or with both kinds of file
@@ -136,22 +141,33 @@ def match_files(folder:Path, # with `data/` and `model/`, or with both kinds of 
 # %% ../../nbs/02_data/01_openfwi.ipynb #b1b28bee
 def _is_split(folder): return any((folder / s / "data").is_dir() for s in ("train", "val"))
 
+def _folders_of(folder, name):
+    "The folders in one that are named after a family, in whatever spelling; the exact one comes first."
+    if not folder.is_dir(): return []
+    found = (path for path in folder.iterdir() if _same_name(path.name, name) and path.is_dir())
+    return sorted(found, key=lambda path: path.name != name)
+
+def _nothing_found(folder, family):
+    slip = unknown("family", family.name, FAMILIES)
+    if family.name not in FAMILIES and "did you mean" in str(slip): return slip
+    if folder.absolute().name in ("data", "model") and (folder.absolute().parent / "data").is_dir():
+        return InputError(f"{folder} is one half of a data set: name the folder above it, {folder.absolute().parent}")
+    others = [name for name in FAMILIES if _folders_of(folder, name)]
+    return InputError(f"{folder} holds no {family.name} files" + (f", only {', '.join(others)}" if others else
+        ": expected train/ and val/ with data/ and model/, or data/ and model/, or seis*.npy and vel*.npy"))
+
 def find_root(dataset_dir:str|Path, # the family's folder, or one that holds it
     family:str|Family,    # whose records are wanted
 )->Path: # the folder that holds `train/` and `val/`, `data/` and `model/`, or the `seis*.npy`
     "The folder with a family's files. Raises `InputError` when there is none, or when it is another family's."
     folder, family = Path(dataset_dir), any_family(family)
     if not folder.is_dir(): raise InputError(f"folder {folder} does not exist")
-    for root in (folder, folder / family.name, folder / "train_samples" / family.name):
-        if root.is_dir() and (_is_split(root) or _find(root, "data", ("seis", "data"))):
-            if root.resolve().name in set(FAMILIES) - {family.name}:
-                raise InputError(f"{root} holds {root.resolve().name}, not {family.name}")
+    for root in (folder, *_folders_of(folder, family.name), *_folders_of(folder / "train_samples", family.name)):
+        if _is_split(root) or _find(root, "data", ("seis", "data")):
+            held = next((name for name in FAMILIES if _same_name(name, root.resolve().name)), family.name)
+            if held != family.name: raise InputError(f"{root} holds {held}, not {family.name}")
             return root
-    slip = unknown("family", family.name, FAMILIES)
-    if family.name not in FAMILIES and "did you mean" in str(slip): raise slip
-    others = [name for name in FAMILIES if (folder / name).is_dir()]
-    raise InputError(f"{folder} holds no {family.name} files" + (f", only {', '.join(others)}" if others else
-        ": expected train/ and val/ with data/ and model/, or data/ and model/, or seis*.npy and vel*.npy"))
+    raise _nothing_found(folder, family)
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #ff88c704
 def _held_back(root, family, pairs, val_files):

@@ -6,11 +6,11 @@
 __all__ = ['OPENFWI_SPEC', 'DataSpec', 'load_survey']
 
 # %% ../../nbs/02_data/11_spec.ipynb #3dcd3c1f
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..core.errors import InputError
+from ..core.files import read_json
 from ..core.registry import method_of
 from .scale import OPENFWI_SCALE, PressureRange, VelocityScale
 from ..physics.wave import OPENFWI, Survey
@@ -97,7 +97,7 @@ OPENFWI_SPEC = DataSpec("CurveVel_A", OPENFWI_SCALE, PressureRange(-27.11, 55.10
 # %% ../../nbs/02_data/11_spec.ipynb #560684b0
 def load_survey(path: Path) -> Survey:
     "Read a survey from a JSON file. Raises `InputError` that says what is wrong with it."
-    try: return Survey.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+    try: return Survey.from_dict(read_json(path))
     except InputError as error: raise InputError(f"{path} is {error}") from None
     except OSError as error: raise InputError(f"{path} cannot be read ({error.strerror})") from None
     except ValueError as error: raise InputError(f"{path} is not a JSON file ({error})") from None

@@ -28,7 +28,8 @@ def width_in_cells(
     "A blur width as it is written on the command line. Raises `InputError` unless it is a positive number."
     try: cells = float(text[:-1]) / dx if text.endswith("m") else float(text)
     except ValueError: cells = 0.0
-    if not 0 < cells < float("inf"): raise InputError(f"{text!r} is not a blur width: give cells (12) or metres (120m)")
+    if not 0 < cells <= 1000:
+        raise InputError(f"{text!r} is not a blur width: give cells (12) or metres (120m), up to 1000 cells")
     return cells
 
 # %% ../../nbs/02_data/08_starting_models.ipynb #38edcedb
@@ -198,8 +199,8 @@ def parse_start(
         if len(entries) > 1:
             if not words: raise InputError(f"{name!r} is part of a mixture and needs a weight, such as {name}:0.5")
             weight = _number(words.pop(), "weight")
-            if not 0 < weight < float("inf"):
-                raise InputError(f"the weight of {name!r} in the mixture must be positive (got {weight:g})")
+            if not 0 < weight <= 1e6:
+                raise InputError(f"the weight of {name!r} in the mixture must be positive, up to 1e6 (got {weight:g})")
         if name not in STARTING_MODELS and [name, *words][-1].endswith(".npy"): name, words = "file", [name, *words]
         specs.append(StartSpec(name, _arguments(name, words, dx), weight))
         if scale: _check_range(specs[-1], scale)

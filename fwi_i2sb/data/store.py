@@ -15,7 +15,8 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import InputError, unknown
-from ..core.files import locked, open_npy
+from ..core.files import check_writable, disk_full, locked, open_npy
+from ..core.workers import end_on_failure, read_ahead
 from ..core.registry import method_of
 from .database import append, Values
 from .manifest import (
@@ -68,6 +69,7 @@ class _Prepared(Dataset):
 
 # %% ../../nbs/02_data/06_store.ipynb #b2044071
 def _leave_with_parent(worker):
+    end_on_failure()
     leave = lambda: (multiprocessing.parent_process().join(), os._exit(1))
     threading.Thread(target=leave, daemon=True).start()
 
@@ -75,7 +77,7 @@ def _batches(records, done, workers):
     "The values after the first `done`, in lists of 64; the first bad one is raised."
     loader = DataLoader(records, 64, sampler=range(done, len(records.place)), num_workers=workers, collate_fn=list,
                         worker_init_fn=_leave_with_parent, multiprocessing_context="spawn" if workers else None)
-    for batch in loader:
+    for batch in read_ahead(loader):
         for value in batch:
             if isinstance(value, InputError): raise value
         yield batch
@@ -96,6 +98,7 @@ def _fill(database, settings, pairs, workers, report):
 def _build(folder, settings, pairs, workers, report):
     "Make or continue the store of one split."
     database, plan = folder / "database.lmdb", dict(settings, unfinished=file_times(pairs))
+    if database.is_symlink(): raise InputError(f"{database} is a link, which is not written through: remove it")
     if not (folder / "manifest.json").exists() or load_manifest(folder)["checksum"] != seal(plan):
         database.unlink(missing_ok=True); folder.mkdir(exist_ok=True); write_manifest(folder, plan)
     write_manifest(folder, dict(settings, crc32=_fill(database, settings, pairs, workers, report)))
@@ -173,12 +176,15 @@ def _stands_alone(dataset_dir, root, family, families, survey, scale, *asked):
 def _advice(root):
     "Turns what a conversion may die of into sentences: a lost process, a full disk, a folder that is read-only."
     try: yield
+    except ChildProcessError: raise
     except RuntimeError as error:
         raise ChildProcessError(f"a preparing process was lost ({error}): repeat the command to continue, with fewer "
             f"--workers if memory ran out") from None
     except (OSError, lmdb.Error) as error:
-        raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): free disk "
-            f"space and repeat the command, or name a writable folder with --store-dir") from None
+        full = isinstance(error, lmdb.Error) or disk_full(error)
+        raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): "
+            f"{'free disk space and repeat the command, or ' if full else ''}name a writable folder with "
+            f"--store-dir") from None
 
 # %% ../../nbs/02_data/06_store.ipynb #c7c68c87
 def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, without source files, one that holds a store
@@ -191,6 +197,7 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     survey:Survey|None=None,   # how the records were shot; default: as generated, as in the store there, or OpenFWI's
     scale:VelocityScale|None=None, # range of the velocities; default: likewise
     splits:tuple[str, ...]=("train", "val"), # which splits are wanted: judging a run needs no training records
+    build:bool=True,       # False: use a finished store, and write nothing
     workers:int|None=None, # spawned processes that prepare; 0: none; default: one per core for thousands of records
     progress=None,         # called with (records done, records in all)
 )->Path: # the folder that holds train/ and val/
@@ -213,6 +220,10 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
         val_files=val_files, families=families, splits=splits)
     with _advice(root):
         if not all([_finished(root / s, w) for s, w in wanted.items()]):
+            if not build: raise InputError(f"there is no finished store of {named.name} in {root}, and nothing is "
+                f"built there unasked: give --store-dir, a folder for it, or --dataset-dir, the data to build it "
+                f"beside")
+            check_writable(root, flag="--store-dir")
             _convert(root, wanted, pairs, workers, progress)
     return root
 

@@ -47,8 +47,12 @@ def validation_data(
 
     Raises `InputError` where survey, time samples, maps or velocities do not fit the run."""
     data = _located(run.options.data, dataset_dir, store_dir, dataset_name)
+    if not dataset_dir and not data.dataset_dir.is_dir():
+        raise InputError(f"the data set of the run, {data.dataset_dir}, is not there: say with --dataset-dir where it "
+            f"lies now")
     data = replace(data, time_samples=run.spec.time_samples)
-    store, = open_store(replace(run.options, data=data), splits=("val",))
+    store, = open_store(replace(run.options, data=data), splits=("val",),
+        build=bool(dataset_dir or store_dir))
     check_survey(run, store.survey)
     folder, (velocity, seismic) = store.stores[0].folder, store.physical(0)
     for what, theirs, ours in (("maps", velocity.shape[1:], run.spec.map_size),

@@ -8,8 +8,8 @@ __all__ = ['ModelsOptions', 'models_command']
 # %% ../../nbs/06_methods/08_command.ipynb #5eefcd11
 from pathlib import Path
 
-from ..core.commands import Count, option_group, Plugin
-from ..core.files import write_json
+from ..core.commands import option_group, Plugin, up_to
+from ..core.files import check_writable, write_json
 from ..core.registry import import_plugin, named, names_of
 from ..core.tables import text_table
 from .options import ModelOptions
@@ -22,18 +22,21 @@ class ModelsOptions:
     "List the networks that can be trained: what they learn (the first method is the default), and their size."
     plugin: Plugin = None  # Python file that registers models, methods, encoders, losses or starts of your own
     encoder: named("encoder") = "resize"  # how the seismic enters the U-Nets
-    image_size: Count | None = None  # side of the square the U-Nets work on; default native
-    time_samples: Count = 250  # time samples of a record in the store
+    image_size: up_to(2048) | None = None  # side of the square the U-Nets work on; default native
+    time_samples: up_to(10**5) = 250  # time samples of a record in the store
     conditional: bool = True  # --no-conditional: U-Nets that never see seismic
     json: Path | None = None  # also write the list here
 
 
 def models_command(options: ModelsOptions) -> list[dict]:
     "Print the list: name, methods, weights, one line about each; then what else has a name."
+    if options.json: check_writable(options.json.parent, options.json.name, flag="--json")
     import_plugin(options.plugin)
     chosen = ModelOptions(encoder=options.encoder, image_size=options.image_size, conditional=options.conditional)
     rows = model_sizes(chosen, Shapes(time_samples=options.time_samples))
-    if options.json: write_json(options.json, rows)
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.json, rows)
     about = lambda row: row["about"] + (f"; critic {row['critic']}" if row["critic"] else "")
     print(text_table(["model", "methods", "weights", "about"],
         [[row["name"], ", ".join(row["methods"]), row["weights"], about(row)] for row in rows], "<14 < > <"))

@@ -6,7 +6,7 @@
 __all__ = ['ModelOptions']
 
 # %% ../../nbs/06_methods/01_options.ipynb #0bd9ce4b
-from ..core.commands import Count, NonNegative, option_group, Share
+from ..core.commands import Count, NonNegative, option_group, Share, up_to
 from ..core.registry import named
 
 # %% ../../nbs/06_methods/01_options.ipynb #fe3b6de2
@@ -17,12 +17,12 @@ class ModelOptions:
     method: named("method", str | None) = None  # what is learnt; default: the network's first, for a U-Net the bridge
     encoder: named("encoder") = "resize"  # how the seismic enters
     conditional: bool = True  # --no-conditional leaves the seismic out of the network
-    image_size: Count | None = None  # side of the square the network works on; default native (published: 256)
+    image_size: up_to(2048) | None = None  # side of the square the network works on; default native (published: 256)
     corrupt: named("starting model") = "blur-openfwi_custom"  # starting model(s) x1: NAME[:SETTING], or NAME:WEIGHT,...
-    t0: float = 1e-4  # first time of the network's clock
-    T: float = 1.0  # last time of the network's clock
-    interval: int = 1000  # number of discrete steps of the bridge, even
-    beta_max: float = 0.3  # the noise schedule peaks at beta_max / interval
+    t0: up_to(1e3, 0) = 1e-4  # first time of the network's clock
+    T: up_to(1e3, above=0) = 1.0  # last time of the network's clock
+    interval: up_to(100_000, 2) = 1000  # number of discrete steps of the bridge, even
+    beta_max: up_to(1e3, above=0) = 0.3  # the noise schedule peaks at beta_max / interval
     drop_cond: Share = 0.25  # probability of training a sample without its seismic
     cond_weight: NonNegative = 1.0  # loss weight of samples that keep their seismic, against 1 (published code: 11)
     pred_x0: bool = True  # the network predicts x0 itself instead of (xt - x0) / std (published default: off)
@@ -31,7 +31,7 @@ class ModelOptions:
     loss: named("loss") = "l2"  # pointwise loss: l2 aims at the mean of what is possible, l1 at the median
     step_power: NonNegative = 0.0  # density t_index ** POWER of the indices trained on: more near the starting model
     precondition: bool = False  # with --pred-x0: the network predicts what a linear estimate of x0 leaves over
-    base_noise: NonNegative = 0.0  # standard deviation of noise added to starting models: more diverse samples
+    base_noise: up_to(10.0, 0) = 0.0  # standard deviation of noise added to starting models: more diverse samples
     n_critic: Count = 5  # gan: steps of the critic per step of the generator
     gp_weight: NonNegative = 10.0  # gan: weight of the critic's gradient penalty
     pixel_weight: NonNegative = 100.0  # gan: weight of the generator's pixel errors, against 1 for the critic

@@ -128,13 +128,14 @@ def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
     return replace(optim, microbatch=micro)
 
 # %% ../../nbs/07_training/04_batches.ipynb #03840503
-import signal
+import signal, time
 from collections.abc import Generator
 from itertools import takewhile
 
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
+from ..core.workers import end_on_failure, read_ahead
 from ..data.multi_family import MultiFamilyStore
 from .options import TrainOptions
 from .processes import STOP_SIGNALS
@@ -147,6 +148,7 @@ def microbatches(
     start: Start,
     first: int,  # optimiser step to begin with
     accelerator: Accelerator,
+    waiting: list | None = None,  # holds the time since which a batch is waited for, while it is
 ) -> Generator[dict[str, torch.Tensor]]:
     """This process's microbatches from a step on, read ahead and pinned where there is a GPU.
 
@@ -156,17 +158,28 @@ def microbatches(
     samples = TrainingSamples(store, start, options.model, seed)
     keys = Microbatches(store.sizes, options.optim, seed, range(first, options.optim.num_itr),
         accelerator.process_index, accelerator.num_processes, options.data.balance)
-    over = []
-    batches = iter(DataLoader(samples, batch_sampler=takewhile(lambda key: not over, keys), collate_fn=already_collated,
-        num_workers=workers, worker_init_fn=_leave_signals, multiprocessing_context="spawn" if workers else None,
-        pin_memory=cuda))
-    try: yield from batches
+    over, waiting = [], [] if waiting is None else waiting
+    batches = read_ahead(DataLoader(samples, batch_sampler=takewhile(lambda key: not over, keys),
+        collate_fn=already_collated, num_workers=workers, worker_init_fn=_start_reader,
+        multiprocessing_context="spawn" if workers else None, pin_memory=cuda))
+    try: yield from _timed(batches, waiting)
     except GeneratorExit:
         over.append(True)
         for _ in batches: pass
         raise
 
 # %% ../../nbs/07_training/04_batches.ipynb #d93f1b5e
-def _leave_signals(worker):
+def _start_reader(worker):
+    end_on_failure()
     # the signals reach the reading processes too, but only the main process acts on them
     for number in STOP_SIGNALS: signal.signal(number, signal.SIG_IGN)
+
+
+def _timed(batches, waiting):
+    "The same batches; while one is waited for, the time since when is in a list."
+    while True:
+        waiting.append(time.monotonic())
+        try: batch = next(batches)
+        except StopIteration: return
+        finally: waiting.clear()
+        yield batch

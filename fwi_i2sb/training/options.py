@@ -4,16 +4,16 @@
 
 # %% auto #0
 __all__ = ['FREE_OPTIONS', 'RunOptions', 'DataOptions', 'OptimOptions', 'LogOptions', 'DeviceOptions', 'TrainOptions',
-           'run_identity', 'first_difference']
+           'run_identity', 'absolute', 'first_difference']
 
 # %% ../../nbs/07_training/00_options.ipynb #613e10ed
+import os
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import Annotated, Literal
-
-from pydantic import Field
+from typing import Literal
 
 from ..core.commands import (
-    Count, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share)
+    Count, Few, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share, up_to, Workers)
 from ..methods.options import ModelOptions
 
 # %% ../../nbs/07_training/00_options.ipynb #dd7d7e0f
@@ -38,14 +38,14 @@ class DataOptions:
     json_data_config: Path | None = None  # JSON with data_min and data_max per family; default: OpenFWI's values
     time_samples: Count | None = None  # time samples kept; default: the store's, else 4 ms apart at 15 Hz
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
-    loader_workers: Natural | None = None  # processes that read ahead; default: 4 for a GPU, 0 for a CPU
+    loader_workers: Workers | None = None  # processes that read ahead; default: 4 for a GPU, 0 for a CPU
     in_memory: bool = False  # read the whole store into memory at the start: for slow or remote disks
 
 # %% ../../nbs/07_training/00_options.ipynb #489fbd5e
 @option_group
 class OptimOptions:
     "The optimiser."
-    batch_size: Count = 256  # global batch, over all ranks
+    batch_size: up_to(2**20) = 256  # global batch, over all ranks
     microbatch: Count = 32  # samples one process takes at once (published: 2)
     num_itr: Count = 1_000_000  # number of optimiser steps
     lr: NonNegative = 5e-5  # learning rate of AdamW
@@ -78,11 +78,11 @@ class DeviceOptions:
     gpu: Natural | None = None  # index of the one GPU to run on
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the processor computes in it
     compile: bool = False  # torch.compile the network: minutes at the start, faster steps after
-    num_proc_node: Count | None = None  # number of nodes of a multi-node run
+    num_proc_node: up_to(2**16) | None = None  # number of nodes of a multi-node run
     node_rank: Natural | None = None  # index of this node among them
-    proc_per_node: Count | None = None  # processes started here, by a launcher of one per node; default: one per GPU
+    proc_per_node: Few | None = None  # processes started here, by a launcher of one per node; default: one per GPU
     master_address: str | None = None  # address of the node that holds rank 0
-    master_port: Annotated[int, Field(ge=1, le=65535)] | None = None  # port of rank 0; default: MASTER_PORT, else 6020
+    master_port: up_to(65535) | None = None  # port of rank 0; default: MASTER_PORT, else 6020
 
 # %% ../../nbs/07_training/00_options.ipynb #1d291740
 @option_group
@@ -119,8 +119,16 @@ def run_identity(options: TrainOptions) -> dict:
         for name, value in values.items() if f"{group}.{name}" not in free}
 
 
+def absolute(options: TrainOptions) -> TrainOptions:
+    "The same options with absolute paths: a run is read from other folders than it was trained from."
+    groups = {f.name: getattr(options, f.name) for f in fields(options)}
+    paths = {name: {f.name: Path(os.path.abspath(getattr(group, f.name))) for f in fields(group)
+        if isinstance(getattr(group, f.name), Path)} for name, group in groups.items()}
+    return replace(options, **{name: replace(groups[name], **found) for name, found in paths.items() if found})
+
+
 def first_difference(old: TrainOptions, new: TrainOptions) -> str | None:
     "The first option that makes `new` another run than `old`, as `--name (old, now new)`; None if it is the same run."
-    before, now = run_identity(old), run_identity(new)
+    before, now = run_identity(absolute(old)), run_identity(absolute(new))
     return next(
         (f"{flag} ({before.get(flag)}, now {value})" for flag, value in now.items() if before.get(flag) != value), None)

@@ -25,6 +25,7 @@ from .ranks import find_ranks, Ranks
 from ..core.errors import InputError
 from ..core.commands import exit_codes
 from ..core.registry import method_of
+from ..core.workers import without_script
 from .options import DeviceOptions
 
 # %% ../../nbs/07_training/03_processes.ipynb #d3d43fa5
@@ -117,24 +118,54 @@ def environment(values: dict[str, str]):
 def join(
     ranks: Ranks,
     patience: float = 300.0,  # seconds to wait for the last process
+    silence: float = 10.0,  # seconds after which it is said what is waited for
 ) -> dist.Store:
-    """Connect to the other processes; returns the run's key-value store.
+    """Meet the other processes; the run's key-value store. A signal ends the wait.
 
-    Raises `InputError` for a port in use or a rank that exists twice, `ChildProcessError` if not all connect."""
-    everyone, limit = [f"beat/{r}" for r in range(ranks.world)], timedelta(seconds=patience)
+    Raises `InputError` for a port in use or a rank that exists twice, `ChildProcessError` if not all come."""
+    end, tell, store, found = time.monotonic() + patience, time.monotonic() + silence, None, _meet(ranks, patience)
     try:
-        store = next(dist.rendezvous("env://", timeout=limit))[0]
-        if store.add(f"rank/{ranks.rank}", 1) > 1:
-            raise InputError(f"two processes have rank {ranks.rank}: see --node-rank, or another run listens on "
-                f"--master-port {ranks.port}")
-        store.set(everyone[ranks.rank], "")
-        store.wait(everyone, limit)
-        return store
-    except RuntimeError as error:
+        while True:
+            if found and store is None: store = _enter(found[0], ranks)
+            if store is not None and store.check([f"beat/{r}" for r in range(ranks.world)]): return store
+            if time.monotonic() > end: raise TimeoutError
+            if time.monotonic() > tell: tell = end + 1; _tell_missing(store, ranks)
+            time.sleep(0.05)
+    except (RuntimeError, TimeoutError) as error:
         if "EADDRINUSE" in str(error):
             raise InputError(f"--master-port {ranks.port} is in use on this host: give another one") from None
         raise ChildProcessError(
             f"not all {ranks.world} processes reached {ranks.address}:{ranks.port} within {patience:.0f} s") from None
+
+# %% ../../nbs/07_training/03_processes.ipynb #ab02c001
+def _meet(ranks: Ranks, patience: float) -> list:
+    "A list that will hold the store, or the error: torch waits for it in a thread, so that a signal is not waited for."
+    found, limit = [], timedelta(seconds=patience)
+    # torchrun has a store of its own, to which all go
+    theirs = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+
+    def work():
+        try: found.append(next(dist.rendezvous("env://", timeout=limit))[0] if theirs else dist.TCPStore(ranks.address,
+            ranks.port, ranks.world, ranks.rank == 0, limit, wait_for_workers=False, multi_tenant=True))
+        except Exception as error: found.append(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    return found
+
+
+def _enter(found: dist.Store | Exception, ranks: Ranks) -> dist.Store:
+    if isinstance(found, Exception): raise found
+    if found.add(f"rank/{ranks.rank}", 1) > 1:
+        raise InputError(f"two processes have rank {ranks.rank}: see --node-rank, or another run listens on "
+            f"--master-port {ranks.port}")
+    found.set(f"beat/{ranks.rank}", "")
+    return found
+
+
+def _tell_missing(store: dist.Store | None, ranks: Ranks):
+    missing = 0 if store is None else sum(not store.check([f"beat/{r}"]) for r in range(ranks.world))
+    print(f"waiting for {f'{missing} of {ranks.world} processes' if store else 'process 0'} at "
+        f"{ranks.address}:{ranks.port} (from {ranks.told_by})", file=sys.stderr, flush=True)
 
 # %% ../../nbs/07_training/03_processes.ipynb #dbb96bec
 class Peers:
@@ -158,9 +189,13 @@ class Peers:
 # %% ../../nbs/07_training/03_processes.ipynb #d1f65b05
 _FOREVER = timedelta(days=365)  # a dead process ends the wait, see Watch
 
+def _await(store: dist.Store, key: str):
+    "Wait for a key, so that a signal ends the wait."
+    while not store.check([key]): time.sleep(0.05)
+
 @method_of(Peers)
 def _await_rank_zero(self):
-    self.store.wait(["prepared"], _FOREVER)
+    _await(self.store, "prepared")
     code = int(self.store.get("prepared"))
     self.store.set(f"heard/{self.ranks.rank}", "")
     if code: raise SystemExit(code)
@@ -182,7 +217,7 @@ def agree(
     if self.store is None: return
     text = {key: json.dumps(value, sort_keys=True) for key, value in plan.items()}
     if self.ranks.rank == 0: self.store.set("plan", json.dumps(text))
-    self.store.wait(["plan"], _FOREVER)
+    _await(self.store, "plan")
     theirs = json.loads(self.store.get("plan"))
     for key, value in text.items():
         if theirs.get(key) != value:
@@ -294,7 +329,7 @@ def _pass_on(waiting: deque, processes: list):
 
 def _start(work: Callable, ranks: Ranks, k: int):
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(work,), daemon=False)
-    with environment(rank_variables(Ranks(ranks.rank + k, ranks.world, k, ranks.local_world,
+    with without_script(), environment(rank_variables(Ranks(ranks.rank + k, ranks.world, k, ranks.local_world,
             ranks.address, ranks.port))):
         process.start()
     return process

@@ -7,12 +7,13 @@ __all__ = ['LAUNCHERS', 'Ranks', 'find_ranks']
 
 # %% ../../nbs/07_training/02_ranks.ipynb #f6851ff5
 import os, re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Mapping
 
 import torch
 
 from ..core.errors import InputError
+from ..core.files import warn_once
 from .options import DeviceOptions
 from ..core.devices import resolve_device
 
@@ -29,6 +30,8 @@ class Ranks:
     address: str = "127.0.0.1"
     port: int = 6020
     starts: int = 1  # more than 1: this process starts that many, from its rank on, and computes nothing itself
+    told_by: str = field(default="", compare=False)  # where the numbers come from, in words
+
 
 # %% ../../nbs/07_training/02_ranks.ipynb #4eeee5e5
 LAUNCHERS = {  # rank, world, local rank, local world
@@ -40,17 +43,44 @@ LAUNCHERS = {  # rank, world, local rank, local world
 }
 
 # %% ../../nbs/07_training/02_ranks.ipynb #bc161354
-def _launched(env: Mapping[str, str]) -> tuple[str, int, int, int, int]:
+def _numbers(name: str, env: Mapping[str, str]) -> tuple[int, int, int, int] | None:
+    "What a launcher says: rank, world, local rank, local world; None where a variable is missing."
+    variables = LAUNCHERS[name]
+    # Slurm sets some of MPICH's too
+    if not all(v in env for v in variables[:2 if name == "torchrun" else 3]): return None
+    rank, world, local_rank, tasks = (env.get(v, default) for v, default in zip(variables, "0101"))
+    try: return int(rank), int(world), int(local_rank), _tasks(tasks, int(env.get("SLURM_NODEID", 0)))
+    except (ValueError, IndexError):
+        raise InputError(
+            f"{name} says {', '.join(f'{v}={env.get(v)}' for v in variables)}, which are not ranks") from None
+
+
+def _launched(env: Mapping[str, str], address: str | None) -> tuple[str, int, int, int, int]:
     "The launcher's name, and the four numbers that it gives."
+    said = {name: numbers for name in LAUNCHERS if (numbers := _numbers(name, env))}
+    _check_left_over(said, env, address)
+    return next(((name, *numbers) for name, numbers in said.items()), ("none", 0, 1, 0, 1))
+
+
+def _check_left_over(said: dict, env: Mapping[str, str], address: str | None):
+    "Refuse or name variables that an earlier command or another launcher may have left behind."
+    set_here = f"RANK={env.get('RANK')} and WORLD_SIZE={env.get('WORLD_SIZE')} are set"
+    if "torchrun" in said and "LOCAL_RANK" not in env:
+        if said["torchrun"][1] > 1 and not (address or "MASTER_ADDR" in env):
+            raise InputError(f"{set_here} without MASTER_ADDR: unset them to train with one process, or give "
+                f"--master-address, the address of process 0")
+        for name, (rank, world, *_) in said.items():
+            if (rank, world) != said["torchrun"][:2]:
+                raise InputError(f"{set_here}, but {name} says process {rank} of {world}: unset RANK and WORLD_SIZE")
     for name, variables in LAUNCHERS.items():
-        # Slurm sets some of MPICH's too
-        if not all(v in env for v in variables[:2 if name == "torchrun" else 3]): continue
-        rank, world, local_rank, tasks = (env.get(v, default) for v, default in zip(variables, "0101"))
-        try: return name, int(rank), int(world), int(local_rank), _tasks(tasks, int(env.get("SLURM_NODEID", 0)))
-        except (ValueError, IndexError):
-            raise InputError(
-                f"{name} sets {', '.join(f'{v}={env.get(v)}' for v in variables)}, which are not ranks") from None
-    return "none", 0, 1, 0, 1
+        there = [v for v in variables[:2] if v in env]
+        if len(there) == 1 and name not in ("MPICH", "Slurm"):
+            warn_once(there[0], f"{there[0]}={env[there[0]]} is ignored: {name} sets "
+                f"{' and '.join(variables[:2])} together")
+    if not said and env.get("SLURM_NTASKS", "1") != "1":
+        warn_once("SLURM_NTASKS", f"Slurm gives this job {env['SLURM_NTASKS']} tasks, but srun did not start this "
+            f"process: its variables are ignored")
+
 
 # %% ../../nbs/07_training/02_ranks.ipynb #f0b97c28
 def _tasks(text: str, node: int) -> int:
@@ -80,22 +110,33 @@ def find_ranks(
     hardware: DeviceOptions,  # its flags come first
     env: Mapping[str, str] = os.environ,  # then these variables
 ) -> Ranks:
-    "The rank of this process. Raises `InputError` where flags and launcher do not define it, or contradict each other."
-    launcher, rank, world, local_rank, local_world = _launched(env)
-    starts = _starts(hardware, launcher, local_world)
+    "Find this process's place. Raises `InputError` where flags and launcher leave it open, or contradict each other."
+    launcher, rank, world, local_rank, local_world = _launched(env, hardware.master_address)
+    starts, told_by = _starts(hardware, launcher, local_world), f"{launcher}'s variables"
+    _check_nodes(hardware, launcher, world, local_world)
     if starts > 1: rank, world, local_world = rank * starts, world * starts, starts
     if hardware.num_proc_node:
         if hardware.node_rank is None and world != hardware.num_proc_node * local_world:
             raise InputError("--num-proc-node needs --node-rank, the index of this node")
-        world = hardware.num_proc_node * local_world
+        world, told_by = hardware.num_proc_node * local_world, f"--num-proc-node {hardware.num_proc_node}"
         if hardware.node_rank is not None: rank = hardware.node_rank * local_world + local_rank
     elif hardware.node_rank is not None: raise InputError("--node-rank needs --num-proc-node, the number of nodes")
     if not 0 <= rank < world:
         raise InputError(f"rank {rank} does not exist among {world} processes: see --num-proc-node and --node-rank")
     _check_gpu(hardware, world)
     port = hardware.master_port or env.get("MASTER_PORT", "6020")
-    if not str(port).isdigit(): raise InputError(f"MASTER_PORT={port} is not a port")
-    return Ranks(rank, world, local_rank, local_world, _address(hardware, env, world > local_world), int(port), starts)
+    if not (str(port).isdigit() and 0 < int(port) < 2**16): raise InputError(f"MASTER_PORT={port} is not a port")
+    return Ranks(rank, world, local_rank, local_world, _address(hardware, env, world > local_world), int(port), starts,
+        told_by)
+
+
+def _check_nodes(hardware: DeviceOptions, launcher: str, world: int, local_world: int):
+    "Refuse a number of nodes that is not the launcher's: the processes would wait for others that nobody starts."
+    if hardware.num_proc_node and world not in (1, hardware.num_proc_node * local_world):
+        raise InputError(f"--num-proc-node {hardware.num_proc_node}, but {launcher} started {world} processes, "
+            f"{local_world} of them on this host: let it start one on each node, or leave --num-proc-node and "
+            f"--node-rank out")
+
 
 # %% ../../nbs/07_training/02_ranks.ipynb #0073f7fc
 def _address(hardware: DeviceOptions, env: Mapping[str, str], far: bool) -> str:

@@ -4,12 +4,12 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'write_config', 'read_config', 'open_store', 'first_records', 'read_start_maps', 'make_start', 'data_spec',
-           'expected_spec', 'check_same_options', 'same_spec', 'save_checkpoint', 'Checkpoint', 'read_checkpoint',
-           'checkpoints', 'newest_checkpoint', 'drop_checkpoints', 'prune_checkpoints', 'optimizer_tensors',
-           'load_optimizer', 'append_metrics', 'read_metrics', 'truncate_metrics']
+           'expected_spec', 'check_same_options', 'check_links', 'same_spec', 'save_checkpoint', 'Checkpoint',
+           'read_checkpoint', 'checkpoints', 'newest_checkpoint', 'drop_checkpoints', 'prune_checkpoints',
+           'optimizer_tensors', 'load_optimizer', 'append_metrics', 'read_metrics', 'truncate_metrics']
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #24b7c65f
-import contextlib, json, os, re, shutil, warnings
+import contextlib, json, os, re, secrets, shutil, warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -19,10 +19,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..core.errors import InputError
-from ..core.files import open_npy
+from ..core.files import disk_full, read_json, read_npy, warn_once
 from ..data.openfwi import discover, find_root, load_families, parse_families
 from ..core.commands import options_from_dict, options_to_dict
-from .options import DataOptions, first_difference, TrainOptions
+from .options import absolute, DataOptions, first_difference, TrainOptions
 from ..data.multi_family import MultiFamilyStore
 from ..data.spec import DataSpec, OPENFWI_SPEC
 from ..data.starting_models import fit_linear, parse_start, Start
@@ -38,7 +38,7 @@ FORMAT = 2  # of config.json
 def write_config(folder: Path, options: TrainOptions, spec: DataSpec):
     "Write `config.json` of a run: its options and the specification of its data. Makes the folder."
     Path(folder).mkdir(parents=True, exist_ok=True)
-    content = {"format": FORMAT, **options_to_dict(options), "data_spec": spec.to_dict()}
+    content = {"format": FORMAT, **options_to_dict(absolute(options)), "data_spec": spec.to_dict()}
     write_text(Path(folder) / "config.json", json.dumps(content, indent=1))
 
 
@@ -48,7 +48,7 @@ def read_config(
 ) -> tuple[TrainOptions, DataSpec]:  # its options, and the specification of its data
     "Read `config.json` of a run, of this format or the previous one. `InputError` where it is missing or damaged."
     path = Path(folder) / "config.json"
-    try: values = json.loads(path.read_text(encoding="utf-8"))
+    try: values = read_json(path)
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is not a run: it has no config.json") from None
     except ValueError as error: raise InputError(f"{path} is damaged: {error}") from None
@@ -72,9 +72,10 @@ def open_store(
     options: TrainOptions,
     progress=None,  # of the conversion, called with (records done, records in all)
     splits: tuple[str, ...] = ("train", "val"),  # splits to open
+    build: bool = True,  # False: use finished stores, and write nothing
 ) -> tuple[MultiFamilyStore, ...]:  # one per split
     "The records of a run's data set; the first process converts a split that is not converted yet."
-    roots = {name: _convert(options.data, name, progress, splits)
+    roots = {name: _convert(options.data, name, progress, splits, build)
         for name in parse_families(options.data.dataset_name)}
     return tuple(MultiFamilyStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
         for name, root in roots.items()]) for split in splits)
@@ -87,12 +88,12 @@ def _folders(data: DataOptions, name: str) -> tuple[Path, Path | None]:
     return source, data.store_dir if alone or not data.store_dir else data.store_dir / name
 
 
-def _convert(data: DataOptions, name: str, progress, splits: tuple[str, ...]) -> Path:
+def _convert(data: DataOptions, name: str, progress, splits: tuple[str, ...], build: bool) -> Path:
     "The store of one family."
     source, root = _folders(data, name)
     families = load_families(data.json_data_config) if data.json_data_config else None
     return convert(source, name, store_dir=root, time_samples=data.time_samples, dtype=data.dtype, splits=splits,
-        val_files=data.val_files, families=families, progress=progress)
+        val_files=data.val_files, families=families, progress=progress, build=build)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #b7f400d3
 def first_records(
@@ -108,7 +109,7 @@ def first_records(
 # %% ../../nbs/07_training/01_run_dir.ipynb #8ac71779
 def read_start_maps(corrupt: str) -> dict:
     "The maps named by `file:PATH` in a --corrupt text, as tensors (depth, x) in m/s, by path."
-    return {spec.args[0]: torch.from_numpy(np.array(open_npy(spec.args[0], ndim=2), dtype=np.float32))
+    return {spec.args[0]: torch.from_numpy(read_npy(spec.args[0], ndim=2))
         for spec in parse_start(corrupt) if spec.name == "file"}
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #8ac7177b
@@ -152,6 +153,18 @@ def check_same_options(options: TrainOptions):
     if difference := first_difference(read_config(options.folder)[0], options):
         raise InputError(f"run {options.folder} exists with another {difference}: use its options, or another --name")
 
+# %% ../../nbs/07_training/01_run_dir.ipynb #ab03c001
+def check_links(folder: Path):
+    """Refuse with `InputError` to write into a run that holds a link where a training writes: it may lead elsewhere.
+
+    The run's folder itself may be one: it was named by the user."""
+    folder = Path(folder)
+    inside = [path for below in ("", "checkpoints", "samples", "logs") for path in (folder / below).glob("*")]
+    for path in [folder / ".lock", *inside]:
+        if path.is_symlink():
+            raise InputError(f"run {folder} holds the link {path.relative_to(folder)}, and a training writes only "
+                f"inside its run: put what it leads to in its place, or remove it")
+
 # %% ../../nbs/07_training/01_run_dir.ipynb #d7861ff6
 def same_spec(
     options: TrainOptions,
@@ -172,28 +185,36 @@ def save_checkpoint(
     state: dict,  # JSON values that belong to it
     tensors: dict[str, dict[str, torch.Tensor]],  # one safetensors file per entry
 ) -> Path:  # the folder checkpoints/step-N
-    "Write a checkpoint completely or not at all. Raises `InputError` if it cannot be written."
-    part = Path(folder) / "checkpoints" / f".step-{step}.part"
-    final = part.with_name(f"step-{step}")
-    shutil.rmtree(part, ignore_errors=True)
+    "Write a checkpoint completely or not at all. Raises `InputError` if the disk does not take it."
+    final = Path(folder) / "checkpoints" / f"step-{step}"
+    part = final.with_name(f".step-{step}-{secrets.token_hex(8)}.part")
     try:
         part.mkdir(parents=True)
-        for name, values in tensors.items():
-            save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, part / f"{name}.safetensors")
-            fsync_path(part / f"{name}.safetensors")
-        sums = {name: sha256(part / f"{name}.safetensors") for name in tensors}
-        write_text(part / "state.json", json.dumps({"step": step, "sha256": sums, **state}))
-        # safetensors makes files that only their owner may read
-        for name in tensors: shutil.copymode(part / "state.json", part / f"{name}.safetensors")
-        fsync_path(part)
+        _write_parts(part, step, state, tensors)
+        shutil.rmtree(final, ignore_errors=True)
+        os.replace(part, final)
+        fsync_path(final.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise InputError(f"cannot write checkpoint {final} ({error}): free disk space and repeat the command to "
-            f"continue from the previous checkpoint") from None
-    shutil.rmtree(final, ignore_errors=True)
-    os.replace(part, final)
-    fsync_path(final.parent)
+        advice = "free disk space" if disk_full(error) else "see that the folder can be written"
+        raise InputError(f"cannot write checkpoint {final} ({error}): {advice} and repeat the command to continue from "
+            f"the checkpoint before it") from None
     return final
+
+
+def _write_parts(part: Path, step: int, state: dict, tensors: dict):
+    for name, values in tensors.items():
+        save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, part / f"{name}.safetensors")
+        fsync_path(part / f"{name}.safetensors")
+    sums = {name: sha256(part / f"{name}.safetensors") for name in tensors}
+    write_text(part / "state.json", json.dumps({"step": step, "sha256": sums, **state}))
+    # safetensors makes files that only their owner may read
+    for name in tensors:
+        try: shutil.copymode(part / "state.json", part / f"{name}.safetensors")
+        except OSError as error:
+            warn_once("chmod", f"{part.parent}: the rights of files cannot be set ({error.strerror}), so other users "
+                f"may not read the checkpoints")
+    fsync_path(part)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #bbfa70bc
 @dataclass(frozen=True)
@@ -213,7 +234,7 @@ def read_checkpoint(
     path = Path(path)
     if not path.is_dir(): raise InputError(f"no checkpoint {path}")
     try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        state = read_json(path / "state.json")
         for name in parts:
             if sha256(path / f"{name}.safetensors") != state["sha256"][name]:
                 raise ValueError(f"{name}.safetensors has changed since it was written")
@@ -245,8 +266,9 @@ def drop_checkpoints(folder: Path, after: int):
 # %% ../../nbs/07_training/01_run_dir.ipynb #b35c4711
 def prune_checkpoints(folder: Path, keep: int):
     "Delete all but the newest `keep` checkpoints, and the remains of interrupted saves."
-    for path in checkpoints(folder)[keep:] + list((Path(folder) / "checkpoints").glob(".step-*.part")):
-        shutil.rmtree(path)
+    for path in checkpoints(folder)[keep:]: shutil.rmtree(path)
+    for path in (Path(folder) / "checkpoints").glob(".step-*.part"): shutil.rmtree(path, ignore_errors=True)
+
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #6e9fe322
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -269,10 +291,13 @@ def append_metrics(folder: Path, **values):
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #a75c196e
 def read_metrics(folder: Path) -> list[dict]:
-    "The lines of `metrics.jsonl`, without lines that a kill or a power failure left incomplete."
+    "The lines of `metrics.jsonl`; what a kill, a power cut or a flipped bit left of a line is left out."
     path, rows = Path(folder) / "metrics.jsonl", []
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []:
-        with contextlib.suppress(ValueError): rows.append(json.loads(line))
+        row = None
+        with contextlib.suppress(ValueError, RecursionError): row = json.loads(line)
+        if isinstance(row, dict) and type(row.get("step")) is int: rows.append(row)
+        elif line: warn_once(str(path), f"{path}: a damaged line is passed over")
     return rows
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #3ae33776

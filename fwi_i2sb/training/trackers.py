@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 
 from ..core.errors import InputError
+from ..core.files import write_text
 from ..core.commands import options_to_dict
 from ..core.files import write_text
 from .options import TrainOptions

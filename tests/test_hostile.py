@@ -1,0 +1,369 @@
+"Machines, folders and runs of strangers: each works, degrades with one warning, or is refused at the start."
+import errno
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import PATIENCE, arguments, free_port
+from torch.utils.data import DataLoader
+
+from fwi_i2sb.core import files
+from fwi_i2sb.core.commands import parse
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.core.files import atomic, check_writable, claim, locked, open_npy, write_text
+from fwi_i2sb.core.workers import end_on_failure, read_ahead
+from fwi_i2sb.data.openfwi import discover, find_root
+from fwi_i2sb.train import stop_signal
+from fwi_i2sb.training import run_dir
+from fwi_i2sb.training.options import DataOptions, DeviceOptions, first_difference, RunOptions, TrainOptions
+from fwi_i2sb.training.processes import environment, join, rank_variables
+from fwi_i2sb.training.ranks import find_ranks, Ranks
+from fwi_i2sb.training.run_dir import checkpoints, read_config, read_metrics, save_checkpoint, write_config
+
+
+@pytest.fixture(autouse=True)
+def untold(monkeypatch):
+    "A process gives each warning once, and tests share one."
+    monkeypatch.setattr(files, "_TOLD", set())
+    monkeypatch.setattr(files, "_SWEPT", set())
+
+
+def everything(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
+
+
+def saying(number): return OSError(number, os.strerror(number))
+
+
+def failing(number, when=lambda *given: True, real=None):
+    "Stands for a call that a file system does not know."
+    def call(*given, **named):
+        if when(*given): raise saying(number)
+        return real(*given, **named)
+    return call
+
+
+# file systems
+
+@pytest.mark.parametrize("number", [errno.ENOTSUP, errno.ENOSYS, errno.EINVAL])
+def test_a_folder_that_cannot_be_flushed_or_locked_costs_one_warning_each(tmp_path, monkeypatch, number):
+    folder = lambda handle: os.path.isdir(f"/proc/self/fd/{handle}")
+    monkeypatch.setattr(os, "fsync", failing(number, folder, os.fsync))
+    monkeypatch.setattr(fcntl, "flock", failing(number if number != errno.EINVAL else errno.ENOLCK))
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for _ in range(2):
+            check_writable(tmp_path / "run", "config.json")
+            with locked(tmp_path / "run"): write_text(tmp_path / "run" / "config.json", "{}")
+            claim(tmp_path / "run", "taken").close()
+    assert sorted(str(w.message).split(" cannot ")[-1].split(" has ")[-1].split(" (")[0] for w in told) == [
+        "flush a folder", "no locks"]
+    assert all(".trial" not in str(w.message) for w in told)
+    assert everything(tmp_path) == ["run", "run/.lock", "run/config.json"]
+
+
+@pytest.mark.parametrize("module, name, number, call", [(os, "mkdir", errno.EROFS, "mkdir"),
+    (os, "fsync", errno.EIO, "fsync"), (os, "replace", errno.EXDEV, "rename"), (os, "rename", errno.EPERM,
+    "rename of a folder"), (fcntl, "flock", errno.EIO, "lock")])
+def test_a_folder_that_cannot_take_a_checkpoint_is_refused_before_the_first_step(refused, data, tmp_path, monkeypatch,
+        module, name, number, call):
+    monkeypatch.setattr(module, name, failing(number))
+    refused("train", *arguments(data, tmp_path / "a" / "runs", "one"),
+        saying=(str(tmp_path / "a" / "runs" / "one"), f"{call} says {os.strerror(number)}", "--result-dir"))
+    assert everything(tmp_path) == []
+
+
+def test_a_disk_without_rights_keeps_its_checkpoints(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "copymode", failing(errno.EPERM))
+    with pytest.warns(UserWarning, match="rights of files"):
+        for step in (3, 4): save_checkpoint(tmp_path, step, {}, dict(ema={}))
+    assert [p.name for p in checkpoints(tmp_path)] == ["step-4", "step-3"]
+
+
+@pytest.mark.parametrize("number, advice", [(errno.EDQUOT, "free disk space"), (errno.EACCES, "can be written")])
+def test_a_checkpoint_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypatch, number, advice):
+    monkeypatch.setattr(run_dir, "sha256", failing(number))
+    with pytest.raises(InputError, match=advice): save_checkpoint(tmp_path, 7, {}, dict(ema={}))
+    assert everything(tmp_path) == ["checkpoints"]
+
+
+def test_a_killed_writer_is_swept_up_after_and_a_living_one_is_not(tmp_path):
+    code = ("import os, sys; from pathlib import Path; from fwi_i2sb.core.files import atomic\n"
+        "with atomic(Path(sys.argv[1]) / 'card.md') as part: part.write_text('half'); os.kill(os.getpid(), 9)")
+    subprocess.run([sys.executable, "-c", code, tmp_path], timeout=PATIENCE)
+    (tmp_path / ".precious.part").write_text("not ours")
+    assert len(everything(tmp_path)) == 2
+    with atomic(tmp_path / "other.md") as part:
+        part.write_text("whole")
+        files._SWEPT.clear()
+        write_text(tmp_path / "card.md", "whole")
+        assert part.exists()
+    assert everything(tmp_path) == [".precious.part", "card.md", "other.md"]
+
+
+# what a run of a stranger holds decides nothing about where is written
+
+@pytest.mark.parametrize("name", ["samples", "checkpoints", "metrics.jsonl", "logs", ".lock", "checkpoints/step-2"])
+def test_a_link_in_a_run_is_not_followed(refused, data, four, tmp_path, name):
+    run, outside = tmp_path / "runs" / "four", tmp_path / "outside"
+    shutil.copytree(four, run)
+    place = run / name
+    if place.is_dir(): shutil.move(place, outside)
+    else: outside.write_text("precious"); place.unlink(missing_ok=True)
+    place.symlink_to(outside)
+    before = everything(tmp_path)
+    refused("train", *arguments(data, tmp_path / "runs", "four", "--num-itr", 6), saying=("link", name))
+    assert everything(tmp_path) == before and (outside.is_dir() or outside.read_text() == "precious")
+
+
+@pytest.mark.parametrize("given", ["dataset_dir", "store_dir"])
+def test_a_run_that_is_read_builds_a_store_only_where_the_user_says(fwi, refused, mini, data, tmp_path, given):
+    run, planted, files_only = tmp_path / "run", tmp_path / "planted", tmp_path / "CurveVel_A"
+    shutil.copytree(mini, run)
+    for name in ("data", "model", "generate.json"):
+        copy = shutil.copytree if (data / name).is_dir() else shutil.copy
+        copy(data / name, (files_only.mkdir(exist_ok=True), files_only / name)[1])
+    config = json.loads((run / "config.json").read_text())
+    config["data"] |= dict(store_dir=str(planted), dataset_dir=str(files_only))
+    (run / "config.json").write_text(json.dumps(config))
+    before = everything(tmp_path)
+    words = ("evaluate", run, "--records", 2, "--nfe", 1, "--samples", 1, "--misfit-records", 1, "--starts", "linear",
+        "--out", tmp_path / "out")
+    refused(*words, saying=(str(planted), "--store-dir"))
+    assert everything(tmp_path) == before
+    place = dict(dataset_dir=files_only, store_dir=tmp_path / "mine")[given]
+    assert fwi(*words, f"--{given.replace('_', '-')}", place).code == 0
+    assert (place / "val" / "manifest.json").exists() and not planted.exists()
+
+
+def test_results_are_not_written_through_a_link_in_a_run(refused, mini, tmp_path):
+    shutil.copytree(mini, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "evaluation", ignore_errors=True)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "run" / "evaluation").symlink_to(tmp_path / "outside")
+    refused("invert", tmp_path / "run", "--records", 1, "--nfe", 1, saying=("link inside a run", "--out"))
+    assert everything(tmp_path / "outside") == []
+
+
+def test_a_name_that_was_guessed_is_not_written_to(tmp_path):
+    (tmp_path / "victim").write_text("precious")
+    for name in ("card.json.part", ".card.json.part"): (tmp_path / name).symlink_to(tmp_path / "victim")
+    write_text(tmp_path / "card.json", "{}")
+    os.link(tmp_path / "victim", tmp_path / "table.md")
+    write_text(tmp_path / "table.md", "new")
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
+# processes that read, and signals
+
+def test_reading_processes_work_from_standard_input_and_in_a_job_with_a_long_name(data, tmp_path):
+    scratch = tmp_path / ("scratch_" * 14)
+    scratch.mkdir()
+    code = f"""
+        from pathlib import Path
+        from fwi_i2sb import cli
+        cli.main(["train", *{arguments(data, tmp_path, "piped", "--num-itr", 1, "--loader-workers", 1)!r}])
+    """
+    done = subprocess.run([sys.executable, "-"], input=textwrap.dedent(code), text=True, capture_output=True,
+        env=os.environ | dict(TMPDIR=str(scratch), OMP_NUM_THREADS="1"), timeout=PATIENCE, cwd=tmp_path)
+    assert done.returncode == 0 and checkpoints(tmp_path / "piped"), done.stderr
+
+
+@pytest.mark.parametrize("how", ["script", "standard input"])
+def test_a_plain_script_converts_with_several_processes(tmp_path, how):
+    small_files(tmp_path / "FlatVel_A", [(f"data/data{k}.npy", f"model/model{k}.npy") for k in (1, 49)])
+    code = ("from fwi_i2sb.data.store import convert\nfrom fwi_i2sb.physics.wave import surface_survey\n"
+        "print('begun')\n"
+        "convert('FlatVel_A', 'FlatVel_A', survey=surface_survey(4, 2, nt=8), time_samples=8, workers=2)\n")
+    (tmp_path / "plain.py").write_text(code)
+    done = subprocess.run([sys.executable, "plain.py" if how == "script" else "-"], cwd=tmp_path, timeout=PATIENCE,
+        input=code if how != "script" else "", capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == "begun\n", done.stderr
+    assert (tmp_path / "FlatVel_A" / "val" / "manifest.json").exists()
+
+
+class Unsendable:
+    "Stands for what a reading process cannot hand over."
+    def __len__(self): return 4
+    def __getitem__(self, i): return lambda: i
+
+
+def same(batch): return batch
+
+
+def start(worker): end_on_failure()
+
+
+def test_a_reader_that_cannot_hand_over_ends_the_wait(capfd):
+    began = time.monotonic()
+    loader = DataLoader(Unsendable(), 1, num_workers=1, collate_fn=same, worker_init_fn=start,
+        multiprocessing_context="spawn")
+    with pytest.raises(RuntimeError, match="DataLoader worker"): list(read_ahead(loader))
+    assert "cannot hand over" in capfd.readouterr().err and time.monotonic() - began < 60
+
+
+def test_processes_that_cannot_start_are_one_sentence(monkeypatch):
+    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", failing(errno.EAGAIN))
+    with pytest.raises(ChildProcessError, match="cannot start .*temporarily"):
+        list(read_ahead(DataLoader(Unsendable(), 1, num_workers=1, multiprocessing_context="spawn")))
+
+
+def test_a_signal_ends_a_training_whose_batch_does_not_come(monkeypatch):
+    monkeypatch.setattr("fwi_i2sb.train.PATIENCE", 0.5)
+    waiting = [time.monotonic()]
+    with pytest.raises(KeyboardInterrupt), stop_signal(waiting) as stopped:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stopped() == signal.SIGTERM
+        time.sleep(60)
+
+
+# launchers
+
+def test_who_waits_for_others_says_so_and_a_signal_ends_it(capsys):
+    ranks = Ranks(0, 3, port=free_port(), told_by="Slurm's variables")
+    with environment(rank_variables(ranks)):
+        with pytest.raises(ChildProcessError, match="not all 3"): join(ranks, patience=1.5, silence=0.2)
+        assert "waiting for 2 of 3 processes" in (told := capsys.readouterr().err) and "Slurm's variables" in told
+        ranks = Ranks(1, 2, port=free_port())
+        before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+        signal.setitimer(signal.ITIMER_REAL, 0.5)
+        with pytest.raises(KeyboardInterrupt): join(ranks, silence=0.1)
+        signal.signal(signal.SIGALRM, before)
+        assert "waiting for process 0" in capsys.readouterr().err
+
+
+MPICH = dict(PMI_RANK="2", PMI_SIZE="3", MPI_LOCALRANKID="2", MPI_LOCALNRANKS="3")
+
+
+@pytest.mark.parametrize("flags, env, words", [
+    (dict(num_proc_node=3, node_rank=2), MPICH, ("--num-proc-node 3", "MPICH started 3 processes")),
+    (dict(num_proc_node=2), MPICH | dict(MPI_LOCALRANKID="0", MPI_LOCALNRANKS="1"), ("--num-proc-node 2",)),
+    ({}, dict(RANK="1", WORLD_SIZE="4"), ("RANK=1 and WORLD_SIZE=4", "MASTER_ADDR", "unset")),
+    ({}, MPICH | dict(RANK="0", WORLD_SIZE="1"), ("RANK=0", "MPICH says process 2 of 3", "unset")),
+    ({}, dict(RANK="0", WORLD_SIZE="2", MASTER_ADDR="10.0.0.1", MASTER_PORT="70000"), ("MASTER_PORT=70000",))])
+def test_flags_and_variables_that_contradict_each_other(flags, env, words):
+    with pytest.raises(InputError) as error: find_ranks(DeviceOptions(device="cpu", **flags), env)
+    for word in words: assert word in str(error.value)
+
+
+@pytest.mark.parametrize("env, word", [(dict(WORLD_SIZE="8"), "WORLD_SIZE=8 is ignored"),
+    (dict(OMPI_COMM_WORLD_RANK="1"), "OMPI_COMM_WORLD_RANK=1 is ignored"),
+    (dict(SLURM_NTASKS="4", SLURM_PROCID="0"), "srun did not start")])
+def test_what_an_earlier_command_left_is_named_and_ignored(env, word):
+    with pytest.warns(UserWarning, match=word): assert find_ranks(DeviceOptions(device="cpu"), env) == Ranks()
+
+
+# paths
+
+def test_the_home_directory_is_meant_by_its_sign(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = parse(TrainOptions, ["--result-dir=~/runs", "--ckpt=~/old", "--dataset-dir", "~/data", "--dataset-name",
+        "Style_A"])
+    assert (options.run.result_dir, options.run.ckpt, options.data.dataset_dir) == (tmp_path / "runs",
+        tmp_path / "old", tmp_path / "data")
+    np.save(tmp_path / "map.npy", np.ones((2, 2)))
+    assert open_npy("~/map.npy").shape == (2, 2)
+    with pytest.raises(InputError, match="~nobody_of_that_name"): RunOptions("~nobody_of_that_name/runs")
+
+
+def test_a_run_is_read_and_continued_from_other_folders(mini, tmp_path, monkeypatch):
+    options, spec = read_config(mini)
+    monkeypatch.chdir(tmp_path)
+    relative = TrainOptions(RunOptions("runs"), DataOptions("data", "CurveVel_A", store_dir="store"))
+    write_config(tmp_path / "run", relative, spec)
+    write_config(tmp_path / "old", options, spec)
+    monkeypatch.chdir("/")
+    stored = read_config(tmp_path / "run")[0]
+    assert (stored.data.dataset_dir, stored.data.store_dir) == (tmp_path / "data", tmp_path / "store")
+    monkeypatch.chdir(tmp_path)
+    assert first_difference(stored, relative) is first_difference(relative, relative) is None
+
+
+def test_data_that_are_gone_are_asked_for(refused, mini, tmp_path):
+    shutil.copytree(mini, tmp_path / "run")
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["data"]["dataset_dir"] = "once/CurveVel_A"
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    refused("invert", tmp_path / "run", "--records", 1, "--out", tmp_path / "out",
+        saying=("once/CurveVel_A", "--dataset-dir"))
+    assert not (tmp_path / "out").exists()
+
+
+def small_files(folder, names):
+    "Files with headers that fit, as pairs of a seismic and a velocity file."
+    for seismic, velocity in names:
+        for name, shape in ((seismic, (2, 2, 8, 4)), (velocity, (2, 1, 4, 4))):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            np.save(folder / name, np.zeros(shape, np.float32))
+    return folder
+
+
+@pytest.mark.parametrize("names, trap", [
+    ([("seis2_1_0.npy", "vel2_1_0.npy"), ("seis2_1_33.npy", "vel2_1_33.npy")], "._seis2_1_0.npy"),
+    ([("train/data/a.npy", "train/model/a.npy"), ("val/data/b.npy", "val/model/b.npy")], "train/model/.~a.npy")])
+def test_files_that_another_system_left_are_passed_over(tmp_path, names, trap):
+    root = small_files(tmp_path / "CurveFault_A", names)
+    (root / trap).write_bytes(bytes(64))
+    assert [pair.seismic.name for pair in discover(root, "CurveFault_A", split="train")] == [Path(names[0][0]).name]
+
+
+@pytest.mark.parametrize("name", ["flatfault-b", "FlatFault-B", "train_samples/FLATFAULT_B"])
+def test_a_family_is_found_in_every_spelling_of_its_folder(tmp_path, name):
+    small_files(tmp_path / name, [("seis6_1_0.npy", "vel6_1_0.npy")])
+    assert find_root(tmp_path, "FlatFault_B") == tmp_path / name
+    with pytest.raises(InputError, match="holds FlatFault_B, not FlatFault_A"):
+        find_root(tmp_path / name, "FlatFault_A")
+
+
+def test_half_of_a_data_set_names_the_whole(tmp_path):
+    small_files(tmp_path / "Style_A", [("data/data1.npy", "model/model1.npy")])
+    with pytest.raises(InputError, match=f"one half .* {tmp_path / 'Style_A'}$"):
+        find_root(tmp_path / "Style_A" / "model", "Style_A")
+
+
+# files and numbers that would take all there is
+
+def test_what_is_no_file_or_does_not_fit_is_not_read(refused, mini, tmp_path):
+    for name in ("pipe.npy", "queue.npy"): os.mkfifo(tmp_path / name)
+    huge = np.lib.format.open_memmap(tmp_path / "huge.npy", "w+", "u1", (2 * 10**5, 5, 1000, 70))
+    maps = np.lib.format.open_memmap(tmp_path / "maps.npy", "w+", "f8", (10**7, 70, 70))
+    del huge, maps
+    for option, name, reason in (("--record", "pipe.npy", "pipe or a device"),
+            ("--start", "queue.npy", "pipe or a device"), ("--record", "huge.npy", "GB of memory"),
+            ("--start", "maps.npy", "10000000 starting models")):
+        more = () if option == "--record" else ("--records", 1)
+        refused("invert", mini, "--nfe", 1, option, tmp_path / name, "--out", tmp_path / "out", *more, saying=(reason,))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("option, value", [("--interval", 10**12), ("--image-size", 4096), ("--seed", 2**63),
+    ("--seed", 10**25), ("--batch-size", 2**40), ("--num-itr", 10**10), ("--loader-workers", 10**4),
+    ("--beta-max", 1e30), ("--t0", 1e200), ("--base-noise", 1e38), ("--cond-weight", 1e300), ("--keep", 10**18),
+    ("--lr", 1e300), ("--num-proc-node", 10**7), ("--corrupt", "blur-openfwi_benchmark:5000"),
+    ("--corrupt", "linear:1e300,blur-openfwi_benchmark:8:1")])
+def test_numbers_without_an_end_are_refused_and_leave_nothing(refused, data, tmp_path, option, value):
+    refused("train", *arguments(data, tmp_path / "runs", "huge", option, value))
+    assert everything(tmp_path) == []
+
+
+def test_a_line_of_the_log_that_suffered_is_passed_over(tmp_path):
+    lines = ['{"step": 1, "loss": 1.0}', '{"stfp": 2}', "3", "null", '{"step": "4"}', '{"step": true}', "[" * 9999, "{"]
+    (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 9}', ""]))
+    with pytest.warns(UserWarning, match="passed over") as told:
+        assert [row["step"] for row in read_metrics(tmp_path)] == [1, 9]
+    assert len(told) == 1
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_the_work(refused, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("fwi_i2sb.data.command.inspect_folder", lambda *given, **named: pytest.fail("work has begun"))
+    refused("check", data, "--json", tmp_path, saying=("is a folder", "--json"))
+    refused("models", "--json", "", saying=("--json",))
