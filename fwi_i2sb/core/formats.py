@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from .errors import InputError
-from .files import open_npy
+from .files import home, open_npy
 
 # %% ../../nbs/A0_core/08_formats.ipynb #7bc37018
 KINDS = {  # name: (phrase, how a .npy is made of it)
@@ -38,7 +38,7 @@ KINDS = {  # name: (phrase, how a .npy is made of it)
     "data set": ("a data set (data/ and model/, or seis*.npy and vel*.npy)", None),
     "records": ("a folder of .npy files", None), "empty folder": ("an empty folder", None),
     "folder": ("a folder", None),
-    "none": ("not there", None)}
+    "device": ("a pipe or a device", None), "none": ("not there", None)}
 
 _BEGINNINGS = ((b"\x93NUMPY", "npy"), (b"\x89HDF", "hdf5"), (b"MATLAB 5.0", "mat"), (b"CDF", "netcdf"),
     (b"\x1f\x8b", "gzip"),
@@ -72,9 +72,10 @@ def _folder(path):
 def recognise(path:str|Path, # a file or a folder, or neither
 )->str: # one of `KINDS`
     "What lies at a path, by its content."
-    path = Path(path)
+    path = home(path)
     if path.is_dir(): return _folder(path)
     if not path.exists(): return "none"
+    if not path.is_file(): return "device"
     with open(path, "rb") as file: head = file.read(3600)
     if not head: return "empty"
     for beginning, kind in _BEGINNINGS:

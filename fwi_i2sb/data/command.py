@@ -11,9 +11,9 @@ from typing import Literal
 
 import tyro
 
-from ..core.commands import Count, flag_of, Natural, option_group
+from ..core.commands import Count, flag_of, Natural, option_group, Workers
 from ..core.errors import InputError
-from ..core.files import write_json
+from ..core.files import check_writable, write_json
 from ..core.progress import progress_bar
 from .check import check_record, inspect_folder
 from .generate import generate
@@ -37,7 +37,7 @@ class GenerateOptions:
     velocity_range: tuple[float, float] = (OPENFWI_SCALE.low, OPENFWI_SCALE.high)  # m/s, in which the maps are drawn
     seed: Natural = 0  # seed of the maps
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator; openfwi is exact and much slower
-    workers: Natural | None = None  # processes; default: one per core
+    workers: Workers | None = None  # processes; default: one per core
 
 # %% ../../nbs/02_data/12_command.ipynb #9eb25be6
 def _survey_and_scale(options) -> dict:
@@ -71,6 +71,7 @@ class CheckOptions:
 # %% ../../nbs/02_data/12_command.ipynb #e76d1834
 def check_command(options: CheckOptions):
     "Print the report; a folder or record with problems ends with exit code 2."
+    if options.json: check_writable(options.json.parent, options.json.name, flag="--json")
     given = _survey_and_scale(options)
     with progress_bar("check", "records") as progress:
         if options.path.is_file() or options.path.suffix == ".npy":
@@ -83,7 +84,9 @@ def check_command(options: CheckOptions):
             report = inspect_folder(options.path, options.family, val_files=options.val_files,
                 accept=options.accept, progress=progress, **given)
     print("\n".join(report.lines()))
-    if options.json: write_json(options.json, report.to_dict())
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        write_json(options.json, report.to_dict())
     if report.problems:
         raise InputError(f"{options.path} has {len(report.problems)} problem(s), first: {report.problems[0]}")
 
@@ -102,8 +105,7 @@ class ConvertOptions:
     survey: Path | None = None  # JSON of the survey of the records; default: as generated, or OpenFWI's
     velocity_range: tuple[float, float] | None = None  # m/s that become -1 and 1; default: as generated, or OpenFWI's
     json_data_config: Path | None = None  # JSON with data_min, data_max per family; default: OpenFWI's, else measured
-    workers: Natural | None = None  # processes; default: one per core
-
+    workers: Workers | None = None  # processes; default: one per core
 
 # %% ../../nbs/02_data/12_command.ipynb #0e7f3047
 def convert_command(options: ConvertOptions) -> Path:

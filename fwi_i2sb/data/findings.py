@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..core.errors import InputError, unknown
+from ..core.errors import unknown
 from .scale import OPENFWI_SCALE, VelocityScale
 
 # %% ../../nbs/02_data/13_findings.ipynb #a0e65d63

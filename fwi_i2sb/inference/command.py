@@ -22,7 +22,7 @@ from .invert import Inversion
 from ..metrics.accuracy import mae, misfit
 from ..core.errors import InputError
 from ..core.formats import read_array
-from ..core.commands import Count, Natural, option_group, Plugin, Share
+from ..core.commands import Count, Natural, option_group, Plugin, Share, up_to
 from .records import joined, record_files, result_names, Spool, Work
 from .validation_data import validation_data
 from ..core.files import atomic, check_writable
@@ -36,9 +36,9 @@ from ..training.run_dir import first_records
 class SamplingOptions:
     "The number of records, and how their samples are drawn."
     records: Count = 8  # number of validation records
-    samples: Count | None = None  # samples per record; default: 8, or 1 where they would be equal
+    samples: up_to(10_000) | None = None  # samples per record; default: 8, or 1 where they would be equal
     nfe: Count | None = None  # network calls per sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
-    w: float = 1.0  # guidance: 1 uses the seismic fully, 0 not at all
+    w: up_to(1e3, -1e3) = 1.0  # guidance: 1 uses the seismic fully, 0 not at all
     sampler: named("sampler", str | None) = None  # one of the method's; default: its first, for a bridge sde (or ode)
     eta: Share | None = None  # share of fresh noise, 0 to 1, with --sampler dbim or ddim; default 0
     clip_denoise: Literal["run", "on", "off"] = "run"  # clip the x0 estimate to [-1, 1] at every step; run: as trained
@@ -79,7 +79,7 @@ class InvertOptions:
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the misfit; openfwi is exact, slower
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
-    fwi_iterations: Count | None = None  # iterations of classical inversion from the same start, not the network
+    fwi_iterations: up_to(10**5) | None = None  # iterations of classical inversion from the same start, not the network
 
 # %% ../../nbs/08_inference/03_command.ipynb #2215eb6a
 def _check_given(options: InvertOptions):

@@ -7,6 +7,7 @@ __all__ = ['TrainedRun', 'load_run', 'check_survey', 'prepare_seismic', 'prepare
            'resimulate']
 
 # %% ../../nbs/08_inference/00_run.ipynb #5d8350fa
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from ..core.devices import resolve_device
 from ..core.registry import import_plugin
 from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
+from ..core.files import check_memory, home
 from ..core.formats import read_array, recognise, refuse
 from ..data.scale import PressureRange, VelocityScale
 from ..data.spec import DataSpec
@@ -70,7 +72,7 @@ def load_run(
     """Load a trained run: the newest valid checkpoint, or the one given.
 
     Raises `InputError` if it is not a run, or damaged, or needs a plug-in that was not given."""
-    path = Path(path)
+    path = home(path)
     given = path.parent.name == "checkpoints"
     folder = path.parent.parent if given else path
     if recognise(folder) not in ("run", "folder", "empty folder", "none"): raise refuse(folder, "a trained run")
@@ -121,13 +123,14 @@ def prepare_seismic(
 
     Raises `InputError` with the reason."""
     if survey is not None: check_survey(run, survey)
-    d, spec = _tensor(seismic), run.spec
-    if d.ndim == 3: d = d[None]
-    if not d.numel(): raise InputError(f"the record has shape {tuple(d.shape)}: it holds no values")
+    spec, shape = run.spec, tuple(np.shape(seismic))
+    if 0 in shape: raise InputError(f"the record has shape {shape}: it holds no values")
     raw, kept = (spec.shots, run.survey.nt, spec.receivers), spec.gathers
-    if d.ndim != 4 or tuple(d.shape[1:]) not in (raw, kept):
-        raise InputError(f"the record has shape {tuple(d.shape[-3:])} (shots, time, receivers); the run was trained on "
+    if len(shape) not in (3, 4) or shape[-3:] not in (raw, kept):
+        raise InputError(f"the record has shape {shape[-3:]} (shots, time, receivers); the run was trained on "
             f"{raw} at {1e3 * run.survey.dt:g} ms")
+    check_memory(8 * math.prod(shape), f"a record of shape {shape}")
+    d = _tensor(seismic).reshape(-1, *shape[-3:])
     if not torch.isfinite(d).all(): raise InputError("the record holds values that are not finite (NaN or infinite)")
     return d if tuple(d.shape[1:]) == kept else decimate(d, spec.factor)
 
@@ -143,7 +146,7 @@ def prepare_start(
 
     Raises `InputError` for a wrong shape, velocities outside the run's range, or a blur without a truth."""
     if is_map_file(start): start = read_array(start, (2, 3, 4), "a map (depth, x) in m/s")
-    if not isinstance(start, str): return _given_start(run, _tensor(start), len(record_ids))
+    if not isinstance(start, str): return _given_start(run, start, len(record_ids))
     specs = parse_start(start, dx=run.survey.dx)
     if truth is None and any(spec.uses_truth for spec in specs):
         raise InputError(f"the starting model {start} blurs the true map, which was not given: use linear, "
@@ -165,14 +168,13 @@ def is_map_file(start) -> bool:
 
 def _given_start(run, v, batch):
     "Given maps, checked: one for all records, or one each."
-    size = run.spec.map_size
-    if not v.numel(): raise InputError(f"the starting model has shape {tuple(v.shape)}: it holds no values")
-    if tuple(v.shape[-2:]) != size:
-        raise InputError(f"the starting model has shape {tuple(v.shape)}; the run's maps are {size} (depth, x)")
-    v = check_start(v, run.scale).reshape(-1, 1, *size)
-    if len(v) not in (1, batch):
-        raise InputError(f"{len(v)} starting models were given for {batch} record(s): give one for all, or one each")
-    return v.expand(batch, -1, -1, -1)
+    size, shape = run.spec.map_size, tuple(np.shape(v))
+    if 0 in shape: raise InputError(f"the starting model has shape {shape}: it holds no values")
+    if shape[-2:] != size:
+        raise InputError(f"the starting model has shape {shape}; the run's maps are {size} (depth, x)")
+    if (count := math.prod(shape[:-2])) not in (1, batch):
+        raise InputError(f"{count} starting models were given for {batch} record(s): give one for all, or one each")
+    return check_start(_tensor(v), run.scale).reshape(-1, 1, *size).expand(batch, -1, -1, -1)
 
 # %% ../../nbs/08_inference/00_run.ipynb #1a3e5310
 def stable_range(
