@@ -15,6 +15,7 @@ import numpy as np
 from ..core.errors import unknown
 from ..core.errors import InputError
 from ..core.files import open_npy
+from ..core.formats import refuse
 from .scale import PressureRange
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #dbb4ba5f
@@ -141,6 +142,7 @@ def find_root(dataset_dir:str|Path, # the family's folder, or one that holds it
 )->Path: # the folder that holds `train/` and `val/`, `data/` and `model/`, or the `seis*.npy`
     "The folder with a family's files. Raises `InputError` when there is none, or when it is another family's."
     folder, family = Path(dataset_dir), any_family(family)
+    if folder.is_file(): raise refuse(folder, "the folder of a data set")
     if not folder.is_dir(): raise InputError(f"folder {folder} does not exist")
     for root in (folder, folder / family.name, folder / "train_samples" / family.name):
         if root.is_dir() and (_is_split(root) or _find(root, "data", ("seis", "data"))):
