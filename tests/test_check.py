@@ -200,6 +200,10 @@ def test_foreign_files_are_told_by_their_content(refused, pairs, tmp_path):
         assert recognise(tmp_path / name) == kind
         refused("check", tmp_path / name, saying=(name, words, "(shots, time, receivers)"))
     assert recognise(tmp_path / "a.npy") == "npy" and recognise(tmp_path / "none") == "none"
+    (tmp_path / "ebcdic").write_bytes(b"\xc3" + 3599 * b"\x40" + bytes(400))
+    assert recognise(tmp_path / "ebcdic") == "segy"
+    refused("convert", tmp_path / "a.npy", "--family", "Style_B",
+        saying=("a.npy is a .npy file", "folder of a data set"))
     with pytest.raises(InputError, match="does not exist"): read_array(tmp_path / "none.npy")
     torch.save({"a": torch.zeros(2)}, tmp_path / "a.pt")
     assert recognise(tmp_path / "a.pt") == "weights"
