@@ -303,7 +303,7 @@ def small_files(folder, names):
     for seismic, velocity in names:
         for name, shape in ((seismic, (2, 2, 8, 4)), (velocity, (2, 1, 4, 4))):
             (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            np.save(folder / name, np.zeros(shape, np.float32))
+            np.save(folder / name, np.linspace(1500, 4500, np.prod(shape), dtype=np.float32).reshape(shape))
     return folder
 
 
