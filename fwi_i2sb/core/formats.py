@@ -48,8 +48,9 @@ _BEGINNINGS = ((b"\x93NUMPY", "npy"), (b"\x89HDF", "hdf5"), (b"MATLAB 5.0", "mat
 # %% ../../nbs/A0_core/08_formats.ipynb #c989fab7
 def _seismic(head, size):
     "Whether a file is SEG-Y or Seismic Unix."
-    if size > 3600 and (head[:1] == b"\xc3" or head[:2] in (b"C ", b"C0")) and len(head) >= 3226:
-        if 1 <= struct.unpack(">h", head[3224:3226])[0] <= 16: return "segy"
+    if size >= 3600 and (head[:1] == b"\xc3" or head[:2] in (b"C ", b"C0")):
+        blanks = max(head[:3200].count(blank) for blank in (b"\x40", b" "))  # of EBCDIC, of ASCII
+        if blanks > 800 or 1 <= struct.unpack(">h", head[3224:3226])[0] <= 16: return "segy"
     if size > 244 and len(head) >= 240:
         for order in "<>":
             samples, = struct.unpack(order + "H", head[114:116])
@@ -94,8 +95,8 @@ def _packed(path):
     return "zip"
 
 def _letters(head):
-    try: text = head.decode("utf-8", "strict" if len(head) < 3600 else "ignore")
-    except UnicodeDecodeError: return "file"
+    text = head.decode("utf-8", "ignore")
+    if len(text.encode()) < len(head) - 3: return "file"  # the last letter may be cut
     if not all(c.isprintable() or c in "\t\r\n\ufeff" for c in text): return "file"
     return "json" if text.lstrip("\ufeff \r\n\t")[:1] in ("{", "[") else "text"
 

@@ -12,10 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from ..core.errors import unknown
-from ..core.errors import InputError
-from ..core.files import open_npy, read_json
-from .scale import PressureRange
+from fwi_i2sb.core.errors import unknown
+from fwi_i2sb.core.errors import InputError
+<<<<<<< /tmp/tmp9fsn76_w
+from fwi_i2sb.core.files import open_npy, read_json
+=======
+from fwi_i2sb.core.files import open_npy
+from fwi_i2sb.core.formats import refuse
+>>>>>>> /tmp/tmpsxw325e_
+from fwi_i2sb.data.scale import PressureRange
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #dbb4ba5f
 @dataclass(frozen=True)
@@ -161,6 +166,7 @@ def find_root(dataset_dir:str|Path, # the family's folder, or one that holds it
 )->Path: # the folder that holds `train/` and `val/`, `data/` and `model/`, or the `seis*.npy`
     "The folder with a family's files. Raises `InputError` when there is none, or when it is another family's."
     folder, family = Path(dataset_dir), any_family(family)
+    if folder.is_file(): raise refuse(folder, "the folder of a data set")
     if not folder.is_dir(): raise InputError(f"folder {folder} does not exist")
     for root in (folder, *_folders_of(folder, family.name), *_folders_of(folder / "train_samples", family.name)):
         if _is_split(root) or _find(root, "data", ("seis", "data")):

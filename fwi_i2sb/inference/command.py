@@ -165,7 +165,7 @@ def _invert(options: InvertOptions, run: TrainedRun, work: Work, spool: Spool, p
     provenance, misfits, first, starts, n = {}, dict(start=[], mean=[]), None, _starts(work), len(work.record_ids)
     for i, j in _batches(run, options, work):
         given, truth = work.read(i, j)
-        tell = lambda done, total: progress(i + (j - i) * done / total, n)
+        tell = lambda done, total: progress(i + (j - i) * done // total, n)
         result = _answer(options, run, given, dict(start=starts if isinstance(starts, str | Path) else starts[i:j],
             seed=options.seed, record_ids=work.record_ids[i:j], truth=truth, survey=survey, progress=tell))
         seismic = prepare_seismic(run, given)
@@ -208,7 +208,7 @@ def _many(options: InvertOptions, run: TrainedRun, files: list[Path], names: lis
         for k, (file, name) in enumerate(zip(files, names)):
             try:
                 path, _, misfits = _write(options, run, _file_work(options, file, name), folder,
-                    lambda done, n, k=k: progress(k + done / n, len(files)))
+                    lambda done, n, k=k: progress(k + done // n, len(files)))
             except InputError as error:
                 failed.append(str(error))
                 print(f"warning: {file}: {error}", file=sys.stderr)
