@@ -12,15 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from fwi_i2sb.core.errors import unknown
-from fwi_i2sb.core.errors import InputError
-<<<<<<< /tmp/tmp9fsn76_w
-from fwi_i2sb.core.files import open_npy, read_json
-=======
-from fwi_i2sb.core.files import open_npy
-from fwi_i2sb.core.formats import refuse
->>>>>>> /tmp/tmpsxw325e_
-from fwi_i2sb.data.scale import PressureRange
+from ..core.errors import unknown
+from ..core.errors import InputError
+from ..core.files import open_npy, read_json
+from ..core.formats import refuse
+from .scale import PressureRange
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #dbb4ba5f
 @dataclass(frozen=True)
