@@ -189,7 +189,7 @@ def draw_models(figure, truth, start, mean, std, survey, cmap, limits=OPENFWI_LI
     for title, values in spreads.items():
         top = max(1.0, float(np.percentile(values, 99)))
         draw = lambda ax, v, title: _draw_map(ax, v, survey, title, "lajolla", (0, top))
-        x = _draw_row(figure, {title: values}, draw, "m/s", x + 0.8, _BELOW, size, depth=False)
+        x = _draw_row(figure, {title: values}, draw, "m/s", x + 0.75, _BELOW, size, depth=False)
 
 # %% ../nbs/05_metrics/03_plot.ipynb #8c96a8e4
 def _draw_records(figure, observed, again, survey, shot, name="the mean"):
@@ -242,7 +242,7 @@ def plot_result(
     "Truth, start, mean, standard deviation and error; the gather and its re-simulation."
     truth = None if truth is None else _array(truth, 2)
     above, below = models_height(_array(mean, 2).shape), 0 if seismic is None else 2.9
-    figure = new_figure(11.3 if truth is not None else 8.0, above + below, layout="none")
+    figure = new_figure(11.5 if truth is not None else 8.0, above + below, layout="none")
     rows = figure.subfigures(2, 1, height_ratios=(above, below)) if below else [figure]
     draw_models(rows[0], truth, _array(start, 2), _array(mean, 2), _array(std, 2), survey, cmap, limits,
         start_name)
@@ -261,7 +261,7 @@ def plot_records(
     survey: Survey = OPENFWI,  # supplies time axis and positions
 ) -> Figure:
     "A gather, its re-simulation, their difference and one trace: the lower row of `plot_result`."
-    figure = new_figure(11.3, 2.9, layout="none")
+    figure = new_figure(11.5, 2.9, layout="none")
     _draw_records(figure, _array(seismic, 3), _array(resimulated, 3), survey, shot, name)
     return figure
 

@@ -111,7 +111,7 @@ def test_a_port_in_use_and_a_rank_that_exists_twice_are_named(data, tmp_path):
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_run_after_run_no_crash_and_no_hang(data, tmp_path, ranks):
-    for k in range(int(os.environ.get("REPEATS", 2))):
+    for k in range(int(os.environ.get("REPEATS", 1))):
         words = arguments(data, tmp_path, f"run{k}", "--num-itr", 2, "--master-port", free_port())
         finish(python_train(*words, launcher=[*MPIRUN, "-np", str(ranks)]))
         assert len(losses(tmp_path / f"run{k}")) == 2
@@ -134,7 +134,7 @@ def kill_again_and_again(kills: int, seed: int, words, run) -> int:
 
 
 def test_killed_at_random_moments_the_weights_are_those_of_an_undisturbed_run(data, tmp_path):
-    kills = int(os.environ.get("KILLS", 4))
+    kills = int(os.environ.get("KILLS", 2))
     names, rarely = ("first", "second"), ["--val-every", 10**6, "--save-every", 2]
     words = {name: arguments(data, tmp_path, name, *rarely) for name in ("calm", *names)}
 

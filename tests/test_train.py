@@ -117,9 +117,11 @@ def test_microbatches_and_ranks_give_the_gradient_of_the_whole_batch(fwi, data, 
         for k in moments: np.testing.assert_allclose(other[k], whole[k], rtol=1e-3, atol=1e-6 * scale)
 
 
-@pytest.mark.parametrize("corrupt",
-    ["linear", "blur-openfwi_custom:0.5,linear:0.5", "blur-openfwi_benchmark", "file:MAP"])
-@pytest.mark.parametrize("extra", [["--no-pred-x0"], ["--ot-ode", "--clip-denoise"], ["--no-conditional"]])
+@pytest.mark.parametrize("corrupt, extra", [
+    ("linear", ["--no-pred-x0"]), ("linear", ["--no-conditional"]),
+    ("blur-openfwi_custom:0.5,linear:0.5", ["--ot-ode", "--clip-denoise"]),
+    ("blur-openfwi_custom:0.5,linear:0.5", ["--no-conditional"]),
+    ("blur-openfwi_benchmark", ["--no-pred-x0"]), ("file:MAP", ["--ot-ode", "--clip-denoise"])])
 def test_every_kind_of_start_and_bridge_trains(fwi, data, tmp_path, corrupt, extra):
     np.save(tmp_path / "map.npy", np.full((70, 70), 2500, np.float32))
     corrupt = corrupt.replace("MAP", str(tmp_path / "map.npy"))

@@ -66,7 +66,7 @@ def card_figure(
     rows = [row for row in card["rows"] if row["family"] == card["rows"][0]["family"]]
     answers = [row for row in rows if row["kind"] == "method" and "reliability" in row]
     heights = 2.6 + 0.17 * len(rows), models_height(np.shape(card["example"]["mean"]))
-    figure = new_figure(11.3, 0.4 + sum(heights))
+    figure = new_figure(11.5, 0.4 + sum(heights))
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)
     axes = upper.subplots(1, 3 if answers else 1, squeeze=False, width_ratios=(1.6, 1, 1) if answers else (1,))[0]
     _draw_errors(axes[0], rows)
