@@ -132,6 +132,7 @@ def _convert(root, wanted, pairs, workers, progress):
     with locked(root):
         left = [split for split in wanted if not _finished(root / split, wanted[split])]
         _check_space(root, {split: wanted[split] for split in left})
+        check_writable(root, flag="--store-dir")
         before = total - sum(wanted[split]["count"] for split in left)
         for k, split in enumerate(left):
             try:
@@ -223,7 +224,6 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
             if not build: raise InputError(f"there is no finished store of {named.name} in {root}, and nothing is "
                 f"built there unasked: give --store-dir, a folder for it, or --dataset-dir, the data to build it "
                 f"beside")
-            check_writable(root, flag="--store-dir")
             _convert(root, wanted, pairs, workers, progress)
     return root
 
