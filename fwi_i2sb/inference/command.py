@@ -105,11 +105,12 @@ def _validation_work(options: InvertOptions, run: TrainedRun) -> Work:
 
 
 def _file_work(options: InvertOptions, path: Path, name: str) -> Work:
-    values = read_array(path, (), "a record (shots, time, receivers)")
-    if values.ndim != 4: values = values[None]
-    read = lambda i, j: (np.array(values[i:j], dtype=np.float32), None)
+    def values():  # opened for every batch: a map that is read on and on fills memory
+        d = read_array(path, (), "a record (shots, time, receivers)")
+        return d if d.ndim == 4 else d[None]
+    read = lambda i, j: (np.array(values()[i:j], dtype=np.float32), None)
     start = "linear" if options.start is None else options.start
-    return Work(name, list(range(max(len(values), 1))), read, start, str(path))
+    return Work(name, list(range(max(len(values()), 1))), read, start, str(path))
 
 # %% ../../nbs/08_inference/03_command.ipynb #af1eaa16
 def _answer(options: InvertOptions, run: TrainedRun, seismic, given: dict) -> Inversion:
@@ -146,8 +147,8 @@ def report(result: Inversion, misfits: dict, truth=None) -> str:
 
 # %% ../../nbs/08_inference/03_command.ipynb #6a528c6a
 def _batches(run: TrainedRun, options: InvertOptions, work: Work) -> Iterator[tuple[int, int]]:
-    "Which records are inverted at once: up to 16, fewer where many samples are drawn."
-    size = max(1, min(16, 256 // (options.sampling.samples or 8)))
+    "Which records are inverted at once: up to 8, fewer where many samples are drawn."
+    size = max(1, min(8, 256 // (options.sampling.samples or 8)))
     for i in range(0, len(work.record_ids), size): yield i, min(i + size, len(work.record_ids))
 
 
