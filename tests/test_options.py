@@ -1,6 +1,7 @@
 "Every launch option of the published scripts does what it says: one effect each, none missing."
 import json
 import math
+import re
 import struct
 from types import SimpleNamespace
 
@@ -295,3 +296,19 @@ def test_the_options_table_is_made_from_the_dataclass():
     flat = [name for group in options_to_dict(parse(TrainOptions,
         ["--result-dir", "r", "--dataset-dir", "d", "--dataset-name", "Style_A"])).values() for name in group]
     assert table.count("\n| `--") == len(flat)
+
+
+def test_a_preset_sets_what_belongs_together_and_given_options_win(refused, data, tmp_path):
+    needed = ["--result-dir", "runs", "--dataset-dir", "data", "--dataset-name", "CurveVel_A"]
+    for name, values in TrainOptions.PRESETS.items():
+        groups = options_to_dict(parse(TrainOptions, [*needed, "--preset", name])).values()
+        found = {flag: value for group in groups for flag, value in group.items()}
+        assert {flag: found[flag] for flag in values} == values
+        plain = {f: v for g in options_to_dict(parse(TrainOptions, needed)).values() for f, v in g.items()}
+        assert {f for f in found if found[f] != plain[f]} <= set(values)
+    for words in (["--preset", "published", "--pred-x0"], ["--pred_x0", "--preset=published"]):
+        assert parse(TrainOptions, [*needed, *words]).model.pred_x0
+    refused("train", *arguments(data, tmp_path, "no", "--preset", "smal"), saying=("did you mean 'small'",))
+    table = option_table(TrainOptions)
+    assert "| option | default | small | medium | published | meaning |" in table
+    assert re.search(r"`--cond-weight` \| `1.0` \|.*\| `11.0` \|", table)

@@ -16,7 +16,7 @@ import tyro
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from .errors import InputError
+from .errors import InputError, unknown
 from .files import home
 from .registry import import_plugin
 from .tables import markdown_table
@@ -65,6 +65,10 @@ def flag_of(name: str) -> str: return "--" + {"plugin": "import"}.get(name, name
 @dataclass_transform(frozen_default=True)
 def option_group(cls: type) -> type:
     "A frozen dataclass whose values are checked against their types and limits; a wrong one raises `InputError`."
+    for name, kind in cls.__annotations__.items():  # a default of None is told by the comment
+        hints = [getattr(part, "help_behavior_hint", None) for part in getattr(kind, "__metadata__", ())]
+        if getattr(cls, name, ...) is None and not any(hints):
+            cls.__annotations__[name] = Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
     made = pydantic_dataclass(cls, frozen=True, config=ConfigDict(allow_inf_nan=False, extra="forbid"))
     checked = made.__init__
 
@@ -86,6 +90,26 @@ def _plugin_of(argv: list[str]) -> str | None:
     return given[-1] if given else None
 
 
+def _expand(argv: list[str], presets: dict) -> list[str]:
+    "`--preset NAME` as the flags that it stands for, in front of those that are given and win."
+    rest, flags, words = [], [], iter(argv)
+    for word in words:
+        name, given, value = word.partition("=")
+        if name == "--preset":
+            value = value if given else next(words, "")
+            if value not in presets: raise unknown("preset", value, presets)
+            flags = [part for flag, v in presets[value].items() for part in (
+                [flag_of(flag) if v else flag_of(f"no-{flag}")] if isinstance(v, bool) else [flag_of(flag), str(v)])]
+        else: rest.append(word)
+    return flags + rest
+
+
+def _description(options_type: type, presets: dict) -> str:
+    if not presets: return options_type.__doc__
+    return (f"{options_type.__doc__}\n\n--preset {'|'.join(presets)} sets several options at once; options given "
+        f"beside it win.")
+
+
 class _Refused(Exception):
     "Passes through tyro, which frames every `ValueError`."
 
@@ -98,11 +122,12 @@ def parse(
     """Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike.
 
     Raises `InputError` for a value out of its limits."""
-    argv = sys.argv[1:] if argv is None else argv
+    argv, presets = sys.argv[1:] if argv is None else argv, getattr(options_type, "PRESETS", {})
     if "--help" in argv: import_plugin(_plugin_of(argv))
+    if presets: argv = _expand(argv, presets)
     before = _refusal.set(_Refused)
     flat = tyro.conf.OmitArgPrefixes[options_type]
-    try: return tyro.cli(flat, args=argv, prog=prog, description=options_type.__doc__)
+    try: return tyro.cli(flat, args=argv, prog=prog, description=_description(options_type, presets))
     except _Refused as error: raise InputError(str(error)) from None
     finally: _refusal.reset(before)
 
@@ -110,20 +135,26 @@ def parse(
 def option_table(
     options_type: type,  # a dataclass of options, or one whose fields are such dataclasses
 ) -> str:  # Markdown
-    "The options as a table: flag, default, meaning; one table per group."
+    "The options as a table: flag, default, its value in each preset, meaning; one table per group."
     groups = [f.type for f in dataclasses.fields(options_type) if dataclasses.is_dataclass(f.type)]
-    return "\n\n".join(map(option_table, groups)) if groups else _group_table(options_type)
+    presets = getattr(options_type, "PRESETS", {})
+    return "\n\n".join(_group_table(group, presets) for group in groups or [options_type])
 
 # %% ../../nbs/A0_core/02_commands.ipynb #4558005a
-def _group_table(group: type) -> str:
+def _group_table(group: type, presets: dict) -> str:
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(group), re.M))
     rows = []
     for f in dataclasses.fields(group):
         default = "required" if f.default is dataclasses.MISSING else "" if f.default is None else f"`{f.default}`"
         names = [named.help_behavior_hint(f.default) for named in getattr(f.type, "__metadata__", ())
             if callable(getattr(named, "help_behavior_hint", None))]
-        rows.append([f"`{flag_of(f.name)}`", default, " ".join([comments[f.name], *names])])
-    return f"**{group.__doc__}**\n\n" + markdown_table(["option", "default", "meaning"], rows)
+        changed = [f"`{preset[f.name]}`" if f.name in preset else "" for preset in presets.values()]
+        rows.append([f"`{flag_of(f.name)}`", default, *changed, " ".join([comments[f.name], *names])])
+    shown = [k for k, _ in enumerate(presets) if any(row[2 + k] for row in rows)]
+    keep = [0, 1, *(2 + k for k in shown), 2 + len(presets)]
+    head = ["option", "default", *presets, "meaning"]
+    table = markdown_table([head[k] for k in keep], [[row[k] for k in keep] for row in rows])
+    return f"**{group.__doc__}**\n\n{table}"
 
 # %% ../../nbs/A0_core/02_commands.ipynb #0ccb4369
 def options_to_dict(options) -> dict:

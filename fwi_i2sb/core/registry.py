@@ -94,7 +94,8 @@ def named(
     "The type of an option that takes a name; its help and its row in a table list the names."
     def hint(default: str) -> str:
         listed = ", ".join(names_of(kind))
-        return f"(default: {default}; one of {listed})" if listed else f"(default: {default})"
+        parts = [f"default: {default}"] * (default not in (None, "None")) + [f"one of {listed}"] * bool(listed)
+        return f"({'; '.join(parts)})" if parts else ""
 
     return Annotated[of, tyro.conf.arg(help_behavior_hint=hint)]
 

@@ -7,7 +7,7 @@ __all__ = ['Inversion', 'first_guess', 'is_first_guess', 'starting_models']
 
 # %% ../../nbs/08_inference/01_invert.ipynb #e3d2d42b
 import functools, json, math, time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +27,8 @@ from ..core.devices import device_name
 from .record_checks import record_checks
 from .run import load_run, prepare_seismic, prepare_start, stable_range, TrainedRun
 from ..methods.trajectories import draw_samples, trajectories
-from ..physics.wave import Survey
+from ..physics.wave import OPENFWI, Survey
+from ..plot import plot_result
 
 # %% ../../nbs/08_inference/01_invert.ipynb #706f7931
 @dataclass(frozen=True)
@@ -43,6 +44,21 @@ class Inversion:
     samples: torch.Tensor
     start: torch.Tensor
     provenance: dict
+
+    def __repr__(self):
+        (n, k, _, depth, x), p = self.samples.shape, self.provenance
+        return f"Inversion({n} record(s), {k} sample(s) of {depth} x {x} cells: {p['method']} from {p['start']})"
+
+    def plot(
+        self,
+        record: int = 0,  # which one of the batch
+        truth: torch.Tensor | None = None,  # true maps (batch, 1, depth, x) in m/s
+    ):
+        "The figure of one record: start, mean, standard deviation; with a truth also truth and error."
+        maps = {name: getattr(self, name)[record] for name in ("start", "mean", "std")}
+        scale, p = self.provenance["velocity_range"], self.provenance
+        return plot_result(**maps, truth=None if truth is None else truth[record],
+            survey=replace(OPENFWI, dx=p["dx"]), limits=(scale["low"], scale["high"]), start_name=p["start"])
 
     def save(self, path: Path, **more) -> Path:
         "Write everything to one `.npz` (arrays in m/s, `provenance` as JSON text); `more` adds arrays."
@@ -184,6 +200,7 @@ def _provenance(run, start, seed, record_ids, began):
     return dict(run=str(run.path), method=run.method.name, model=run.options.model.model, step=run.step,
                 start=start if isinstance(start, str) else "given map", reads_start=run.method.model.reads_map,
                 seed=seed, records=record_ids, linear=list(run.spec.linear), velocity_range=run.scale.to_dict(),
+                dx=run.survey.dx,
                 seconds_per_record=(time.perf_counter() - began) / len(record_ids), device=device_name(run.device),
                 version=fwi_i2sb.__version__, torch=torch.__version__)
 

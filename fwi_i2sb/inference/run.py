@@ -44,6 +44,10 @@ class TrainedRun:
     step: int  # optimiser steps behind the weights
     device: torch.device
 
+    def __repr__(self):
+        about = f"{self.method.name}, {self.options.model.model}, step {self.step}, {self.device}"
+        return f"TrainedRun({str(self.path)!r}: {about})"
+
     @property
     def net(self) -> nn.Module: return self.method.net
 

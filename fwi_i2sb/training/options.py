@@ -100,6 +100,19 @@ class TrainOptions:
         "The run directory, RESULT_DIR/NAME."
         return Path(self.run.result_dir) / (self.run.name or str(self.run.seed))
 
+# %% ../../nbs/07_training/00_options.ipynb #9dc569b8
+TrainOptions.PRESETS = {
+    # two cores, minutes: that of the demo
+    "small": dict(model="tiny", batch_size=32, microbatch=32, num_itr=1500, lr=2e-3, lr_schedule="cosine", warmup=100,
+        clip_grad_norm=1.0, ema=0.99, drop_cond=0.15, log_every=50, val_every=500, val_batches=1, save_every=250),
+    # one GPU, hours
+    "medium": dict(model="unet_ch32", batch_size=256, microbatch=256, num_itr=50_000, lr=3e-4, lr_schedule="cosine",
+        warmup=1000, clip_grad_norm=1.0, ema=0.999, val_batches=8),
+    # the launch options of the published scripts
+    "published": dict(model="unet_ch32", image_size=256, corrupt="blur-openfwi_custom", t0=1e-4, T=1.0, interval=1000,
+        beta_max=0.3, drop_cond=0.25, cond_weight=11.0, pred_x0=False, batch_size=256, microbatch=2, num_itr=1_000_000,
+        lr=5e-5, lr_gamma=0.99, ema=0.99, val_batches=100, log_writer="none")}
+
 # %% ../../nbs/07_training/00_options.ipynb #0a53fa4c
 FREE_OPTIONS = {
     "run.result_dir", "run.plugin", "data.dataset_dir", "data.store_dir", "data.loader_workers", "data.in_memory",
