@@ -44,7 +44,12 @@ def png(
 class _Figure(Figure):
     "A figure outside pyplot that a notebook can show."
     _repr_png_ = png
-    draw, savefig = own_style(Figure.draw), own_style(Figure.savefig)
+
+    @own_style
+    def draw(self, renderer): super().draw(renderer)
+
+    @own_style
+    def savefig(self, *target, **settings): super().savefig(*target, **settings)
 
 def new_figure(
     width: float, height: float,  # in inches

@@ -63,7 +63,9 @@ def test_check_takes_its_numbers_from_the_survey(own_data, survey_file, tmp_path
     try:
         refused("check", own_data, saying=("problem",))
         assert fwi("check", own_data, "--survey", survey_file, *RANGE).code == 0
-        assert "is outside the network's 1500 to 4500 m/s" in fwi("check", own_data, "--survey", survey_file).out
+        outside = fwi("check", own_data, "--survey", survey_file)
+        assert outside.code == 2 and "not in the network's 1500 to 4500 m/s" in outside.out
+        assert fwi("check", own_data, "--survey", survey_file, "--accept", "range").code == 0
     finally: (tmp_path / "generate.json").rename(own_data / "generate.json")
     np.save(tmp_path / "record.npy", files(own_data)[0][0])
     assert fwi("check", tmp_path / "record.npy", "--survey", survey_file, *RANGE).code == 0

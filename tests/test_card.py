@@ -95,8 +95,8 @@ def test_json_markdown_and_screen_say_the_same(fwi, mini, tmp_path):
 
 def test_schema(plain):
     assert set(plain) == {"format", "run", "name", "step", "method", "model", "reads_start", "trained_on", "device",
-        "data", "degradation", "version", "torch", "settings", "units", "interval", "velocity_range", "dx", "expected",
-        "rows", "records", "values", "example"}
+        "data", "degradation", "version", "torch", "settings", "units", "interval", "velocity_range", "dx", "low_band",
+        "expected", "rows", "records", "values", "example"}
     assert plain["settings"].items() >= dict(samples=2, nfe=2, sampler="sde", seed=0, w=1.0).items()
     assert plain["data"].items() >= dict(families=["CurveVel_A"], records=3, misfit_records=1,
         engine="deepwave").items()
@@ -246,8 +246,8 @@ def test_a_trajectory_of_one_call_has_one_sample(run):
 
 
 @pytest.mark.parametrize("words, saying",
-    [(dict(starts="linear"), "tuple"), (dict(starts=()), "tuple"), (dict(w=np.nan), "w = nan"),
-        (dict(w=np.inf), "w = inf"), (dict(seed=-1), "seed must be 0 or more"),
+    [(dict(starts="linear"), "tuple"), (dict(starts=()), "tuple"), (dict(w=np.nan), "got nan"),
+        (dict(w=np.inf), "got inf"), (dict(seed=-1), "seed must be 0 or more"),
         (dict(batch_size=0), "batch_size must be 1 or more")], ids=str)
 def test_what_a_notebook_may_mistake_is_refused(run, words, saying):
     with pytest.raises(InputError, match=saying): evaluate(run, **QUICK_KEYWORDS | words)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -197,9 +198,11 @@ def test_what_is_given_for_something_else_is_named(refused, mini, data, record, 
     assert not (tmp_path / "out").exists()
 
 
-def test_more_samples_than_fit_are_refused_before_the_work(refused, mini, tmp_path):
-    refused("invert", mini, "--records", 1, "--samples", 2 * 10**9, "--nfe", 2, "--out", tmp_path / "out",
-        saying=("2000000000 samples", "GB of memory"))
+def test_more_samples_than_fit_are_refused_before_the_work(refused, mini, tmp_path, monkeypatch):
+    words = ("invert", mini, "--records", 1, "--nfe", 2, "--out", tmp_path / "out", "--samples")
+    refused(*words, 2 * 10**9, saying=("--samples must be 10000 or less",))
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=10**7))
+    refused(*words, 9999, saying=("9999 samples", "GB of memory"))
     assert not (tmp_path / "out").exists()
 
 

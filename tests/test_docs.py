@@ -53,7 +53,7 @@ def test_no_equation_shows_a_command_of_latex(site):
 
 def test_options_and_commands_are_those_of_the_package(site):
     options = words(site / "reference" / "options.html")
-    assert re.search(r"--beta-max\s+0\.3\s+the noise schedule peaks", options)
+    assert re.search(r"--beta-max\s+0\.3\s+0\.3\s+the noise schedule peaks", options)
     from fwi_i2sb.cli import COMMANDS
     for name in COMMANDS: assert f"usage: fwi-i2sb {name}" in words(site / "reference" / "commands" / f"{name}.html")
 

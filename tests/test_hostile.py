@@ -338,7 +338,7 @@ def test_what_is_no_file_or_does_not_fit_is_not_read(refused, mini, tmp_path):
     maps = np.lib.format.open_memmap(tmp_path / "maps.npy", "w+", "f8", (10**7, 70, 70))
     del huge, maps
     for option, name, reason in (("--record", "pipe.npy", "pipe or a device"),
-            ("--start", "queue.npy", "pipe or a device"), ("--record", "huge.npy", "GB of memory"),
+            ("--start", "queue.npy", "pipe or a device"), ("--record", "huge.npy", "is all zeros"),
             ("--start", "maps.npy", "10000000 starting models")):
         more = () if option == "--record" else ("--records", 1)
         refused("invert", mini, "--nfe", 1, option, tmp_path / name, "--out", tmp_path / "out", *more, saying=(reason,))

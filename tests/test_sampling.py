@@ -217,7 +217,7 @@ def test_samplers_on_the_command_line(fwi, refused, mini, data, tmp_path):
         and (provenance["sampler"], provenance["eta"], provenance["clip_denoise"]) == ("dbim", 0.5, True))
     refused(*words, "--sampler", "dbmi", saying=("unknown sampler 'dbmi'", "'dbim'"))
     refused(*words, "--eta", "0.5", saying=("sde has no eta",))
-    refused(*words, "--sampler", "dbim", "--eta", "1.5", saying=("eta is 1.5",))
+    refused(*words, "--sampler", "dbim", "--eta", "1.5", saying=("--eta must be 1 or less (got 1.5)",))
     card = ["evaluate", mini, "--records", "2", "--samples", "1", "--nfe", "2", "--misfit-records", "1", "--starts",
         "linear", "--out", tmp_path]
     assert fwi(*card, "--sampler", "dbim2", "--dataset-dir", data, "--store-dir", tmp_path / "store").code == 0

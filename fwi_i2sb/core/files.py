@@ -7,7 +7,7 @@ __all__ = ['UNKNOWN_CALL', 'open_npy', 'home', 'check_memory', 'read_npy', 'read
            'write_text', 'write_json', 'disk_full', 'check_writable', 'locked', 'Claim', 'claim', 'leave', 'sha256']
 
 # %% ../../nbs/A0_core/01_files.ipynb #62947043
-import contextlib, errno, fcntl, hashlib, json, os, re, resource, secrets, shutil, stat, sys, warnings
+import contextlib, errno, fcntl, hashlib, json, os, re, resource, secrets, shutil, stat, sys, uuid, warnings
 from pathlib import Path
 
 import filelock, psutil
@@ -191,7 +191,11 @@ def disk_full(error: Exception) -> bool:
 
 def _trial(there: Path):
     "What a save does, call by call, in a folder that is gone again at the end; names each call before it is made."
-    trial = there / f".{secrets.token_hex(8)}.trial"
+    for left in there.glob(".*.trial"):  # of processes that were killed on this machine
+        owner = re.fullmatch(rf"\.{uuid.getnode():x}-(\d+)-[0-9a-f]+\.trial", left.name)
+        if owner and not psutil.pid_exists(int(owner[1])): shutil.rmtree(left, ignore_errors=True)
+    new = lambda: there / f".{uuid.getnode():x}-{os.getpid()}-{secrets.token_hex(4)}.trial"
+    trial = new()
     yield "mkdir"
     trial.mkdir()
     try:
@@ -204,7 +208,7 @@ def _trial(there: Path):
         yield "fsync of a folder"
         fsync_path(trial)
         yield "rename of a folder"
-        trial = trial.rename(there / f".{secrets.token_hex(8)}.trial")
+        trial = trial.rename(new())
         yield "lock"
         _take(trial, wait=False)[0].release()
     finally: shutil.rmtree(trial, ignore_errors=True)

@@ -26,7 +26,7 @@ REASONS = {  # name: (whether it is damage, what it means)
     "scale": (True, "the record is multiplied by something"),
     "time-zero": (True, "the record does not begin with the shot"),
     "wavelet": (True, "the source is another one"),
-    "range": (False, "velocities that no answer of a network can have"),
+    "range": (True, "velocities that no answer of the network can have"),
     "constant-map": (False, "the map holds one velocity"),
     "duplicate": (False, "the record is there twice"),
     "dead": (False, "traces or shots without a signal"),

@@ -185,7 +185,7 @@ def inspect_pair(seismic:np.ndarray, # one record (shots, time, receivers), floa
 )->list[Finding]: # empty: nothing odd
     "What is odd about a record, about its map, and about the two together. A rule that cannot hold is left out."
     maps = [] if velocity is None else inspect_map(velocity, scale)
-    known = None if velocity is None or any(f.damage for f in maps) else velocity
+    known = None if velocity is None or any(f.reason in ("nan", "units") for f in maps) else velocity
     return [*_inspect(seismic, known, survey, scale, factor, pressure), *maps]
 
 def _inspect(d, velocity, survey, scale, factor, pressure):
