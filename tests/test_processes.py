@@ -17,6 +17,7 @@ from fwi_i2sb.training.run_dir import checkpoints, read_metrics
 
 
 ENDLESS = ["--num-itr", "1000000"]
+repeated = pytest.mark.skipif("REPEATS" not in os.environ, reason="make test-system runs it ten and twenty times")
 
 
 def longer(eight, data, root, length):
@@ -109,9 +110,10 @@ def test_a_port_in_use_and_a_rank_that_exists_twice_are_named(data, tmp_path):
     for job in jobs: job.kill()
 
 
+@repeated
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_run_after_run_no_crash_and_no_hang(data, tmp_path, ranks):
-    for k in range(int(os.environ.get("REPEATS", 1))):
+    for k in range(int(os.environ["REPEATS"])):
         words = arguments(data, tmp_path, f"run{k}", "--num-itr", 2, "--master-port", free_port())
         finish(python_train(*words, launcher=[*MPIRUN, "-np", str(ranks)]))
         assert len(losses(tmp_path / f"run{k}")) == 2
@@ -133,8 +135,9 @@ def kill_again_and_again(kills: int, seed: int, words, run) -> int:
     return len(losses(run))
 
 
+@repeated
 def test_killed_at_random_moments_the_weights_are_those_of_an_undisturbed_run(data, tmp_path):
-    kills = int(os.environ.get("KILLS", 2))
+    kills = int(os.environ["KILLS"])
     names, rarely = ("first", "second"), ["--val-every", 10**6, "--save-every", 2]
     words = {name: arguments(data, tmp_path, name, *rarely) for name in ("calm", *names)}
 

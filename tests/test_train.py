@@ -45,16 +45,6 @@ def test_a_signal_saves_and_the_command_continues(data, eight, tmp_path):
     assert_equal(weights(tmp_path / "stopped"), weights(eight))
 
 
-def test_two_ranks_give_the_losses_of_one_process(data, eight, tmp_path):
-    launcher = [*MPIRUN, "-np", "2"]
-    finish(python_train(
-        *arguments(data, tmp_path, "two", "--num-itr", "8", "--val-every", "4", "--master-port", free_port()),
-        launcher=launcher))
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(eight), rtol=1e-5)
-    maes = [[r["val_mae"] for r in read_metrics(run) if "val_mae" in r] for run in (eight, tmp_path / "two")]
-    np.testing.assert_allclose(*maes, rtol=1e-4)
-
-
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(data, eight, tmp_path):
     shutil.copytree(eight, tmp_path / "eight")
     ema = tmp_path / "eight" / "checkpoints" / "step-8" / "ema.safetensors"
