@@ -32,10 +32,6 @@ for process in "${made[@]}"; do wait "$process"; done
 say "every notebook's cells"
 OMP_NUM_THREADS=1 timeout 3600 nbdev_test --n_workers 2
 
-say "one parameterised experiment"
-timeout 1800 papermill nbs/experiments/10_nfe_sweep.ipynb "$fresh/sweep.ipynb" --no-progress-bar -k python3 -p out_dir "$fresh/sweep"
-test -s "$fresh/sweep/metrics.json"
-
 say "contracts across chapters, commands, faults, several processes"
 timeout 3600 python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 tests
 say "done"
