@@ -14,8 +14,7 @@ import fwi_i2sb
 from .core.files import locked
 from .data.generate import generate
 from .methods.options import ModelOptions
-from .training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions
-from .training.options import TrainOptions
+from .training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
 from .train import train
 
 # %% ../nbs/13_cli/01_examples.ipynb #79e35539

@@ -23,14 +23,13 @@ from .core.progress import duration, progress_bar
 from .core.registry import method_of
 
 # %% ../nbs/07_training/08_train.ipynb #d485a5ad
-from .training.batches import microbatches
+from .training.batches import check_batch, microbatches, start_moments
 from .core.devices import check_compiler
 from .training.ranks import find_ranks
 from .methods.registry import build_method, resolve, try_network
 from .core.registry import import_plugin
-from .training.batches import check_batch, start_moments
 from .data.spec import DataSpec
-from .training.step import learning_rate
+from .training.step import given_checkpoint, learning_rate, new_state, restore_state, save_state, TrainState
 from .core.errors import InputError
 from .data.openfwi import parse_families
 from .core.commands import need, run_command
@@ -42,7 +41,6 @@ from .training.run_dir import (
     append_metrics, check_links, check_same_options, checkpoints, data_spec, drop_checkpoints, expected_spec,
     make_start, open_store, read_start_maps, same_spec, truncate_metrics, write_config)
 from .data.starting_models import parse_start
-from .training.step import given_checkpoint, new_state, restore_state, save_state, TrainState
 from .training.step import train_step
 from .training.trackers import open_tracker, SHOW_FIGURE
 from .training.validate import validate
@@ -109,7 +107,7 @@ def show(self, step: int, maps: dict):
     except Exception as error:  # a training is worth more than a picture
         warnings.warn(f"{path} could not be drawn ({type(error).__name__}: {error})", stacklevel=2)
 
-
+# %% ../nbs/07_training/08_train.ipynb #3915d263
 @method_of(Journal)
 def estimate(self, step: int):
     "Say once, some steps after the beginning, how long the rest will take."

@@ -109,7 +109,7 @@ def _description(options_type: type, presets: dict) -> str:
     return (f"{options_type.__doc__}\n\n--preset {'|'.join(presets)} sets several options at once; options given "
         f"beside it win.")
 
-
+# %% ../../nbs/A0_core/02_commands.ipynb #3090c1e8
 class _Refused(Exception):
     "Passes through tyro, which frames every `ValueError`."
 

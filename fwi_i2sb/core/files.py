@@ -188,7 +188,7 @@ def disk_full(error: Exception) -> bool:
     number = getattr(error, "errno", None) or (int(found[1]) if found else 0)
     return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-
+# %% ../../nbs/A0_core/01_files.ipynb #ce3c0c36
 def _trial(there: Path):
     "What a save does, call by call, in a folder that is gone again at the end; names each call before it is made."
     for left in there.glob(".*.trial"):  # of processes that were killed on this machine
@@ -215,7 +215,7 @@ def _trial(there: Path):
     yield "remove"
     if trial.exists(): raise OSError(errno.EPERM, "what was made cannot be removed")
 
-
+# %% ../../nbs/A0_core/01_files.ipynb #e63bf564
 def check_writable(
     folder: Path,
     *names: str,  # files that will be written there

@@ -70,6 +70,7 @@ def _folder(path):
     if any(p.suffix.lower() == ".npy" for p in files): return "records"
     return "folder" if files else "empty folder"
 
+# %% ../../nbs/A0_core/08_formats.ipynb #cc20884a
 def recognise(path:str|Path, # a file or a folder, or neither
 )->str: # one of `KINDS`
     "What lies at a path, by its content."

@@ -197,6 +197,7 @@ def inspect_folder(root:str|Path, # a folder `find_root` understands, several of
     more, others, doubts = _check_files(source, named, survey, scale, val_files, accept, progress)
     return Report(str(source), {**more, **facts}, others + problems, doubts)
 
+# %% ../../nbs/02_data/13_check.ipynb #9372fc58
 def _data_sets(root):
     "The folders in a folder, or in its `train_samples`, that hold a data set or a store."
     found = [p for folder in (root, root / "train_samples") if folder.is_dir() for p in sorted(folder.iterdir())

@@ -39,6 +39,7 @@ REASONS = {  # name: (whether it is damage, what it means)
     "loud": (False, "pressure far beyond what was expected"),
     "start": (False, "the starting model is another one under the sources")}
 
+# %% ../../nbs/02_data/10_findings.ipynb #c9f6165a
 @dataclass(frozen=True)
 class Finding:
     "Something about a record or its map that is not as it should be."

@@ -12,8 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from ..core.errors import unknown
-from ..core.errors import InputError
+from ..core.errors import InputError, unknown
 from ..core.files import open_npy, read_json
 from ..core.formats import refuse
 from .scale import PressureRange

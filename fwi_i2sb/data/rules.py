@@ -44,6 +44,7 @@ def _lines(receivers, distance):
 
 _RECENT = {} # by identity: to compare a survey with others takes longer than the rules
 
+# %% ../../nbs/02_data/12_rules.ipynb #50800d34
 def _spots_of(survey, low):
     key = id(survey), low
     if key not in _RECENT or _RECENT[key][0] is not survey:
@@ -51,6 +52,7 @@ def _spots_of(survey, low):
         _RECENT[key] = survey, _spots(survey, low)
     return _RECENT[key][1]
 
+# %% ../../nbs/02_data/12_rules.ipynb #c3c75b13
 def _spots(survey, low):
     cell = np.array([*survey.sources, *survey.receivers])[:, ::-1] / survey.dx # row, column
     node, n = np.rint(cell).astype(int), len(survey.sources)

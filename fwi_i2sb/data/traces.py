@@ -38,6 +38,7 @@ class Peaks:
     low: np.ndarray  # smallest value, likewise
     size: np.ndarray  # (shots, receivers): largest absolute value; 0 of a trace of one value
 
+# %% ../../nbs/02_data/11_traces.ipynb #150dfa59
 def find_peaks(d:np.ndarray, # one record (shots, time, receivers), of two samples or more
 )->Peaks:
     "Look at all values once."
@@ -61,6 +62,7 @@ def dead(peak:np.ndarray, # largest size in a trace, (shots, receivers)
             f"receiver {r}")
     return [Finding("dead", " and ".join(words))]
 
+# %% ../../nbs/02_data/11_traces.ipynb #6972169d
 def clipped(d:np.ndarray, # one record (shots, time, receivers)
     peaks:Peaks,
 )->list[Finding]: # none, or one

@@ -22,21 +22,19 @@ from .card_figure import card_figure
 from ..data.degrade import at_frequency, Degradation
 from ..inference.command import check_samples, SamplingOptions
 from ..inference.invert import starting_models
-from ..inference.run import load_run
+from ..inference.run import is_map_file, load_run, resimulate, TrainedRun
 from ..data.multi_family import MultiFamilyStore
 from ..data.openfwi import FAMILIES
 from ..metrics.accuracy import mae, misfit
 from ..physics.filters import low_band
 from ..core.errors import InputError
-from ..core.files import open_npy
+from ..core.files import atomic, check_writable, open_npy, write_text
 from ..core.commands import Count, Natural, option_group, Plugin
 from ..metrics.published import published
 from ..inference.validation_data import Batch, read_batch, validation_data
-from ..core.files import atomic, check_writable, write_text
 from ..training.run_dir import first_records
 from ..core.progress import progress_bar
 from ..core.devices import device_name
-from ..inference.run import is_map_file, resimulate, TrainedRun
 
 # %% ../../nbs/09_evaluation/02_evaluate.ipynb #3b8c0c66
 @dataclass(frozen=True)

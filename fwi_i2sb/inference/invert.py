@@ -16,12 +16,11 @@ import psutil, torch
 # %% ../../nbs/08_inference/02_invert.ipynb #224a27ff
 import fwi_i2sb
 from ..physics.waveform_inversion import descend, frequency_bands
-from ..diffusion.sampling import STREAMS
+from ..diffusion.sampling import STREAMS, TrajectoryPoint
 from ..core.errors import InputError
 from ..core.files import atomic
 from ..core.registry import method_of
 from ..training.run_dir import checkpoints
-from ..diffusion.sampling import TrajectoryPoint
 from ..data.starting_models import parse_start, Start
 from ..core.devices import device_name
 from .record_checks import record_checks

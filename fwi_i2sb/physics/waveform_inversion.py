@@ -12,10 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .filters import low_band
+from .filters import decimate, low_band
 from ..core.errors import InputError
 from .smoothing import blur_benchmark
-from .filters import decimate
 from .wave import simulate, Survey
 
 # %% ../../nbs/01_physics/03_waveform_inversion.ipynb #3ecc54cb

@@ -19,9 +19,8 @@ from matplotlib.figure import Figure
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #2186564a
 import fwi_i2sb
 from ..data.generate import generate
-from ..inference.run import load_run
-from ..training.batches import microbatches
-from ..training.batches import check_batch, start_moments
+from ..inference.run import load_run, TrainedRun
+from ..training.batches import check_batch, microbatches, start_moments
 from ..methods.registry import build_method, resolve
 from ..core.errors import InputError, unknown
 from ..data.openfwi import parse_families
@@ -31,10 +30,8 @@ from ..training.processes import open_accelerator
 from ..core.files import locked, write_json
 from ..core.tables import text_table
 from ..training.run_dir import data_spec, make_start, open_store, read_config, read_metrics
-from ..training.step import new_state
-from ..training.step import train_step
+from ..training.step import new_state, train_step
 from ..train import train
-from ..inference.run import TrainedRun
 
 # %% ../../nbs/10_sweeps/02_equal_budget.ipynb #4cc7be9a
 def _digest(*what) -> str:

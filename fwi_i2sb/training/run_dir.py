@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..core.errors import InputError
-from ..core.files import disk_full, read_json, read_npy, warn_once
+from ..core.files import disk_full, fsync_path, read_json, read_npy, sha256, warn_once, write_text
 from ..data.openfwi import discover, find_root, load_families, parse_families
 from ..core.commands import options_from_dict, options_to_dict
 from .options import absolute, DataOptions, first_difference, TrainOptions
@@ -28,7 +28,6 @@ from ..data.spec import DataSpec, OPENFWI_SPEC
 from ..data.starting_models import fit_linear, parse_start, Start
 from ..data.store import convert, StoreDataset
 from ..physics.wave import surface_survey
-from ..core.files import fsync_path, sha256, write_text
 from ..data.manifest import default_time_samples, known_manifest, survey_and_scale
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #92795798

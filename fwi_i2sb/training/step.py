@@ -15,11 +15,10 @@ import torch
 from torch import nn
 
 from ..core.errors import InputError
-from .options import TrainOptions
+from .options import OptimOptions, TrainOptions
 from .run_dir import (
     Checkpoint, checkpoints, load_optimizer, newest_checkpoint, optimizer_tensors, prune_checkpoints,
     read_checkpoint, save_checkpoint)
-from .options import OptimOptions
 import math
 
 # %% ../../nbs/07_training/05_step.ipynb #5e98ab83

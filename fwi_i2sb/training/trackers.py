@@ -15,7 +15,6 @@ from accelerate.tracking import GeneralTracker
 from ..core.errors import InputError
 from ..core.files import write_text
 from ..core.commands import options_to_dict
-from ..core.files import write_text
 from .options import TrainOptions
 
 # %% ../../nbs/07_training/07_trackers.ipynb #e53bd3b0
