@@ -122,7 +122,7 @@ def test_report_names_every_problem(tmp_path):
     steps = []
     report = inspect_folder(tmp_path, "Style_B", **options, progress=lambda *step: steps.append(step))
     assert steps == [(i, 4) for i in (1, 2, 3, 4)] and report.facts["train"] == dict(files=1, records=2)
-    assert "data1.npy: record 1" in report.problems[0] and "5000 m/s" in report.doubts[0]
+    assert "data1.npy: record 1" in report.problems[0] and "5000 m/s" in report.problems[1] and not report.doubts
     assert any("5000" in line for line in report.lines()) and report.to_dict()["problems"] == report.problems
 
 

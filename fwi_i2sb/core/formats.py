@@ -129,5 +129,5 @@ def read_array(path:str|Path, # the file
     """Map a `.npy` file of numbers into memory, whatever it is called.
 
     Raises `InputError` as `open_npy` does; for another kind of file it says how to make a `.npy` of it."""
-    if (kind := recognise(path)) in ("npy", "empty", "none", "pickle", "file"): return open_npy(path, ndim)
+    if recognise(path) in ("npy", "empty", "none", "pickle", "file"): return open_npy(path, ndim)
     raise refuse(path, f"a .npy of {what}")
