@@ -58,14 +58,16 @@ def verify_store(root:str|Path,  # what `convert` returned
     "Compare every stored value with the manifest's checksums. `InputError` names the source file whose records differ."
     store, i = StoreDataset(root, split), 0
     for source, expected in zip(store.manifest["sources"], store.manifest["crc32"]):
-        found = 0
+        found, damaged = 0, None
         for i in range(i, i + source["count"]):
-            found = zlib.crc32(store.value(i), found)
+            try: found = zlib.crc32(store.value(i), found)
+            except InputError: damaged = i; break
             if progress: progress(i + 1, len(store))
         i += 1
         if found != expected:
-            raise InputError(
-                f"{store.folder}: the records of {source['seismic']} are damaged: remove the store and convert again")
+            raise InputError(f"{store.folder}: the records of {source['seismic']} are damaged"
+                f"{'' if damaged is None else f', first record {damaged} of the store'}: remove the store and convert "
+                f"again")
     return i
 
 # %% ../../nbs/02_data/13_check.ipynb #32a9bf59

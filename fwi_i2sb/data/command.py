@@ -102,6 +102,7 @@ class ConvertOptions:
     time_samples: Count | None = None  # time samples kept (zero-phase anti-alias filter); default: 4 ms apart at 15 Hz
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
+    accept: tuple[str, ...] = ()  # damage that is meant, by the names that stand in brackets, e.g. polarity
     survey: Path | None = None  # JSON of the survey of the records; default: as generated, or OpenFWI's
     velocity_range: tuple[float, float] | None = None  # m/s that become -1 and 1; default: as generated, or OpenFWI's
     json_data_config: Path | None = None  # JSON with data_min, data_max per family; default: OpenFWI's, else measured
@@ -113,7 +114,7 @@ def convert_command(options: ConvertOptions) -> Path:
     families = load_families(options.json_data_config) if options.json_data_config else None
     with progress_bar("convert", "records") as progress:
         root = convert(options.dataset_dir, options.family, store_dir=options.store_dir,
-                       time_samples=options.time_samples, dtype=options.dtype,
+                       time_samples=options.time_samples, dtype=options.dtype, accept=options.accept,
                        val_files=options.val_files, families=families, workers=options.workers, progress=progress,
                        **_survey_and_scale(options))
     print(f"store in {root}")

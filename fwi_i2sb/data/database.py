@@ -6,7 +6,7 @@
 __all__ = ['append', 'Values']
 
 # %% ../../nbs/02_data/04_database.ipynb #dc916961
-import contextlib, math, os, shutil, threading, weakref
+import contextlib, math, os, shutil, threading, warnings, weakref, zlib
 from pathlib import Path
 
 import lmdb, psutil, torch
@@ -17,29 +17,68 @@ from ..core.errors import InputError
 # %% ../../nbs/02_data/04_database.ipynb #98222064
 def _key(i): return i.to_bytes(8, "big")
 
+def _sum(value): return zlib.crc32(value).to_bytes(4, "little")
+
+def _whole(buffer): return buffer is not None and _sum(buffer[:-4]) == bytes(buffer[-4:])
+
+def _lacking(path, env):
+    "The size of an open file and the size that its last page asks for, if it was cut short."
+    size, least = os.path.getsize(path), (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    return (size, least) if size < least else None
+
+def _open_to_append(path, capacity):
+    "The file, open; anew if what is there was cut short, which would end the process when it is read."
+    if os.path.exists(path):
+        try:
+            with contextlib.closing(lmdb.open(str(path), subdir=False, lock=False, readonly=True)) as env:
+                sound = not _lacking(path, env)
+        except lmdb.Error: sound = False
+        if not sound:
+            warnings.warn(f"{path} was cut short or damaged before it was finished: it is made again", stacklevel=4)
+            os.unlink(path)
+    return lmdb.open(str(path), subdir=False, lock=False, map_size=capacity)
+
+def _verified(path, env, seen):
+    "How many values are there and whole; what follows a damaged one is dropped."
+    with env.begin(buffers=True) as reader:
+        count = reader.stat()["entries"]
+        for i in range(count):
+            try: value = reader.get(_key(i))
+            except lmdb.Error: value = None
+            if not _whole(value): break
+            if seen: seen(i, value[:-4])
+        else: return count
+    warnings.warn(f"record {i} of the unfinished {path} was damaged: it and the {count - i - 1} after it are made "
+        f"again", stacklevel=4)
+    with env.begin(write=True) as writer:
+        for k in range(i, count): writer.delete(_key(k))
+    return i
+
+# %% ../../nbs/02_data/04_database.ipynb #98222065
 def append(path:str|Path, # the file; made if it is not there
     capacity:int,  # bytes it may grow to; costs address space, not disk
     batches,       # called with the number of values already there; gives the next ones, in lists
     seen=None,     # called with (i, value) for each value in order, old and new
     report=None,   # called with the number of values after each commit
 ):
-    "Add values to a list, one transaction per batch. Raises `lmdb.Error` for a full disk; what is committed stays."
-    with contextlib.closing(lmdb.open(str(path), subdir=False, lock=False, map_size=capacity)) as env:
-        with env.begin(buffers=True) as reader:
-            done = reader.stat()["entries"]
-            if seen:
-                for i in range(done): seen(i, reader.get(_key(i)))
+    """Add values to a list, each with its checksum, one transaction per batch.
+
+    A damaged value that is there, and those after it, are made again, with a warning. Raises `lmdb.Error` for a full
+    disk; what is committed stays."""
+    with contextlib.closing(_open_to_append(path, capacity)) as env:
+        done = _verified(path, env, seen)
         for batch in batches(done):
             with env.begin(write=True) as writer:
                 for done, value in enumerate(batch, done + 1):
-                    writer.put(_key(done - 1), value, append=True)
+                    writer.put(_key(done - 1), value + _sum(value), append=True)
                     if seen: seen(done - 1, value)
             if report: report(done)
 
 # %% ../../nbs/02_data/04_database.ipynb #a5153d32
 class _Reader:
     "A file open for reading, closed when the last reference to this object is gone."
-    def __init__(self, path):
+    def __init__(self, path, identity):
+        self.identity = identity
         self.env = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False)
         weakref.finalize(self, self.env.close)
 
@@ -50,32 +89,34 @@ def _reader(path):
     stat = os.stat(path)
     key = path, stat.st_dev, stat.st_ino
     with _OPENING:
-        if (found := _READERS.get(key)) is None: found = _READERS[key] = _Reader(path)
+        if (found := _READERS.get(key)) is None: found = _READERS[key] = _Reader(path, key)
     return found
 
 # %% ../../nbs/02_data/04_database.ipynb #6765fc32
 def _checked(path, count):
     "The open file. `InputError` unless it holds `count` values and reaches as far as its last page."
     again = f"remove {path} and its manifest.json, then convert again"
-    try: reader = _reader(path); found, last = reader.env.stat(), reader.env.info()["last_pgno"]
+    try: reader = _reader(path); found, short = reader.env.stat()["entries"], _lacking(path, reader.env)
     except (OSError, lmdb.Error) as error: raise InputError(f"{path} is damaged ({error}): {again}") from None
-    size, least = os.path.getsize(path), (last + 1) * found["psize"]
-    if size < least: raise InputError(f"{path} was cut short to {size} of {least} bytes: {again}")
-    if found["entries"] != count:
-        raise InputError(f"{path} holds {found['entries']} records, its manifest says {count}: {again}")
+    if short: raise InputError(f"{path} was cut short to {short[0]} of {short[1]} bytes: {again}")
+    if found != count: raise InputError(f"{path} holds {found} records, its manifest says {count}: {again}")
     return reader
 
 # %% ../../nbs/02_data/04_database.ipynb #8ee3e7a1
 class Values:
     """The values of a list as bytes, by number; can be sent to other processes.
 
-    Raises `InputError` for a file that is missing, damaged, cut short, or holds another number of values."""
+    A process verifies each value when it reads it for the first time. Raises `InputError` for a file that is missing,
+    damaged, cut short, replaced by another while it is read, or holds another number of values."""
     def __init__(self, path:str|Path, # what `append` wrote
         count:int,      # values it must hold
         *, in_memory=False, # read all now, into memory shared with other processes; all values have one size then
+        checksums=True, # False: of a list that was written without them
     ):
         self._path, self._count, self._memory = os.path.realpath(path), count, None
+        self._checksums, self._unread = checksums, bytearray(b"\1") * (count if checksums else 0)
         self._held = _checked(self._path, count)
+        self._identity = self._held.identity
         if in_memory: self._memory, self._held = _read_all(self), None
 
     def __len__(self): return self._count
@@ -89,14 +130,25 @@ class Values:
     ): # what `use` returns
         "Use a value where it lies, without a copy. Raises `InputError` for one that cannot be read."
         if not -len(self) <= i < len(self): raise IndexError(f"record {i} of {len(self)}")
-        if self._memory is not None: return use(self._memory[int(i)].numpy())
+        i = int(i) % len(self)
+        if self._memory is not None: return use(self._memory[i].numpy())
         try:
             self._held = _reader(self._path)
-            with self._held.env.begin(buffers=True) as txn:
-                if (buffer := txn.get(_key(int(i) % len(self)))) is None: raise lmdb.NotFoundError("it is not there")
-                return use(buffer)
+            with self._held.env.begin(buffers=True) as txn: return use(self._verified(i, txn.get(_key(i))))
         except (OSError, lmdb.Error) as error:
             raise InputError(f"record {i} of {self._path} cannot be read ({error}): convert again") from None
+
+    def _verified(self, i, buffer):
+        "A value without its checksum, which is looked at once."
+        if buffer is None: raise lmdb.NotFoundError("it is not there")
+        if self._held.identity != self._identity:
+            raise InputError(f"{self._path} was replaced by another file while it was read: repeat the command")
+        if not self._checksums: return buffer
+        if self._unread[i]:
+            if not _whole(buffer): raise InputError(f"record {i} of {self._path} is damaged: remove this file and its "
+                f"manifest.json, then convert again")
+            self._unread[i] = 0
+        return buffer[:-4]
 
 # %% ../../nbs/02_data/04_database.ipynb #5c414102
 def _read_all(values):

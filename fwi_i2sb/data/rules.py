@@ -193,13 +193,14 @@ def inspect_pair(seismic:np.ndarray, # one record (shots, time, receivers), floa
 def _inspect(d, velocity, survey, scale, factor, pressure):
     spots = _spots_of(survey, scale.low)
     if found := _shape(d, velocity, survey, factor, spots): return found
-    if d.shape[1] < 4: return []
-    peaks = find_peaks(d)
-    peak, largest = peaks.size, float(peaks.size.max())
-    if not math.isfinite(largest):
+    short = d.shape[1] < 4  # nothing can be said of so few samples, but that they are numbers
+    peaks = None if short else find_peaks(d)
+    if not (np.isfinite(d).all() if short else math.isfinite(largest := float(peaks.size.max()))):
         bad = np.argwhere(~np.isfinite(d))
         return [Finding("nan", f"holds NaN or infinite values ({len(bad)} of {d.size}), the first at shot, time, "
             f"receiver {tuple(bad[0].tolist())}")]
+    if short: return []
+    peak = peaks.size
     if not largest: return [Finding("silent", "holds no signal: every trace is one value")]
     found = dead(peak, spots.delay < survey.nt * survey.dt) + clipped(d, peaks)
     if pressure and largest > 2 * max(-pressure.low, pressure.high):

@@ -22,8 +22,8 @@ def _taps(factor):
 
 # %% ../../nbs/01_physics/01_filters.ipynb #33e4214e
 @lru_cache(maxsize=8)
-def _decimation(nt, factor):
-    "Matrix `(ceil(nt / factor), nt)`, float64, that continues, filters and thins a trace."
+def _decimation(nt, factor, dtype=torch.float64, device=None):
+    "Matrix `(ceil(nt / factor), nt)` that continues, filters and thins a trace; computed in float64."
     half = 8 * factor
     i = torch.arange(-half, nt + half)
     inside = i.clamp(0, nt - 1)
@@ -32,7 +32,7 @@ def _decimation(nt, factor):
     continued = torch.where((i == inside)[:, None], eye[inside], 2 * eye[inside] - eye[mirror])
     columns = torch.arange(0, nt, factor)[:, None] + torch.arange(2 * half + 1)
     thin = torch.zeros(len(columns), len(i), dtype=torch.float64)
-    return thin.scatter_(1, columns, _taps(factor).expand(columns.shape)) @ continued
+    return (thin.scatter_(1, columns, _taps(factor).expand(columns.shape)) @ continued).to(device, dtype)
 
 # %% ../../nbs/01_physics/01_filters.ipynb #9741c2bb
 _ROWS = 32
@@ -48,7 +48,7 @@ def decimate(seismic,  # `(..., time, receivers)`, any floating dtype and device
         raise InputError(f"the decimation factor must be a whole number >= 1, not {factor}")
     if factor == 1: return seismic
     factor = int(factor)
-    weights, parts = _decimation(seismic.shape[-2], factor).to(seismic), []
+    weights, parts = _decimation(seismic.shape[-2], factor, seismic.dtype, seismic.device), []
     for first in range(0, len(weights), _ROWS):
         near = slice(max(0, (first - 8) * factor), (first + _ROWS + 8) * factor)
         parts.append(weights[first:first + _ROWS, near] @ seismic[..., near, :])
