@@ -1,5 +1,6 @@
 """Generation as a process: killed and continued, worker deaths, refusals, and files that discovery reads."""
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import fwi_i2sb.data.generate as module
 from fwi_i2sb.data.generate import generate
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.openfwi import discover
+from fwi_i2sb.data.store import convert
 from fwi_i2sb.physics.wave import surface_survey
 
 SMALL = dict(n_train=150, n_val=30, shard_size=100, shape=(16, 16), survey=surface_survey(16, 2, nt=60), seed=3)
@@ -161,3 +163,42 @@ def test_discovery_finds_the_official_split(undisturbed):
     seismic, velocity = (np.load(path, allow_pickle=False) for path in (val[0].seismic, val[0].velocity))
     assert seismic.shape == (30, 2, 60, 16) and velocity.shape == (30, 1, 16, 16)
     assert seismic.dtype == velocity.dtype == np.float32
+
+
+def cut(file): os.truncate(file, file.stat().st_size - 1)
+def emptied(file): os.truncate(file, 0)
+def of_another_shape(file): np.save(file, np.load(file)[:-1])
+def of_another_type(file): np.save(file, np.load(file).astype("float64"))
+
+
+def test_files_of_its_own_that_are_not_whole_are_made_again(tmp_path, undisturbed):
+    shutil.copytree(undisturbed, folder := tmp_path / undisturbed.name)
+    files = sorted(folder.glob("*.npy"))
+    for file, damage in zip(files, (cut, emptied, of_another_shape, of_another_type)): damage(file)
+    with pytest.warns(UserWarning) as told: generate(tmp_path, "FlatFault_A", **SMALL, workers=1)
+    said = [str(w.message) for w in told]
+    assert all(any(file.name in text and "it is made again" in text for text in said) for file in files[:4]), said
+    assert contents(folder) == contents(undisturbed)
+
+
+def test_a_damaged_part_of_an_interrupted_run_is_made_again(tmp_path, undisturbed):
+    class Stop(Exception): "Stands for an interruption that no handler of ours sees."
+    def stop(done, total):
+        if done >= 50: raise Stop
+    with pytest.raises(Stop): generate(tmp_path, "FlatFault_A", **SMALL, workers=1, progress=stop)
+    parts = sorted((tmp_path / "FlatFault_A" / ".parts").glob("*.npz"))
+    content = bytearray(parts[0].read_bytes()); content[5000] ^= 1; parts[0].write_bytes(content)
+    cut(parts[1])
+    with pytest.warns(UserWarning, match="is damaged: it is made again"):
+        folder = generate(tmp_path, "FlatFault_A", **SMALL, workers=1)
+    assert contents(folder) == contents(undisturbed)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", '{"seed": 1}', "[" * 10000, '{"a": NaN}', "digit"])
+def test_settings_that_were_damaged_are_said(tmp_path, undisturbed, content):
+    shutil.copytree(undisturbed, folder := tmp_path / undisturbed.name)
+    file = folder / "generate.json"
+    file.write_text(content if content != "digit" else file.read_text().replace('"seed": 3', '"seed": 7'))
+    for use in (lambda: generate(tmp_path, "FlatFault_A", **SMALL), lambda: convert(folder, "FlatFault_A")):
+        with pytest.raises(InputError, match="generate.json is damaged") as caught: use()
+        assert "\n" not in str(caught.value)

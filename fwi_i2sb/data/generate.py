@@ -6,15 +6,17 @@
 __all__ = ['CHUNK', 'generated_with', 'generate']
 
 # %% ../../nbs/02_data/03_generate.ipynb #0b92e8f0
-import errno, json, os, shutil, subprocess, sys
+import errno, json, os, shutil, subprocess, sys, zipfile, zlib
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import FiniteFloat, NonNegativeInt, PositiveInt
 
-from ..core.files import atomic, check_writable, locked, read_json, write_json
+from ..core.files import atomic, check_writable, locked, open_npy, warn_once
+from ..core.sealed import read_sealed, Schema, write_sealed
 from .geology import sample_velocity
 from ..core.errors import InputError
 from .openfwi import get_family
@@ -57,20 +59,39 @@ def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, s
                 velocity_range=[scale.low, scale.high])
 
 # %% ../../nbs/02_data/03_generate.ipynb #22fad743
-def generated_with(folder:str|Path, # a data set's folder
-)->tuple[Survey, VelocityScale]|None: # None where there is no generate.json
-    "The survey and the velocity range that a data set was generated with. Raises `InputError` for a damaged file."
-    path = Path(folder) / "generate.json"
-    try: settings = read_json(path)
-    except FileNotFoundError: return None
-    except (OSError, ValueError): raise InputError(f"{path} is damaged; choose another folder") from None
-    try: return _facts(settings)
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise InputError(f"{path} does not describe a generated data set; choose another folder") from None
+class _Settings(Schema):
+    "What generate.json holds: everything that decides what the files hold."
+    family: str
+    n_train: NonNegativeInt
+    n_val: NonNegativeInt
+    shard_size: PositiveInt
+    seed: NonNegativeInt
+    engine: str
+    layers: list[int]|None = None
+    shape: list[PositiveInt] = [70, 70]
+    survey: dict
+    velocity_range: list[FiniteFloat] = [OPENFWI_SCALE.low, OPENFWI_SCALE.high]
+
+def _read_settings(folder):
+    "The content of generate.json, or None where there is none."
+    path = folder / "generate.json"
+    try:
+        settings = read_sealed(path, _Settings)
+        _facts(settings)
+        return settings
+    except (FileNotFoundError, NotADirectoryError): return None
+    except (OSError, ValueError, TypeError, InputError) as error:
+        raise InputError(f"{path} is damaged ({error}); choose another folder") from None
 
 def _facts(settings):
     scale = settings.get("velocity_range", (OPENFWI_SCALE.low, OPENFWI_SCALE.high))
     return Survey.from_dict(settings["survey"]), VelocityScale(*scale)
+
+def generated_with(folder:str|Path, # a data set's folder
+)->tuple[Survey, VelocityScale]|None: # None where there is no generate.json
+    "The survey and the velocity range that a data set was generated with. Raises `InputError` for a damaged file."
+    settings = _read_settings(Path(folder))
+    return settings and _facts(settings)
 
 # %% ../../nbs/02_data/03_generate.ipynb #9bde0e46
 CHUNK = 25  # samples
@@ -80,6 +101,15 @@ def _chunks(shard):
     return [(shard.first + i, min(CHUNK, shard.count - i)) for i in range(0, shard.count, CHUNK)]
 
 # %% ../../nbs/02_data/03_generate.ipynb #8ca47db7
+def _sound(chunk):
+    "Whether a chunk file is there, and what was written."
+    try:
+        with zipfile.ZipFile(chunk) as file: return file.testzip() is None
+    except FileNotFoundError: return False
+    except (OSError, zipfile.BadZipFile, zlib.error):
+        warn_once(f"chunk {chunk}", f"{chunk} is damaged: it is made again")
+        return False
+
 def _chunk_file(folder, first): return Path(folder) / ".parts" / f"chunk-{first:07d}.npz"
 
 # %% ../../nbs/02_data/03_generate.ipynb #9bbb4cb5
@@ -176,13 +206,11 @@ def _changed(known, settings):
     if not scale.same_as(new_scale): return f"velocities from {scale}, not {new_scale}"
 
 def _check_folder(folder, settings):
-    try: known = read_json(folder / "generate.json")
-    except FileNotFoundError:
+    if (known := _read_settings(folder)) is None:
         if (folder.exists()
                 and (not folder.is_dir() or {f.name for f in folder.iterdir() if f.suffix != ".part"} - {".lock"})):
             raise InputError(f"{folder} exists and was not made by generate; choose another folder") from None
         return
-    except ValueError: raise InputError(f"{folder / 'generate.json'} is damaged; choose another folder") from None
     if found := _changed(known, settings):
         raise InputError(f"{folder} was generated with {found}; repeat with the same settings or choose another folder")
 
@@ -206,7 +234,7 @@ def _cannot_write(folder, error):
 # %% ../../nbs/02_data/03_generate.ipynb #0fea815b
 def _fill(folder, settings, shards, workers, progress, total):
     "Make the missing chunks of `shards` and put each shard together when its last one is there."
-    left = {s: {c for c in _chunks(s) if not _chunk_file(folder, c[0]).exists()} for s in shards}
+    left = {s: {c for c in _chunks(s) if not _sound(_chunk_file(folder, c[0]))} for s in shards}
     tasks = [dict(folder=str(folder.resolve()), settings=settings, first=i, count=n) for s in shards
         for i, n in sorted(left[s])]
     owner, done = {i: s for s in shards for i, _ in _chunks(s)}, total - sum(task["count"] for task in tasks)
@@ -220,20 +248,35 @@ def _fill(folder, settings, shards, workers, progress, total):
         progress(done, total)
 
 # %% ../../nbs/02_data/03_generate.ipynb #b7bdf4e7
-def _missing(folder, shards):
-    return [s for s in shards if not ((folder / s.seismic).exists() and (folder / s.velocity).exists())]
+def _missing(folder, shards, settings):
+    "The shards that are not there, or not whole."
+    survey = settings["survey"]
+    shapes = (len(survey["sources"]), survey["nt"], len(survey["receivers"])), (1, *settings["shape"])
+    return [s for s in shards
+        if not all(_whole(folder / name, (s.count, *shape)) for name, shape in zip((s.seismic, s.velocity), shapes))]
+
+def _whole(path, shape):
+    "Whether a file is there with all that it should hold; says so of one that is not what was written."
+    if not path.exists(): return False
+    try: found = open_npy(path)
+    except InputError as error: why = str(error)
+    else:
+        if found.shape == shape and found.dtype == np.float32: return True
+        why = f"{path} holds {found.dtype} of shape {found.shape}, not float32 of {shape}"
+    warn_once(f"generate {path}", f"{why}: it is made again")
+    return False
 
 def _generate(folder, settings, shards, workers, progress):
     "Make what is missing in the folder, as the only process that does."
     total = sum(s.count for s in shards)
     _check_folder(folder, settings)
-    if not _missing(folder, shards) and not (folder / ".parts").exists(): return progress(total, total)
+    if not _missing(folder, shards, settings) and not (folder / ".parts").exists(): return progress(total, total)
     check_writable(folder, "generate.json", flag="OUT")
     with locked(folder):
         _check_folder(folder, settings)
-        missing = _missing(folder, shards)
+        missing = _missing(folder, shards, settings)
         _check_space(folder, settings, sum(s.count for s in missing))
-        write_json(folder / "generate.json", settings)
+        write_sealed(folder / "generate.json", settings)
         (folder / ".parts").mkdir(exist_ok=True)
         _fill(folder, settings, missing, workers, progress, total)
         shutil.rmtree(folder / ".parts", ignore_errors=True)

@@ -18,11 +18,12 @@ from ..core.errors import InputError, unknown
 from ..core.files import check_writable, disk_full, locked, open_npy, warn_once
 from ..core.workers import end_on_failure, read_ahead
 from ..core.registry import method_of
+from ..core.sealed import seal, write_sealed
 from .database import append, Values
 from .findings import check_accepted, from_bits, to_bits
 from .manifest import (
     changed_sources, load_manifest, manifest_difference, planned_manifests, pressure_of, read_manifest,
-    remember_sources, same_range, seal, survey_and_scale, touched_sources, write_manifest)
+    remember_sources, same_range, survey_and_scale, touched_sources)
 from .openfwi import any_family, FAMILIES, Family, find_root, get_family, read_pair, store_bytes
 from .rules import inspect_pair
 from .scale import VelocityScale
@@ -124,8 +125,8 @@ def _fill(database, settings, pairs, accept, workers, report):
     if told:
         k, i = records.place[summary.first[next(iter(told))]]
         counts = ", ".join(f"{reason} {n}" for reason, n in told.items())
-        warnings.warn(f"of the {settings['count']} records for {database.parent} some are doubtful ({counts}), the first "
-            f"is record {i} of {pairs[k].seismic}: see fwi-i2sb check", stacklevel=2)
+        warnings.warn(f"of the {settings['count']} records for {database.parent} some are doubtful ({counts}), first "
+            f"record {i} of {pairs[k].seismic}: see fwi-i2sb check", stacklevel=2)
     return dict(crc32=summary.crc32, findings=summary.findings,
         accepted=[reason for reason in accept if reason in summary.findings])
 
@@ -137,12 +138,13 @@ def _build(folder, settings, source, pairs, accept, workers, report):
     database, plan = folder / "database.lmdb", dict(settings, unfinished=True)
     if database.is_symlink(): raise InputError(f"{database} is a link, which is not written through: remove it")
     if not (folder / "manifest.json").exists() or load_manifest(folder)["checksum"] != seal(plan):
-        database.unlink(missing_ok=True); folder.mkdir(exist_ok=True); write_manifest(folder, plan)
+        database.unlink(missing_ok=True); folder.mkdir(exist_ok=True)
+        write_sealed(folder / "manifest.json", plan)
     remember_sources(folder, source, settings)
     filled = _fill(database, settings, pairs, accept, workers, report)
     if touched := touched_sources(folder):
         raise InputError(f"{_files(touched)} changed while the store was made: repeat the command")
-    write_manifest(folder, dict(settings, tail=TAIL, **filled))
+    write_sealed(folder / "manifest.json", dict(settings, tail=TAIL, **filled))
 
 def _discard(folder):
     for file in ("database.lmdb", "manifest.json", "sources.json"): (folder / file).unlink(missing_ok=True)
