@@ -79,7 +79,8 @@ def _read_settings(folder):
         settings = read_sealed(path, _Settings)
         _facts(settings)
         return settings
-    except (FileNotFoundError, NotADirectoryError): return None
+    except FileNotFoundError: return None
+    except NotADirectoryError: raise
     except (OSError, ValueError, TypeError, InputError) as error:
         raise InputError(f"{path} is damaged ({error}); choose another folder") from None
 
@@ -253,7 +254,7 @@ def _missing(folder, shards, settings):
     survey = settings["survey"]
     shapes = (len(survey["sources"]), survey["nt"], len(survey["receivers"])), (1, *settings["shape"])
     return [s for s in shards
-        if not all(_whole(folder / name, (s.count, *shape)) for name, shape in zip((s.seismic, s.velocity), shapes))]
+        if not all([_whole(folder / name, (s.count, *shape)) for name, shape in zip((s.seismic, s.velocity), shapes)])]
 
 def _whole(path, shape):
     "Whether a file is there with all that it should hold; says so of one that is not what was written."
