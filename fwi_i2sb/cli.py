@@ -46,7 +46,7 @@ COMMANDS = {
     "invert": Command("Invert validation records of a run's data set, or one record given as .npy.",
         "inference.command", "invert_command", "InvertOptions"),
     "evaluate": Command("Judge a run on validation records, as they are or perturbed: table on screen.",
-        "evaluation.evaluate", "evaluate_command", "EvaluateOptions"),
+        "evaluation.command", "evaluate_command", "EvaluateOptions"),
     "experiment": Command("Run a notebook once per cell of a grid file; skip what is finished, collect one table.",
         "sweeps.runner", "experiment_command", "ExperimentOptions"),
     "demo": Command("Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to "

@@ -12,7 +12,7 @@ from pathlib import Path
 from .core.commands import Count, Natural, option_group
 from .core.files import write_json
 from .data.command import convert_command, ConvertOptions, generate_command, GenerateOptions
-from .evaluation.evaluate import evaluate_command, EvaluateOptions
+from .evaluation.command import evaluate_command, EvaluateOptions
 from .inference.command import invert_command, InvertOptions, SamplingOptions
 from .methods.options import ModelOptions
 from .train import train

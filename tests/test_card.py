@@ -10,7 +10,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from fwi_i2sb.evaluation import evaluate as evaluation
+from fwi_i2sb.evaluation import command, evaluate as evaluation
 from fwi_i2sb.data.starting_models import sees_truth
 from fwi_i2sb.evaluation.card import compare_cards, markdown, table
 from fwi_i2sb.evaluation.card_figure import card_figure
@@ -314,7 +314,7 @@ def test_an_answer_that_is_not_finite_leaves_no_mean(run, monkeypatch, tmp_path)
     assert (rows["starting model"]["not_finite"] == 0 and rows["starting model"]["mae"] > 0
         and rows["starting model"]["misfit_records"] == 2)
     assert set(rows["bridge"]["reliability"]) == {None} and card["example"]["mean"][0][0] is None
-    evaluation.write_card(tmp_path, card | dict(published=[]))
+    command.write_card(tmp_path, card | dict(published=[]))
     json.loads((tmp_path / "card.json").read_text(), parse_constant=lambda word: pytest.fail(word))
     for text in (table(card | dict(published=[])), (tmp_path / "card.md").read_text()):
         assert "bridge from linear, 1 of 3" in text
@@ -366,7 +366,7 @@ def test_what_cannot_be_is_refused_before_any_work_and_nothing_is_written(refuse
 
 @pytest.mark.parametrize("folder", ["file", "file/below"])
 def test_a_folder_that_cannot_be_is_refused_before_any_work(refused, mini, tmp_path, monkeypatch, folder):
-    monkeypatch.setattr(evaluation, "evaluate", lambda *given, **named: pytest.fail("the work has begun"))
+    monkeypatch.setattr(command, "evaluate", lambda *given, **named: pytest.fail("the work has begun"))
     (tmp_path / "file").write_text("not a folder")
     refused("evaluate", mini, *QUICK, "--out", tmp_path / folder, saying=(str(tmp_path / "file"), "is a file"))
 
@@ -377,7 +377,7 @@ def test_a_figure_that_fails_leaves_nothing(plain, tmp_path, monkeypatch):
         raise OSError("no space left")
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    with pytest.raises(OSError, match="no space"): evaluation.write_card(tmp_path, plain)
+    with pytest.raises(OSError, match="no space"): command.write_card(tmp_path, plain)
     assert not list(tmp_path.iterdir())
 
 
@@ -440,3 +440,21 @@ def test_records_of_another_survey_are_refused(refused, run, mini, flat, tmp_pat
     with pytest.raises(InputError, match="dt 0.001 s, not 0.002 s"):
         validation_data(other, flat, dataset_name="FlatVel_B")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_card_is_never_overwritten_by_another(fwi, refused, mini, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(mini, run, ignore=shutil.ignore_patterns("evaluation"))
+    few = ("--records", 2, "--samples", 1, "--nfe", 1, "--misfit-records", 1, "--starts", "linear")
+    seen = {}
+    for words, folder in ((few, ""), ((*few, "--snr", 10), None), ((*few, "--seed", 5), None), (few, "")):
+        done = fwi("evaluate", run, *words)
+        card = next(p for p in (run / "evaluation").rglob("card.json") if str(p) in done.out)
+        if folder is not None: assert card == run / "evaluation" / folder / "card.json"
+        else: assert card.parent.parent == run / "evaluation" and words[-2].strip("-") in card.parent.name
+        assert done.code == 0 and all(old.read_bytes() == bytes for old, bytes in seen.items() if old != card)
+        seen[card] = card.read_bytes()
+    assert len(seen) == 3
+    fwi("evaluate", run, *few, "--out", tmp_path / "own")
+    refused("evaluate", run, *few, "--seed", 5, "--out", tmp_path / "own", saying=("card of another", "--out"))
+    assert fwi("evaluate", run, *few, "--out", tmp_path / "own").code == 0

@@ -1,4 +1,4 @@
 "The evaluation card of a run."
 
 from .card import Tally as Tally, markdown as markdown, table as table
-from .evaluate import EvaluateOptions as EvaluateOptions
+from .command import EvaluateOptions as EvaluateOptions
