@@ -13,8 +13,10 @@ from fwi_i2sb.core.formats import read_array, recognise
 from fwi_i2sb.data.check import check_record, inspect_folder
 from fwi_i2sb.data.findings import check_accepted, Finding, inspect_map, REASONS, Tally
 from fwi_i2sb.data.geology import sample_velocity
+from fwi_i2sb.data.manifest import read_manifest
 from fwi_i2sb.data.rules import inspect_pair, velocity_at_sources
 from fwi_i2sb.data.scale import VelocityScale
+from fwi_i2sb.data.store import convert
 from fwi_i2sb.physics.wave import simulate, Survey, surface_survey
 
 FAMILIES = "CurveVel_A", "FlatVel_B", "FlatFault_A", "Style_A", "CurveFault_B", "Style_B"
@@ -215,3 +217,45 @@ def test_folders_are_told_apart(mini, data, tmp_path):
     write(tmp_path / "set", np.zeros((2, 5, 4, 3)), np.zeros((2, 1, 3, 3)))
     assert recognise(tmp_path / "set") == "data set" and recognise(tmp_path / "set/data") == "records"
     with pytest.raises(InputError, match="is a trained run"): inspect_folder(mini)
+
+
+def test_a_store_beside_files_that_changed_since_is_a_problem(refused, pairs, tmp_path):
+    seismic, velocity = pairs["FlatVel_B"]
+    folder = write(tmp_path / "FlatVel_B", seismic, velocity)
+    convert(folder, "FlatVel_B", workers=0)
+    assert not inspect_folder(folder).problems
+    write(folder, seismic[::-1], velocity[::-1])
+    assert "data1.npy, model/model1.npy held before: convert again" in "".join(inspect_folder(folder).problems)
+    convert(folder, "FlatVel_B", workers=0)
+    assert not inspect_folder(folder).problems
+
+
+@pytest.mark.parametrize("reason, change", [
+    ("polarity", lambda d, v: (-d, v)), ("scale", lambda d, v: (d / abs(d).max(), v)),
+    ("units", lambda d, v: (d, v / 1000)), ("units", lambda d, v: (d, 1 / v)), ("units", lambda d, v: (d, v * 0)),
+    ("pairing", lambda d, v: (d[::-1], v)), ("pairing", lambda d, v: (d, v[..., ::-1])),
+    ("pairing", lambda d, v: (d, v.swapaxes(-1, -2))), ("silent", lambda d, v: (d * 0, v)),
+    ("time-zero", lambda d, v: (np.roll(d, 40, 2), v)), ("time-zero", lambda d, v: (np.gradient(d, axis=2), v)),
+    ("nan", lambda d, v: (np.where(abs(d) > 5, np.nan, d), v))])
+def test_the_conversion_refuses_damage(fwi, refused, pairs, tmp_path, reason, change):
+    seismic, velocity = (np.ascontiguousarray(a, "float32") for a in change(*pairs["CurveVel_A"]))
+    folder = write(tmp_path / "CurveVel_A", seismic, velocity)
+    before = sorted(folder.rglob("*"))
+    refused("convert", folder, "--family", "CurveVel_A", saying=("record 0", f"({reason})"))
+    assert sorted(folder.rglob("*")) == before
+    words = ("--accept", reason)
+    if reason == "nan": return refused("convert", folder, "--family", "CurveVel_A", *words, saying=("record 0", "(nan)"))
+    if reason == "units": words += ("--dtype", "float32")
+    fwi("convert", folder, "--family", "CurveVel_A", *words)
+    manifest = read_manifest(folder / "val")
+    assert manifest["accepted"] == [reason] and manifest["findings"][reason] >= 1
+
+
+def test_the_conversion_warns_of_doubts_and_velocities_out_of_range(pairs, tmp_path):
+    seismic, velocity = (a.copy() for a in pairs["FlatVel_B"])
+    seismic[1, 2, :, 30] = 0; velocity[0, 0, -1] = 5200
+    folder = write(tmp_path / "FlatVel_B", seismic, velocity)
+    with pytest.warns(UserWarning) as told: convert(folder, "FlatVel_B", workers=0)
+    said = "".join(str(w.message) for w in told)
+    assert "dead 1" in said and "range 1" in said and "record 0 of" in said
+    assert {"dead": 1, "range": 1}.items() <= read_manifest(folder / "train")["findings"].items()

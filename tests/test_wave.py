@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.geology import sample_velocity
 from fwi_i2sb.data.openfwi import FAMILIES
 from fwi_i2sb.physics.wave import simulate, surface_survey
@@ -76,3 +77,10 @@ def test_deepwave_agrees_with_the_exact_operator_on_every_family():
     exact, fast = simulate(v, survey, engine="openfwi"), simulate(v, survey)
     error = (fast - exact).flatten(1).norm(dim=1) / exact.flatten(1).norm(dim=1)
     assert error.max() <= 4e-3, dict(zip(FAMILIES, error.tolist()))
+
+
+@pytest.mark.parametrize("engine", ["openfwi", "deepwave"])
+@pytest.mark.parametrize("change", [lambda v: v / 1000, lambda v: 1 / v,
+    lambda v: torch.cat([v[:, :, 1:], v[:, :, :1] / 1000], 2)])
+def test_another_unit_is_refused(engine, change):
+    with pytest.raises(InputError, match="not m/s"): simulate(change(torch.full((1, 1, 70, 70), 2500.)), engine=engine)

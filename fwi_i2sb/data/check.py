@@ -20,7 +20,9 @@ from fwi_i2sb.data.openfwi import (
     store_bytes)
 from .rules import inspect_pair, velocity_at_sources
 from .scale import OPENFWI_SCALE, VelocityScale
-from .manifest import check_shapes, default_time_samples, is_benchmark, survey_and_scale
+from fwi_i2sb.data.manifest import (
+    changed_sources, check_shapes, default_time_samples, describe_sources, is_benchmark, read_manifest, same_files,
+    survey_and_scale)
 from .store import StoreDataset
 from ..physics.wave import OPENFWI, Survey
 
@@ -76,6 +78,7 @@ def _store_facts(store, survey, scale):
     seismic = store.manifest["seismic"]
     facts = dict(family=store.family.name, records=len(store), shape=str(tuple(seismic["shape"])),
         dtype=seismic["dtype"], velocity=str(store.velocity))
+    facts |= {key: store.manifest[key] for key in ("findings", "accepted") if store.manifest.get(key)}
     problems = [f"{store.folder} has a survey of {found}" for found in
         [survey and store.survey.difference(survey)] if found]
     if scale and not scale.same_as(store.velocity):
@@ -141,11 +144,20 @@ def _read_all(splits, survey, scale, pressure, accept, progress):
         if progress: progress(done + 1, len(records))
     return seismic, velocity, tally
 
+def _stale(root, splits):
+    "Sentences about stores beside the files that were made of what these held before."
+    for split, pairs in splits.items():
+        try: old, new = read_manifest(root / split), dict(sources=describe_sources(pairs, root))
+        except InputError: continue  # no finished store, or one that was reported
+        if same_files(old, new) and (changed := changed_sources(old, new)):
+            yield f"the store {root / split} was made of what {', '.join(changed)} held before: convert again"
+
 def _check_files(root, family, survey, scale, val_files, accept, progress):
     "Properties, problems and doubts of a folder of source files."
     problems, doubts = [], []
     splits = _pairs_by_split(root, family, val_files, problems)
     problems += [f"{root} holds no {split} records" for split, pairs in splits.items() if not pairs]
+    problems += _stale(root, splits)
     pressure = family.pressure if is_benchmark(family, survey, scale) else None
     seismic, velocity, tally = _read_all(splits, survey, scale, pressure, accept, progress)
     problems += tally.problems; doubts += tally.doubts

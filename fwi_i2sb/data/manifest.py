@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'FORMER_FORMATS', 'load_manifest', 'read_manifest', 'check_shapes', 'default_time_samples', 'source_digest',
-           'remember_sources', 'touched_sources', 'changed_sources', 'same_range', 'manifest_difference',
-           'known_manifest', 'survey_and_scale', 'is_benchmark', 'pressure_of', 'planned_manifests']
+           'describe_sources', 'remember_sources', 'touched_sources', 'changed_sources', 'same_range', 'same_files',
+           'manifest_difference', 'known_manifest', 'survey_and_scale', 'is_benchmark', 'pressure_of',
+           'planned_manifests']
 
 # %% ../../nbs/02_data/05_manifest.ipynb #862a51f8
 import contextlib, hashlib, json, math, os
@@ -140,6 +141,15 @@ def source_digest(path:str|Path, # .npy
     return digest.hexdigest()
 
 # %% ../../nbs/02_data/05_manifest.ipynb #9b5c60a2
+def describe_sources(pairs:list, # from `discover`
+    root:Path, # folder of the files
+    known:dict|None=None, # as for `source_digest`
+)->list[dict]: # names below the folder, records, bytes, digests
+    "What a manifest says of the source files."
+    return [dict(seismic=str(p.seismic.relative_to(root)), velocity=str(p.velocity.relative_to(root)), count=p.count,
+        bytes=[f.stat().st_size for f in (p.seismic, p.velocity)],
+        digest=[source_digest(f, p.count, known) for f in (p.seismic, p.velocity)]) for p in pairs]
+
 def _known_digests(folder):
     "What was seen of the source files of a store; empty where that is lost, which costs time only."
     try: known = read_json(folder / "sources.json")
@@ -182,10 +192,7 @@ def _planned(split, family, survey, scale, pairs, root, cells, time_samples, dty
             else f"zero-phase FIR low-pass, every {factor}th sample kept", survey=survey.to_dict(),
         velocity=dict(shape=cells, dtype="float32", unit="m/s") | scale.to_dict(),
         seismic=dict(shape=[len(survey.sources), time_samples, len(survey.receivers)], dtype=dtype, unit="pressure"),
-        sources=[dict(seismic=str(p.seismic.relative_to(root)),
-                      velocity=str(p.velocity.relative_to(root)), count=p.count,
-                      bytes=[p.seismic.stat().st_size, p.velocity.stat().st_size],
-                      digest=[source_digest(f, p.count, known) for f in (p.seismic, p.velocity)]) for p in pairs])
+        sources=describe_sources(pairs, root, known))
     return json.loads(json.dumps(settings))
 
 # %% ../../nbs/02_data/05_manifest.ipynb #51acc555
@@ -194,6 +201,10 @@ def same_range(a:dict, b:dict)->bool: # entries with `low` and `high`
     return all(math.isclose(a[k], b[k], rel_tol=1e-6) for k in ("low", "high"))
 
 def _names(manifest): return [{k: s[k] for k in ("seismic", "velocity", "count")} for s in manifest["sources"]]
+
+def same_files(old:dict, new:dict)->bool: # manifests
+    "Whether two stores are of files of the same names and counts of records."
+    return _names(old) == _names(new)
 
 def manifest_difference(old:dict, new:dict)->str|None:
     "A sentence part naming the first setting in which two manifests differ, or None."
@@ -262,7 +273,7 @@ def _pressure(root, wanted, pairs, training):
     for split in ("train",) if "train" in wanted else ("val",):
         if not (root / split / "manifest.json").is_file(): continue
         old, new = load_manifest(root / split), wanted[split]
-        if _names(old) == _names(new) and not changed_sources(old, new): return pressure_of(old)
+        if same_files(old, new) and not changed_sources(old, new): return pressure_of(old)
     if "train" not in wanted and (root / "train" / "manifest.json").is_file():
         return pressure_of(load_manifest(root / "train"))
     return _extremes(training())

@@ -201,6 +201,9 @@ def _check_velocity(velocity):
         raise InputError(f"velocity must be float32 or float64, not {velocity.dtype}")
     if not bool((velocity.isfinite() & (velocity > 0)).all()):
         raise InputError("velocity holds values that are zero, negative or not finite; it must be in m/s")
+    if (slowest := velocity.min().item()) < 100:
+        raise InputError(f"velocity goes from {slowest:.3g} to {velocity.max().item():.3g}, which is not in m/s: multiply "
+            f"km/s, for instance, by 1000")
 
 # %% ../../nbs/01_physics/00_wave.ipynb #f4ce770c
 def _openfwi(velocity, survey, max_velocity):
@@ -220,8 +223,8 @@ def simulate(velocity,  # `(batch, 1, depth, x)` in m/s, float32 or float64, any
              ) -> torch.Tensor:
     """Shot gathers `(batch, shots, time, receivers)` of velocity maps: pressure on OpenFWI's own scale.
 
-    Dtype and device follow the velocity. Raises `InputError` for an unknown engine, a velocity of wrong shape or sign,
-    a source or receiver off the map, and a time step beyond the stability limit of the exact scheme."""
+    Dtype and device follow the velocity. Raises `InputError` for an unknown engine, a velocity of wrong shape, sign or
+    unit, a source or receiver off the map, and a time step beyond the stability limit of the exact scheme."""
     if engine not in ENGINES: raise unknown("engine", engine, ENGINES)
     _check_velocity(velocity)
     return ENGINES[engine](velocity, survey, max_velocity)
