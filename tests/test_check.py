@@ -235,7 +235,7 @@ def test_a_store_beside_files_that_changed_since_is_a_problem(refused, pairs, tm
     ("units", lambda d, v: (d, v / 1000)), ("units", lambda d, v: (d, 1 / v)), ("units", lambda d, v: (d, v * 0)),
     ("pairing", lambda d, v: (d[::-1], v)), ("pairing", lambda d, v: (d, v[..., ::-1])),
     ("pairing", lambda d, v: (d, v.swapaxes(-1, -2))), ("silent", lambda d, v: (d * 0, v)),
-    ("time-zero", lambda d, v: (np.roll(d, 40, 2), v)), ("time-zero", lambda d, v: (np.gradient(d, axis=2), v)),
+    ("time-zero", lambda d, v: (np.roll(d, 40, 2), v)),
     ("nan", lambda d, v: (np.where(abs(d) > 5, np.nan, d), v))])
 def test_the_conversion_refuses_damage(fwi, refused, pairs, tmp_path, reason, change):
     seismic, velocity = (np.ascontiguousarray(a, "float32") for a in change(*pairs["CurveVel_A"]))
@@ -244,7 +244,7 @@ def test_the_conversion_refuses_damage(fwi, refused, pairs, tmp_path, reason, ch
     refused("convert", folder, "--family", "CurveVel_A", saying=("record 0", f"({reason})"))
     assert sorted(folder.rglob("*")) == before
     words = ("--accept", reason)
-    if reason == "nan": return refused("convert", folder, "--family", "CurveVel_A", *words, saying=("record 0", "(nan)"))
+    if reason == "nan": return refused("convert", folder, "--family", "CurveVel_A", *words, saying=("(nan)",))
     if reason == "units": words += ("--dtype", "float32")
     fwi("convert", folder, "--family", "CurveVel_A", *words)
     manifest = read_manifest(folder / "val")

@@ -202,8 +202,8 @@ def _check_velocity(velocity):
     if not bool((velocity.isfinite() & (velocity > 0)).all()):
         raise InputError("velocity holds values that are zero, negative or not finite; it must be in m/s")
     if (slowest := velocity.min().item()) < 100:
-        raise InputError(f"velocity goes from {slowest:.3g} to {velocity.max().item():.3g}, which is not in m/s: multiply "
-            f"km/s, for instance, by 1000")
+        raise InputError(f"velocity goes from {slowest:.3g} to {velocity.max().item():.3g}, which is not in m/s: "
+            f"multiply km/s, for instance, by 1000")
 
 # %% ../../nbs/01_physics/00_wave.ipynb #f4ce770c
 def _openfwi(velocity, survey, max_velocity):
