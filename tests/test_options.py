@@ -15,6 +15,7 @@ from test_project import PUBLISHED
 
 from fwi_i2sb.training import options as opt, validate
 from fwi_i2sb.inference.run import load_run, prepare_start
+from fwi_i2sb.data.openfwi import FAMILIES
 from fwi_i2sb.data.scale import PressureRange
 from fwi_i2sb.core.commands import option_table, options_to_dict, parse
 from fwi_i2sb.training.options import TrainOptions
@@ -70,6 +71,21 @@ def the_range_is_the_familys_or_the_configs(g):
     config.write_text(json.dumps({"curvevel-a": {"data_min": -30.0, "data_max": 70.0}}))
     run = g.trained("range", "--json-data-config", config, "--store-dir", g.tmp / "store")
     assert read_config(run)[1].pressure == PressureRange(-30.0, 70.0) and losses(run) != losses(g.plain)
+    common = dict(label_min=1500, label_max=4500, file_size=500, nbc=120, dx=10, nt=1000, dt=1e-3, f=15, n_grid=70,
+        ns=5, ng=70, sz=10, gz=10)
+    table = {name.lower().replace("_", "-"): common | dict(data_min=family.data_min, data_max=family.data_max)
+        for name, family in FAMILIES.items()}
+    config.write_text(json.dumps(table | {"flatvel-tutorial": common, "kimberlina-3d": {}, "full-field": None}))
+    words = arguments(g.data, g.tmp, "published", "--num-itr", 4, "--json-data-config", config)
+    with pytest.warns(UserWarning, match="no family has these names: flatvel-tutorial, kimberlina-3d, full-f") as told:
+        assert g.fwi("train", *words).code == 0
+    assert losses(g.tmp / "published") == losses(g.plain)
+    assert len([w for w in told if "passed over" in str(w.message)]) == 1
+    other = arguments(g.data, g.tmp, "other", "--json-data-config", config, "--store-dir", g.tmp / "store")
+    g.refused("train", *other, saying=("pressure range -30 to 70, not -27.11 to 55.1", "--store-dir", "remove this"))
+    table["curvevel-a"]["label_max"] = 5000
+    config.write_text(json.dumps(table))
+    g.refused("train", *words, "--name", "wide", saying=("velocity range 1500 to 4500, not 1500 to 5000",))
     g.refused("train", *["CurveVelA" if w == "CurveVel_A" else w for w in arguments(g.data, g.tmp, "no")],
         saying=("is a store of CurveVel_A, not of CurveVelA",))
 

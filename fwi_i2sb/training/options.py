@@ -35,7 +35,7 @@ class DataOptions:
     balance: Literal["size", "uniform"] = "size"  # several families: each record once an epoch, or each family as often
     store_dir: Path | None = None  # where the stores are built when DATASET_DIR is read-only; default: beside the data
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
-    json_data_config: Path | None = None  # JSON with data_min and data_max per family; default: OpenFWI's values
+    json_data_config: Path | None = None  # OpenFWI's dataset_config.json, or a file like it; default: its values
     time_samples: Count | None = None  # time samples kept; default: the store's, else 4 ms apart at 15 Hz
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
     loader_workers: Workers | None = None  # processes that read ahead; default: 4 for a GPU, 0 for a CPU

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ..core.errors import InputError
 from ..core.files import disk_full, fsync_path, read_json, read_npy, sha256, warn_once, write_text
-from ..data.openfwi import discover, find_root, load_families, parse_families
+from ..data.openfwi import discover, find_root, load_ranges, parse_families
 from ..core.commands import options_from_dict, options_to_dict
 from .options import absolute, DataOptions, first_difference, TrainOptions
 from ..data.multi_family import MultiFamilyStore
@@ -90,9 +90,9 @@ def _folders(data: DataOptions, name: str) -> tuple[Path, Path | None]:
 def _convert(data: DataOptions, name: str, progress, splits: tuple[str, ...], build: bool) -> Path:
     "The store of one family."
     source, root = _folders(data, name)
-    families = load_families(data.json_data_config) if data.json_data_config else None
+    given = load_ranges(data.json_data_config, name) if data.json_data_config else {}
     return convert(source, name, store_dir=root, time_samples=data.time_samples, dtype=data.dtype, splits=splits,
-        val_files=data.val_files, families=families, progress=progress, build=build)
+        val_files=data.val_files, progress=progress, build=build, **given)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #b7f400d3
 def first_records(
