@@ -300,7 +300,8 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     before = files(tmp_path)
     for words in ((["invert", checkpoint], ["evaluate", checkpoint],
-            train_words(data, tmp_path / "runs", "--ckpt", checkpoint))):
+            train_words(data, tmp_path / "runs", "--ckpt", checkpoint),
+            train_words(data, tmp_path / "runs", "--fine-tune", checkpoint))):
         refused(*words, saying=("damaged", checkpoint.name))
     refused("invert", tmp_path / "run", saying=("no valid checkpoint",))
     assert files(tmp_path) == before
