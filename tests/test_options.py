@@ -320,6 +320,16 @@ def test_the_options_table_is_made_from_the_dataclass():
     assert table.count("\n| `--") == len(flat)
 
 
+def test_the_preset_published_is_every_default_of_the_published_scripts():
+    needed = ["--result-dir", "runs", "--dataset-dir", "data", "--dataset-name", "CurveVel_A", "--preset", "published"]
+    found = {f: v for group in options_to_dict(parse(TrainOptions, needed)).values() for f, v in group.items()}
+    published = dict(name=None, seed=0, ckpt=None, gpu=None, model="unet_ch32", image_size=256, val_batches=100,
+        t0=1e-4, corrupt="blur-openfwi_custom", T=1.0, interval=1000, beta_max=0.3, drop_cond=0.25, pred_x0=False,
+        ot_ode=False, clip_denoise=False, batch_size=256, microbatch=2, num_itr=1_000_000, lr=5e-5, lr_gamma=0.99,
+        clip_grad_norm=None, ema=0.99, log_writer="none", json_data_config=None)
+    assert {flag: found[flag] for flag in published} == published
+
+
 def test_a_preset_sets_what_belongs_together_and_given_options_win(refused, data, tmp_path):
     needed = ["--result-dir", "runs", "--dataset-dir", "data", "--dataset-name", "CurveVel_A"]
     for name, values in TrainOptions.PRESETS.items():

@@ -72,8 +72,8 @@ class InvertOptions:
     out: Path | None = None  # folder of the results; default RUN/evaluation
     sampling: SamplingOptions = SamplingOptions()
     seed: Natural = 0  # seed of the samples
-    dt: float | None = None  # time step of the record in s, checked against the run's
-    dx: float | None = None  # receiver spacing of the record in m, checked against the run's
+    dt: up_to(1.0, above=0) | None = None  # time step of the record in s, checked against the run's
+    dx: up_to(1e5, above=0) | None = None  # receiver spacing of the record in m, checked against the run's
     dataset_dir: Path | None = None  # where the data set lies now; default: where it was at training
     store_dir: Path | None = None  # where its store lies; default: beside the data, or where it was at training
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the misfit; openfwi is exact, slower
@@ -177,6 +177,8 @@ def _invert(options: InvertOptions, run: TrainedRun, work: Work, spool: Spool, p
     provenance, starts, n = {}, _starts(work), len(work.record_ids)
     for i, j in _batches(run, options, work):
         given, truth = work.read(i, j)
+        if i == 0 and not np.asarray(given).any():
+            raise InputError(f"{work.source} is all zeros in its first {j} record(s): there is nothing to invert")
         tell = lambda done, total: progress(i + (j - i) * done // total, n)
         result = _answer(options, run, given, dict(start=starts if isinstance(starts, str | Path) else starts[i:j],
             seed=options.seed, record_ids=work.record_ids[i:j], truth=truth, survey=survey, progress=tell))
