@@ -4,6 +4,8 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 DEMO   ?= demo
 LAB    ?= nbs
+# JupyterLab refuses to run as root unless it is told to
+ROOT_ARGS = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export OMP_WAIT_POLICY = PASSIVE
 
@@ -13,13 +15,14 @@ help:  ## list the targets
 
 $(VENV)/installed: settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --use-pep517 --constraint constraints.txt --editable ".[dev]"
+	@echo "installing some 145 packages into $(VENV): minutes, most of them for torch"
+	$(BIN)/python -m pip install --use-pep517 $(PIP_ARGS) --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-setup: $(VENV)/installed  ## make the virtual environment
+setup: $(VENV)/installed  ## make the virtual environment; more options of pip in PIP_ARGS
 
-demo: setup  ## the whole chain on a small data set made here: minutes on two cores
-	$(BIN)/fwi-i2sb demo --out $(DEMO)
+demo: setup  ## the whole chain on a small data set made here: minutes on two cores; more options in DEMO_ARGS
+	$(BIN)/fwi-i2sb demo --out $(DEMO) $(DEMO_ARGS)
 
 test: setup  ## everything that needs no root
 	BIN="$(abspath $(BIN))" bash tests/run.sh
@@ -40,7 +43,7 @@ pictures: setup  ## the screenshots of the documentation, from a real run: needs
 	$(BIN)/python tests/system/pictures.py
 
 lab: setup  ## JupyterLab on the notebooks, or on the folder LAB; more options of JupyterLab in LAB_ARGS
-	$(BIN)/jupyter lab $(LAB) $(LAB_ARGS)
+	$(BIN)/jupyter lab $(LAB) $(ROOT_ARGS) $(LAB_ARGS)
 
 clean:  ## remove the environment and the demo
 	rm -rf $(VENV) $(DEMO) _docs _proc *.egg-info

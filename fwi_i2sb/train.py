@@ -29,17 +29,18 @@ from .training.ranks import find_ranks
 from .methods.registry import build_method, resolve, try_network
 from .core.registry import import_plugin
 from .data.spec import DataSpec
-from .training.step import given_checkpoint, learning_rate, new_state, restore_state, save_state, TrainState
+from .training.resume import check_sources, restore_state, resumes_from, set_aside, with_sources
+from .training.step import learning_rate, new_state, save_state, TrainState
 from .core.errors import InputError
 from .data.openfwi import parse_families
 from .core.commands import need, run_command
 from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import handled, open_accelerator, start_processes
-from .core.files import atomic, check_writable, claim, leave
+from .core.files import atomic, check_writable, claim, leave, warn_once
 from .core.modules import make_callable
 from .training.run_dir import (
-    append_metrics, check_links, check_same_options, checkpoints, data_spec, drop_checkpoints, expected_spec,
-    make_start, open_store, read_start_maps, same_spec, truncate_metrics, write_config)
+    append_metrics, check_links, check_same_options, data_spec, drop_checkpoints, expected_spec, make_start,
+    open_store, read_start_maps, same_spec, truncate_metrics, write_config)
 from .data.starting_models import parse_start
 from .training.step import train_step
 from .training.trackers import open_tracker, SHOW_FIGURE
@@ -166,7 +167,7 @@ def check_options(options: TrainOptions):
     resolve(options.model)
     parse_start(options.model.corrupt)
     check_same_options(options)
-    if options.run.ckpt and not checkpoints(options.folder): given_checkpoint(options.run.ckpt)
+    check_sources(options)
     if options.log.log_writer in ("wandb", "mlflow"):
         need(options.log.log_writer, f"--log-writer {options.log.log_writer}", "track")
     if options.hardware.compile: check_compiler()
@@ -187,6 +188,8 @@ def _check_method(options: TrainOptions, spec: DataSpec, micro: int):
     method = build_method(options.model, spec)
     if options.run.plugin: try_network(method, spec)
     method.sampling_settings(nfe=options.log.val_nfe)
+    if method.blind:
+        warn_once("blind", "--drop-cond 1 trains without seismic: this run will invert at w = 0, from its start alone")
     if not any("net" in method.due(step) for step in range(options.optim.num_itr)):
         raise InputError(f"--num-itr {options.optim.num_itr} counts steps of the critic, and the generator learns "
             f"every {options.model.n_critic}th of them: it would never learn")
@@ -203,6 +206,7 @@ def train(
 
     Raises `InputError` for bad options or data before anything is written, `ChildProcessError` where a process of the
     run died."""
+    options = with_sources(options)
     check_options(options)
     ranks = find_ranks(options.hardware)
     number = _train_on_node(options, ranks, progress) if ranks.starts > 1 else _train(options, progress)
@@ -226,6 +230,7 @@ def _train(options: TrainOptions, progress: bool) -> int:
             stores, spec, lock = peers.rank_zero_first(partial(_prepare, options, report, accelerator.is_main_process))
         start, method = make_start(options.model.corrupt, spec), build_method(options.model, spec, options.run.seed)
         state = new_state(method.nets, options, accelerator.device, method.betas)
+        source = resumes_from(options)
         try: restore_state(state, options)
         except InputError:
             if accelerator.is_main_process and not (options.folder / "config.json").exists(): leave(options.folder)
@@ -235,6 +240,7 @@ def _train(options: TrainOptions, progress: bool) -> int:
         # all processes have read the folder before one writes to it
         peers.agree(run_identity(options) | about | dict(step=state.step, precision=accelerator.mixed_precision))
         if accelerator.is_main_process:
+            if source: _tell_set_aside(options.folder, state.step, source)
             write_config(options.folder, options, spec)
             truncate_metrics(options.folder, state.step)
             drop_checkpoints(options.folder, after=state.step)
@@ -245,6 +251,12 @@ def _train(options: TrainOptions, progress: bool) -> int:
         return number
 
 # %% ../nbs/07_training/08_train.ipynb #971e5e96
+def _tell_set_aside(folder: Path, step: int, source: Path):
+    place = set_aside(folder, step)
+    beyond = f"; what the run had beyond lies in {place}" if place else ""
+    print(f"run {folder}: continues from step {step} of {source}{beyond}", file=sys.stderr, flush=True)
+
+
 def _prepare(options: TrainOptions, report, main: bool):
     stores = open_store(options, report)
     spec = data_spec(stores[0])

@@ -149,6 +149,31 @@ def test_a_folder_of_records_each_with_its_own_result(fwi, refused, mini, data, 
     assert (tmp_path / "more" / "shot.npz").exists()
 
 
+def test_an_inversion_is_never_lost_to_its_data_misfit(fwi, mini, tmp_path, monkeypatch):
+    from fwi_i2sb.inference import command
+
+    words = ["invert", mini, "--records", 2, "--samples", 1, "--nfe", 1, "--engine", "openfwi"]
+    real, asked = command.resimulate, []
+
+    def fails(run, velocity, engine):
+        asked.append(engine)
+        assert (tmp_path / "kept" / "validation-2.npz").exists()
+        if len(asked) == 2: raise InputError("the time step is too long for engine 'openfwi'")
+        return real(run, velocity, "deepwave")
+    monkeypatch.setattr(command, "resimulate", fails)
+    done = fwi(*words, "--out", tmp_path / "kept")
+    assert done.code == 0 and asked == ["openfwi"] * 4
+    assert "of 1 of 2 record(s) could not be computed, the first: mean: the time step is too long" in done.out
+    with np.load(tmp_path / "kept" / "validation-2.npz") as result: about = json.loads(str(result["provenance"]))
+    assert about["misfit"]["mean"][0] is None and about["misfit"]["mean"][1] > 0 and len(about["misfit_failed"]) == 1
+
+    def stopped(run, velocity, engine): raise KeyboardInterrupt
+    monkeypatch.setattr(command, "resimulate", stopped)
+    done = fwi(*words, "--out", tmp_path / "stopped")
+    assert done.code == 130 and "is written, without its data misfit" in done.err
+    with np.load(tmp_path / "stopped" / "validation-2.npz") as result: assert result["mean"].shape == (2, 1, 70, 70)
+
+
 def test_batches_of_records_give_what_one_batch_gives(fwi, mini, data, tmp_path, monkeypatch):
     "Maps, lists and seeds as in one piece, and nothing left beside the results."
     monkeypatch.setattr("fwi_i2sb.inference.command._batches", lambda *given: iter([(0, 3), (3, 5)]))
@@ -300,7 +325,8 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     before = files(tmp_path)
     for words in ((["invert", checkpoint], ["evaluate", checkpoint],
-            train_words(data, tmp_path / "runs", "--ckpt", checkpoint))):
+            train_words(data, tmp_path / "runs", "--ckpt", checkpoint),
+            train_words(data, tmp_path / "runs", "--fine-tune", checkpoint))):
         refused(*words, saying=("damaged", checkpoint.name))
     refused("invert", tmp_path / "run", saying=("no valid checkpoint",))
     assert files(tmp_path) == before

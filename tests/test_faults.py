@@ -90,7 +90,7 @@ def test_another_processor_and_a_damaged_log_do_not_stop_a_run(fwi, data, four, 
 
 def test_a_fine_tuned_run_continues_without_its_source(fwi, data, four, tmp_path):
     shutil.copytree(four, tmp_path / "source")
-    words = arguments(data, tmp_path, "tuned", "--ckpt", tmp_path / "source", "--save-every", 1)
+    words = arguments(data, tmp_path, "tuned", "--fine-tune", tmp_path / "source", "--save-every", 1)
     assert fwi("train", *words, "--num-itr", 1).code == 0
     shutil.rmtree(tmp_path / "source")
     assert fwi("train", *words, "--num-itr", 2).code == 0 and len(losses(tmp_path / "tuned")) == 2

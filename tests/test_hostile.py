@@ -241,11 +241,14 @@ def test_who_waits_for_others_says_so_and_a_signal_ends_it(capsys):
         assert "waiting for process 0" in capsys.readouterr().err
 
 
+OPEN_MPI = dict(OMPI_COMM_WORLD_RANK="0", OMPI_COMM_WORLD_SIZE="2", OMPI_COMM_WORLD_LOCAL_RANK="0",
+    OMPI_COMM_WORLD_LOCAL_SIZE="2")  # mpirun -np 2 on one host
 MPICH = dict(PMI_RANK="2", PMI_SIZE="3", MPI_LOCALRANKID="2", MPI_LOCALNRANKS="3")
 
 
 @pytest.mark.parametrize("flags, env, words", [
     (dict(num_proc_node=3, node_rank=2), MPICH, ("--num-proc-node 3", "MPICH started 3 processes")),
+    (dict(num_proc_node=2, node_rank=0), OPEN_MPI, ("--num-proc-node 2", "Open MPI started 2 processes, 2 of them on")),
     (dict(num_proc_node=2), MPICH | dict(MPI_LOCALRANKID="0", MPI_LOCALNRANKS="1"), ("--num-proc-node 2",)),
     ({}, dict(RANK="1", WORLD_SIZE="4"), ("RANK=1 and WORLD_SIZE=4", "MASTER_ADDR", "unset")),
     ({}, MPICH | dict(RANK="0", WORLD_SIZE="1"), ("RANK=0", "MPICH says process 2 of 3", "unset")),
@@ -352,6 +355,23 @@ def test_what_is_no_file_or_does_not_fit_is_not_read(refused, mini, tmp_path):
     ("--corrupt", "linear:1e300,blur-openfwi_benchmark:8:1")])
 def test_numbers_without_an_end_are_refused_and_leave_nothing(refused, data, tmp_path, option, value):
     refused("train", *arguments(data, tmp_path / "runs", "huge", option, value))
+    assert everything(tmp_path) == []
+
+
+HUGE = {
+    "evaluate": ("--snr", "--missing-shots", "--missing-traces", "--freq", "--records", "--samples", "--nfe", "--w",
+        "--eta", "--seed", "--misfit-records", "--fwi-records", "--batch-size"),
+    "invert": ("--dt", "--dx", "--fwi-iterations"),
+    "demo": ("--train", "--val", "--steps", "--batch-size", "--records", "--samples", "--nfe", "--seed"),
+    "bench": ("--rounds",), "experiment": ("--jobs", "--minutes", "--cpus", "--gpus", "--mem-gb")}
+
+
+@pytest.mark.parametrize("command", HUGE)
+def test_no_number_of_a_command_is_without_an_end(refused, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    place = [] if command in ("demo", "bench") else [tmp_path / "nothing"]
+    for flag in HUGE[command]:
+        for value in (10**20, -10**20): refused(command, *place, f"{flag}={value}", saying=(f"{flag} must be",))
     assert everything(tmp_path) == []
 
 

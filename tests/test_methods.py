@@ -151,6 +151,18 @@ def test_an_answer_without_seismic_must_have_been_trained(trained, refused):
     refused("invert", trained("always", "--num-itr", 1, "--drop-cond", 0), "--w", 0, saying=("has not learnt one",))
 
 
+def test_a_run_without_any_seismic_inverts_without_it(trained, fwi, refused):
+    with pytest.warns(UserWarning, match="will invert at w = 0"):
+        run = trained("blind", "--num-itr", 1, "--drop-cond", 1)
+    with pytest.warns(UserWarning, match="was trained without seismic"): loaded = load_run(run)
+    start, found = np.full((70, 70), 2500, np.float32), []
+    for seismic in torch.randn(2, *loaded.spec.gathers):  # two records, one answer
+        found.append(loaded.invert(seismic, start, samples=1, nfe=2))
+    assert torch.equal(found[0].mean, found[1].mean) and found[0].provenance["w"] == 0
+    refused("invert", run, "--w", 2, saying=("--drop-cond 1", "remove w"))
+    assert fwi("invert", run, "--records", 1, "--samples", 1, "--nfe", 1).code == 0
+
+
 def test_the_preconditioned_target_has_unit_size_from_disturbed_starts_too():
     method = build_method(ModelOptions("tiny", precondition=True, base_noise=0.3),
         replace(OPENFWI_SPEC, moments=(0.2, 0.1, 0.1)))

@@ -15,6 +15,7 @@ from test_project import PUBLISHED
 
 from fwi_i2sb.training import options as opt, validate
 from fwi_i2sb.inference.run import load_run, prepare_start
+from fwi_i2sb.data.openfwi import FAMILIES
 from fwi_i2sb.data.scale import PressureRange
 from fwi_i2sb.core.commands import option_table, options_to_dict, parse
 from fwi_i2sb.training.options import TrainOptions
@@ -70,15 +71,34 @@ def the_range_is_the_familys_or_the_configs(g):
     config.write_text(json.dumps({"curvevel-a": {"data_min": -30.0, "data_max": 70.0}}))
     run = g.trained("range", "--json-data-config", config, "--store-dir", g.tmp / "store")
     assert read_config(run)[1].pressure == PressureRange(-30.0, 70.0) and losses(run) != losses(g.plain)
+    common = dict(label_min=1500, label_max=4500, file_size=500, nbc=120, dx=10, nt=1000, dt=1e-3, f=15, n_grid=70,
+        ns=5, ng=70, sz=10, gz=10)
+    table = {name.lower().replace("_", "-"): common | dict(data_min=family.data_min, data_max=family.data_max)
+        for name, family in FAMILIES.items()}
+    config.write_text(json.dumps(table | {"flatvel-tutorial": common, "kimberlina-3d": {}, "full-field": None}))
+    words = arguments(g.data, g.tmp, "published", "--num-itr", 4, "--json-data-config", config)
+    with pytest.warns(UserWarning, match="no family has these names: flatvel-tutorial, kimberlina-3d, full-f") as told:
+        assert g.fwi("train", *words).code == 0
+    assert losses(g.tmp / "published") == losses(g.plain)
+    assert len([w for w in told if "passed over" in str(w.message)]) == 1
+    other = arguments(g.data, g.tmp, "other", "--json-data-config", config, "--store-dir", g.tmp / "store")
+    g.refused("train", *other, saying=("pressure range -30 to 70, not -27.11 to 55.1", "--store-dir", "remove this"))
+    table["curvevel-a"]["label_max"] = 5000
+    config.write_text(json.dumps(table))
+    g.refused("train", *words, "--name", "wide", saying=("velocity range 1500 to 4500, not 1500 to 5000",))
     g.refused("train", *["CurveVelA" if w == "CurveVel_A" else w for w in arguments(g.data, g.tmp, "no")],
         saying=("is a store of CurveVel_A, not of CurveVelA",))
 
 
 @effect("ckpt")
-def weights_come_from_there(g):
-    tuned = g.trained("tuned", "--ckpt", g.plain, "--lr", 0, "--weight-decay", 0)
-    for key, value in weights(g.plain)["ema"].items():
-        np.testing.assert_array_equal(weights(tuned)["weights"][key], value)
+def weights_average_optimiser_and_step_come_from_there(g):
+    checkpoint = checkpoints(g.plain)[1]
+    assert checkpoint.name == "step-2"
+    resumed = g.trained("resumed", "--ckpt", checkpoint)
+    np.testing.assert_allclose(losses(resumed), losses(g.plain)[2:], rtol=1e-5)
+    found = weights(resumed)
+    for part, tensors in weights(g.plain).items():
+        for key, value in tensors.items(): np.testing.assert_allclose(found[part][key], value, rtol=1e-3, atol=1e-5)
 
 
 @effect("gpu")
@@ -232,7 +252,9 @@ def the_numbers_reach_the_tracker(g):
         np.testing.assert_allclose(TRACKED[writer](run), rows, rtol=1e-6)
         assert g.fwi("train", *arguments(g.data, g.tmp, writer, "--num-itr", 5, "--log-writer", writer)).code == 0
         if writer == "mlflow": assert len(TRACKED[writer](run)) == 5  # continued in the same MLflow run
-    assert not (g.trained("silent", "--log-writer", "none") / "logs").exists()
+    for writer in ("none", "None"):  # the published scripts' default is None
+        run = g.trained(f"silent-{writer}", "--log-writer", writer)
+        assert not (run / "logs").exists() and read_config(run)[0].log.log_writer == "none"
     g.monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     g.refused("train", *arguments(g.data, g.tmp, "missing", "--log-writer", "wandb"), saying=("fwi_i2sb[track]",))
 
@@ -296,6 +318,16 @@ def test_the_options_table_is_made_from_the_dataclass():
     flat = [name for group in options_to_dict(parse(TrainOptions,
         ["--result-dir", "r", "--dataset-dir", "d", "--dataset-name", "Style_A"])).values() for name in group]
     assert table.count("\n| `--") == len(flat)
+
+
+def test_the_preset_published_is_every_default_of_the_published_scripts():
+    needed = ["--result-dir", "runs", "--dataset-dir", "data", "--dataset-name", "CurveVel_A", "--preset", "published"]
+    found = {f: v for group in options_to_dict(parse(TrainOptions, needed)).values() for f, v in group.items()}
+    published = dict(name=None, seed=0, ckpt=None, gpu=None, model="unet_ch32", image_size=256, val_batches=100,
+        t0=1e-4, corrupt="blur-openfwi_custom", T=1.0, interval=1000, beta_max=0.3, drop_cond=0.25, pred_x0=False,
+        ot_ode=False, clip_denoise=False, batch_size=256, microbatch=2, num_itr=1_000_000, lr=5e-5, lr_gamma=0.99,
+        clip_grad_norm=None, ema=0.99, log_writer="none", json_data_config=None)
+    assert {flag: found[flag] for flag in published} == published
 
 
 def test_a_preset_sets_what_belongs_together_and_given_options_win(refused, data, tmp_path):

@@ -79,19 +79,47 @@ def exists(parts: list[str]) -> bool:
     return True
 
 
+def compose() -> dict: return yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
+
+
 def test_the_container_files_are_consistent():
-    docker, services = ((ROOT / "docker" / "Dockerfile").read_text(),
-        yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"])
+    docker, services = (ROOT / "docker" / "Dockerfile").read_text(), compose()
     assert ("constraints.txt" in docker and re.search(r"^USER fwi", docker, re.M)
         and re.search(r"^ARG BASE=nvidia/cuda:13\.0", docker, re.M))
-    for name, port in (("lab", "8888"), ("tensorboard", "6006")):
+    for name, port in (("lab", "8888"), ("lab-cuda", "8888"), ("tensorboard", "6006")):
         assert port in docker and services[name]["ports"] == [f"{port}:{port}"]
     for service in services.values():
         assert ({volume.rpartition(":")[2] for volume in service["volumes"]}
             == set(json.loads(re.search(r"VOLUME (.*)", docker)[1])) == {"/data", "/results"})
-    assert services["lab"]["deploy"]["resources"]["reservations"]["devices"] == [{"driver": "nvidia", "count": "all",
-        "capabilities": ["gpu"]}]
-    assert set(services["lab"]["build"]["args"]) <= set(re.findall(r"ARG (\w+)=", docker))
+        assert set(service["build"]["args"]) <= set(re.findall(r"ARG (\w+)=", docker))
+        assert service["init"] and service["stop_grace_period"] == "10m"
+        assert service["environment"]["JUPYTER_TOKEN"].startswith("${JUPYTER_TOKEN:?")  # refuses none and an empty one
+    assert {name: service.get("profiles") for name, service in services.items() if "deploy" in service} == {
+        "lab-cuda": ["cuda"]}
+    assert services["lab-cuda"]["deploy"]["resources"]["reservations"]["devices"] == [{"driver": "nvidia",
+        "count": "all", "capabilities": ["gpu"]}]
+
+
+def test_the_container_serves_nothing_without_a_token(tmp_path):
+    docker = (ROOT / "docker" / "Dockerfile").read_text()
+    command = json.loads(re.search(r"^CMD (.*)", docker, re.M)[1])
+    (tmp_path / "jupyter").write_text("#!/bin/sh\necho started $*")
+    (tmp_path / "jupyter").chmod(0o755)
+    for token, code in (("", 2), ("word", 0), (None, 0)):
+        env = {"PATH": f"{tmp_path}:/usr/bin:/bin"} | ({} if token is None else {"JUPYTER_TOKEN": token})
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
+        assert done.returncode == code and ("started lab" in done.stdout) == (code == 0), done
+    assert "is empty" in subprocess.run(command, env={"PATH": "/bin", "JUPYTER_TOKEN": ""}, capture_output=True,
+        text=True).stderr
+    assert compose()["tensorboard"]["command"].endswith("--path_prefix /${JUPYTER_TOKEN}")
+
+
+def test_a_build_from_another_folder_says_what_to_type(tmp_path):
+    check = re.search(r"^RUN (\[ -f /source/settings.ini(?:.*\\\n)*.*)", (ROOT / "docker" / "Dockerfile").read_text(),
+        re.M)[1].replace("/source/", f"{tmp_path}/")
+    done = subprocess.run(["sh", "-c", check], capture_output=True, text=True)
+    assert done.returncode == 2 and "    docker build -f docker/Dockerfile -t fwi-i2sb ." in done.stderr
+    assert subprocess.run(["sh", "-c", check.replace(f"{tmp_path}/", f"{ROOT}/")]).returncode == 0
 
 
 def test_shell_scripts_parse_and_the_slurm_job_saves_before_it_ends():

@@ -79,13 +79,47 @@ def test_who_may_read_a_run_may_read_its_weights(eight):
 
 def test_fine_tuning_starts_from_the_given_weights(fwi, refused, data, eight, tmp_path):
     words = arguments(data, tmp_path, "tuned", "--num-itr", "1", "--lr", "0", "--weight-decay", "0",
-        "--ckpt", eight)
+        "--fine-tune", eight)
     assert fwi("train", *words).code == 0
     tuned = weights(tmp_path / "tuned")
     assert_equal({"weights": tuned["weights"]}, {"weights": weights(eight)["ema"]})
-    refused("train", *arguments(data, tmp_path, "other", "--model", "unet_ch16", "--ckpt", eight),
+    refused("train", *arguments(data, tmp_path, "other", "--model", "unet_ch16", "--fine-tune", eight),
         saying=("another network",))
     assert not (tmp_path / "other").exists()
+
+
+def test_a_run_goes_back_and_what_it_had_beyond_is_set_aside(fwi, data, eight, tmp_path, monkeypatch):
+    shutil.copytree(eight, tmp_path / "eight")
+    before, rows, run = weights(eight), read_metrics(eight), tmp_path / "eight"
+    words = arguments(data, tmp_path, "eight", "--num-itr", "8", "--save-every", "2", "--val-every", "4")
+    monkeypatch.chdir(tmp_path)
+    said = finish(python_train(*words, "--ckpt", "checkpoints/step-6", "--log-every", "2"))
+    aside = run / "set-aside" / "after-step-6"
+    assert "continues from step 6" in said and str(aside.relative_to(tmp_path)) in said
+    assert [path.name for path in checkpoints(aside)] == ["step-8"] and (aside / "samples" / "step-8.png").is_file()
+    assert read_metrics(aside) == [row for row in rows if row["step"] > 6]
+    assert [row["step"] for row in read_metrics(run) if "loss" in row] == [1, 2, 3, 4, 5, 6, 8]
+    assert_equal(weights(run), before)
+    again = fwi("train", *words, "--ckpt", run / "checkpoints" / "step-6")  # as a queue would
+    assert again.code == 0 and "finished at step 8" in again.err and len(list(aside.parent.iterdir())) == 1
+
+
+@pytest.mark.parametrize("place", ["eight", "eight/checkpoints/step-6", "RESULT_DIR/eight/checkpoints/step-6"])
+def test_another_run_is_continued_from_any_place_its_path_may_start_from(fwi, refused, data, eight, tmp_path, place):
+    place = place.replace("RESULT_DIR", str(eight.parent))
+    shutil.copytree(eight, tmp_path / "eight")
+    words = arguments(data, tmp_path, "on", "--num-itr", "10", "--val-every", "100", "--ckpt", place)
+    assert fwi("train", *words).code == 0
+    steps = [row["step"] for row in read_metrics(tmp_path / "on") if "loss" in row]
+    assert steps == [*range(9 if place == "eight" else 7, 11)]
+    if place != "eight": return
+    refused("train", *words, "--ckpt", "eight/checkpoints/step-6", saying=("one of another run", "another --name"))
+    refused("train", *words, "--ckpt", "nowhere", saying=("--ckpt nowhere is neither a run nor a checkpoint",))
+    refused("train", *words, "--fine-tune", "eight", saying=("--ckpt continues", "give one of them"))
+    new = arguments(data, tmp_path, "new", "--num-itr", "8", "--ckpt", "eight")
+    refused("train", *new, saying=("is of step 8: --num-itr must be more",))
+    refused("train", *new, "--num-itr", "9", "--model", "unet_ch16", saying=("another network",))
+    assert not (tmp_path / "new").exists()
 
 
 def test_microbatches_add_up_to_the_whole_batch(fwi, data, eight, tmp_path):

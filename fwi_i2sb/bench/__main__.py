@@ -22,7 +22,7 @@ from . import data as bench_data
 from . import network as bench_net
 from ..core.devices import resolve_device
 from ..core.errors import InputError, unknown
-from ..core.commands import Count, need, option_group, run_command
+from ..core.commands import need, option_group, run_command, up_to
 from ..core.files import write_text
 from .timing import machine, Setting, table, to_dict
 from ..core.progress import progress_bar
@@ -43,7 +43,7 @@ class BenchOptions:
     groups: tyro.conf.Positional[tuple[str, ...]] = ("all",)  # data, step, sample, wave, or all
     json: Path | None = None  # file for every single measurement
     device: Literal["cpu", "cuda"] = "cpu"  # where networks and wave fields are computed
-    rounds: Count = 6  # runs of each variant; a claim needs 5 or more
+    rounds: up_to(1000) = 6  # runs of each variant; a claim needs 5 or more
     compile: bool = False  # torch.compile too: minutes of compilation
 
 # %% ../../nbs/12_bench/03_bench.ipynb #6a86f038

@@ -74,8 +74,9 @@ class Explorer:
 def _first_choices(run: TrainedRun, record_ids: list[int]) -> dict:
     method = run.method
     return dict(record=record_ids[0], start=run.options.model.corrupt, sampler=method.samplers[0], nfe=method.nfe,
-                w=1.0, samples=8 if method.stochastic(method.samplers[0], method.nfe) else 1, seed=0,
-                sample=0, call=method.nfe // 2 + 1, x=run.spec.map_size[1] // 2 * run.survey.dx,
+                w=method.sampling_settings()["w"], seed=0, sample=0,
+                samples=8 if method.stochastic(method.samplers[0], method.nfe) else 1,
+                call=method.nfe // 2 + 1, x=run.spec.map_size[1] // 2 * run.survey.dx,
                 shot=run.spec.shots // 2)
 
 # %% ../../nbs/08_inference/06_explorer.ipynb #8934728a

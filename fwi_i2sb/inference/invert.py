@@ -159,8 +159,9 @@ def invert(
     maps, clipped = _in_range(self, self.scale.denormalize(drawn).reshape(len(d), samples, *x1.shape[1:]))
     calls = dict(network_calls=samples * settings["nfe"] * (1 if w in (0, 1) else 2) + is_first_guess(start),
         start_calls=int(is_first_guess(start)), start_seconds=start_seconds, wave_solves=0)
-    about = dict(samples=samples, nfe=settings["nfe"], sampler=settings["sampler"], eta=settings["eta"], w=w,
-        clip_denoise=settings["clip"], clipped_cells=clipped, record_checks=record_checks(self, seismic, x1)) | calls
+    about = dict(samples=samples, nfe=settings["nfe"], sampler=settings["sampler"], eta=settings["eta"],
+        w=settings["w"], clip_denoise=settings["clip"], clipped_cells=clipped,
+        record_checks=record_checks(self, seismic, x1)) | calls
     return Inversion(maps.mean(1), _deviation(maps), maps, x1, _provenance(self, start, seed, ids, began) | about)
 
 # %% ../../nbs/08_inference/02_invert.ipynb #4b99e3d3

@@ -21,7 +21,7 @@ from ..core.devices import resolve_device
 from ..core.registry import import_plugin
 from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
-from ..core.files import check_memory, home
+from ..core.files import check_memory, home, warn_once
 from ..core.formats import read_array, recognise, refuse
 from ..data.scale import PressureRange, VelocityScale
 from ..data.spec import DataSpec
@@ -90,6 +90,8 @@ def load_run(
         raise InputError(f"checkpoint {found.path} is of another network than the model {options.model.model} of its "
             f"config.json") from None
     method.net.requires_grad_(False).eval().to(device)
+    if method.blind:
+        warn_once(f"blind {folder}", f"run {folder} was trained without seismic (--drop-cond 1): it inverts at w = 0")
     return TrainedRun(folder, options, spec, method, found.step, device)
 
 # %% ../../nbs/08_inference/00_run.ipynb #f3e489a3

@@ -60,8 +60,15 @@ class Method:
 @method_of(Method)
 @property
 def guidable(self) -> bool:
-    "Whether an answer without seismic was trained, so that w may differ from 1."
-    return self.net.conditional and self.options.drop_cond > 0
+    "Whether answers with and without seismic were trained, so that w may differ from 1."
+    return self.net.conditional and 0 < self.options.drop_cond < 1
+
+
+@method_of(Method)
+@property
+def blind(self) -> bool:
+    "Whether every sample was trained without its seismic, so that the encoder has learnt nothing and w is 0."
+    return self.net.conditional and self.options.drop_cond == 1
 
 
 @method_of(Method)
@@ -115,18 +122,21 @@ def sampling_settings(
     *, nfe: int | None = None,  # network calls; default: the method's
     sampler: str | None = None,  # default: the method's first
     eta: float | None = None,  # noise share, where the sampler leaves it open
-    w: float = 1.0,  # guidance: 1 with the seismic, 0 without
+    w: float = 1.0,  # guidance: 1 with the seismic, 0 without; of a method that is blind 1 is understood as 0
     clip: bool | None = None,  # clip every x0 estimate to [-1, 1]; default: as trained
 ) -> dict:  # nfe, sampler, eta, w, clip: what `sample` takes
     "Settings of `sample`, complete. Raises `InputError` for what this method does not have."
     nfe, sampler = self.nfe if nfe is None else nfe, self.samplers[0] if sampler is None else sampler
     if sampler not in self.samplers: raise unknown("sampler", sampler, self.samplers)
     if not math.isfinite(w): raise InputError(f"guidance w must be a finite number (got {w}): 1 uses the seismic fully")
-    if w != 1 and not self.guidable:
+    if self.blind and w not in (0, 1):
+        raise InputError(f"guidance w = {w} needs an answer with seismic, and with --drop-cond 1 none was learnt: "
+            f"remove w")
+    if w != 1 and not (self.guidable or self.blind):
         raise InputError(f"guidance w = {w} needs an answer without seismic, and this {self.model.name} has not learnt "
             f"one: use w = 1, or train a U-Net with --drop-cond")
-    return dict(nfe=self.check_nfe(nfe), sampler=sampler, eta=self.noise_share(sampler, eta), w=w,
-        clip=self.clips if clip is None else clip)
+    return dict(nfe=self.check_nfe(nfe), sampler=sampler, eta=self.noise_share(sampler, eta),
+        w=0.0 if self.blind else w, clip=self.clips if clip is None else clip)
 
 # %% ../../nbs/06_methods/02_base.ipynb #01e97abb
 @method_of(Method)

@@ -10,16 +10,14 @@ __all__ = ['prepare_cell', 'threads_each', 'Children', 'stop', 'run_cell', 'run_
 import contextlib, hashlib, os, re, shutil, signal, subprocess, sys, threading, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
-from typing import Annotated
 
 import tyro, yaml
-from pydantic import Field
 from tqdm.auto import tqdm
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #cbe2de3b
 from .grid import Cell, collect, Grid, read_grid, write_tables
 from ..core.errors import InputError
-from ..core.commands import Count, Natural, need, option_group
+from ..core.commands import Few, need, option_group, up_to
 from ..training.processes import handled
 from ..core.registry import method_of
 from ..core.files import Claim, claim, write_json, write_text
@@ -134,10 +132,10 @@ class SlurmOptions:
     "What each cell requests from Slurm; only with --slurm."
     partition: str | None = None  # partition; default: the cluster's
     account: str | None = None  # account that is charged; default: the user's
-    minutes: Count = 60  # time limit
-    cpus: Count = 1  # cores
-    gpus: Natural = 0  # GPUs
-    mem_gb: Annotated[float, Field(gt=0)] | None = None  # memory in GB; default: the cluster's
+    minutes: up_to(366 * 24 * 60) = 60  # time limit
+    cpus: Few = 1  # cores
+    gpus: up_to(1024, 0) = 0  # GPUs
+    mem_gb: up_to(1e6, above=0) | None = None  # memory in GB; default: the cluster's
 
 
 # %% ../../nbs/10_sweeps/01_runner.ipynb #7090a789
@@ -288,7 +286,7 @@ def _alone(folder: Path) -> Claim:
 class ExperimentOptions:
     "Run a notebook once per cell of a grid file; skip what is finished, collect one table."
     grid: tyro.conf.Positional[Path]  # grid file, YAML: notebook, out, fixed, cross, cells
-    jobs: Count | None = None  # cells at once; default: 1 here, with --slurm as many as the queue takes
+    jobs: up_to(100_000) | None = None  # cells at once; default: 1 here, with --slurm as many as the queue takes
     slurm: bool = False  # run the cells as jobs of Slurm
     job: SlurmOptions = SlurmOptions()
 

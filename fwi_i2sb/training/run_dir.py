@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'write_config', 'read_config', 'open_store', 'first_records', 'read_start_maps', 'make_start', 'data_spec',
            'expected_spec', 'check_same_options', 'check_links', 'same_spec', 'save_checkpoint', 'Checkpoint',
            'read_checkpoint', 'checkpoints', 'newest_checkpoint', 'drop_checkpoints', 'prune_checkpoints',
-           'optimizer_tensors', 'load_optimizer', 'append_metrics', 'read_metrics', 'truncate_metrics']
+           'optimizer_tensors', 'load_optimizer', 'append_metrics', 'read_metrics', 'write_metrics', 'truncate_metrics']
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #24b7c65f
 import contextlib, json, os, re, secrets, shutil, warnings
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ..core.errors import InputError
 from ..core.files import disk_full, fsync_path, read_json, read_npy, sha256, warn_once, write_text
-from ..data.openfwi import discover, find_root, load_families, parse_families
+from ..data.openfwi import discover, find_root, load_ranges, parse_families
 from ..core.commands import options_from_dict, options_to_dict
 from .options import absolute, DataOptions, first_difference, TrainOptions
 from ..data.multi_family import MultiFamilyStore
@@ -61,6 +61,8 @@ def _from_config(values: dict) -> tuple[TrainOptions, DataSpec]:
     version = values.pop("format", 1)
     if version not in (1, FORMAT): raise InputError(f"format {version!r} is not known: install a newer fwi_i2sb")
     spec = DataSpec.from_dict(values.pop("facts" if version == 1 else "data_spec"))
+    run = values["run"]
+    if "fine_tune" not in run: run["fine_tune"] = run.pop("ckpt", None)  # that was its name
     options = options_from_dict(TrainOptions, values)
     if options.model.precondition and spec.moments is None:
         raise InputError("the data specification has no 'moments', which --precondition needs")
@@ -90,9 +92,9 @@ def _folders(data: DataOptions, name: str) -> tuple[Path, Path | None]:
 def _convert(data: DataOptions, name: str, progress, splits: tuple[str, ...], build: bool) -> Path:
     "The store of one family."
     source, root = _folders(data, name)
-    families = load_families(data.json_data_config) if data.json_data_config else None
+    given = load_ranges(data.json_data_config, name) if data.json_data_config else {}
     return convert(source, name, store_dir=root, time_samples=data.time_samples, dtype=data.dtype, splits=splits,
-        val_files=data.val_files, families=families, progress=progress, build=build)
+        val_files=data.val_files, progress=progress, build=build, **given)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #b7f400d3
 def first_records(
@@ -158,7 +160,8 @@ def check_links(folder: Path):
 
     The run's folder itself may be one: it was named by the user."""
     folder = Path(folder)
-    inside = [path for below in ("", "checkpoints", "samples", "logs") for path in (folder / below).glob("*")]
+    inside = [path for below in ("", "checkpoints", "samples", "logs", "set-aside")
+        for path in (folder / below).glob("*")]
     for path in [folder / ".lock", *inside]:
         if path.is_symlink():
             raise InputError(f"run {folder} holds the link {path.relative_to(folder)}, and a training writes only "
@@ -234,6 +237,8 @@ def read_checkpoint(
     if not path.is_dir(): raise InputError(f"no checkpoint {path}")
     try:
         state = read_json(path / "state.json")
+        if lost := [name for name in parts if name not in state["sha256"]]:
+            raise InputError(f"checkpoint {path} has no {lost[0]}: it is of another method")
         for name in parts:
             if sha256(path / f"{name}.safetensors") != state["sha256"][name]:
                 raise ValueError(f"{name}.safetensors has changed since it was written")
@@ -300,7 +305,11 @@ def read_metrics(folder: Path) -> list[dict]:
     return rows
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #3ae33776
+def write_metrics(folder: Path, rows: list[dict]):
+    "Write all lines of `metrics.jsonl`."
+    write_text(Path(folder) / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
 def truncate_metrics(folder: Path, step: int):
     "Keep the lines of `metrics.jsonl` up to a step."
-    kept = [json.dumps(row) + "\n" for row in read_metrics(folder) if row["step"] <= step]
-    write_text(Path(folder) / "metrics.jsonl", "".join(kept))
+    write_metrics(folder, [row for row in read_metrics(folder) if row["step"] <= step])

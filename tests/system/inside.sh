@@ -45,10 +45,15 @@ papermill nbs/experiments/10_nfe_sweep.ipynb /results/sweep.ipynb --no-progress-
 
 say "TensorBoard on the training's logs, JupyterLab on the notebooks"
 port=$(free_port)
-tensorboard --logdir /results --host 127.0.0.1 --port "$port" 2>/dev/null & servers=$!
+export JUPYTER_TOKEN=word
+tensorboard --logdir /results --host 127.0.0.1 --port "$port" --path_prefix /word 2>/dev/null & servers=$!
 trap 'kill $servers' EXIT
-answers "http://127.0.0.1:$port/data/runs" one
+answers "http://127.0.0.1:$port/word/data/runs" one
+answers "http://127.0.0.1:$port/data/runs" "404"
 jupyter lab --version
 port=$(free_port)
 jupyter lab --ip=127.0.0.1 --port="$port" --no-browser --notebook-dir=/opt/fwi_i2sb/nbs 2>/dev/null & servers="$servers $!"
 answers "http://127.0.0.1:$port/api" version
+answers "http://127.0.0.1:$port/api/contents?token=word" index.ipynb
+answers "http://127.0.0.1:$port/api/contents" "403"
+python -c 'import nbdev, wandb, mlflow'
