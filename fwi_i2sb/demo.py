@@ -9,8 +9,9 @@ __all__ = ['DemoOptions', 'demo_training', 'demo', 'Clock', 'demo_figure']
 import contextlib, time
 from pathlib import Path
 
-from .core.commands import Count, Natural, option_group
+from .core.commands import Natural, option_group, up_to
 from .core.files import write_json
+from .core.progress import duration
 from .data.command import convert_command, ConvertOptions, generate_command, GenerateOptions
 from .evaluation.command import evaluate_command, EvaluateOptions
 from .inference.command import invert_command, InvertOptions, SamplingOptions
@@ -23,13 +24,13 @@ from .training.options import DataOptions, LogOptions, OptimOptions, RunOptions,
 class DemoOptions:
     "Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to continue."
     out: Path = Path("demo")  # folder that holds everything
-    train: Natural = 2400  # training records
-    val: Natural = 100  # unseen records
-    steps: Count = 1500  # optimiser steps
-    batch_size: Count = 32  # samples per step
-    records: Count = 50  # unseen records in the table
-    samples: Count = 8  # samples per record
-    nfe: Count = 5  # network calls per sample
+    train: up_to(10**6) = 2400  # training records
+    val: up_to(10**6, 2) = 100  # unseen records
+    steps: up_to(10**7) = 1500  # optimiser steps
+    batch_size: up_to(2**20) = 32  # samples per step
+    records: up_to(10**6, 2) = 50  # unseen records in the table
+    samples: up_to(10_000) = 8  # samples per record
+    nfe: up_to(100_000) = 5  # network calls per sample
     seed: Natural = 0  # seed of everything
 
 # %% ../nbs/13_cli/03_demo.ipynb #46556aed
@@ -37,7 +38,7 @@ def demo_training(options: DemoOptions, data: Path) -> TrainOptions:
     "The training options of the demo: a network of 1.6 million weights, cosine schedule, one data set."
     return TrainOptions(
         RunOptions(options.out / "runs", "demo", options.seed), DataOptions(data, "CurveVel_A"),
-        ModelOptions("tiny", drop_cond=0.15),
+        ModelOptions("tiny", corrupt="blur-openfwi_custom:0.5,linear:0.5", drop_cond=0.15),
         OptimOptions(options.batch_size, options.batch_size, options.steps, lr=2e-3, lr_schedule="cosine",
             warmup=min(100, options.steps // 10), clip_grad_norm=1.0, ema=0.99),
         LogOptions(log_every=50, val_every=500, val_batches=1, save_every=250))
@@ -55,7 +56,7 @@ def demo(options: DemoOptions) -> dict:
     with clock("evaluate"):
         rows = evaluate_command(EvaluateOptions(folder, sampling=SamplingOptions(options.records, options.samples,
             options.nfe), seed=options.seed))
-    print("\n".join(f"{name:<10}{seconds:>8.1f} s" for name, seconds in clock.seconds.items()))
+    print("\n".join(f"{name:<10}{duration(seconds):>12}" for name, seconds in clock.seconds.items()))
     write_json(options.out / "demo.json", dict(seconds=clock.seconds, rows=rows))
     print(f"figure {picture}, run {folder}")
     return clock.seconds
@@ -75,9 +76,9 @@ class Clock:
 
 # %% ../nbs/13_cli/03_demo.ipynb #90d94812
 def demo_figure(options: DemoOptions, folder: Path) -> Path:
-    """Invert the first unseen record and draw it.
+    """Invert the first unseen record, from the line, and draw it.
 
     Truth, start, mean, standard deviation, error, record and its re-simulation."""
-    invert_command(InvertOptions(folder, sampling=SamplingOptions(1, options.samples, options.nfe), seed=options.seed,
-        out=options.out))
+    invert_command(InvertOptions(folder, start="linear", out=options.out, seed=options.seed,
+        sampling=SamplingOptions(1, options.samples, options.nfe)))
     return (options.out / "validation-1.png").rename(options.out / "demo.png")

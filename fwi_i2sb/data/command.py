@@ -17,7 +17,7 @@ from ..core.files import check_writable, write_json
 from ..core.progress import progress_bar
 from .check import check_record, inspect_folder
 from .generate import generate
-from .openfwi import load_families
+from .openfwi import load_ranges
 from .scale import OPENFWI_SCALE, VelocityScale
 from .spec import load_survey
 from .store import convert
@@ -105,17 +105,17 @@ class ConvertOptions:
     accept: tuple[str, ...] = ()  # damage that is meant, by the names that stand in brackets, e.g. polarity
     survey: Path | None = None  # JSON of the survey of the records; default: as generated, or OpenFWI's
     velocity_range: tuple[float, float] | None = None  # m/s that become -1 and 1; default: as generated, or OpenFWI's
-    json_data_config: Path | None = None  # JSON with data_min, data_max per family; default: OpenFWI's, else measured
+    json_data_config: Path | None = None  # like OpenFWI's dataset_config.json; default: its values, or measured
     workers: Workers | None = None  # processes; default: one per core
 
 # %% ../../nbs/02_data/15_command.ipynb #0e7f3047
 def convert_command(options: ConvertOptions) -> Path:
     "Convert, or continue a conversion."
-    families = load_families(options.json_data_config) if options.json_data_config else None
+    given = {name: value for name, value in _survey_and_scale(options).items() if value}
+    if options.json_data_config: given = load_ranges(options.json_data_config, options.family) | given
     with progress_bar("convert", "records") as progress:
         root = convert(options.dataset_dir, options.family, store_dir=options.store_dir,
                        time_samples=options.time_samples, dtype=options.dtype, accept=options.accept,
-                       val_files=options.val_files, families=families, workers=options.workers, progress=progress,
-                       **_survey_and_scale(options))
+                       val_files=options.val_files, workers=options.workers, progress=progress, **given)
     print(f"store in {root}")
     return root

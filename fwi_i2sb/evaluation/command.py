@@ -12,7 +12,7 @@ from typing import Literal
 
 import tyro
 
-from ..core.commands import Count, Natural, option_group, options_to_dict, Plugin
+from ..core.commands import Count, Natural, option_group, options_to_dict, Plugin, Share, up_to
 from ..core.errors import InputError
 from ..core.files import atomic, check_writable, read_json, write_text
 from ..core.progress import progress_bar
@@ -38,11 +38,11 @@ class EvaluateOptions:
     seed: Natural = 0  # seed of starts, samples and perturbations
     misfit_records: Count = 8  # records that are simulated for the data misfit
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of misfit and --freq; openfwi is exact
-    fwi_records: Natural = 0  # also invert the first records classically: slow, 61 wave solves each
-    snr: float | None = None  # perturbation: noise at this signal-to-noise ratio in dB
-    missing_shots: int = 0  # perturbation: so many shots of every record are zero
-    missing_traces: float = 0.0  # perturbation: this share of the traces is zero
-    freq: float | None = None  # perturbation: re-simulated with a wavelet of this peak frequency in Hz
+    fwi_records: up_to(10**6, 0) = 0  # also invert the first records classically: slow, 61 wave solves each
+    snr: up_to(200.0, -200.0) | None = None  # perturbation: noise at this signal-to-noise ratio in dB
+    missing_shots: up_to(10_000, 0) = 0  # perturbation: so many shots of every record are zero
+    missing_traces: Share = 0.0  # perturbation: this share of the traces is zero
+    freq: up_to(1e4, above=0) | None = None  # perturbation: re-simulated with a wavelet of this peak frequency in Hz
     published: bool = False  # also print the figures OpenFWI published for these families, which are of other data
     dataset_name: str | None = None  # other families than the run's; the run's data range is kept
     dataset_dir: Path | None = None  # where the data set lies now; default: where it was at training
