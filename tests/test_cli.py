@@ -339,9 +339,11 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
     (lambda c: c["model"].update(interval="1000"), "'interval'"),
     (lambda c: c["model"].update(image_size=64.5), "'image_size'"),
     (lambda c: c["model"].update(precondition=True), "'moments'"),
-    (lambda c: c["run"].update(colour=1), "'colour'")],
+    (lambda c: c["run"].update(colour=1), "'colour'"),
+    (lambda c: c["data_spec"]["velocity"].update(low=1400.), "checksum"),
+    (lambda c: c["model"].update(beta_max=c["model"]["beta_max"] * 2), "checksum")],
     ids=["spec-null", "spec-empty", "spec-missing", "format", "linear", "factor", "interval", "image-size",
-        "moments", "unknown"])
+        "moments", "unknown", "range", "digit"])
 def test_a_damaged_config_is_named(refused, mini, tmp_path, spoil, saying):
     shutil.copytree(mini, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())

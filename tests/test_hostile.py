@@ -85,7 +85,7 @@ def test_a_folder_that_cannot_take_a_checkpoint_is_refused_before_the_first_step
 def test_a_disk_without_rights_keeps_its_checkpoints(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "copymode", failing(errno.EPERM))
     with pytest.warns(UserWarning, match="rights of files"):
-        for step in (3, 4): save_checkpoint(tmp_path, step, {}, dict(ema={}))
+        for step in (3, 4): save_checkpoint(tmp_path, step, dict(seed=0, next_sample=0, skipped=0), dict(ema={}))
     assert [p.name for p in checkpoints(tmp_path)] == ["step-4", "step-3"]
 
 

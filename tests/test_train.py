@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from processes import MPIRUN, arguments, assert_equal, finish, free_port, losses, python_train, weights
 
-from fwi_i2sb.training.run_dir import checkpoints, read_config, read_metrics
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.training.run_dir import checkpoints, newest_checkpoint, read_checkpoint, read_config, read_metrics
 
 
 def test_a_run_directory_holds_what_it_promises(eight):
@@ -54,6 +55,21 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(data, e
     assert "step-8 is damaged" in err and "trying the previous one" in err
     assert_equal(weights(tmp_path / "eight"), weights(eight))
     assert [p.name for p in checkpoints(tmp_path / "eight")] == ["step-8", "step-6"]
+
+
+@pytest.mark.parametrize("old, new", [('"step": 8', '"step": 9'), ('"skipped": 0', '"skipped": 1'),
+    ('"skipped"', '"skippee"'), ('"checksum"', '"checkrum"'), ('"step": 8', '"step": 1e30'), ("{", "[")])
+def test_a_changed_state_falls_back_one_checkpoint(eight, tmp_path, old, new):
+    shutil.copytree(eight, tmp_path / "eight")
+    state = tmp_path / "eight" / "checkpoints" / "step-8" / "state.json"
+    assert old in (text := state.read_text()); state.write_text(text.replace(old, new, 1))
+    with pytest.warns(UserWarning, match="step-8 is damaged.*; trying the previous one"):
+        assert newest_checkpoint(tmp_path / "eight").step == 6
+
+
+def test_a_checkpoint_under_another_step_is_damaged(eight, tmp_path):
+    shutil.copytree(eight / "checkpoints" / "step-8", tmp_path / "step-10")
+    with pytest.raises(InputError, match="its state is of step 8"): read_checkpoint(tmp_path / "step-10")
 
 
 def test_a_run_without_a_sound_checkpoint_is_not_started_again(refused, data, eight, tmp_path):

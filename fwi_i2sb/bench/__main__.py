@@ -29,7 +29,8 @@ from ..core.progress import progress_bar
 
 # %% ../../nbs/12_bench/03_bench.ipynb #ced638c1
 CASES = {
-    "data": (bench_data.conversion, bench_data.store_size, bench_data.reading, bench_data.reading_normalised),
+    "data": (bench_data.conversion, bench_data.judging, bench_data.store_size, bench_data.reading,
+        bench_data.reading_normalised, bench_data.first_reading),
     "step": (bench_net.resolution, bench_net.half_precision, bench_net.attention_block, bench_net.attention_network,
         bench_net.optimiser),
     "sample": (bench_net.validation, bench_net.solver, bench_net.guidance, bench_net.batching, bench_net.encoding),

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FAMILY', 'RECORDS', 'SIDE', 'plain_record', 'plain_convert', 'plain_read', 'our_convert', 'check_stores',
-           'conversion', 'store_size', 'reading', 'reading_normalised', 'smoothing', 'engines']
+           'conversion', 'store_size', 'reading', 'reading_normalised', 'judging', 'first_reading', 'smoothing',
+           'engines']
 
 # %% ../../nbs/12_bench/01_data.ipynb #0e2c029f
-import contextlib, shutil, tempfile
-from functools import partial
+import contextlib, shutil, tempfile, unittest.mock, warnings
+from functools import cache, partial
 from pathlib import Path
 
 import lmdb, torch
@@ -28,16 +29,20 @@ from ..physics.wave import simulate
 # %% ../../nbs/12_bench/01_data.ipynb #437bf5cb
 FAMILY, RECORDS = "CurveVel_A", {"train": 90, "val": 10}
 
+@cache
+def _records():
+    "Gathers and maps of ten records."
+    velocity = sample_velocity(FAMILY, 10)
+    return simulate(velocity).numpy(), velocity.numpy()
+
 @contextlib.contextmanager
 def _source():
     "A temporary folder with records in OpenFWI's own files."
     with tempfile.TemporaryDirectory(prefix="fwi-bench-") as name:
         for split, n in RECORDS.items():
-            seismic = np.random.default_rng(n).standard_normal((n, 5, 1000, 70), dtype=np.float32)
-            for file, values in (zip(get_family(FAMILY).files(split)[0],
-                    (seismic, sample_velocity(FAMILY, n, seed=n).numpy()))):
+            for file, values in zip(get_family(FAMILY).files(split)[0], _records()):
                 (Path(name) / file).parent.mkdir(exist_ok=True)
-                np.save(Path(name) / file, values)
+                np.save(Path(name) / file, np.resize(values, (n, *values.shape[1:])))
         yield Path(name)
 
 # %% ../../nbs/12_bench/01_data.ipynb #8f9ce1df
@@ -70,7 +75,9 @@ def plain_read(env: lmdb.Environment, key: bytes) -> torch.Tensor:
 # %% ../../nbs/12_bench/01_data.ipynb #7bd57e44
 def our_convert(source: Path, out: Path) -> Path:
     "Write both splits as the package does."
-    return convert(source, FAMILY, store_dir=out, workers=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*duplicate")  # as it is
+        return convert(source, FAMILY, store_dir=out, workers=0)
 
 # %% ../../nbs/12_bench/01_data.ipynb #584c3e15
 def check_stores(source: Path, env: lmdb.Environment, ours: StoreDataset) -> str:
@@ -139,6 +146,31 @@ def reading(setting: Setting) -> Result:
 def reading_normalised(setting: Setting) -> Result:
     "Store to the network's scale, one by one."
     return _reading(setting, "data: read and normalise, per record", StoreDataset.__getitem__)
+
+# %% ../../nbs/12_bench/01_data.ipynb #b0de7c01
+def judging(setting: Setting) -> Result:
+    "Files to store, without and with the rules."
+    with _source() as source:
+        out = source / "out"
+        def unjudged():
+            with unittest.mock.patch("fwi_i2sb.data.store.inspect_pair", lambda *given, **named: []):
+                our_convert(source, out)
+        count = lambda: StoreDataset(our_convert(source, out), "train").manifest["findings"]
+        return trial(setting, "data: convert, without and with the rules", unjudged, lambda: our_convert(source, out),
+            check=lambda: f"findings {count()}", before=lambda: shutil.rmtree(out, ignore_errors=True),
+            target=1 / 1.1, per=sum(RECORDS.values()), reason="all samples are read once more by the processor, and "
+            "some hundred calls on small arrays cost as much")
+
+def first_reading(setting: Setting) -> Result:
+    "Store to the network's scale, later and for the first time, when checksums are verified."
+    with _source() as source:
+        later = StoreDataset(our_convert(source, source / "ours"), "train")
+        fresh, new = lambda: StoreDataset(source / "ours", "train"), []
+        def read(store): return [store[i] for i in range(len(store))]
+        read(later)
+        return trial(setting, "data: read, later and for the first time", lambda: read(later), lambda: read(new[-1]),
+            check=lambda: compare(later[3]["seismic"], fresh()[3]["seismic"], within=0), target=1 / 1.1,
+            per=len(later), before=lambda: new.append(fresh()))
 
 # %% ../../nbs/12_bench/01_data.ipynb #0d519b5a
 def smoothing(setting: Setting) -> Result:

@@ -79,6 +79,11 @@ def _spots(survey, low):
         tuple(node.max(0).tolist()), survey.difference(OPENFWI) is None)
 
 # %% ../../nbs/02_data/12_rules.ipynb #32ec946d
+def _median(values):
+    "The median of a few numbers; numpy's takes ten times as long for them."
+    values = np.sort(values)
+    return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
+
 def _speeds(d, peak, survey, spots, scale):
     """Velocities beside the sources in m/s, whatever the record is multiplied by, of a record of the scheme.
 
@@ -98,7 +103,7 @@ def _of_fourth_order(d, peak, second):
     live = (peak[shot, near] > 0) & (peak[shot, behind] > 0)
     if not live.any(): return False
     with np.errstate(all="ignore"): ratio = d[shot, 1, behind][live].astype(np.float64) / d[shot, 1, near][live]
-    return bool(abs(np.median(ratio) * 16 + 1) < 0.3)
+    return bool(abs(_median(ratio) * 16 + 1) < 0.3)
 
 def _between(v):
     "The velocity between two cells of nearly the same; NaN where they differ."
@@ -134,7 +139,7 @@ def _paired(v, velocity, spots):
 
 def _fits(odd, exact):
     odd = np.abs(odd[~np.isnan(odd)])
-    return len(odd) > 0 and bool(np.median(odd) < (0.02 if exact else 0.15))
+    return len(odd) > 0 and bool(_median(odd) < (0.02 if exact else 0.15))
 
 def _multiplied(gain, odd, survey, spots, exact):
     "What the factors of the shots say: polarity, scale, and whether the wavelet is the survey's at all."
@@ -147,7 +152,7 @@ def _multiplied(gain, odd, survey, spots, exact):
     if down := np.unique(shots[gain < 0]).tolist():
         whose = "" if len(down) == len(np.unique(shots)) else f" in {listed(down, 'shot')}"
         found.append(Finding("polarity", f"is upside down{whose}: multiply by -1"))
-    size = np.abs(gain[np.isfinite(gain)]); factor = float(np.median(size))
+    size = np.abs(gain[np.isfinite(gain)]); factor = float(_median(size))
     if abs(math.log(factor)) > (0.03 if exact else 0.3):
         found.append(Finding("scale", f"is {factor:.4g} times the pressure of this survey: divide it by that"))
     elif np.abs(np.log(size)).max() > (0.03 if exact else 0.7):
@@ -213,7 +218,7 @@ def _inspect(d, velocity, survey, scale, factor, pressure):
 def _in_time(d, peaks, velocity, survey, scale, spots, cut):
     "What the samples of a record tell that lies there as it was shot."
     peak = peaks.size
-    if spots.openfwi and peak.max() > 100 and not (d[:, ::50] % 1).any():
+    if spots.openfwi and peak.max() > 100 and not (d[:, -1] % 1).any() and not (d[:, ::50] % 1).any():
         return [Finding("scale", f"holds whole numbers up to {peak.max():g}: counts, not pressure")]
     first, last = silence(d)
     if found := _muted(d, peak, first, last, survey, scale, spots): return found

@@ -31,12 +31,14 @@ from ..physics.filters import decimate
 from ..physics.wave import Survey
 
 # %% ../../nbs/02_data/06_store.ipynb #8e6bffce
-def _encode(seismic, velocity, factor, dtype, where):
-    "One record as the bytes of its LMDB value."
+def _encode(seismic, velocity, factor, dtype, where, found=()):
+    "One record as the bytes of its LMDB value: velocity, seismic, and four bytes for what was found about it."
     kept = decimate(torch.from_numpy(seismic), factor)
     if dtype == "float16" and kept.abs().max() > torch.finfo(torch.float16).max:
         raise InputError(f"{where} does not fit float16: use --dtype float32")
-    return velocity.tobytes() + kept.to(getattr(torch, dtype)).numpy().tobytes()
+    return b"".join((velocity, kept.to(getattr(torch, dtype)).contiguous().numpy(), to_bits(found).to_bytes(TAIL, "little")))
+
+TAIL = 4  # bytes after the values of a record
 
 def _parts(manifest):
     "Number type, count, place and shape of velocity and seismic in a value."
@@ -58,7 +60,7 @@ def _refuse_damage(where, found, accept):
 
 # %% ../../nbs/02_data/06_store.ipynb #5e605c3f
 class _Prepared(Dataset):
-    """The values of all records of some pairs of files, each followed by four bytes: what was found about it.
+    """The values of all records of some pairs of files.
 
     A bad record is an `InputError` given back, for a worker's exceptions lose their text."""
     def __init__(self, pairs, manifest, accept):
@@ -78,7 +80,7 @@ class _Prepared(Dataset):
             seismic, velocity = read_pair(pair, i, self.opened[1])
             found = inspect_pair(seismic, velocity, self.survey, self.scale, pressure=self.pressure)
             _refuse_damage(where, found, self.accept)
-            return _encode(seismic, velocity, self.factor, self.dtype, where) + to_bits(found).to_bytes(4, "little")
+            return _encode(seismic, velocity, self.factor, self.dtype, where, found)
         except InputError as error: return error
 
 # %% ../../nbs/02_data/06_store.ipynb #b2044071
@@ -110,7 +112,7 @@ class _Summary:
     known: dict = field(default_factory=dict)  # digests of records
 
     def add(self, i, k, value):
-        value, bits = value[:-4], int.from_bytes(value[-4:], "little")
+        value, bits = memoryview(value)[:-TAIL], int.from_bytes(value[-TAIL:], "little")
         self.crc32[k] = zlib.crc32(value, self.crc32[k])
         digest = hashlib.blake2b(bytes(value[::89]), digest_size=8).digest()
         for reason in from_bits(bits) + ["duplicate"] * (self.known.setdefault(digest, i) != i):
@@ -131,8 +133,6 @@ def _fill(database, settings, pairs, accept, workers, report):
         accepted=[reason for reason in accept if reason in summary.findings])
 
 # %% ../../nbs/02_data/06_store.ipynb #8d164184
-TAIL = 4  # bytes after the values of a record: what was found about it
-
 def _build(folder, settings, source, pairs, accept, workers, report):
     "Make or continue the store of one split."
     database, plan = folder / "database.lmdb", dict(settings, unfinished=True)

@@ -15,11 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import NonNegativeInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..core.errors import InputError
-from ..core.files import disk_full, fsync_path, read_json, read_npy, sha256, warn_once, write_text
+from ..core.files import disk_full, fsync_path, read_json, read_npy, sha256, warn_once, write_json, write_text
+from ..core.sealed import read_sealed, Schema, seal, write_sealed
 from ..data.openfwi import discover, find_root, load_ranges, parse_families
 from ..core.commands import options_from_dict, options_to_dict
 from .options import absolute, DataOptions, first_difference, TrainOptions
@@ -38,7 +40,21 @@ def write_config(folder: Path, options: TrainOptions, spec: DataSpec):
     "Write `config.json` of a run: its options and the specification of its data. Makes the folder."
     Path(folder).mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, **options_to_dict(absolute(options)), "data_spec": spec.to_dict()}
-    write_text(Path(folder) / "config.json", json.dumps(content, indent=1))
+    write_json(Path(folder) / "config.json", content | dict(checksum=seal(_without_places(content))))
+
+
+def _without_places(config: dict) -> dict:
+    "What the checksum is of: folders may be corrected by hand where data or run have moved."
+    places = dict(run=("result_dir",), data=("dataset_dir", "store_dir"))
+    return config | {group: {k: v for k, v in config[group].items() if k not in names}
+        for group, names in places.items()}
+
+
+def _is_whole(config: dict) -> bool:
+    "Whether a config.json is what was written; those of earlier versions had no checksum."
+    if "format" not in config or "checksum" not in config: return True
+    try: return seal(_without_places(config)) == config["checksum"]
+    except (KeyError, TypeError, AttributeError): return False
 
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #c240dc5f
@@ -58,7 +74,7 @@ def read_config(
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #c240dc60
 def _from_config(values: dict) -> tuple[TrainOptions, DataSpec]:
-    version = values.pop("format", 1)
+    whole, version, _ = _is_whole(values), values.pop("format", 1), values.pop("checksum", None)
     if version not in (1, FORMAT): raise InputError(f"format {version!r} is not known: install a newer fwi_i2sb")
     spec = DataSpec.from_dict(values.pop("facts" if version == 1 else "data_spec"))
     run = values["run"]
@@ -66,6 +82,7 @@ def _from_config(values: dict) -> tuple[TrainOptions, DataSpec]:
     options = options_from_dict(TrainOptions, values)
     if options.model.precondition and spec.moments is None:
         raise InputError("the data specification has no 'moments', which --precondition needs")
+    if not whole: raise InputError("it is not what was written (its checksum differs)")
     return options, spec
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #20810989
@@ -209,7 +226,7 @@ def _write_parts(part: Path, step: int, state: dict, tensors: dict):
         save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, part / f"{name}.safetensors")
         fsync_path(part / f"{name}.safetensors")
     sums = {name: sha256(part / f"{name}.safetensors") for name in tensors}
-    write_text(part / "state.json", json.dumps({"step": step, "sha256": sums, **state}))
+    write_sealed(part / "state.json", {"step": step, "sha256": sums, **state})
     # safetensors makes files that only their owner may read
     for name in tensors:
         try: shutil.copymode(part / "state.json", part / f"{name}.safetensors")
@@ -219,6 +236,15 @@ def _write_parts(part: Path, step: int, state: dict, tensors: dict):
     fsync_path(part)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #bbfa70bc
+class _State(Schema):
+    "What state.json holds."
+    step: NonNegativeInt
+    sha256: dict[str, str]
+    seed: NonNegativeInt
+    next_sample: NonNegativeInt
+    skipped: NonNegativeInt
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     "A checkpoint read back: its folder, step, JSON state, and the tensors asked for."
@@ -236,7 +262,9 @@ def read_checkpoint(
     path = Path(path)
     if not path.is_dir(): raise InputError(f"no checkpoint {path}")
     try:
-        state = read_json(path / "state.json")
+        state = read_sealed(path / "state.json", _State)
+        if re.fullmatch(r"step-\d+", path.name) and int(path.name[5:]) != state["step"]:
+            raise ValueError(f"its state is of step {state['step']}")
         if lost := [name for name in parts if name not in state["sha256"]]:
             raise InputError(f"checkpoint {path} has no {lost[0]}: it is of another method")
         for name in parts:
