@@ -36,7 +36,8 @@ def _encode(seismic, velocity, factor, dtype, where, found=()):
     kept = decimate(torch.from_numpy(seismic), factor)
     if dtype == "float16" and kept.abs().max() > torch.finfo(torch.float16).max:
         raise InputError(f"{where} does not fit float16: use --dtype float32")
-    return b"".join((velocity, kept.to(getattr(torch, dtype)).contiguous().numpy(), to_bits(found).to_bytes(TAIL, "little")))
+    kept = kept.to(getattr(torch, dtype)).contiguous().numpy()
+    return b"".join((velocity, kept, to_bits(found).to_bytes(TAIL, "little")))
 
 TAIL = 4  # bytes after the values of a record
 
