@@ -18,6 +18,7 @@ from processes import arguments, finish, python_train
 from fwi_i2sb import cli
 from fwi_i2sb.core.files import locked
 from fwi_i2sb.examples import mini_run
+from fwi_i2sb.train import Journal
 
 
 # the longest first, so that two workers end together
@@ -85,8 +86,13 @@ class Outcome:
 
 
 @pytest.fixture
-def fwi(capsys):
-    "Run a command of fwi-i2sb here; returns exit code and what was printed."
+def fwi(capsys, monkeypatch):
+    """Run a command of fwi-i2sb here; returns exit code and what was printed.
+
+    A training draws its figures for a tracker only: they take longer than its steps."""
+    draw = Journal.show
+    monkeypatch.setattr(Journal, "show", lambda journal, *given: journal.tracker and draw(journal, *given))
+
     def run(*words) -> Outcome:
         capsys.readouterr()
         try: cli.main([str(w) for w in words])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from forkserver import PATIENCE, start
 from safetensors.numpy import load_file
 
 from fwi_i2sb.training.run_dir import checkpoints, read_metrics
@@ -37,7 +38,7 @@ train.main(sys.argv[3:])"""
 def python_train(*words, launcher=(), interrupted: tuple[int, int] | None = None, **settings):
     "A training as a process; `interrupted` sends itself a signal after a step: (step, signal)."
     program = ["-c", INTERRUPTED, *(str(int(n)) for n in interrupted)] if interrupted else ["-m", "fwi_i2sb.train"]
-    return subprocess.Popen([*launcher, sys.executable, *program, *words], env=os.environ | {"OMP_NUM_THREADS": "1"},
+    return start([*launcher, sys.executable, *program, *words], env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE, text=True, **settings)
 
 
@@ -48,9 +49,6 @@ def free_port() -> int:
         port = random.randrange(20000 + 1000 * worker, 21000 + 1000 * worker)
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)): return port
-
-
-PATIENCE = 900  # seconds: no test waits for ever, and none depends on how busy the machine is
 
 
 def finish(process, code=0):

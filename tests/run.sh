@@ -14,7 +14,8 @@ diff <(echo "$before") <(tree) || { echo "run nbdev_export and nbdev_clean, and 
 
 say "README.md is rendered from nbs/index.ipynb"
 fresh=$(mktemp -d)
-trap 'rm -rf "$fresh"' EXIT
+tests=
+trap 'kill $tests 2>/dev/null || true; rm -rf "$fresh"' EXIT
 python tests/readme.py "$fresh/README.md"
 diff README.md "$fresh/README.md" || { echo "run make readme, and commit"; exit 1; }
 
@@ -26,12 +27,16 @@ say "the examples that notebooks and tests share"
 made=()
 make_example() { OMP_NUM_THREADS=1 timeout 3600 python -c "$1" & made+=($!); }
 make_example "from fwi_i2sb.examples import layers_run; layers_run()"
-make_example "from fwi_i2sb.examples import mini_run; from fwi_i2sb.sweeps.equal_budget import small_data; mini_run(); small_data(layers=(4, 8))"
+make_example "from fwi_i2sb.examples import mini_run; from fwi_i2sb.sweeps.equal_budget import small_data; mini_run(); small_data(n_train=16, n_val=4, layers=(4, 8))"
 for process in "${made[@]}"; do wait "$process"; done
 
-say "every notebook's cells"
-OMP_NUM_THREADS=1 timeout 3600 nbdev_test --n_workers 2
-
-say "contracts across chapters, commands, faults, several processes"
-timeout 3600 python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 tests
+# beside one another: either ends with work for one core only, and the tests wait for what they start
+say "every notebook's cells, and contracts across chapters, commands, faults, several processes"
+timeout 3600 python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --durations 20 tests >"$fresh/tests" 2>&1 & tests=$!
+OMP_NUM_THREADS=1 timeout 3600 nbdev_test --n_workers 2 && good=0 || good=$?
+say "the tests"
+wait $tests || good=$?
+tests=
+cat "$fresh/tests"
+[ $good = 0 ] || exit 1
 say "done"

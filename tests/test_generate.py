@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from processes import PATIENCE
+from forkserver import PATIENCE, run as python, start
 
 import fwi_i2sb.data.generate as module
 from fwi_i2sb.data.generate import generate
@@ -44,9 +44,9 @@ def undisturbed(tmp_path_factory):
 
 @pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_run_leaves_no_worker_and_continues_to_the_same_bytes(tmp_path, undisturbed, stop):
-    run = subprocess.Popen([sys.executable, "-", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                           # the program itself comes from standard input
-                           stderr=subprocess.DEVNULL, text=True)
+    # the program itself comes from standard input
+    run = start([sys.executable, "-", str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, text=True)
     run.stdin.write(SCRIPT)
     run.stdin.close()
     assert [run.stdout.readline().strip() for _ in range(3)] == ["0", "25", "50"]
@@ -120,8 +120,7 @@ except InputError as error: print(error)
 
 @pytest.mark.parametrize("limit, chunks", [(500_000, 4), (100_000, 0)], ids=["a shard", "a chunk"])
 def test_a_full_disk_loses_nothing(tmp_path, undisturbed, limit, chunks):
-    run = subprocess.run([sys.executable, "-c", LIMITED, tmp_path, str(limit)], capture_output=True,
-        text=True, timeout=PATIENCE)
+    run = python([sys.executable, "-c", LIMITED, tmp_path, str(limit)])
     assert (run.stdout.count("\n") == 1 and "File too large" in run.stdout
         and "free disk space and repeat" in run.stdout), run
     assert len(list(tmp_path.rglob("chunk-*.npz"))) == chunks and not list(tmp_path.rglob("seis*.npy"))
@@ -136,8 +135,7 @@ def test_a_folder_that_cannot_be_written_is_not_called_full(tmp_path):
         generate(tmp_path / "file", "FlatFault_A", **SMALL)
     (tmp_path / "locked").mkdir(); (tmp_path / "locked").chmod(0o555)
     powerless = [] if os.geteuid() else ["setpriv", "--bounding-set=-all"]  # root without its right to write everywhere
-    run = subprocess.run([*powerless, sys.executable, "-c", LIMITED, tmp_path / "locked", "0"], capture_output=True,
-        text=True, timeout=PATIENCE)
+    run = python([*powerless, sys.executable, "-c", LIMITED, tmp_path / "locked", "0"])
     assert run.stdout.count("\n") == 1 and "Permission denied; name another folder" in run.stdout, run
 
 
@@ -149,8 +147,7 @@ def test_too_small_a_disk_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 def test_two_calls_at_once_make_one_set(tmp_path, undisturbed):
-    runs = [subprocess.Popen([sys.executable, "-c", SCRIPT, tmp_path], stdout=subprocess.PIPE, text=True)
-        for _ in range(2)]
+    runs = [start([sys.executable, "-c", SCRIPT, tmp_path], stdout=subprocess.PIPE, text=True) for _ in range(2)]
     out = [run.communicate(timeout=PATIENCE)[0].split() for run in runs]
     assert [run.returncode for run in runs] == [0, 0] and sorted(len(o) for o in out) == [1, 9], out
     assert contents(tmp_path / "FlatFault_A") == contents(undisturbed)

@@ -12,7 +12,8 @@ import nbformat
 import psutil
 import pytest
 import yaml
-from processes import PATIENCE, wait_for
+from forkserver import PATIENCE, start
+from processes import wait_for
 
 from fwi_i2sb.sweeps import equal_budget as compare
 from fwi_i2sb.sweeps.runner import _await, experiment_command, ExperimentOptions, prepare_cell, threads_each
@@ -185,10 +186,10 @@ def test_a_number_of_threads_that_is_none_is_refused_before_anything_is_written(
         assert code == 2 and "OMP_NUM_THREADS" in said and not (folder / "results").exists()
 
 
-def start(path: Path, *words, **env) -> subprocess.Popen:
+def start_grid(path: Path, *words, **env) -> subprocess.Popen:
     code = ("from fwi_i2sb.sweeps.runner import *; from fwi_i2sb.core.commands import run_command; "
         "run_command(experiment_command, ExperimentOptions)")
-    return subprocess.Popen([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE,
+    return start([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, text=True, env=os.environ | env)
 
 
@@ -206,7 +207,7 @@ def at_work(folder: Path) -> list[str]:
 
 def test_ctrl_c_ends_the_cells_and_the_repeated_command_continues(folder, experiment, monkeypatch):
     path = write_grid(folder, cells=[dict(size=1), dict(size=2, pause=60.0)])
-    grid = start(path)
+    grid = start_grid(path)
     wait_for((folder / "results" / "pause=60.0,size=2" / "began").exists)
     grid.send_signal(signal.SIGINT)
     assert grid.wait(PATIENCE) == 130, grid.stderr.read()
@@ -222,7 +223,7 @@ def test_ctrl_c_ends_the_cells_and_the_repeated_command_continues(folder, experi
 
 def test_two_runs_of_a_grid_do_not_meet_even_if_the_first_is_killed(folder, experiment):
     path = write_grid(folder, cross=dict(size=[1]), fixed=dict(pause=-1.0))
-    grid = start(path)
+    grid = start_grid(path)
     wait_for((folder / "results" / "size=1" / "began").exists)
     code, said = experiment(path)
     assert code == 2 and "is in use" in said
@@ -268,7 +269,7 @@ def test_no_job_is_submitted_while_others_may_run(folder, experiment, cluster, m
 
 def test_jobs_that_slurm_refuses_are_failed_cells(folder, cluster):
     path = write_grid(folder, cross=dict(size=[1, 2]))
-    grid = start(path, "--slurm", PATH=cluster(sbatch="echo 'sbatch: error: invalid partition' >&2; exit 1"))
+    grid = start_grid(path, "--slurm", PATH=cluster(sbatch="echo 'sbatch: error: invalid partition' >&2; exit 1"))
     said = grid.communicate(timeout=PATIENCE)[1]
     assert grid.returncode == 2 and "invalid partition" in said and "noise" not in said, said
     rows = table(folder).values()
@@ -278,7 +279,7 @@ def test_jobs_that_slurm_refuses_are_failed_cells(folder, cluster):
 
 def test_cells_whose_jobs_are_ended_are_stopped(folder, cluster):
     path = write_grid(folder, cross=dict(size=[1, 2]))
-    grid = start(path, "--slurm", PATH=cluster(sbatch="echo Submitted batch job 7"))
+    grid = start_grid(path, "--slurm", PATH=cluster(sbatch="echo Submitted batch job 7"))
     wait_for(lambda: (folder / "called").exists() and "sbatch" in (folder / "called").read_text())
     grid.send_signal(signal.SIGTERM)
     said = grid.communicate(timeout=PATIENCE)[1]

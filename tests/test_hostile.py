@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from forkserver import run as python
 from processes import PATIENCE, arguments, free_port
 from torch.utils.data import DataLoader
 
@@ -99,7 +100,7 @@ def test_a_checkpoint_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypat
 def test_a_killed_writer_is_swept_up_after_and_a_living_one_is_not(tmp_path):
     code = ("import os, sys; from pathlib import Path; from fwi_i2sb.core.files import atomic\n"
         "with atomic(Path(sys.argv[1]) / 'card.md') as part: part.write_text('half'); os.kill(os.getpid(), 9)")
-    subprocess.run([sys.executable, "-c", code, tmp_path], timeout=PATIENCE)
+    python([sys.executable, "-c", code, tmp_path])
     (tmp_path / ".precious.part").write_text("not ours")
     assert len(everything(tmp_path)) == 2
     with atomic(tmp_path / "other.md") as part:
@@ -173,8 +174,8 @@ def test_reading_processes_work_from_standard_input_and_in_a_job_with_a_long_nam
         from fwi_i2sb import cli
         cli.main(["train", *{arguments(data, tmp_path, "piped", "--num-itr", 1, "--loader-workers", 1)!r}])
     """
-    done = subprocess.run([sys.executable, "-"], input=textwrap.dedent(code), text=True, capture_output=True,
-        env=os.environ | dict(TMPDIR=str(scratch), OMP_NUM_THREADS="1"), timeout=PATIENCE, cwd=tmp_path)
+    done = python([sys.executable, "-"], input=textwrap.dedent(code),
+        env=os.environ | dict(TMPDIR=str(scratch), OMP_NUM_THREADS="1"), cwd=tmp_path)
     assert done.returncode == 0 and checkpoints(tmp_path / "piped"), done.stderr
 
 

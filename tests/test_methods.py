@@ -1,11 +1,13 @@
 "Every method trains, continues, inverts and is refused in the same way; models of one's own; starts without truth."
 import json
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from forkserver import run as python
 from processes import arguments, assert_equal, finish, losses, python_train, weights
 
 from fwi_i2sb.inference import invert
@@ -355,14 +357,12 @@ def test_a_network_that_cannot_learn_is_refused_before_anything_is_written(refus
 
 
 def test_opening_a_run_executes_nothing_that_belongs_to_it(data, tmp_path):
-    import subprocess, sys
-
     file = tmp_path / "my_model.py"
     file.write_text(PLUGIN.replace("{tag}", "2"))
     finish(python_train(*arguments(data, tmp_path, "mine", "--model", "loudness2", "--num-itr", 1, "--import", file)))
     code = (f"from fwi_i2sb import load_run\ntry: load_run({str(tmp_path / 'mine')!r})\n"
         f"except ValueError as error: print(error)\nload_run({str(tmp_path / 'mine')!r}, plugin={str(file)!r})")
-    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    said = python([sys.executable, "-c", code], check=True).stdout
     assert "unknown model 'loudness2'" in said and f"was trained with --import {file}" in said
 
 

@@ -1,11 +1,11 @@
 "Runs written before the ranges of velocity were data: their config.json has `facts` and no format."
 import json
 import shutil
-import subprocess
 import sys
 
 import pytest
 import torch
+from forkserver import run as python
 
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.scale import OPENFWI_SCALE
@@ -47,4 +47,4 @@ def test_a_newer_format_is_refused(old):
 def test_a_run_has_its_methods_wherever_it_was_imported_from(path):
     code = (f"from {path} import load_run; from inspect import signature; run = signature(load_run).return_annotation; "
         "assert all(hasattr(run, name) for name in ('invert', 'states', 'classical'))")
-    subprocess.run([sys.executable, "-c", code], check=True)
+    python([sys.executable, "-c", code], check=True)

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from forkserver import run
 
 import fwi_i2sb
 
@@ -14,8 +15,9 @@ HOME = Path(fwi_i2sb.__file__).parent
 PACKAGES = ["fwi_i2sb", *sorted(f"fwi_i2sb.{path.parent.name}" for path in HOME.glob("*/__init__.py"))]
 
 
-def python(code: str) -> str:
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+def python(code: str, fresh=False) -> str:
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, capture_output=True, text=True) if fresh else run(words)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -58,7 +60,7 @@ assert not loaded, loaded
 assert dict(os.environ) == before and list(warnings.filters) == filters
 fwi_i2sb.load_run
 assert dict(os.environ) == before
-""")
+""", fresh=True)
 
 
 WAYS = {

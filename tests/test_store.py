@@ -14,7 +14,7 @@ import lmdb
 import numpy as np
 import psutil
 import pytest
-from processes import PATIENCE
+from forkserver import PATIENCE, start
 from torch.utils.data import DataLoader
 
 from fwi_i2sb.data.check import verify_store
@@ -54,12 +54,12 @@ def values(root, split):
 def everything(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglob("*"))
 
 
-def python(code, *words):
+def python(code, *words, start=start):
     "Start Python on an indented piece of code; `words` become `sys.argv[1:]`."
     head = ("import os, sys, signal\nfrom pathlib import Path\nfrom fwi_i2sb.data.openfwi import InputError\n"
         "from fwi_i2sb.data.store import convert\nfrom fwi_i2sb.physics.wave import OPENFWI, surface_survey\n")
     head += "SMALL = surface_survey(12, 2, nt=40)\n"
-    return subprocess.Popen([sys.executable, "-c", head + textwrap.dedent(code), *map(str, words)],
+    return start([sys.executable, "-c", head + textwrap.dedent(code), *map(str, words)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
@@ -440,7 +440,7 @@ def test_memory_stays_far_below_a_shard(tmp_path):
         before = peak(); convert(sys.argv[1], "FlatVel_A", workers=0, accept=("silent", "units"))
         print(peak() - before)
     """
-    out, err = python(code, tmp_path).communicate(timeout=PATIENCE)
+    out, err = python(code, tmp_path, start=subprocess.Popen).communicate(timeout=PATIENCE)
     assert float(out) < 150, err  # MB
 
 

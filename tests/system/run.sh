@@ -8,16 +8,23 @@ for tool in buildah debootstrap ip munged slurmctld slurmd sbatch chromium; do
     command -v $tool >/dev/null || { echo "make test-system needs $tool: bash tests/system/setup.sh installs it"; exit 2; }
 done
 folder=$(mktemp -d)
-trap 'rm -rf "$folder"' EXIT
-
-printf '\n== %s\n' "the explorer in JupyterLab, in a browser"
-timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/browser" --durations 3 tests/system/browser.py
+image=
+trap 'kill $image 2>/dev/null && wait $image || true; rm -rf "$folder"' EXIT
 
 printf '\n== %s\n' "one training on two hosts: launched on each, by mpirun, by Slurm"
 chmod 755 "$folder"
 timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/pytest" --durations 10 tests/system/hosts.py tests/system/slurm.py
 
+# beside what follows, as it waits for the network and the disk
+timeout 3600 bash tests/system/image.sh "$folder" >"$folder/image.log" 2>&1 & image=$!
+
+printf '\n== %s\n' "the explorer in JupyterLab, in a browser"
+timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/browser" --durations 3 tests/system/browser.py
+
 printf '\n== %s\n' "ten trainings in a row on two and on four ranks; twenty kills"
 REPEATS=10 KILLS=20 timeout --signal INT 3600 python -m pytest -q -n 2 --basetemp "$folder/pytest" --durations 3 tests/test_processes.py -k "run_after_run or killed_at_random"
 
-timeout 3600 bash tests/system/image.sh "$folder"
+wait $image && built=0 || built=$?
+image=
+cat "$folder/image.log"
+exit $built

@@ -1,0 +1,46 @@
+"What tests start in forks behaves as in an interpreter of its own."
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from forkserver import PATIENCE, Forked, run, start
+
+PROGRAMS = {  # with what is given on standard input
+    ("-c", "import os, sys; print(sys.argv, __name__, sys.path[0], os.getcwd(), sorted(os.environ.items()))", "a"): "",
+    ("-c", "import sys; print(sys.argv, sys.stdin.read()); sys.exit('a sentence')", "a", "b"): "given",
+    ("-c", "import atexit; atexit.register(print, 'end'); print(1 / 0)"): "",
+    ("-c", "import os; os.kill(os.getpid(), 9)"): "",
+    ("-", "a"): "import sys; print(sys.argv, __name__); sys.exit(3)",
+    ("here.py", "a"): "",
+    ("-m", "here", "a"): "",
+}
+
+
+@pytest.mark.parametrize("words", PROGRAMS, ids=lambda words: " ".join(words)[:30])
+def test_a_fork_says_and_ends_as_an_interpreter(words, tmp_path):
+    (tmp_path / "here.py").write_text("import sys; print(__name__, __spec__ is None, sys.argv, sys.path[0])")
+    real = subprocess.run([sys.executable, *words], cwd=tmp_path, input=PROGRAMS[words], capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"})
+    fork = run([sys.executable, *words], cwd=tmp_path, input=PROGRAMS[words], env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert (fork.returncode, fork.stdout) == (real.returncode, real.stdout)
+    assert fork.stderr.splitlines()[-1:] == real.stderr.splitlines()[-1:]
+
+
+def test_a_fork_gets_signals_and_is_waited_for():
+    process = start([sys.executable, "-c", "print(flush=True); import time; time.sleep(1000)"], stdout=subprocess.PIPE,
+        env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True)
+    assert isinstance(process, Forked) and process.stdout.readline() and os.getpgid(process.pid) == process.pid
+    with pytest.raises(subprocess.TimeoutExpired): process.wait(0.01)
+    assert process.poll() is None
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.communicate(timeout=PATIENCE) == (b"", None) and process.poll() == -signal.SIGTERM
+
+
+@pytest.mark.parametrize("words, settings", [(["true"], {}), ([sys.executable, "-X", "dev", "-c", ""], {}),
+    ([sys.executable, "-c", ""], {"env": os.environ | {"OMP_NUM_THREADS": "2"}}),
+    ([sys.executable, "-c", ""], {"preexec_fn": int})])
+def test_where_a_fork_would_differ_it_is_an_interpreter(words, settings):
+    process = start(words, **settings)
+    assert type(process) is subprocess.Popen and process.wait() == 0
