@@ -5,6 +5,7 @@ import resource
 import shutil
 import signal
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, finish, free_port, losses, python_train,
@@ -129,3 +130,19 @@ def test_a_launcher_that_says_nonsense_is_named(refused, data, tmp_path, monkeyp
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv(variable, value)
     refused("train", *arguments(data, tmp_path, "bad"), saying=(variable,))
+
+
+@pytest.mark.parametrize("free, readers", [(None, 0), (2**20, 0), (8 * 2**20, 1)])
+def test_little_shared_memory_is_less_reading_ahead_and_one_warning(fwi, data, tmp_path, monkeypatch, free, readers):
+    from fwi_i2sb.core import files, workers
+
+    files._TOLD.discard("shared memory")
+    monkeypatch.setattr(workers, "SHARED", str(tmp_path / "shm"))
+    if free is not None:
+        (tmp_path / "shm").mkdir()
+        monkeypatch.setattr(workers.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
+    seen, real = [], workers.DataLoader._get_iterator
+    monkeypatch.setattr(workers.DataLoader, "_get_iterator", lambda self: seen.append(self.num_workers) or real(self))
+    with pytest.warns(UserWarning, match=f"{readers or 'none'} of 2 will read ahead"):
+        done = fwi("train", *arguments(data, tmp_path, "little", "--num-itr", 1, "--loader-workers", 2))
+    assert done.code == 0 and seen[0] == readers and losses(tmp_path / "little")

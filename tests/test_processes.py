@@ -87,6 +87,22 @@ def test_a_signal_to_the_parent_saves_and_a_killed_child_takes_all_along(data, e
     same(tmp_path / "family", longer(eight, data, tmp_path, words[-2:]))
 
 
+def test_a_signal_ends_a_process_that_waits_for_a_stopped_one(data, tmp_path):
+    words = arguments(data, tmp_path, "stopped", "--save-every", 2, *ENDLESS)
+    nodes = ["--num-proc-node", "2", "--master-address", "127.0.0.1", "--master-port", str(free_port())]
+    jobs = [python_train(*words, *nodes, "--node-rank", str(r)) for r in (0, 1)]
+    try:
+        wait_for(lambda: checkpoints(tmp_path / "stopped"), jobs[0])
+        jobs[1].send_signal(signal.SIGSTOP)
+        time.sleep(1)
+        jobs[0].send_signal(signal.SIGTERM)
+        err = finish(jobs[0], 128 + signal.SIGTERM)
+        assert "process 1 of 2 does not answer, and this one was told to end: repeat" in err and "Traceback" not in err
+    finally:
+        jobs[1].kill()
+        jobs[1].communicate()
+
+
 def test_bad_data_is_one_sentence_however_many_processes(tmp_path):
     (tmp_path / "CurveVel_A").mkdir()
     err = finish(python_train(*arguments(tmp_path / "CurveVel_A", tmp_path / "runs", "bad", "--proc-per-node", 2,

@@ -159,9 +159,11 @@ def microbatches(
     keys = Microbatches(store.sizes, options.optim, seed, range(first, options.optim.num_itr),
         accelerator.process_index, accelerator.num_processes, options.data.balance)
     over, waiting = [], [] if waiting is None else waiting
+    # per sample: the record, and four maps
+    size = 4 * sum(n * part.numel() for n, part in zip((4, 1), store.physical(0))) * options.optim.microbatch
     batches = read_ahead(DataLoader(samples, batch_sampler=takewhile(lambda key: not over, keys),
         collate_fn=already_collated, num_workers=workers, worker_init_fn=_start_reader,
-        multiprocessing_context="spawn" if workers else None, pin_memory=cuda))
+        multiprocessing_context="spawn" if workers else None, pin_memory=cuda), size * accelerator.num_processes)
     try: yield from _timed(batches, waiting)
     except GeneratorExit:
         over.append(True)

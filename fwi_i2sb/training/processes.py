@@ -41,11 +41,17 @@ class Watch:
     ):
         self.store, self.ranks, self.every, self.limit = store.clone(), ranks, every, limit
         self.heard, self.lost, self.over = [time.monotonic()] * ranks.world, None, threading.Event()
+        self.signals, self.told = [], socket.socketpair()
+        for end in self.told: end.setblocking(False)
+        main = threading.current_thread() is threading.main_thread()
+        self.before = signal.set_wakeup_fd(self.told[0].fileno(), warn_on_full_buffer=False) if main else None
         self.threads = [threading.Thread(target=work, daemon=True) for work in (self._beat, self._judge)]
         for thread in self.threads: thread.start()
 
     def stop(self):
         "Stop watching."
+        if self.before is not None: signal.set_wakeup_fd(self.before)
+        self.before = None
         self.over.set()
 
 # %% ../../nbs/07_training/03_processes.ipynb #502bc010
@@ -67,12 +73,15 @@ def _beat(self):
 @method_of(Watch)
 def _judge(self):
     while not self.over.wait(self.every / 2):
-        silent = [r for r, heard in enumerate(self.heard) if time.monotonic() - heard > self.limit]
+        with contextlib.suppress(OSError): self.signals += [n for n in self.told[1].recv(64) if n in STOP_SIGNALS]
+        limit = 3 * self.every if self.signals else self.limit
+        silent = [r for r, heard in enumerate(self.heard) if time.monotonic() - heard > limit]
         lost = silent[0] if silent else self.lost
         if lost is None or self.over.is_set(): continue
-        print(f"error: process {lost} of {self.ranks.world} is gone: repeat the command to continue from the last "
+        what = "does not answer, and this one was told to end" if self.signals and silent else "is gone"
+        print(f"error: process {lost} of {self.ranks.world} {what}: repeat the command to continue from the last "
             f"checkpoint", file=sys.stderr, flush=True)
-        os._exit(1)
+        os._exit(128 + self.signals[0] if self.signals else 1)
 
 # %% ../../nbs/07_training/03_processes.ipynb #17796132
 def interface_to(address: str, port: int) -> str | None:
@@ -310,7 +319,8 @@ def start_processes(
         _pass_on(waiting, processes)
         running, code = list(processes), 0
         while running:
-            ended = wait([p.sentinel for p in running], None if not code or signals else grace)
+            # after a signal all save, and end together
+            ended = wait([p.sentinel for p in running], None if not code else 3 * grace if signals else grace)
             # the sentinel comes before the exit code
             for process in running: process.sentinel in ended and process.join()
             code = code or next((p.exitcode for p in running if p.sentinel in ended and p.exitcode), 0)
