@@ -7,7 +7,7 @@ __all__ = ['Count', 'Natural', 'Few', 'Workers', 'NonNegative', 'Share', 'Plugin
            'option_table', 'options_to_dict', 'options_from_dict', 'exit_codes', 'run_command', 'need']
 
 # %% ../../nbs/A0_core/02_commands.ipynb #eea177e8
-import contextlib, dataclasses, functools, importlib.util, inspect, json, re, sys
+import atexit, contextlib, dataclasses, functools, gc, importlib.util, inspect, json, re, sys
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Callable, dataclass_transform, get_args, get_type_hints
@@ -204,6 +204,8 @@ def run_command(
     prog: str | None = None,  # name shown by --help
 ):
     "Parse and run a command, with `exit_codes` for its errors."
+    # the end of the interpreter would look at every object of torch: two seconds of a core
+    atexit.register(gc.freeze)
     with exit_codes(): return function(parse(options_type, argv, prog))
 
 # %% ../../nbs/A0_core/02_commands.ipynb #9e7adde8
