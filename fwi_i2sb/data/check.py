@@ -144,6 +144,7 @@ def _read_all(splits, survey, scale, pressure, accept, progress):
         if progress: progress(done + 1, len(records))
     return seismic, velocity, tally
 
+# %% ../../nbs/02_data/13_check.ipynb #502615d6
 def _stale(root, splits):
     "Sentences about stores beside the files that were made of what these held before."
     for split, pairs in splits.items():

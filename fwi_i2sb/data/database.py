@@ -13,6 +13,7 @@ import lmdb, psutil, torch
 import numpy as np
 
 from ..core.errors import InputError
+from ..core.registry import method_of
 
 # %% ../../nbs/02_data/04_database.ipynb #98222064
 def _key(i): return i.to_bytes(8, "big")
@@ -125,30 +126,33 @@ class Values:
 
     def __getitem__(self, i): return self.read(i)
 
-    def read(self, i:int, # number of the value
-        use=bytes, # what is done with its buffer, which is gone afterwards
-    ): # what `use` returns
-        "Use a value where it lies, without a copy. Raises `InputError` for one that cannot be read."
-        if not -len(self) <= i < len(self): raise IndexError(f"record {i} of {len(self)}")
-        i = int(i) % len(self)
-        if self._memory is not None: return use(self._memory[i].numpy())
-        try:
-            self._held = _reader(self._path)
-            with self._held.env.begin(buffers=True) as txn: return use(self._verified(i, txn.get(_key(i))))
-        except (OSError, lmdb.Error) as error:
-            raise InputError(f"record {i} of {self._path} cannot be read ({error}): convert again") from None
+# %% ../../nbs/02_data/04_database.ipynb #8ee3e7a2
+@method_of(Values)
+def read(self, i:int, # number of the value
+    use=bytes, # what is done with its buffer, which is gone afterwards
+): # what `use` returns
+    "Use a value where it lies, without a copy. Raises `InputError` for one that cannot be read."
+    if not -len(self) <= i < len(self): raise IndexError(f"record {i} of {len(self)}")
+    i = int(i) % len(self)
+    if self._memory is not None: return use(self._memory[i].numpy())
+    try:
+        self._held = _reader(self._path)
+        with self._held.env.begin(buffers=True) as txn: return use(self._verified(i, txn.get(_key(i))))
+    except (OSError, lmdb.Error) as error:
+        raise InputError(f"record {i} of {self._path} cannot be read ({error}): convert again") from None
 
-    def _verified(self, i, buffer):
-        "A value without its checksum, which is looked at once."
-        if buffer is None: raise lmdb.NotFoundError("it is not there")
-        if self._held.identity != self._identity:
-            raise InputError(f"{self._path} was replaced by another file while it was read: repeat the command")
-        if not self._checksums: return buffer
-        if self._unread[i]:
-            if not _whole(buffer): raise InputError(f"record {i} of {self._path} is damaged: remove this file and its "
-                f"manifest.json, then convert again")
-            self._unread[i] = 0
-        return buffer[:-4]
+@method_of(Values)
+def _verified(self, i, buffer):
+    "A value without its checksum, which is looked at once."
+    if buffer is None: raise lmdb.NotFoundError("it is not there")
+    if self._held.identity != self._identity:
+        raise InputError(f"{self._path} was replaced by another file while it was read: repeat the command")
+    if not self._checksums: return buffer
+    if self._unread[i]:
+        if not _whole(buffer): raise InputError(f"record {i} of {self._path} is damaged: remove this file and its "
+            f"manifest.json, then convert again")
+        self._unread[i] = 0
+    return buffer[:-4]
 
 # %% ../../nbs/02_data/04_database.ipynb #5c414102
 def _read_all(values):

@@ -105,6 +105,7 @@ def _of_fourth_order(d, peak, second):
     with np.errstate(all="ignore"): ratio = d[shot, 1, behind][live].astype(np.float64) / d[shot, 1, near][live]
     return bool(abs(_median(ratio) * 16 + 1) < 0.3)
 
+# %% ../../nbs/02_data/12_rules.ipynb #32ec946e
 def _between(v):
     "The velocity between two cells of nearly the same; NaN where they differ."
     v = v[np.isfinite(v)]

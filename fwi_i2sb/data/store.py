@@ -239,6 +239,10 @@ def _advice(root):
             f"{'free disk space and repeat the command, or ' if full else ''}name a writable folder with "
             f"--store-dir") from None
 
+def _unbuilt(family, root):
+    return InputError(f"there is no finished store of these files of {family.name} in {root}, and nothing is built "
+        f"there unasked: give --store-dir, a folder for it, or --dataset-dir, the data to build it beside")
+
 # %% ../../nbs/02_data/06_store.ipynb #c7c68c87
 def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, without source files, one that holds a store
     family:str,            # the family of the records; of others' data any name
@@ -275,9 +279,7 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
         val_files=val_files, families=families, splits=splits)
     with _advice(root):
         if not all([_finished(root / s, w) for s, w in wanted.items()]):
-            if not build: raise InputError(f"there is no finished store of these files of {named.name} in {root}, and "
-                f"nothing is built there unasked: give --store-dir, a folder for it, or --dataset-dir, the data to "
-                f"build it beside")
+            if not build: raise _unbuilt(named, root)
             _convert(root, wanted, source, pairs, accept, workers, progress)
         elif build:
             for split, manifest in wanted.items(): remember_sources(root / split, source, manifest)
