@@ -14,8 +14,8 @@ diff <(echo "$before") <(tree) || { echo "run nbdev_export and nbdev_clean, and 
 
 say "README.md is rendered from nbs/index.ipynb"
 fresh=$(mktemp -d)
-tests=
-trap 'kill $tests 2>/dev/null || true; rm -rf "$fresh"' EXIT
+tests= layers=
+trap 'kill $tests $layers 2>/dev/null || true; rm -rf "$fresh"' EXIT
 python tests/readme.py "$fresh/README.md"
 diff README.md "$fresh/README.md" || { echo "run make readme, and commit"; exit 1; }
 
@@ -23,12 +23,12 @@ say "lines, names and imports"
 ruff check --quiet
 lint-imports --no-cache >"$fresh/imports" || { cat "$fresh/imports"; exit 1; }
 
-say "the examples that notebooks and tests share"
-made=()
-make_example() { OMP_NUM_THREADS=1 timeout 3600 python -c "$1" & made+=($!); }
-make_example "from fwi_i2sb.examples import layers_run; layers_run()"
-make_example "from fwi_i2sb.examples import mini_run; from fwi_i2sb.sweeps.equal_budget import small_data; mini_run(); small_data(n_train=16, n_val=4, layers=(4, 8))"
-for process in "${made[@]}"; do wait "$process"; done
+say "the example that most notebooks and tests share; the larger one is made beside them"
+OMP_NUM_THREADS=1 timeout 3600 python -c "from fwi_i2sb.examples import layers_run; layers_run()" & layers=$!
+OMP_NUM_THREADS=1 timeout 3600 python -c "
+from fwi_i2sb.examples import mini_run
+from fwi_i2sb.sweeps.equal_budget import small_data
+mini_run(); small_data(n_train=16, n_val=4, layers=(4, 8))"
 
 # beside one another: either ends with work for one core only, and the tests wait for what they start
 say "every notebook's cells, and contracts across chapters, commands, faults, several processes"
@@ -36,7 +36,8 @@ timeout 3600 python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder --d
 OMP_NUM_THREADS=1 timeout 3600 nbdev_test --n_workers 2 && good=0 || good=$?
 say "the tests"
 wait $tests || good=$?
-tests=
+wait $layers || good=$?
+tests= layers=
 cat "$fresh/tests"
 [ $good = 0 ] || exit 1
 say "done"
