@@ -177,7 +177,7 @@ def _invert(options: InvertOptions, run: TrainedRun, work: Work, spool: Spool, p
     provenance, starts, n = {}, _starts(work), len(work.record_ids)
     for i, j in _batches(run, options, work):
         given, truth = work.read(i, j)
-        if i == 0 and np.size(given) and not np.any(given):
+        if i == 0 and (values := np.asarray(given)).size and not values.any():
             raise InputError(f"{work.source} is all zeros in its first {j} record(s): there is nothing to invert")
         tell = lambda done, total: progress(i + (j - i) * done // total, n)
         result = _answer(options, run, given, dict(start=starts if isinstance(starts, str | Path) else starts[i:j],
