@@ -137,12 +137,12 @@ def read(self, i:int, # number of the value
     if self._memory is not None: return use(self._memory[i].numpy())
     try:
         self._held = _reader(self._path)
-        with self._held.env.begin(buffers=True) as txn: return use(self._verified(i, txn.get(_key(i))))
+        with self._held.env.begin(buffers=True) as txn: return use(self._sound(i, txn.get(_key(i))))
     except (OSError, lmdb.Error) as error:
         raise InputError(f"record {i} of {self._path} cannot be read ({error}): convert again") from None
 
 @method_of(Values)
-def _verified(self, i, buffer):
+def _sound(self, i, buffer):
     "A value without its checksum, which is looked at once."
     if buffer is None: raise lmdb.NotFoundError("it is not there")
     if self._held.identity != self._identity:
