@@ -42,7 +42,7 @@ class Peaks:
 def find_peaks(d:np.ndarray, # one record (shots, time, receivers), of two samples or more
 )->Peaks:
     "Look at all values once."
-    d = np.ascontiguousarray(d)
+    d = np.require(d, requirements="CW")  # torch warns of an array that is read-only
     high, low = _fold(torch.amax, d), _fold(torch.amin, d)
     top, bottom = high.max(1), low.min(1)
     return Peaks(high, low, np.where(top == bottom, 0, np.maximum(top, -bottom)))
