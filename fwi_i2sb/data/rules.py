@@ -8,6 +8,7 @@ __all__ = ['inspect_pair', 'velocity_at_sources']
 # %% ../../nbs/02_data/12_rules.ipynb #28fd58f9
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -42,17 +43,8 @@ def _lines(receivers, distance):
     part = np.linspace(0, 1, 64)[:, None]
     return chosen, close, receivers[close][:, None, None] * (1 - part) + receivers[chosen][:, None] * part
 
-_RECENT = {} # by identity: to compare a survey with others takes longer than the rules
-
-# %% ../../nbs/02_data/12_rules.ipynb #50800d34
-def _spots_of(survey, low):
-    key = id(survey), low
-    if key not in _RECENT or _RECENT[key][0] is not survey:
-        if len(_RECENT) > 8: _RECENT.clear()
-        _RECENT[key] = survey, _spots(survey, low)
-    return _RECENT[key][1]
-
 # %% ../../nbs/02_data/12_rules.ipynb #c3c75b13
+@lru_cache(maxsize=8)
 def _spots(survey, low):
     cell = np.array([*survey.sources, *survey.receivers])[:, ::-1] / survey.dx # row, column
     node, n = np.rint(cell).astype(int), len(survey.sources)
@@ -197,7 +189,7 @@ def inspect_pair(seismic:np.ndarray, # one record (shots, time, receivers), floa
     return [*_inspect(seismic, known, survey, scale, factor, pressure), *maps]
 
 def _inspect(d, velocity, survey, scale, factor, pressure):
-    spots = _spots_of(survey, scale.low)
+    spots = _spots(survey, scale.low)
     if found := _shape(d, velocity, survey, factor, spots): return found
     short = d.shape[1] < 4  # nothing can be said of so few samples, but that they are numbers
     peaks = None if short else find_peaks(d)
@@ -251,7 +243,7 @@ def velocity_at_sources(seismic:np.ndarray, # one record (shots, time, receivers
     scale:VelocityScale=OPENFWI_SCALE, # range of the velocities it was shot over
 )->dict[int, float]: # m/s by shot; empty where a record cannot tell
     "The velocities that the first two samples of a record tell of the cells beside its sources."
-    spots = _spots_of(survey, scale.low)
+    spots = _spots(survey, scale.low)
     if _shape(seismic, None, survey, 1, spots): return {}
     v = _speeds(seismic, np.abs(seismic).max(1), survey, spots, scale)
     if v is None: return {}

@@ -257,32 +257,31 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     splits:tuple[str, ...]=("train", "val"), # which splits are wanted: judging a run needs no training records
     build:bool=True,       # False: use a finished store, and write nothing
     workers:int|None=None, # spawned processes that prepare; 0: none; default: one per core for thousands of records
-    progress=None,         # called with (records done, records in all)
+    progress=None, # called with (records done, records in all)
 )->Path: # the folder that holds train/ and val/
     """Build the stores of the splits, continue an interrupted build, or find them there already.
 
-    One process builds while others that ask for the same wait. Source files that changed are converted again. Warns of
-    doubtful records; raises `InputError` for damaged ones (see `REASONS`), for bad source files, for a store with other
-    settings, for a folder that cannot be written and for a full disk; after the last, the same call continues."""
-    accept = check_accepted(accept)
+    One process builds while others wait. Source files that changed are converted again. Warns of doubtful records;
+    raises `InputError` for damaged ones (see `REASONS`), bad source files, a store with other settings, a folder that
+    cannot be written and a full disk; after that, the same call continues."""
     if dtype not in ("float16", "float32"): raise unknown("dtype", dtype, ("float16", "float32"))
-    named = any_family(family, families)
+    accept, named = check_accepted(accept), any_family(family, families)
     try: source = find_root(dataset_dir, named)
     except InputError:
-        if not _stands_alone(dataset_dir, root := Path(store_dir or dataset_dir), named, families, survey, scale,
-            time_samples, dtype, splits): raise
-        return root
+        root, given = Path(store_dir or dataset_dir), (survey, scale, time_samples, dtype, splits)
+        if _stands_alone(dataset_dir, root, named, families, *given): return root
+        raise
     root = Path(store_dir or source)
     survey, scale, known = survey_and_scale(source, root, survey, scale)
     if not known: get_family(family, families)
-    wanted, pairs = planned_manifests(source, root, named, survey, scale, time_samples=time_samples, dtype=dtype,
-        val_files=val_files, families=families, splits=splits)
+    asked = dict(time_samples=time_samples, dtype=dtype, val_files=val_files, families=families, splits=splits)
+    wanted, pairs = planned_manifests(source, root, named, survey, scale, **asked)
     with _advice(root):
         if not all([_finished(root / s, w) for s, w in wanted.items()]):
             if not build: raise _unbuilt(named, root)
             _convert(root, wanted, source, pairs, accept, workers, progress)
         elif build:
-            for split, manifest in wanted.items(): remember_sources(root / split, source, manifest)
+            for s, w in wanted.items(): remember_sources(root / s, source, w)
     return root
 
 # %% ../../nbs/02_data/06_store.ipynb #1360fd05
