@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import fwi_i2sb
-from .core.files import locked
+from .core.locks import locked
 from .data.generate import generate
 from .methods.options import ModelOptions
 from .training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions

@@ -16,9 +16,9 @@ import torch
 from processes import arguments, finish, python_train
 
 from fwi_i2sb import cli
-from fwi_i2sb.core.files import locked
+from fwi_i2sb.core.locks import locked
 from fwi_i2sb.examples import mini_run
-from fwi_i2sb.train import Journal
+from fwi_i2sb.training.journal import Journal
 
 
 # the longest first, so that two workers end together

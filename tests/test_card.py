@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from fwi_i2sb.evaluation import command, evaluate as evaluation
 from fwi_i2sb.data.starting_models import sees_truth
-from fwi_i2sb.evaluation.card import compare_cards, markdown, table
+from fwi_i2sb.evaluation.card_text import table
+from fwi_i2sb.evaluation.card_text import compare_cards, markdown
 from fwi_i2sb.evaluation.card_figure import card_figure
 from fwi_i2sb.sweeps.equal_budget import bars, card_row, rows_table
 from fwi_i2sb.data.degrade import Degradation, degrade

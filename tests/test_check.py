@@ -17,7 +17,7 @@ from fwi_i2sb.data.manifest import read_manifest
 from fwi_i2sb.data.rules import inspect_pair, velocity_at_sources
 from fwi_i2sb.data.scale import VelocityScale
 from fwi_i2sb.data.store import convert
-from fwi_i2sb.physics.wave import simulate, Survey, surface_survey
+from fwi_i2sb.physics.wave import simulate, surface_survey, Survey
 
 FAMILIES = "CurveVel_A", "FlatVel_B", "FlatFault_A", "Style_A", "CurveFault_B", "Style_B"
 

@@ -12,7 +12,8 @@ from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, fini
     wait_for, weights)
 
 from fwi_i2sb.training import run_dir
-from fwi_i2sb.training.run_dir import checkpoints, read_config, write_config
+from fwi_i2sb.training.checkpoints import checkpoints
+from fwi_i2sb.training.run_dir import read_config, write_config
 
 LONG = ["--num-itr", 10**6, "--save-every", 10**6, "--val-every", 10**6]
 

@@ -16,8 +16,10 @@ from forkserver import PATIENCE, start
 from processes import wait_for
 
 from fwi_i2sb.sweeps import equal_budget as compare
-from fwi_i2sb.sweeps.runner import _await, experiment_command, ExperimentOptions, prepare_cell, threads_each
-from fwi_i2sb.sweeps.grid import collect, read_grid, write_tables
+from fwi_i2sb.sweeps.run_cell import prepare_cell, threads_each
+from fwi_i2sb.sweeps.runner import _await, experiment_command, ExperimentOptions
+from fwi_i2sb.sweeps.grid import read_grid
+from fwi_i2sb.sweeps.grid_table import collect, write_tables
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.core.commands import run_command
 from fwi_i2sb.methods.options import ModelOptions

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader
 from fwi_i2sb.core import files
 from fwi_i2sb.core.commands import parse
 from fwi_i2sb.core.errors import InputError
-from fwi_i2sb.core.files import atomic, check_writable, claim, locked, open_npy, write_text
+from fwi_i2sb.core.files import atomic, open_npy, write_text
+from fwi_i2sb.core.locks import check_writable, claim, locked
 from fwi_i2sb.core.workers import end_on_failure, read_ahead
 from fwi_i2sb.data.openfwi import discover, find_root
 from fwi_i2sb.train import stop_signal
@@ -29,7 +30,8 @@ from fwi_i2sb.training import run_dir
 from fwi_i2sb.training.options import DataOptions, DeviceOptions, first_difference, RunOptions, TrainOptions
 from fwi_i2sb.training.processes import environment, join, rank_variables
 from fwi_i2sb.training.ranks import find_ranks, Ranks
-from fwi_i2sb.training.run_dir import checkpoints, read_config, read_metrics, save_checkpoint, write_config
+from fwi_i2sb.training.checkpoints import checkpoints, save_checkpoint
+from fwi_i2sb.training.run_dir import read_config, read_metrics, write_config
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,8 @@ import pytest
 from processes import MPIRUN, arguments, assert_equal, finish, free_port, losses, python_train, weights
 
 from fwi_i2sb.core.errors import InputError
-from fwi_i2sb.training.run_dir import checkpoints, newest_checkpoint, read_checkpoint, read_config, read_metrics
+from fwi_i2sb.training.checkpoints import checkpoints, newest_checkpoint, read_checkpoint
+from fwi_i2sb.training.run_dir import read_config, read_metrics
 
 
 def test_a_run_directory_holds_what_it_promises(eight):

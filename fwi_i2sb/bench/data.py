@@ -153,7 +153,7 @@ def judging(setting: Setting) -> Result:
     with _source() as source:
         out = source / "out"
         def unjudged():
-            with unittest.mock.patch("fwi_i2sb.data.store.inspect_pair", lambda *given, **named: []):
+            with unittest.mock.patch("fwi_i2sb.data.prepare.inspect_pair", lambda *given, **named: []):
                 our_convert(source, out)
         count = lambda: StoreDataset(our_convert(source, out), "train").manifest["findings"]
         return trial(setting, "data: convert, without and with the rules", unjudged, lambda: our_convert(source, out),

@@ -1,4 +1,5 @@
 "The evaluation card of a run."
 
-from .card import Tally as Tally, markdown as markdown, table as table
+from .card import Tally as Tally
+from .card_text import markdown as markdown, table as table
 from .command import EvaluateOptions as EvaluateOptions

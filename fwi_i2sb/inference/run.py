@@ -26,7 +26,8 @@ from ..core.formats import read_array, recognise, refuse
 from ..data.scale import PressureRange, VelocityScale
 from ..data.spec import DataSpec
 from ..training.options import TrainOptions
-from ..training.run_dir import make_start, newest_checkpoint, read_checkpoint, read_config
+from ..training.checkpoints import newest_checkpoint, read_checkpoint
+from ..training.run_dir import make_start, read_config
 from ..data.starting_models import check_start, parse_start, STARTING_MODELS
 from ..methods.registry import build_method
 from ..methods.base import Method

@@ -9,7 +9,8 @@ __all__ = ['ModelsOptions', 'models_command']
 from pathlib import Path
 
 from ..core.commands import option_group, Plugin, up_to
-from ..core.files import check_writable, write_json
+from ..core.files import write_json
+from ..core.locks import check_writable
 from ..core.registry import import_plugin, named, names_of
 from ..core.tables import text_table
 from .options import ModelOptions

@@ -4,25 +4,22 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'write_config', 'read_config', 'open_store', 'first_records', 'read_start_maps', 'make_start', 'data_spec',
-           'expected_spec', 'check_same_options', 'check_links', 'same_spec', 'save_checkpoint', 'Checkpoint',
-           'read_checkpoint', 'checkpoints', 'newest_checkpoint', 'drop_checkpoints', 'prune_checkpoints',
-           'optimizer_tensors', 'load_optimizer', 'append_metrics', 'read_metrics', 'write_metrics', 'truncate_metrics']
+           'expected_spec', 'check_same_options', 'check_links', 'same_spec', 'append_metrics', 'read_metrics',
+           'write_metrics', 'truncate_metrics']
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #24b7c65f
-import contextlib, json, os, re, secrets, shutil, warnings
-from dataclasses import dataclass, replace
+import contextlib, json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from pydantic import NonNegativeInt
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ..core.errors import InputError
-from ..core.files import disk_full, fsync_path, read_json, read_npy, sha256, warn_once, write_json, write_text
-from ..core.sealed import read_sealed, Schema, seal, write_sealed
-from ..data.openfwi import discover, find_root, load_ranges, parse_families
+from ..core.files import read_json, read_npy, warn_once, write_json, write_text
+from ..core.sealed import seal
+from ..data.openfwi import discover, find_root, parse_families
+from ..data.openfwi_config import load_ranges
 from ..core.commands import options_from_dict, options_to_dict
 from .options import absolute, DataOptions, first_difference, TrainOptions
 from ..data.multi_family import MultiFamilyStore
@@ -196,125 +193,6 @@ def same_spec(
         raise InputError(f"run {options.folder} was trained on other data ({difference}): use its data, or another "
             f"--name")
     return old
-
-# %% ../../nbs/07_training/01_run_dir.ipynb #533a93e2
-def save_checkpoint(
-    folder: Path,  # run directory
-    step: int,  # optimiser steps done so far
-    state: dict,  # JSON values that belong to it
-    tensors: dict[str, dict[str, torch.Tensor]],  # one safetensors file per entry
-) -> Path:  # the folder checkpoints/step-N
-    "Write a checkpoint completely or not at all. Raises `InputError` if the disk does not take it."
-    final = Path(folder) / "checkpoints" / f"step-{step}"
-    part = final.with_name(f".step-{step}-{secrets.token_hex(8)}.part")
-    try:
-        part.mkdir(parents=True)
-        _write_parts(part, step, state, tensors)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(part, final)
-        fsync_path(final.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        advice = "free disk space" if disk_full(error) else "see that the folder can be written"
-        raise InputError(f"cannot write checkpoint {final} ({error}): {advice} and repeat the command to continue from "
-            f"the checkpoint before it") from None
-    return final
-
-
-def _write_parts(part: Path, step: int, state: dict, tensors: dict):
-    for name, values in tensors.items():
-        save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, part / f"{name}.safetensors")
-        fsync_path(part / f"{name}.safetensors")
-    sums = {name: sha256(part / f"{name}.safetensors") for name in tensors}
-    write_sealed(part / "state.json", {"step": step, "sha256": sums, **state})
-    # safetensors makes files that only their owner may read
-    for name in tensors:
-        try: shutil.copymode(part / "state.json", part / f"{name}.safetensors")
-        except OSError as error:
-            warn_once("chmod", f"{part.parent}: the rights of files cannot be set ({error.strerror}), so other users "
-                f"may not read the checkpoints")
-    fsync_path(part)
-
-# %% ../../nbs/07_training/01_run_dir.ipynb #bbfa70bc
-class _State(Schema):
-    "What state.json holds."
-    step: NonNegativeInt
-    sha256: dict[str, str]
-    seed: NonNegativeInt
-    next_sample: NonNegativeInt
-    skipped: NonNegativeInt
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    "A checkpoint read back: its folder, step, JSON state, and the tensors asked for."
-    path: Path
-    step: int
-    state: dict
-    tensors: dict[str, dict[str, torch.Tensor]]
-
-# %% ../../nbs/07_training/01_run_dir.ipynb #fc963665
-def read_checkpoint(
-    path: Path,  # a folder checkpoints/step-N
-    parts: tuple[str, ...] = ("ema",),  # which of its safetensors files to read
-) -> Checkpoint:
-    "Read a checkpoint and verify what is read. Raises `InputError` if it is missing or damaged."
-    path = Path(path)
-    if not path.is_dir(): raise InputError(f"no checkpoint {path}")
-    try:
-        state = read_sealed(path / "state.json", _State)
-        if re.fullmatch(r"step-\d+", path.name) and int(path.name[5:]) != state["step"]:
-            raise ValueError(f"its state is of step {state['step']}")
-        if lost := [name for name in parts if name not in state["sha256"]]:
-            raise InputError(f"checkpoint {path} has no {lost[0]}: it is of another method")
-        for name in parts:
-            if sha256(path / f"{name}.safetensors") != state["sha256"][name]:
-                raise ValueError(f"{name}.safetensors has changed since it was written")
-        return Checkpoint(path, state["step"], state, {name: load_file(path / f"{name}.safetensors") for name in parts})
-    # other I/O errors do not mean that the checkpoint is damaged
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"checkpoint {path} is damaged: {error}") from None
-
-# %% ../../nbs/07_training/01_run_dir.ipynb #6df78230
-def checkpoints(folder: Path) -> list[Path]:
-    "The checkpoint folders of a run, newest first."
-    found = [p for p in (Path(folder) / "checkpoints").glob("step-*") if re.fullmatch(r"step-\d+", p.name)]
-    return sorted(found, key=lambda p: -int(p.name[5:]))
-
-# %% ../../nbs/07_training/01_run_dir.ipynb #faaf5d22
-def newest_checkpoint(folder: Path, parts: tuple[str, ...] = ("ema",)) -> Checkpoint | None:
-    "The newest valid checkpoint of a run, or None; warns of each damaged one that it skips."
-    for path in checkpoints(folder):
-        try: return read_checkpoint(path, parts)
-        except InputError as error: warnings.warn(f"{error}; trying the previous one", stacklevel=2)
-    return None
-
-# %% ../../nbs/07_training/01_run_dir.ipynb #dea3c3ee
-def drop_checkpoints(folder: Path, after: int):
-    "Delete the checkpoints beyond a step: damaged ones, which a continued run writes again."
-    for path in checkpoints(folder):
-        if int(path.name[5:]) > after: shutil.rmtree(path)
-
-# %% ../../nbs/07_training/01_run_dir.ipynb #b35c4711
-def prune_checkpoints(folder: Path, keep: int):
-    "Delete all but the newest `keep` checkpoints, and the remains of interrupted saves."
-    for path in checkpoints(folder)[keep:]: shutil.rmtree(path)
-    for path in (Path(folder) / "checkpoints").glob(".step-*.part"): shutil.rmtree(path, ignore_errors=True)
-
-
-# %% ../../nbs/07_training/01_run_dir.ipynb #6e9fe322
-def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    "The state of an optimiser as named tensors, `index.quantity`."
-    return {f"{i}.{k}": torch.as_tensor(v) for i, s in optimizer.state_dict()["state"].items() for k, v in s.items()}
-
-# %% ../../nbs/07_training/01_run_dir.ipynb #8e6bc250
-def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Tensor]):
-    "Put named tensors back; the parameter groups stay as the optimiser was built."
-    state = {}
-    for name, value in tensors.items():
-        index, quantity = name.split(".", 1)
-        state.setdefault(int(index), {})[quantity] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #232dbd44
 def append_metrics(folder: Path, **values):
