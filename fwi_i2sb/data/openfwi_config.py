@@ -12,7 +12,7 @@ from pathlib import Path
 
 from ..core.errors import InputError
 from ..core.files import read_json, warn_once
-from .openfwi import _same_name, any_family, FAMILIES, Family
+from .openfwi import same_name, any_family, FAMILIES, Family
 from .scale import VelocityScale
 
 # %% ../../nbs/02_data/02_openfwi_config.ipynb #3f8ef53f
@@ -31,9 +31,9 @@ def _entries(path, wanted):
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} is not a JSON table of families with data_min and data_max ({error!r})") from None
     ours = [*FAMILIES, *(name for name in wanted if name not in FAMILIES)]
-    others = [key for key in table if not any(_same_name(name, key) for name in ours)]
+    others = [key for key in table if not any(same_name(name, key) for name in ours)]
     if others: warn_once(f"{path} others", f"{path}: passed over, as no family has these names: {', '.join(others)}")
-    found = {name: table[key] for key in table for name in ours if _same_name(name, key)}
+    found = {name: table[key] for key in table for name in ours if same_name(name, key)}
     for name in wanted:
         if name not in found:
             warn_once(f"{path} {name}", f"{path} has no entry for {name}: its range is the one without this file")

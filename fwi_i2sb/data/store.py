@@ -6,8 +6,8 @@
 __all__ = ['convert', 'StoreDataset']
 
 # %% ../../nbs/02_data/13_store.ipynb #1d4f6981
-import contextlib, hashlib, os, shutil, warnings, zlib
-from dataclasses import dataclass, field, replace
+import contextlib, os, shutil, warnings
+from dataclasses import replace
 from pathlib import Path
 
 import lmdb, torch
@@ -19,12 +19,12 @@ from ..core.locks import check_writable, locked
 from ..core.registry import method_of
 from ..core.sealed import seal, write_sealed
 from .database import append, Values
-from .findings import check_accepted, from_bits
+from .findings import check_accepted
 from fwi_i2sb.data.manifest import (
     load_manifest, manifest_difference, planned_manifests, pressure_of, read_manifest, same_range,
     survey_and_scale)
 from .openfwi import any_family, FAMILIES, Family, find_root, get_family, store_bytes
-from .prepare import decode_record, prepared_batches, PreparedRecords, refuse_damage, TAIL, value_parts
+from .prepare import decode_record, prepared_batches, PreparedRecords, refuse_damage, Summary, TAIL, value_parts
 from .rules import inspect_pair
 from .scale import VelocityScale
 from .sources import changed_sources, remember_sources, touched_sources
