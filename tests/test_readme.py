@@ -66,7 +66,10 @@ def paste(fwi, tmp_path, monkeypatch):
 
     def make(words):
         "The command of a target, in this process where it is ours."
-        said = subprocess.run(["make", "-n", *made, *words[1:]], capture_output=True, text=True, check=True).stdout
+        # a make above this one would have it print directories, and hand it flags
+        outer = {name: text for name, text in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+        said = subprocess.run(["make", "-n", *made, *words[1:]], capture_output=True, text=True, check=True,
+                              env=outer).stdout
         program, *rest = shlex.split(said.splitlines()[-1])
         if Path(program).name == "jupyter": return answers(["make", *made, *words[1:]])
         assert Path(program).name == "fwi-i2sb", said
