@@ -34,7 +34,7 @@ from .data.spec import DataSpec
 from .data.starting_models import parse_start
 from .methods.registry import build_method, resolve, try_network
 from .training.batches import check_batch, microbatches, start_moments
-from .training.checkpoints import drop_checkpoints
+from .training.checkpoint import drop_checkpoints
 from .training.launch import start_processes
 from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import open_accelerator

@@ -12,7 +12,7 @@ import psutil
 from forkserver import PATIENCE, start
 from safetensors.numpy import load_file
 
-from fwi_i2sb.training.checkpoints import checkpoints
+from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import read_metrics
 
 SMALL = ["--model", "tiny", "--batch-size", "8", "--microbatch", "4", "--log-every", "1", "--val-batches", "1",

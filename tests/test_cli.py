@@ -17,7 +17,7 @@ from fwi_i2sb.data.command import CheckOptions
 from fwi_i2sb.core.commands import run_command
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.training.options import OptimOptions
-from fwi_i2sb.training.checkpoints import checkpoints
+from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.inference.run import TrainedRun
 
 TRAIN = ["--model", "tiny", "--batch-size", "4", "--microbatch", "4", "--num-itr", "1", "--log-writer", "none",

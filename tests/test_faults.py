@@ -11,8 +11,8 @@ import pytest
 from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, finish, free_port, losses, python_train,
     wait_for, weights)
 
-from fwi_i2sb.training import checkpoints as checkpoints_module
-from fwi_i2sb.training.checkpoints import checkpoints
+from fwi_i2sb.training import checkpoint as checkpoint_module
+from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import read_config, write_config
 
 LONG = ["--num-itr", 10**6, "--save-every", 10**6, "--val-every", 10**6]
@@ -74,7 +74,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_sentence_and_the_one_before_stays(da
 def test_a_disk_that_does_not_answer_costs_no_checkpoint(fwi, data, four, tmp_path, monkeypatch):
     shutil.copytree(four, tmp_path / "four")
     def broken(path): raise OSError(errno.EIO, "Input/output error", str(path))
-    monkeypatch.setattr(checkpoints_module, "sha256", broken)
+    monkeypatch.setattr(checkpoint_module, "sha256", broken)
     outcome = fwi("train", *arguments(data, tmp_path, "four", "--num-itr", 6, "--save-every", 2))
     assert outcome.code == 2 and "Input/output error" in outcome.err
     assert [p.name for p in checkpoints(tmp_path / "four")] == ["step-4", "step-2"]

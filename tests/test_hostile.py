@@ -26,11 +26,11 @@ from fwi_i2sb.core.locks import check_writable, claim, locked
 from fwi_i2sb.core.workers import end_on_failure, read_ahead
 from fwi_i2sb.data.openfwi import discover, find_root
 from fwi_i2sb.train import stop_signal
-from fwi_i2sb.training import checkpoints as checkpoints_module
+from fwi_i2sb.training import checkpoint as checkpoint_module
 from fwi_i2sb.training.options import DataOptions, DeviceOptions, first_difference, RunOptions, TrainOptions
 from fwi_i2sb.training.processes import environment, join, rank_variables
 from fwi_i2sb.training.ranks import find_ranks, Ranks
-from fwi_i2sb.training.checkpoints import checkpoints, save_checkpoint
+from fwi_i2sb.training.checkpoint import checkpoints, save_checkpoint
 from fwi_i2sb.training.run_dir import read_config, read_metrics, write_config
 
 
@@ -94,7 +94,7 @@ def test_a_disk_without_rights_keeps_its_checkpoints(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("number, advice", [(errno.EDQUOT, "free disk space"), (errno.EACCES, "can be written")])
 def test_a_checkpoint_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypatch, number, advice):
-    monkeypatch.setattr(checkpoints_module, "sha256", failing(number))
+    monkeypatch.setattr(checkpoint_module, "sha256", failing(number))
     with pytest.raises(InputError, match=advice): save_checkpoint(tmp_path, 7, {}, dict(ema={}))
     assert everything(tmp_path) == ["checkpoints"]
 

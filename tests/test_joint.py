@@ -9,7 +9,7 @@ from processes import arguments, assert_equal, losses, weights
 
 from fwi_i2sb.data.generate import generate
 from fwi_i2sb.inference.run import load_run
-from fwi_i2sb.training.checkpoints import checkpoints
+from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import read_config, read_metrics
 
 

@@ -19,7 +19,7 @@ from fwi_i2sb.data.openfwi import FAMILIES
 from fwi_i2sb.data.scale import PressureRange
 from fwi_i2sb.core.commands import option_table, options_to_dict, parse
 from fwi_i2sb.training.options import TrainOptions
-from fwi_i2sb.training.checkpoints import checkpoints
+from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import open_store, read_config, read_metrics
 
 EFFECTS = {}

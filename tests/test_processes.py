@@ -13,7 +13,7 @@ import pytest
 from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, finish, free_port, losses, python_train,
     wait_for, weights)
 
-from fwi_i2sb.training.checkpoints import checkpoints
+from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import read_metrics
 
 

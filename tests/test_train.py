@@ -7,7 +7,7 @@ import pytest
 from processes import MPIRUN, arguments, assert_equal, finish, free_port, losses, python_train, weights
 
 from fwi_i2sb.core.errors import InputError
-from fwi_i2sb.training.checkpoints import checkpoints, newest_checkpoint, read_checkpoint
+from fwi_i2sb.training.checkpoint import checkpoints, newest_checkpoint, read_checkpoint
 from fwi_i2sb.training.run_dir import read_config, read_metrics
 
 

@@ -20,7 +20,7 @@ from ..diffusion.sampling import STREAMS, TrajectoryPoint
 from ..core.errors import InputError
 from ..core.files import atomic
 from ..core.registry import method_of
-from ..training.checkpoints import checkpoints
+from ..training.checkpoint import checkpoints
 from ..data.starting_models import parse_start, Start
 from ..core.devices import device_name
 from .record_checks import record_checks

@@ -26,7 +26,7 @@ from ..core.formats import read_array, recognise, refuse
 from ..data.scale import PressureRange, VelocityScale
 from ..data.spec import DataSpec
 from ..training.options import TrainOptions
-from ..training.checkpoints import newest_checkpoint, read_checkpoint
+from ..training.checkpoint import newest_checkpoint, read_checkpoint
 from ..training.run_dir import make_start, read_config
 from ..data.starting_models import check_start, parse_start, STARTING_MODELS
 from ..methods.registry import build_method

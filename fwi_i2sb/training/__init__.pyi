@@ -4,5 +4,5 @@ from .options import (
     DataOptions as DataOptions, DeviceOptions as DeviceOptions, LogOptions as LogOptions,
     OptimOptions as OptimOptions, RunOptions as RunOptions, TrainOptions as TrainOptions,
 )
-from .checkpoints import checkpoints as checkpoints, read_checkpoint as read_checkpoint
+from .checkpoint import checkpoints as checkpoints, read_checkpoint as read_checkpoint
 from .run_dir import read_config as read_config, read_metrics as read_metrics

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core.commands import flag_of
 from ..core.errors import InputError
 from .options import TrainOptions
-from .checkpoints import Checkpoint, checkpoints, newest_checkpoint, read_checkpoint
+from .checkpoint import Checkpoint, checkpoints, newest_checkpoint, read_checkpoint
 from .run_dir import read_config, read_metrics, truncate_metrics, write_metrics
 from .step import load_weights, parts, put_back, TrainState
 

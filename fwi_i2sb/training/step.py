@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ..core.errors import InputError
-from .checkpoints import (
+from .checkpoint import (
     Checkpoint, load_optimizer, optimizer_tensors, prune_checkpoints, save_checkpoint)
 from .options import OptimOptions, TrainOptions
 

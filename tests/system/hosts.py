@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from processes import PATIENCE, arguments, children, losses
 
-from fwi_i2sb.training.checkpoints import checkpoints
+from fwi_i2sb.training.checkpoint import checkpoints
 
 
 def training(*words) -> list[str]:

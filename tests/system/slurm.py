@@ -11,7 +11,7 @@ import pytest
 from processes import PATIENCE, arguments, losses
 from test_grid import table, write_grid, write_notebook
 
-from fwi_i2sb.training.checkpoints import checkpoints
+from fwi_i2sb.training.checkpoint import checkpoints
 
 SCRIPT = Path(__file__).parents[2] / "docker" / "train.sbatch"
 CONFIG = """
