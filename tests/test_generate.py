@@ -178,6 +178,26 @@ def test_files_of_its_own_that_are_not_whole_are_made_again(tmp_path, undisturbe
     assert contents(folder) == contents(undisturbed)
 
 
+def test_a_folder_in_place_of_a_file_is_refused_before_anything_is_simulated(tmp_path, undisturbed):
+    shutil.copytree(undisturbed, folder := tmp_path / undisturbed.name)
+    file = sorted(folder.glob("*.npy"))[0]
+    file.unlink(); file.mkdir()
+    with pytest.raises(InputError, match=f"{file.name} is a folder where a file must be"):
+        generate(tmp_path, "FlatFault_A", **SMALL, workers=1)
+    assert not (folder / ".parts").exists()
+
+
+def test_a_file_in_place_of_a_folder_is_refused_before_anything_is_simulated(tmp_path):
+    folder = tmp_path / "CurveVel_A"
+    asked = dict(SMALL, n_train=1, n_val=1, workers=1)
+    generate(tmp_path, "CurveVel_A", **asked)
+    shutil.rmtree(folder / "model")
+    (folder / "model").touch()
+    with pytest.raises(InputError, match="model is a file where a folder must be"):
+        generate(tmp_path, "CurveVel_A", **asked)
+    assert not (folder / ".parts").exists()
+
+
 def test_a_damaged_part_of_an_interrupted_run_is_made_again(tmp_path, undisturbed):
     class Stop(Exception): "Stands for an interruption that no handler of ours sees."
     def stop(done, total):

@@ -204,6 +204,9 @@ def _missing(folder, shards, settings):
 
 def _whole(path, shape):
     "Whether a file is there with all that it should hold; says so of one that is not what was written."
+    if path.is_dir(): raise InputError(f"{path} is a folder where a file must be: remove it, or choose another folder")
+    if path.parent.exists() and not path.parent.is_dir():
+        raise InputError(f"{path.parent} is a file where a folder must be: remove it, or choose another folder")
     if not path.exists(): return False
     try: found = open_npy(path)
     except InputError as error: why = str(error)

@@ -19,17 +19,17 @@ from .scale import VelocityScale
 def _limits(entry, path, name, low, high):
     "Two numbers of an entry of a configuration, the first below the second."
     try: a, b = float(entry[low]), float(entry[high])
-    except (ValueError, KeyError, TypeError, OverflowError) as error:
-        raise InputError(f"{path} is not a JSON table of families with {low} and {high}: {name} has none "
-            f"({error!r})") from None
+    except (ValueError, KeyError, TypeError, OverflowError):
+        raise InputError(f"{path} is not a JSON table of families with {low} and {high}: {name} has none") from None
     if -math.inf < a < b < math.inf: return a, b
     raise InputError(f"{path}: {low} of {name} must be below its {high}, and both finite")
 
 def _entries(path, wanted):
     "The entries of a configuration that are of OpenFWI's families or of those wanted, by name."
-    try: table = dict(read_json(path).items())
-    except (OSError, ValueError, AttributeError) as error:
-        raise InputError(f"{path} is not a JSON table of families with data_min and data_max ({error!r})") from None
+    try: table = read_json(path)
+    except (OSError, ValueError) as error: raise InputError(f"{path} cannot be read ({error})") from None
+    if not isinstance(table, dict):
+        raise InputError(f"{path} is not a JSON table of families with data_min and data_max")
     ours = [*FAMILIES, *(name for name in wanted if name not in FAMILIES)]
     others = [key for key in table if not any(same_name(name, key) for name in ours)]
     if others: warn_once(f"{path} others", f"{path}: passed over, as no family has these names: {', '.join(others)}")
