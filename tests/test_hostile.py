@@ -351,6 +351,31 @@ def test_what_is_no_file_or_does_not_fit_is_not_read(refused, mini, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["config.json", "checkpoints/step-60/state.json",
+    "checkpoints/step-60/ema.safetensors"])
+def test_a_pipe_in_a_run_is_not_waited_for(refused, mini, tmp_path, name):
+    shutil.copytree(mini, tmp_path / "run")
+    (tmp_path / "run" / name).unlink()
+    os.mkfifo(tmp_path / "run" / name)
+    refused("invert", tmp_path / "run", "--records", 1, "--nfe", 1, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["database.lmdb", "manifest.json"])
+def test_a_pipe_in_a_store_is_not_waited_for(refused, data, tmp_path, name):
+    store = tmp_path / "store" / "CurveVel_A"
+    shutil.copytree(data, store)
+    (store / "train" / name).unlink()
+    os.mkfifo(store / "train" / name)
+    refused("train", *arguments(store, tmp_path / "runs", "piped"), saying=("pipe or a device",))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_pipe_is_no_grid(refused, tmp_path):
+    os.mkfifo(tmp_path / "grid.yaml")
+    refused("experiment", tmp_path / "grid.yaml", saying=("pipe or a device",))
+
+
 @pytest.mark.parametrize("option, value", [("--interval", 10**12), ("--image-size", 4096), ("--seed", 2**63),
     ("--seed", 10**25), ("--batch-size", 2**40), ("--num-itr", 10**10), ("--loader-workers", 10**4),
     ("--beta-max", 1e30), ("--t0", 1e200), ("--base-noise", 1e38), ("--cond-weight", 1e300), ("--keep", 10**18),

@@ -13,6 +13,7 @@ import lmdb, psutil, torch
 import numpy as np
 
 from ..core.errors import InputError
+from ..core.files import check_regular
 from ..core.registry import method_of
 
 # %% ../../nbs/02_data/09_database.ipynb #98222064
@@ -30,6 +31,7 @@ def _lacking(path, env):
 def _open_to_append(path, capacity):
     "The file, open; anew if what is there was cut short, which would end the process when it is read."
     if os.path.exists(path):
+        check_regular(path)
         try:
             with contextlib.closing(lmdb.open(str(path), subdir=False, lock=False, readonly=True)) as env:
                 sound = not _lacking(path, env)
@@ -80,6 +82,7 @@ class _Reader:
     "A file open for reading, closed when the last reference to this object is gone."
     def __init__(self, path, identity):
         self.identity = identity
+        check_regular(path)
         self.env = lmdb.open(path, subdir=False, readonly=True, lock=False, readahead=False)
         weakref.finalize(self, self.env.close)
 

@@ -16,6 +16,7 @@ import yaml
 # %% ../../nbs/10_sweeps/00_grid.ipynb #1b5ef757
 import fwi_i2sb
 from ..core.errors import InputError, unknown
+from ..core.files import check_regular, read_json
 from ..core.registry import method_of
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #c45f4c3c
@@ -25,7 +26,7 @@ def code_digest(
     "Digest of a notebook's code cells, without texts and outputs. Raises `InputError` for any other file."
     try:
         code = ["".join(cell["source"])
-            for cell in json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
+            for cell in read_json(Path(notebook))["cells"] if cell["cell_type"] == "code"]
     except (ValueError, KeyError, TypeError): raise InputError(f"{notebook} is not a notebook") from None
     return _digest(code)
 
@@ -71,7 +72,7 @@ def identity(self) -> dict:
 # %% ../../nbs/10_sweeps/00_grid.ipynb #76c86767
 def _load(path: Path) -> dict | None:
     "What a JSON file holds; None if it is missing, damaged or not a mapping."
-    try: found = json.loads(path.read_text(encoding="utf-8"))
+    try: found = read_json(path)
     except (FileNotFoundError, ValueError): return None
     return found if isinstance(found, dict) else None
 
@@ -134,6 +135,7 @@ ENTRIES = {"notebook": str, "out": str, "fixed": dict, "cross": dict, "cells": l
 
 def _read(path: Path) -> dict:
     "The file's entries, with the optional ones filled in."
+    check_regular(path)
     try: grid = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error: raise InputError(f"it is not YAML: {error}") from None
     if not isinstance(grid, dict): raise InputError("it must hold the entries notebook, out and cross")

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..core.errors import InputError
-from ..core.files import read_json, read_npy, warn_once, write_json, write_text
+from ..core.files import check_regular, read_json, read_npy, warn_once, write_json, write_text
 from ..core.sealed import seal
 from ..data.openfwi import discover, find_root, parse_families
 from ..data.openfwi_config import load_ranges
@@ -203,6 +203,7 @@ def append_metrics(folder: Path, **values):
 def read_metrics(folder: Path) -> list[dict]:
     "The lines of `metrics.jsonl`; what a kill, a power cut or a flipped bit left of a line is left out."
     path, rows = Path(folder) / "metrics.jsonl", []
+    if path.exists(): check_regular(path)
     for line in path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1] if path.exists() else []:
         row = None
         with contextlib.suppress(ValueError, RecursionError): row = json.loads(line)
