@@ -371,6 +371,11 @@ def test_a_pipe_in_a_store_is_not_waited_for(refused, data, tmp_path, name):
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_pipe_in_place_of_the_log_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(InputError, match="pipe or a device"): read_metrics(tmp_path)
+
+
 def test_a_pipe_is_no_grid(refused, tmp_path):
     os.mkfifo(tmp_path / "grid.yaml")
     refused("experiment", tmp_path / "grid.yaml", saying=("pipe or a device",))
