@@ -1,6 +1,7 @@
 "Every method trains, continues, inverts and is refused in the same way; models of one's own; starts without truth."
 import json
 import re
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -259,6 +260,9 @@ def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
     late.write_text(PLUGIN.replace("{tag}", "-late") + "raise RuntimeError('too late')")
     refused("models", "--import", late, saying=("too late",))
     assert "loudness-late" not in MODELS
+    # a process of its own: the file brings the first import of the registry
+    subprocess.run([sys.executable, "-c", "import sys; from fwi_i2sb.core.registry import import_plugin as add; "
+        "add(sys.argv[1]); from fwi_i2sb.models.registry import MODELS; assert 'loudness' in MODELS", file], check=True)
 
 
 KINDS = """

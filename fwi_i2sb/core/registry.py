@@ -113,7 +113,8 @@ def import_plugin(path: Path | None):
     before = [(registry, dict(registry)) for registry in Registry.every]
     try:
         _run_file(path)
-        if all(registry.own.keys() == names.keys() for registry, names in before):
+        # a file that brings the first import of a registry's module is taken at its word
+        if len(Registry.every) == len(before) and all(reg.own.keys() == names.keys() for reg, names in before):
             raise InputError(f"--import {path} registers nothing: decorate your model with fwi_i2sb.models.registry."
                              "register, your method with fwi_i2sb.methods.registry.register_method, anything else with "
                              "the `register` of its Registry")
