@@ -15,7 +15,7 @@ from .evaluation.evaluate import evaluate as evaluate
 from .examples import mini_run as mini_run
 from .explore import explore as explore
 from .inference.figure import plot_result as plot_result
-from .inference.invert import load_run as load_run
+from .inference.run import load_run as load_run
 from .methods.options import ModelOptions as ModelOptions
 from .metrics.accuracy import mae as mae, misfit as misfit, rmse as rmse, ssim as ssim
 from .physics.wave import OPENFWI as OPENFWI, Survey as Survey, simulate as simulate

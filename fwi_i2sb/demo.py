@@ -14,7 +14,8 @@ from .core.files import write_json
 from .core.progress import duration
 from .data.command import convert_command, ConvertOptions, generate_command, GenerateOptions
 from .evaluation.command import evaluate_command, EvaluateOptions
-from .inference.command import invert_command, InvertOptions, SamplingOptions
+from .inference.command import invert_command, InvertOptions
+from .inference.options import SamplingOptions
 from .methods.options import ModelOptions
 from .train import train
 from .training.options import DataOptions, LogOptions, OptimOptions, RunOptions, TrainOptions

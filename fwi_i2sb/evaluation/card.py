@@ -27,7 +27,7 @@ class Tally:
         self,
         start: str,  # starting model, as it is written on the command line
         method: str,  # what stands in the table
-        kind: str,  # start, method, sample, oracle, control or classical
+        kind: str,  # start, stage, method, sample, oracle, control or classical
         scale: VelocityScale = OPENFWI_SCALE,  # of the run: unit of the normalised errors, range of the SSIM
     ):
         self.about = dict(start=start, sees_truth=sees_truth(start), method=method, kind=kind)

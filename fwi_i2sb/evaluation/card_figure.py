@@ -17,7 +17,8 @@ from ..data.scale import OPENFWI_SCALE
 from ..physics.wave import OPENFWI
 
 # %% ../../nbs/09_evaluation/02_card_figure.ipynb #8e2d1e4f
-_MARKS = {"start": "s", "method": "o", "sample": "d", "oracle": "*", "control": "x", "classical": "^", "subset": "."}
+_MARKS = {"start": "s", "stage": "p", "method": "o", "sample": "d", "oracle": "*", "control": "x",
+    "classical": "^", "subset": "."}
 
 
 def _draw_errors(ax, rows):
@@ -41,8 +42,10 @@ def _draw_reliability(ax, answers, expected):
     "Covered against nominal share of the central intervals, one line per starting model."
     ax.plot((0, 1), (0, 1), color="0.85")
     ax.plot(expected["levels"], expected["coverage"], "k--", linewidth=1, label="calibrated")
-    for i, row in enumerate(answers):
-        ax.plot(expected["levels"], np.array(row["reliability"], dtype=float), "o-", color=f"C{i}", markersize=3)
+    starts = list(dict.fromkeys(row["start"] for row in answers))
+    for row in answers:
+        ax.plot(expected["levels"], np.array(row["reliability"], dtype=float), color=f"C{starts.index(row['start'])}",
+            **dict(marker="o", ls="-", ms=3) if row["kind"] == "method" else dict(marker="p", ls=":", ms=3))
     ax.set(xlabel="interval of the samples", ylabel="cells inside", xlim=(0, 1), ylim=(0, 1))
     ax.legend(fontsize="x-small")
 
@@ -65,7 +68,7 @@ def card_figure(
     survey = replace(OPENFWI, dx=card.get("dx", OPENFWI.dx))
     limits = card.get("velocity_range", (OPENFWI_SCALE.low, OPENFWI_SCALE.high))
     rows = [row for row in card["rows"] if row["family"] == card["rows"][0]["family"]]
-    answers = [row for row in rows if row["kind"] == "method" and "reliability" in row]
+    answers = [row for row in rows if row["kind"] in ("method", "stage") and "reliability" in row]
     heights = 2.6 + 0.17 * len(rows), models_height(np.shape(card["example"]["mean"]))
     figure = new_figure(11.5, 0.4 + sum(heights))
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)

@@ -22,7 +22,7 @@ from ..data.openfwi import FAMILIES
 from .card_figure import card_figure
 from .card_text import markdown, table
 from .evaluate import evaluate
-from ..inference.command import check_samples, SamplingOptions
+from ..inference.options import check_samples, SamplingOptions
 from ..inference.run import load_run
 from ..inference.validation_data import validation_data
 from ..metrics.published import published

@@ -15,7 +15,7 @@ import torch
 import fwi_i2sb
 from .card import assemble, Tally
 from ..data.degrade import at_frequency, Degradation
-from ..inference.invert import starting_models
+from ..inference.first_guess import starting_models
 from ..inference.run import is_map_file, resimulate, TrainedRun
 from ..data.multi_family import MultiFamilyStore
 from ..metrics.accuracy import mae, misfit
@@ -33,7 +33,7 @@ class _Job:
     simulator: TrainedRun
     data: MultiFamilyStore
     record_ids: list[int]  # of the records in the data
-    settings: dict  # samples, nfe, sampler, eta, w, clip_denoise, seed of `invert`
+    settings: dict  # samples, nfe, sampler, eta, w, clip_denoise, refine, refine_tv, snr, seed of `invert`
     degradation: Degradation = Degradation()
     engine: str = "deepwave"
     misfit_records: int = 8
@@ -61,10 +61,14 @@ def _answers(job: _Job, batch: Batch, start: str):
     "(row, kind, maps, ensemble, cost) of every row, for a batch."
     name, (result, cost) = job.run.method.name, _invert(job, batch, start, batch.seismic)
     yield "starting model", "start", result.start, None, {}
+    if job.settings.get("refine"):
+        before, cheap = _invert(job, batch, start, batch.seismic, refine=0, snr=None)
+        yield f"{name}, not refined", "stage", before.mean, before.samples, cheap
     yield name, "method", result.mean, result.samples, cost
     if (k := cost["samples"]) > 1:
         part = {name: (cost[name] - result.provenance[start]) / k + result.provenance[start]
             for name, start in (("network_calls", "start_calls"), ("seconds_per_record", "start_seconds"))}
+        if cost["wave_solves"]: part["wave_solves"] = cost["wave_solves"] / (k + 1)  # the mean's are not needed
         yield f"{name}, single sample", "sample", result.samples[:, 0], None, cost | dict(samples=1) | part
         errors = torch.stack([mae(sample, batch.truth) for sample in result.samples.unbind(1)], 1)
         yield (f"{name}, best of {k} (oracle)", "oracle",
@@ -207,6 +211,8 @@ def evaluate(
     eta: float | None = None,  # as in `invert`
     w: float = 1.0,  # as in `invert`
     clip_denoise: bool | None = None,  # as in `invert`
+    refine: int = 0,  # as in `invert`, of controls too; steps end at the noise of the degradation
+    refine_tv: float = 0.0,  # as in `invert`
     seed: int = 0,  # of starts, samples and perturbations
     misfit_records: int = 8,  # records, from the first, that are simulated for the data misfit
     engine: str = "deepwave",  # forward operator of the misfit, and of records that are re-simulated
@@ -225,9 +231,10 @@ def evaluate(
     starts = _named_starts(run, starts)
     data = validation_data(run) if data is None else data
     asked = dict(nfe=nfe, sampler=sampler, eta=eta, w=w)
-    settings = run.method.sampling_settings(**asked, clip=clip_denoise) | dict(seed=seed)
+    settings = run.method.sampling_settings(**asked, clip=clip_denoise) | dict(seed=seed, refine=refine)
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records),
-        asked | dict(samples=samples, clip_denoise=clip_denoise, seed=seed), degradation, engine, misfit_records,
+        asked | dict(samples=samples, clip_denoise=clip_denoise, seed=seed, refine=refine, refine_tv=refine_tv,
+            snr=degradation.snr if refine else None), degradation, engine, misfit_records,
         fwi_records, controls)
     _check(job, starts)
     tallies = _tallies(job, starts, batch_size, progress or (lambda done, total: None))

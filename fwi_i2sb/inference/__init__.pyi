@@ -2,5 +2,5 @@
 
 from .command import InvertOptions as InvertOptions
 from .explorer import Explorer as Explorer
-from .invert import Inversion as Inversion, load_run as load_run
-from .run import TrainedRun as TrainedRun
+from .invert import Inversion as Inversion, TrainedRun as TrainedRun
+from .run import load_run as load_run

@@ -16,7 +16,8 @@ from ..core.errors import InputError, unknown
 from ..core.registry import method_of
 from ..data.starting_models import sees_truth
 from .figure import plot_records, plot_result
-from .invert import Inversion, starting_models
+from .first_guess import starting_models
+from .invert import Inversion
 from .run import resimulate, TrainedRun
 from .validation_data import validation_records
 from ..metrics.accuracy import mae, misfit, ssim

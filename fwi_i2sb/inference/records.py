@@ -89,8 +89,9 @@ def joined(all_: dict, new: dict, before: int, n: int) -> dict:
     "The provenance of several batches: lists one after the other, cells added, seconds averaged."
     if not all_: return dict(new)
     mean = lambda name: (all_[name] * before + new[name] * (n - before)) / n
-    lists = {name: all_[name] + new[name] for name in ("records", "record_checks")}
-    seconds = {name: mean(name) for name in ("seconds_per_record", "start_seconds") if name in new}
+    lists = {name: all_[name] + new[name]
+        for name in ("records", "record_checks", "refine_misfit", "refine_noise") if name in new}
+    seconds = {name: mean(name) for name in ("seconds_per_record", "start_seconds", "wave_solves") if name in new}
     return all_ | lists | seconds | dict(clipped_cells=all_["clipped_cells"] + new["clipped_cells"])
 
 # %% ../../nbs/08_inference/05_records.ipynb #292b86ba
@@ -108,6 +109,9 @@ def report(result: Inversion, misfits: dict, truth=None) -> str:
     start = f"start {p['start']}" if p["reads_start"] else "seismic alone, beside the start " + p["start"]
     lines = [f"{len(result.mean)} record(s), {p['method']}, {start}, {p['samples']} sample(s) at NFE {p['nfe']} "
              f"({p['sampler']}), {p['seconds_per_record']:.2f} s per record on {p['device']}"]
+    if p.get("refine"):
+        lines.append(f"refined by up to {p['refine']} steps of waveform inversion, {p['wave_solves']:.0f} wave solves "
+            f"per record")
     if pair := mean_misfits(misfits):
         lines.append(f"relative data misfit: start {pair[0]:.3f}, {p['method']} mean {pair[1]:.3f}"
             + (" - it got WORSE: do not trust this map" if pair[1] > pair[0] else ""))

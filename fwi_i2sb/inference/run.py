@@ -77,6 +77,8 @@ def load_run(
     """Load a trained run: the newest valid checkpoint, or the one given.
 
     Raises `InputError` if it is not a run, or damaged, or needs a plug-in that was not given."""
+    import fwi_i2sb.inference.invert  # noqa: F401 (gives runs their methods; it imports this module)
+
     path = home(path)
     given = path.parent.name == "checkpoints"
     folder = path.parent.parent if given else path
@@ -201,6 +203,3 @@ def resimulate(
     Raises `InputError` for velocities that are not finite or not positive, or that the engine cannot simulate."""
     return torch.cat([decimate(simulate(v[None].to(run.device), run.survey, engine=engine,
         max_velocity=run.scale.high), run.spec.factor).cpu() for v in velocity])
-
-# %% ../../nbs/08_inference/00_run.ipynb #4e6047d0
-import fwi_i2sb.inference.invert  # noqa: E402, F401 (gives TrainedRun its methods)
