@@ -19,7 +19,7 @@ from processes import PATIENCE, arguments, free_port
 from torch.utils.data import DataLoader
 
 from fwi_i2sb.core import files
-from fwi_i2sb.core.commands import parse
+from fwi_i2sb.core.commands import exit_codes, parse
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.core.files import atomic, open_npy, write_text
 from fwi_i2sb.core.locks import check_writable, claim, locked
@@ -420,3 +420,29 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(refused, dat
     monkeypatch.setattr("fwi_i2sb.data.command.inspect_folder", lambda *given, **named: pytest.fail("work has begun"))
     refused("check", data, "--json", tmp_path, saying=("is a folder", "--json"))
     refused("models", "--json", "", saying=("--json",))
+
+
+@pytest.fixture(scope="module")
+def giant(tmp_path_factory):
+    "A sparse record that no memory holds."
+    path = tmp_path_factory.mktemp("giant") / "data1.npy"
+    np.lib.format.open_memmap(path, "w+", "u1", (4, 10**6, 1000, 70))
+    return path
+
+
+def test_a_record_that_no_memory_holds_is_refused_before_it_is_read(refused, mini, tmp_path, giant):
+    refused("check", giant, saying=("a record of shape (1000000, 1000, 70) takes", "are free"))
+    for option in ("--record", "--start"):
+        refused("invert", mini, option, giant, "--out", tmp_path, saying=("has shape (", "1000000, 1000, 70)"))
+    for number in (1, 49):
+        for kind in ("data", "model"): (tmp_path / kind).mkdir(exist_ok=True)
+        os.link(giant, tmp_path / "data" / f"data{number}.npy")
+        np.save(tmp_path / "model" / f"model{number}.npy", np.full((4, 1, 70, 70), 2000, np.float32))
+    for command in ("check", "convert"):
+        refused(command, tmp_path, "--family", "CurveVel_A", saying=("a record of shape (1000000, 1000, 70) in",))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "model"]
+
+
+def test_memory_that_runs_out_is_one_sentence(capsys):
+    with pytest.raises(SystemExit) as end, exit_codes(): np.empty((10**6, 10**6, 10**3))
+    assert end.value.code == 1 and capsys.readouterr().err.startswith("error: memory ran out: Unable to allocate")

@@ -183,7 +183,7 @@ def _typed(name, kind, value):
 # %% ../../nbs/A0_core/02_commands.ipynb #f7cc6dbb
 @contextlib.contextmanager
 def exit_codes():
-    "One message on stderr and an exit code: 2 for an `InputError` or `OSError`, 1 for a dead process, 130 for Ctrl-C."
+    "One message on stderr and an exit code: 2 for an `InputError` or `OSError`, 1 for a loss, 130 for Ctrl-C."
     try: yield
     except (InputError, ChildProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -192,6 +192,9 @@ def exit_codes():
         where = "" if error.filename is None else f"{error.filename}: "
         print(f"error: {where}{error.strerror or error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except MemoryError as error:
+        print(f"error: memory ran out: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         print("interrupted: repeat the command to continue (invert and evaluate begin again)", file=sys.stderr)
         raise SystemExit(130) from None

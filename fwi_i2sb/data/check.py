@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
+from ..core.files import check_memory
 from ..core.formats import phrase, read_array, recognise
 from .findings import fingerprint, inspect_map, Tally
 from fwi_i2sb.data.openfwi import (
@@ -242,6 +243,7 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers), o
         return report
     if d.shape[-3:] != (len(survey.sources), survey.nt, len(survey.receivers)):
         report.problems.append(_looks(d, survey))
+    check_memory(16 * math.prod(d.shape[-3:]), f"a record of shape {d.shape[-3:]}")
     records = d if d.ndim == 4 else d[None]
     tally, seen, squares, first = Tally(accept), _Range(), 0.0, np.array(records[0], dtype=np.float32)
     for i, record in enumerate(records):

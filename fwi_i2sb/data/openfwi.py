@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from ..core.errors import InputError, unknown
-from ..core.files import open_npy
+from ..core.files import check_memory, open_npy
 from ..core.formats import refuse
 from .scale import PressureRange
 
@@ -205,6 +205,8 @@ def open_pair(seismic:Path, velocity:Path)->Pair:
         raise InputError(f"{velocity} has shape {v.shape}: (n, 1, depth, x) is expected")
     if n_d != n_v: raise InputError(f"{seismic} holds {n_d} records but {velocity} holds {n_v} maps")
     if not n_d: raise InputError(f"{seismic} holds no record")
+    for path, shape in ((seismic, d.shape[-3:]), (velocity, v.shape[-2:])):
+        check_memory(16 * math.prod(shape), f"a record of shape {shape} in {path}")
     return Pair(seismic, velocity, n_d, d.shape[-3:], v.shape[-2:])
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #510868ab

@@ -31,7 +31,7 @@ from ..core.files import atomic
 from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from .options import check_samples, SamplingOptions
-from .run import is_map_file, load_run, prepare_seismic, resimulate, TrainedRun
+from .run import check_record_shape, is_map_file, load_run, prepare_seismic, resimulate, TrainedRun
 from ..training.run_dir import first_records
 
 # %% ../../nbs/08_inference/09_command.ipynb #35a97524
@@ -84,10 +84,11 @@ def _validation_work(options: InvertOptions, run: TrainedRun) -> Work:
     return Work(name, ids, read, run.options.model.corrupt if options.start is None else options.start, name)
 
 
-def _file_work(options: InvertOptions, path: Path, name: str) -> Work:
+def _file_work(options: InvertOptions, run: TrainedRun, path: Path, name: str) -> Work:
     def values():  # opened for every batch: a map that is read on and on fills memory
         d = read_array(path, (), "a record (shots, time, receivers)")
         return d if d.ndim == 4 else d[None]
+    check_record_shape(run, values().shape)
     read = lambda i, j: (np.array(values()[i:j], dtype=np.float32), None)
     start = "linear" if options.start is None else options.start
     return Work(name, list(range(max(len(values()), 1))), read, start, str(path))
@@ -196,7 +197,7 @@ def _many(options: InvertOptions, run: TrainedRun, files: list[Path], names: lis
     with progress_bar("invert", "files") as progress:
         for k, (file, name) in enumerate(zip(files, names)):
             try:
-                path, _, misfits = _write(options, run, _file_work(options, file, name), folder,
+                path, _, misfits = _write(options, run, _file_work(options, run, file, name), folder,
                     lambda done, n, k=k: progress(k + done // n, len(files)))
             except InputError as error:
                 failed.append(str(error))
@@ -220,7 +221,7 @@ def invert_command(options: InvertOptions) -> Path:
     if len(files) > 1:
         check_writable(folder, *(f"{name}{suffix}" for name in names for suffix in (".npz", ".png")))
         return _many(options, run, files, names, folder)
-    work = _file_work(options, files[0], names[0]) if files else _validation_work(options, run)
+    work = _file_work(options, run, files[0], names[0]) if files else _validation_work(options, run)
     if options.fwi_iterations is not None and not files: work = replace(work, name=f"{work.name}-classical")
     check_writable(folder, f"{work.name}.npz", f"{work.name}.png")
     with progress_bar("invert") as progress: path, said, _ = _write(options, run, work, folder, progress)
