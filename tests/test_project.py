@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from forkserver import run as python
 
 from fwi_i2sb.core.commands import options_to_dict, parse
 from fwi_i2sb.training.options import TrainOptions
@@ -20,6 +21,22 @@ NOTEBOOKS = [p for p in sorted((ROOT / "nbs").rglob("*.ipynb")) if ".ipynb_check
 def test_importing_the_package_loads_no_torch_and_load_run_comes_when_asked():
     subprocess.run([sys.executable, "-c", "import sys, fwi_i2sb; assert 'torch' not in sys.modules; from fwi_i2sb "
         "import load_run; assert callable(load_run)"], check=True)
+
+
+EACH_FIRST = """
+import importlib, pkgutil, sys
+import fwi_i2sb
+names = [found.name for found in pkgutil.walk_packages(fwi_i2sb.__path__, "fwi_i2sb.")]
+for name in names:
+    if name.endswith("__main__"): continue
+    for known in [known for known in sys.modules if known.split(".")[0] == "fwi_i2sb"]: del sys.modules[known]
+    importlib.import_module(name)
+assert len(names) > 100
+"""
+
+
+def test_every_module_can_be_the_first_that_is_imported():
+    python([sys.executable, "-c", EACH_FIRST], check=True)
 
 
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
