@@ -37,7 +37,7 @@ def refine_samples(
     if sound.any():
         found = refine(seismic[rows[sound]].to(run.device), flat[sound].to(run.device), run.survey,
             factor=run.spec.factor, steps=steps, tv=tv, noise=level[rows[sound]], low=run.scale.low,
-            high=run.scale.high, progress=progress)
+            high=run.scale.high, batch_size=32 if run.device.type == "cuda" else 4, progress=progress)
         flat[sound] = found.velocity.cpu()
         misfit[sound] = torch.stack((found.before, found.after), 1).cpu()
         solves = found.wave_solves.sum().item() / n

@@ -112,7 +112,7 @@ def refine(
     check_pairs(seismic, velocity, survey, factor=factor, iterations=steps, lr=first, low=low, high=high,
         smooth=smooth)
     if not tv >= 0: raise InputError(f"the weight of the total variation must be 0 or more (got {tv})")
-    noise = torch.as_tensor(noise, dtype=torch.float32).expand(len(velocity))
+    noise = torch.as_tensor(noise, dtype=torch.float32, device=velocity.device).expand(len(velocity))
     settings = dict(survey=survey, factor=factor, steps=steps, first=first, tv=tv, smooth=smooth)
     found = []
     with torch.inference_mode(False), torch.enable_grad():
