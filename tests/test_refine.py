@@ -50,15 +50,15 @@ def test_refinement_ends_at_the_noise(mini):
 
 
 def test_a_card_shows_both_sides_of_a_refinement(fwi, mini, tmp_path):
-    told = fwi("evaluate", mini, "--records", 2, "--samples", 2, "--nfe", 2, "--starts", "linear", "--refine", 2,
+    told = fwi("evaluate", mini, "--records", 2, "--samples", 2, "--nfe", 2, "--starts", "linear", "--refine", 3,
         "--misfit-records", 2, "--out", tmp_path)
     assert told.code == 0 and "bridge, not refined" in told.out
     card = json.loads((tmp_path / "card.json").read_text())
     rows = {row["method"]: row for row in card["rows"]}
     before, after = rows["bridge, not refined"], rows["bridge"]
-    assert after["misfit"] < before["misfit"] and before["wave_solves"] == 0 and after["wave_solves"] == 3 * 5
-    assert rows["bridge, single sample"]["wave_solves"] == 5 and before["coverage_90"] is not None
-    assert card["settings"]["refine"] == 2 and (tmp_path / "card.png").exists()
+    assert after["misfit"] < before["misfit"] and before["wave_solves"] == 0 and after["wave_solves"] == 3 * 7
+    assert rows["bridge, single sample"]["wave_solves"] == 7 and before["coverage_90"] is not None
+    assert card["settings"]["refine"] == 3 and (tmp_path / "card.png").exists()
 
 
 @pytest.mark.parametrize("words, saying", [

@@ -7,7 +7,7 @@ __all__ = ['TrainedRun', 'load_run', 'check_survey', 'check_record_shape', 'prep
            'stable_range', 'resimulate']
 
 # %% ../../nbs/08_inference/00_run.ipynb #5d8350fa
-import math
+import contextlib, math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,3 +211,7 @@ def resimulate(
     Raises `InputError` for velocities that are not finite or not positive, or that the engine cannot simulate."""
     return torch.cat([decimate(simulate(v[None].to(run.device), run.survey, engine=engine,
         max_velocity=run.scale.high), run.spec.factor).cpu() for v in velocity])
+
+# %% ../../nbs/08_inference/00_run.ipynb #e26ab01c
+# gives `TrainedRun` its methods; where a module that this needs is just being imported, `load_run` does it
+with contextlib.suppress(ImportError): import fwi_i2sb.inference.invert  # noqa: E402, F401

@@ -146,7 +146,8 @@ def _refine_batch(observed, velocity, noise, *, survey, factor, steps, low, high
         seen = misfit if cut is None else relative(low_band(residual, survey.dt * factor, cut), rows)
         value = seen.square() + tv / (high - low) * _variation(v)
         return value.detach(), torch.autograd.grad(value.sum(), z)[0]
-    for skipped, bands in ((False, (None,)), (True, frequency_bands(survey)[1:])):
+    # the first value of a band is that of its start: few steps are for the whole record
+    for skipped, bands in ((False, (None,)), (True, frequency_bands(survey)[1:] if steps >= 4 else (None,))):
         rows = (far == skipped).nonzero()[:, 0]
         z = unbounded(velocity[rows], low, high)
         for k, cut in enumerate(bands):
