@@ -183,7 +183,9 @@ def _typed(name, kind, value):
 # %% ../../nbs/A0_core/02_commands.ipynb #f7cc6dbb
 @contextlib.contextmanager
 def exit_codes():
-    "One message on stderr and an exit code: 2 for an `InputError` or `OSError`, 1 for a loss, 130 for Ctrl-C."
+    """One message on stderr and an exit code.
+
+    2 for an `InputError` or `OSError`, 1 for a dead process or memory that ran out, 130 for Ctrl-C."""
     try: yield
     except (InputError, ChildProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -205,6 +205,7 @@ def open_pair(seismic:Path, velocity:Path)->Pair:
         raise InputError(f"{velocity} has shape {v.shape}: (n, 1, depth, x) is expected")
     if n_d != n_v: raise InputError(f"{seismic} holds {n_d} records but {velocity} holds {n_v} maps")
     if not n_d: raise InputError(f"{seismic} holds no record")
+    # float32, and as much again three times while it is judged and filtered
     for path, shape in ((seismic, d.shape[-3:]), (velocity, v.shape[-2:])):
         check_memory(16 * math.prod(shape), f"a record of shape {shape} in {path}")
     return Pair(seismic, velocity, n_d, d.shape[-3:], v.shape[-2:])

@@ -46,6 +46,7 @@ def _draw_reliability(ax, answers, expected):
     for row in answers:
         ax.plot(expected["levels"], np.array(row["reliability"], dtype=float), color=f"C{starts.index(row['start'])}",
             **dict(marker="o", ls="-", ms=3) if row["kind"] == "method" else dict(marker="p", ls=":", ms=3))
+    if any(row["kind"] == "stage" for row in answers): ax.plot([], [], "p:", color="0.5", ms=3, label="not refined")
     ax.set(xlabel="interval of the samples", ylabel="cells inside", xlim=(0, 1), ylim=(0, 1))
     ax.legend(fontsize="x-small")
 

@@ -62,7 +62,7 @@ def _answers(job: _Job, batch: Batch, start: str):
     name, (result, cost) = job.run.method.name, _invert(job, batch, start, batch.seismic)
     yield "starting model", "start", result.start, None, {}
     if job.settings.get("refine"):
-        before, cheap = _invert(job, batch, start, batch.seismic, refine=0, snr=None)
+        before, cheap = _invert(job, batch, start, batch.seismic, refine=0, refine_tv=0.0, snr=None)
         yield f"{name}, not refined", "stage", before.mean, before.samples, cheap
     yield name, "method", result.mean, result.samples, cost
     if (k := cost["samples"]) > 1:
@@ -224,18 +224,16 @@ def evaluate(
 ) -> dict:  # see `09_evaluation/00_card`
     """The evaluation card of a run. The second default start alone serves a network that reads no start.
 
-    Raises `InputError` for a single record where a wrong one is asked, and for what run, record or method do not
-    allow."""
+    Raises `InputError` for a single record where a wrong one is asked, and for what run or records do not allow."""
     if batch_size < 1: raise InputError(f"batch_size must be 1 or more (got {batch_size})")
     if seed < 0: raise InputError(f"seed must be 0 or more (got {seed})")
     starts = _named_starts(run, starts)
     data = validation_data(run) if data is None else data
-    asked = dict(nfe=nfe, sampler=sampler, eta=eta, w=w)
-    settings = run.method.sampling_settings(**asked, clip=clip_denoise) | dict(seed=seed, refine=refine)
-    job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records),
-        asked | dict(samples=samples, clip_denoise=clip_denoise, seed=seed, refine=refine, refine_tv=refine_tv,
-            snr=degradation.snr if refine else None), degradation, engine, misfit_records,
-        fwi_records, controls)
+    asked, same = dict(nfe=nfe, sampler=sampler, eta=eta, w=w), dict(seed=seed, refine=refine, refine_tv=refine_tv)
+    settings = run.method.sampling_settings(**asked, clip=clip_denoise) | same
+    given = dict(samples=samples, clip_denoise=clip_denoise, snr=degradation.snr if refine else None)
+    job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records), asked | same | given,
+        degradation, engine, misfit_records, fwi_records, controls)
     _check(job, starts)
     tallies = _tallies(job, starts, batch_size, progress or (lambda done, total: None))
     settings["samples"] = tallies[starts[0], run.method.name].cost["samples"]

@@ -96,9 +96,8 @@ def invert(
     Raises `InputError` for what the method or the record does not allow."""
     _check_refinement(refine, refine_tv, snr)
     settings = self.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
-    samples = _n_samples(self, settings, samples, batch_size, seed)
     d, ids = _records(self, seismic, survey, record_ids)
-    _check_memory(self, samples, len(d))
+    samples = _n_samples(self, settings, samples, batch_size, seed, len(d))
     began = time.perf_counter()
     x1 = starting_models(self, start, d, ids, truth, seed)
     start_seconds = (time.perf_counter() - began) / len(d)
@@ -106,9 +105,8 @@ def invert(
         progress=None if refine else progress))
     mean, cost = maps.mean(1), dict(wave_solves=0)
     if refine: mean, maps, cost = refine_samples(self, d, mean, maps, refine, refine_tv, snr, progress)
-    about = _settings(settings, samples, refine, refine_tv) | dict(clipped_cells=clipped, start_seconds=start_seconds,
-        network_calls=samples * settings["nfe"] * (1 if w in (0, 1) else 2) + is_first_guess(start),
-        start_calls=int(is_first_guess(start)), record_checks=record_checks(self, seismic, x1)) | cost
+    about = _settings(settings, samples, start) | dict(refine=refine, refine_tv=refine_tv, clipped_cells=clipped,
+        start_seconds=start_seconds, record_checks=record_checks(self, seismic, x1)) | cost
     return Inversion(mean, _deviation(maps), maps, x1, _provenance(self, start, seed, ids, began) | about)
 
 # %% ../../nbs/08_inference/05_invert.ipynb #4b99e3d3
@@ -143,10 +141,11 @@ def _check_refinement(refine, tv, snr):
         raise InputError(f"{'refine_tv' if tv else 'snr'} has no effect without refine: remove it, or refine")
 
 
-def _n_samples(run, settings, samples, batch_size, seed):
+def _n_samples(run, settings, samples, batch_size, seed, records):
     if samples is None: samples = 8 if run.method.stochastic(settings["sampler"], settings["nfe"]) else 1
     for name, value, least in (("samples", samples, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if value < least: raise InputError(f"{name} must be {least} or more (got {value})")
+    _check_memory(run, samples, records)
     return samples
 
 # %% ../../nbs/08_inference/05_invert.ipynb #9903c64e
@@ -157,9 +156,12 @@ def _records(run, seismic, survey, record_ids):
     return d, ids
 
 
-def _settings(settings, samples, refine, refine_tv):
+def _settings(settings, samples, start):
+    "How samples are drawn, and the network calls for them and for their start."
+    start_calls, nets = int(is_first_guess(start)), 1 if settings["w"] in (0, 1) else 2
     return {name: settings[name] for name in ("nfe", "sampler", "eta", "w")} | dict(samples=samples,
-        clip_denoise=settings["clip"], refine=refine, refine_tv=refine_tv)
+        clip_denoise=settings["clip"], network_calls=samples * settings["nfe"] * nets + start_calls,
+        start_calls=start_calls)
 
 
 def _provenance(run, start, seed, record_ids, began):

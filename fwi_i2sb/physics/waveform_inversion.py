@@ -48,12 +48,9 @@ def check_pairs(
     seismic: Tensor,  # as for `descend`, as are the others
     start: Tensor,
     survey: Survey,
-    *, factor: int, iterations: int, lr: float, smooth: float, low: float, high: float,
+    *, factor: int, smooth: float, low: float, high: float,
 ):
-    "Raise `InputError` for gathers that do not fit survey and maps, an empty range, or no iterations."
-    if iterations < 1 or not lr > 0:
-        raise InputError(
-            f"a descent needs at least one iteration and a positive learning rate, not {iterations} and {lr}")
+    "Raise `InputError` for gathers that do not fit survey and maps, or an empty range."
     if not smooth > 0: raise InputError(f"the gradient is smoothed by a positive number of cells, not by {smooth}")
     if not 0 < low < high:
         raise InputError(f"the velocity is to stay between {low} and {high} m/s: give 0 < low < high")
@@ -88,7 +85,10 @@ def descend(
     iterations.
     """
     bands = frequency_bands(survey) if bands is None else bands
-    check_pairs(seismic, start, survey, factor=factor, iterations=iterations, lr=lr, smooth=smooth, low=low, high=high)
+    if iterations < 1 or not lr > 0:
+        raise InputError(
+            f"a descent needs at least one iteration and a positive learning rate, not {iterations} and {lr}")
+    check_pairs(seismic, start, survey, factor=factor, smooth=smooth, low=low, high=high)
     if not bands or not all(cut is None or cut > 0 for cut in bands):
         raise InputError(f"bands end at positive frequencies or are the whole record, not at {bands}")
     plan = [cut for k, cut in enumerate(bands) for _ in range((iterations + k) // len(bands))]
