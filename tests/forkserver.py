@@ -3,8 +3,8 @@
 An interpreter spends six seconds of a core on torch and its like, a fork none: the package itself it imports afresh.
 `start` and `run` take what `subprocess.Popen` takes, and start a real interpreter wherever a fork would differ:
 another command than Python, another environment at its start, code to run before it. What such a program spawns by
-`multiprocessing` is a fork of it that begins afresh. A launcher starts a stand-in, which has a fork of the server do
-the work in the environment that the launcher made, and passes on signals and how it ends.
+`multiprocessing` before it is at work is a fork of it that begins afresh. A launcher starts a stand-in, which has a
+fork of the server do the work in the environment that the launcher made, and passes on signals and how it ends.
 
 One server per process of pytest, started when it is needed, gone with it. For a program it forks twice:
 the first waits for the second, the program, and tells its end, as pytest cannot wait for what is not its child."""
@@ -18,6 +18,7 @@ import multiprocessing.util
 import os
 import runpy
 import select
+import shlex
 import signal
 import socket
 import subprocess
@@ -107,12 +108,24 @@ def behind(words) -> list[str]:
     return [words[0], "-S", __file__, "stand-in", place, *words[1:]]
 
 
+def interpreter(*libraries: str) -> str:
+    "The path of a program that is started like Python and runs in a fork, with these libraries loaded beforehand."
+    with STARTING: place = server()[2]
+    path = os.path.join(os.path.dirname(place), "-".join(["python", *libraries]))
+    words = shlex.join([sys.executable, "-S", __file__, "stand-in", place, f"load={','.join(libraries)}"])
+    with open(path, "w") as file: file.write(f'#!/bin/sh\nexec {words} "$@"\n')
+    os.chmod(path, 0o755)
+    return path
+
+
 def stand_in(place: str, *argv: str):
     "Be the process that a launcher started, while a fork does the work; it is killed when this process is gone."
+    libraries = ""
+    if argv[0].startswith("load="): libraries, *argv = argv[0][5:], *argv[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as requests:
         requests.connect(place)
         pid, answer = ask(requests, (0, 1, 2), argv=argv, env=dict(os.environ), cwd=os.getcwd(), session=False,
-            leash=True)
+            leash=True, load=[name for name in libraries.split(",") if name])
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, lambda number, frame: os.kill(pid, number))
     code = os.waitstatus_to_exitcode(int(answer.recv(20)))
@@ -139,6 +152,11 @@ def reap(*_):
         while os.waitpid(-1, os.WNOHANG)[0]: pass
 
 
+def load(libraries):
+    for name in libraries: importlib.import_module(name)
+    gc.freeze()
+
+
 def next_request(requests: socket.socket, door: socket.socket) -> tuple[dict, list[int]]:
     "A request, of pytest or of a stand-in, and its file descriptors; without pytest there is nothing left to do."
     [first, *_], _, _ = select.select([requests, door], [], [])
@@ -151,12 +169,12 @@ def next_request(requests: socket.socket, door: socket.socket) -> tuple[dict, li
 
 def serve(requests: socket.socket, door: socket.socket) -> dict:
     "Answer requests until there are no more; returns, in a process of its own, what is asked for."
-    for name in LIBRARIES: importlib.import_module(name)
-    gc.freeze()
+    load(LIBRARIES)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGCHLD, reap)
     while True:
         request, descriptors = next_request(requests, door)
+        load(request.pop("load", ()))
         if not os.fork(): break
         for fd in descriptors: os.close(fd)
     requests.close()
@@ -180,10 +198,16 @@ def serve(requests: socket.socket, door: socket.socket) -> dict:
     return request
 
 
+def at_work() -> bool:
+    "Whether this process has threads or open databases, which a fork could not begin without."
+    with open("/proc/self/maps") as maps: return len(os.listdir("/proc/self/task")) > 1 or ".lmdb" in maps.read()
+
+
 def spawn(path, args, passfds, real=multiprocessing.util.spawnv_passfds) -> int:
     "As `multiprocessing.util.spawnv_passfds`, but that the process is a fork that begins afresh."
     code = next((word for word in args if isinstance(word, str) and "spawn_main(" in word), None)
-    if code is None: return real(path, args, passfds)  # it tracks resources, and loads no library
+    # what tracks resources loads no library
+    if code is None or at_work(): return real(path, args, passfds)
     # a signal that comes now is the new process's, not that of a handler of this one
     before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
     try: pid = os.fork()

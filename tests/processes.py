@@ -15,8 +15,9 @@ from safetensors.numpy import load_file
 from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import read_metrics
 
-SMALL = ["--model", "tiny", "--batch-size", "8", "--microbatch", "4", "--log-every", "1", "--val-batches", "1",
-         "--val-nfe", "1", "--device", "cpu", "--precision", "fp32", "--lr", "1e-3", "--log-writer", "none"]
+SMALL = ["--model", "tiny", "--batch-size", "4", "--microbatch", "2", "--log-every", "1", "--val-batches", "1",
+         "--val-nfe", "1", "--val-maps", "0", "--device", "cpu", "--precision", "fp32", "--lr", "1e-3",
+         "--log-writer", "none"]
 MPIRUN = [str(Path(sys.executable).parent / "mpirun"), "--allow-run-as-root", "--oversubscribe"]
 
 
