@@ -1,4 +1,5 @@
 "Fixtures shared by all tests: the cached mini run, its data, and commands run in this process."
+import gc
 import os
 import signal
 
@@ -10,15 +11,17 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from forkserver import interpreter
 from processes import arguments, finish, python_train
 
 from fwi_i2sb import cli
 from fwi_i2sb.core.locks import locked
 from fwi_i2sb.examples import mini_run
-from fwi_i2sb.training.journal import Journal
+from fwi_i2sb.sweeps import run_cell
 
 
 # the longest first, so that two workers end together
@@ -29,6 +32,12 @@ LONGEST = ("test_options", "test_processes", "test_train", "test_faults", "test_
 def pytest_collection_modifyitems(items):
     order = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_collection_finish():
+    "What is imported stays: the collector need not look through all of torch again and again."
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +83,14 @@ def four(train_once) -> Path:
 
 @pytest.fixture(scope="session")
 def eight(train_once) -> Path:
-    "Eight steps of one process, with a checkpoint every two and a validation every four."
-    return train_once("eight", 8, "--save-every", 2, "--val-every", 4)
+    "Eight steps of one process, with a checkpoint every two and a validation, with its figure, every four."
+    return train_once("eight", 8, "--save-every", 2, "--val-every", 4, "--val-maps", 4)
+
+
+@pytest.fixture
+def forked_cells(monkeypatch):
+    "The cells of grids are run by forks that have papermill already: it takes three seconds of a core to load."
+    monkeypatch.setattr(run_cell, "sys", SimpleNamespace(executable=interpreter("papermill.cli")))
 
 
 @dataclass
@@ -86,13 +101,8 @@ class Outcome:
 
 
 @pytest.fixture
-def fwi(capsys, monkeypatch):
-    """Run a command of fwi-i2sb here; returns exit code and what was printed.
-
-    A training draws its figures for a tracker only: they take longer than its steps."""
-    draw = Journal.show
-    monkeypatch.setattr(Journal, "show", lambda journal, *given: journal.tracker and draw(journal, *given))
-
+def fwi(capsys):
+    "Run a command of fwi-i2sb here; returns exit code and what was printed."
     def run(*words) -> Outcome:
         capsys.readouterr()
         try: cli.main([str(w) for w in words])

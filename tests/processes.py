@@ -9,14 +9,15 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from forkserver import PATIENCE, start
+from forkserver import PATIENCE, behind, start
 from safetensors.numpy import load_file
 
 from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import read_metrics
 
-SMALL = ["--model", "tiny", "--batch-size", "8", "--microbatch", "4", "--log-every", "1", "--val-batches", "1",
-         "--val-nfe", "1", "--device", "cpu", "--precision", "fp32", "--lr", "1e-3", "--log-writer", "none"]
+SMALL = ["--model", "tiny", "--batch-size", "4", "--microbatch", "2", "--log-every", "1", "--val-batches", "1",
+         "--val-nfe", "1", "--val-maps", "0", "--device", "cpu", "--precision", "fp32", "--lr", "1e-3",
+         "--log-writer", "none"]
 MPIRUN = [str(Path(sys.executable).parent / "mpirun"), "--allow-run-as-root", "--oversubscribe"]
 
 
@@ -39,7 +40,8 @@ train.main(sys.argv[3:])"""
 def python_train(*words, launcher=(), interrupted: tuple[int, int] | None = None, **settings):
     "A training as a process; `interrupted` sends itself a signal after a step: (step, signal)."
     program = ["-c", INTERRUPTED, *(str(int(n)) for n in interrupted)] if interrupted else ["-m", "fwi_i2sb.train"]
-    return start([*launcher, sys.executable, *program, *words], env=os.environ | {"OMP_NUM_THREADS": "1"},
+    program = [sys.executable, *program, *words]
+    return start([*launcher, *behind(program)] if launcher else program, env=os.environ | {"OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE, text=True, **settings)
 
 
@@ -69,7 +71,7 @@ def wait_for(condition, process=None):
 
 def children(process) -> list[psutil.Process]:
     "The ranks or readers among a process's children."
-    return [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join(p.cmdline())]
+    return [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join([p.name(), *p.cmdline()])]
 
 
 def losses(run: Path) -> list[float]: return [row["loss"] for row in read_metrics(run) if "loss" in row]

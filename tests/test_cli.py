@@ -20,8 +20,8 @@ from fwi_i2sb.training.options import OptimOptions
 from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.inference.run import TrainedRun
 
-TRAIN = ["--model", "tiny", "--batch-size", "4", "--microbatch", "4", "--num-itr", "1", "--log-writer", "none",
-    "--device", "cpu"]
+TRAIN = ["--model", "tiny", "--batch-size", "4", "--microbatch", "4", "--num-itr", "1", "--val-maps", "0",
+    "--log-writer", "none", "--device", "cpu"]
 
 
 def train_words(data, out, *more, family="CurveVel_A"):
@@ -392,8 +392,9 @@ def test_what_says_nothing_or_half(refused, data, tmp_path):
 
 
 @pytest.mark.parametrize("option, value", [("--num-itr", "0"), ("--keep", "0"), ("--log-every", "0"),
-    ("--drop-cond", "1.5"), ("--val-nfe", "1000"), ("--lr", "-1"), ("--time-samples", "300"), ("--gpu", "7"),
-    ("--seed", "-1"), ("--beta-max", "inf"), ("--name", "../x"), ("--name", ".."), ("--name", "a/b"), ("--name", "/a")])
+    ("--drop-cond", "1.5"), ("--val-nfe", "1000"), ("--val-maps", "33"), ("--lr", "-1"), ("--time-samples", "300"),
+    ("--gpu", "7"), ("--seed", "-1"), ("--beta-max", "inf"), ("--name", "../x"), ("--name", ".."), ("--name", "a/b"),
+    ("--name", "/a")])
 def test_numbers_that_cannot_be(refused, data, tmp_path, option, value):
     if option == "--time-samples":
         shutil.copytree(data / "data", tmp_path / "CurveVel_A" / "data"), shutil.copytree(data / "model",

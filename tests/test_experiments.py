@@ -42,6 +42,7 @@ def test_a_stored_cell_is_that_of_its_grid(result):
     assert {run["settings"]["seed"] for run in stored["about"]["runs"].values()} == {given["seed"]}
 
 
+@pytest.mark.usefixtures("forked_cells")
 def test_the_same_steps_and_seed_give_the_same_numbers(tmp_path):
     small = dict(methods=["bridge", "regression"], steps=dict(bridge=2, regression=2), records=2, points=1)
     for name in ("a", "b"):

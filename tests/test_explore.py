@@ -122,7 +122,7 @@ def regressor(data, tmp_path_factory):
     mini = mini_options(tmp_path_factory.mktemp("regressor"), data)
     options = replace(mini, run=replace(mini.run, name="first-guess"), data=replace(mini.data, dataset_dir=data),
                       model=ModelOptions("tiny", method="regression", corrupt="linear"),
-                      optim=replace(mini.optim, num_itr=2, warmup=0), log=replace(mini.log, val_nfe=1))
+                      optim=replace(mini.optim, num_itr=2, warmup=0), log=replace(mini.log, val_nfe=1, val_maps=0))
     return load_run(train(options, progress=False))
 
 

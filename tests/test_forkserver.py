@@ -4,8 +4,9 @@ import signal
 import subprocess
 import sys
 
+import psutil
 import pytest
-from forkserver import PATIENCE, Forked, run, start
+from forkserver import PATIENCE, Forked, behind, run, start
 
 PROGRAMS = {  # with what is given on standard input
     ("-c", "import os, sys; print(sys.argv, __name__, sys.path[0], os.getcwd(), sorted(os.environ.items()))", "a"): "",
@@ -44,3 +45,49 @@ def test_a_fork_gets_signals_and_is_waited_for():
 def test_where_a_fork_would_differ_it_is_an_interpreter(words, settings):
     process = start(words, **settings)
     assert type(process) is subprocess.Popen and process.wait() == 0
+
+
+SPAWNS = """
+import multiprocessing, os, signal, sys
+
+def work(pipe):
+    pipe.send([os.environ["WORD"], __name__, sys.argv, signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,
+        os.getppid() == multiprocessing.parent_process().pid])
+    sys.exit(3)
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, print)
+    os.environ["WORD"] = "told"
+    ours, its = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=work, args=(its,))
+    process.start()
+    process.join()
+    print(ours.recv(), process.exitcode)
+"""
+
+
+def test_what_a_fork_spawns_begins_afresh(tmp_path):
+    (tmp_path / "here.py").write_text(SPAWNS)
+    words = [sys.executable, tmp_path / "here.py", "a"]
+    real = subprocess.run(words, capture_output=True, text=True, check=True)
+    fork = run(words, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    assert fork.stdout == real.stdout and fork.stderr == real.stderr == ""
+
+
+@pytest.mark.parametrize("code", ["import os, sys; print(os.environ['WORD'], sys.argv); sys.exit(3)",
+    "import os; os.kill(os.getpid(), 15)", "import os; os.kill(os.getpid(), 9)"])
+def test_a_stand_in_ends_as_the_program(code):
+    words, given = [sys.executable, "-c", code, "a"], dict(capture_output=True, text=True,
+        env=os.environ | {"WORD": "told"})
+    real, other = (subprocess.run(line, **given) for line in (words, behind(words)))
+    assert (other.returncode, other.stdout, other.stderr) == (real.returncode, real.stdout, real.stderr)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL])
+def test_no_program_outlives_its_stand_in(number):
+    program = "import os, time; print(os.getpid(), flush=True); time.sleep(1000)"
+    process = subprocess.Popen(behind([sys.executable, "-c", program]), stdout=subprocess.PIPE, text=True)
+    worker = psutil.Process(int(process.stdout.readline()))
+    process.send_signal(number)
+    assert process.wait(PATIENCE) == -number and not psutil.wait_procs([worker], PATIENCE)[1]
+    process.stdout.close()

@@ -15,7 +15,7 @@ import yaml
 from forkserver import PATIENCE, start
 from processes import wait_for
 
-from fwi_i2sb.sweeps import equal_budget as compare
+from fwi_i2sb.sweeps import equal_budget as compare, run_cell
 from fwi_i2sb.sweeps.run_cell import prepare_cell, threads_each
 from fwi_i2sb.sweeps.runner import _await, experiment_command, ExperimentOptions
 from fwi_i2sb.sweeps.grid import read_grid
@@ -45,6 +45,9 @@ def write_grid(folder: Path, **entries) -> Path:
     path = folder / "grid.yaml"
     path.write_text(yaml.safe_dump(dict(notebook="tiny.ipynb", out="results") | entries))
     return path
+
+
+pytestmark = pytest.mark.usefixtures("forked_cells")
 
 
 @pytest.fixture
@@ -189,7 +192,9 @@ def test_a_number_of_threads_that_is_none_is_refused_before_anything_is_written(
 
 
 def start_grid(path: Path, *words, **env) -> subprocess.Popen:
-    code = ("from fwi_i2sb.sweeps.runner import *; from fwi_i2sb.core.commands import run_command; "
+    code = ("from types import SimpleNamespace as Has; from fwi_i2sb.sweeps import run_cell; "
+        f"run_cell.sys = Has(executable={run_cell.sys.executable!r}); "
+        "from fwi_i2sb.sweeps.runner import *; from fwi_i2sb.core.commands import run_command; "
         "run_command(experiment_command, ExperimentOptions)")
     return start([sys.executable, "-c", code, str(path), *words], stderr=subprocess.PIPE,
         stdout=subprocess.DEVNULL, text=True, env=os.environ | env)

@@ -70,9 +70,10 @@ def trained(fwi, data, tmp_path):
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_method_continues_as_if_nothing_had_happened_and_inverts(trained, name):
-    whole = trained("whole", "--num-itr", 4, *VARIANTS[name])
-    halves = trained("halves", "--num-itr", 2, *VARIANTS[name])
-    trained("halves", "--num-itr", 4, *VARIANTS[name])
+    half = 1 if name == "inversionnet" else 2  # its steps are the slowest
+    whole = trained("whole", "--num-itr", 2 * half, *VARIANTS[name])
+    halves = trained("halves", "--num-itr", half, *VARIANTS[name])
+    trained("halves", "--num-itr", 2 * half, *VARIANTS[name])
     one, two = weights(whole), weights(halves)
     assert one.keys() == two.keys() and ("critic" in one) == ("gan" in name)
     assert_equal(one, two)

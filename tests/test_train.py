@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from processes import MPIRUN, arguments, assert_equal, finish, free_port, losses, python_train, weights
 
+from fwi_i2sb import plot
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.training.checkpoint import checkpoints, newest_checkpoint, read_checkpoint
 from fwi_i2sb.training.run_dir import read_config, read_metrics
@@ -19,6 +20,15 @@ def test_a_run_directory_holds_what_it_promises(eight):
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 9))
     assert {r["step"] for r in rows if "val_mae" in r} == {4, 8}
     assert (eight / "samples" / "step-8.png").stat().st_size > 10_000
+
+
+def test_the_validation_figure_shows_so_many_records_or_is_not_drawn(fwi, data, four, tmp_path, monkeypatch):
+    shown = []
+    monkeypatch.setattr(plot, "plot_maps", lambda maps, real=plot.plot_maps, **how: (
+        shown.append({len(stack) for stack in maps.values()}), real(maps, **how))[1])
+    assert fwi("train", *arguments(data, tmp_path, "two", "--num-itr", 1, "--val-maps", 2)).code == 0
+    assert shown == [{2}] and (tmp_path / "two" / "samples" / "step-1.png").is_file()
+    assert read_config(four)[0].log.val_maps == 0 and not (four / "samples").exists()
 
 
 def test_tensorboard_gets_scalars_and_figures(mini):
@@ -140,12 +150,12 @@ def test_another_run_is_continued_from_any_place_its_path_may_start_from(fwi, re
 
 
 def test_microbatches_add_up_to_the_whole_batch(fwi, data, eight, tmp_path):
-    assert fwi("train", *arguments(data, tmp_path, "micro", "--num-itr", "3", "--microbatch", "8")).code == 0
+    assert fwi("train", *arguments(data, tmp_path, "micro", "--num-itr", "3", "--microbatch", "4")).code == 0
     np.testing.assert_allclose(losses(tmp_path / "micro"), losses(eight)[:3], rtol=1e-5)
 
 
 def test_microbatches_and_ranks_give_the_gradient_of_the_whole_batch(fwi, data, tmp_path):
-    for name, micro in (("whole", "8"), ("parts", "2")):
+    for name, micro in (("whole", "4"), ("parts", "1")):
         assert fwi("train", *arguments(data, tmp_path, name, "--num-itr", "1", "--microbatch", micro)).code == 0
     launcher = [*MPIRUN, "-np", "2"]
     finish(python_train(*arguments(data, tmp_path, "ranks", "--num-itr", "1", "--master-port", free_port()),

@@ -6,7 +6,7 @@
 __all__ = ['CHUNK', 'generate']
 
 # %% ../../nbs/02_data/05_generate.ipynb #0b92e8f0
-import errno, json, os, shutil, subprocess, sys, zipfile, zlib
+import errno, json, math, os, shutil, subprocess, sys, zipfile, zlib
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -145,6 +145,20 @@ def _stop(worker):
     except BrokenPipeError: pass
 
 # %% ../../nbs/02_data/05_generate.ipynb #e1db7719
+def _is_little(tasks, settings):
+    "Whether a worker would take longer to start than the tasks: those of a chunk of OpenFWI's records, or less."
+    survey, count = settings["survey"], sum(task["count"] for task in tasks)
+    each = len(survey["sources"]) * survey["nt"] * math.prod(settings["shape"])
+    return settings["engine"] == "deepwave" and count <= CHUNK and count * each <= CHUNK * 5 * 1000 * 70 * 70
+
+
+def _make_here(tasks):
+    "Carry out tasks in this process."
+    for task in tasks:
+        _make_chunk(**task)
+        yield task
+
+
 def _run_tasks(tasks, workers):
     "Give tasks to worker processes; yield each task when it is done."
     tasks, pool, busy = iter(tasks), [], {}
@@ -188,7 +202,8 @@ def _fill(folder, settings, shards, workers, progress, total):
     progress(done, total)
     for shard in shards:
         if not left[shard]: _assemble(folder, shard)
-    for task in _run_tasks(tasks, min(workers, len(tasks))):
+    made = _make_here(tasks) if _is_little(tasks, settings) else _run_tasks(tasks, min(workers, len(tasks)))
+    for task in made:
         shard, done = owner[task["first"]], done + task["count"]
         left[shard].remove((task["first"], task["count"]))
         if not left[shard]: _assemble(folder, shard)
@@ -243,7 +258,7 @@ def generate(out_dir,  # the family's folder is made in it
              survey=None,  # a `Survey`; OpenFWI's, for the width asked for, if None
              scale=OPENFWI_SCALE,  # range of the velocities, a `VelocityScale`
              engine="deepwave",  # see `simulate`
-             workers=None,  # processes; one per available core if None
+             workers=None,  # processes; one per available core if None; none for 25 records of OpenFWI's size or fewer
              progress=None,  # called as `progress(records done, records in all)`
              ) -> Path:
     """Write a data set of simulated records in OpenFWI's original format; return the family's folder.

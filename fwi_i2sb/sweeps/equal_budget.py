@@ -77,8 +77,9 @@ def recipe(
     optim = OptimOptions(batch_size, batch_size, steps, lr=lr, lr_schedule="cosine", warmup=min(100, steps // 10),
         clip_grad_norm=1.0, ema=0.99)
     every = max(1, -(-steps // points))
+    # the curves are compared, not the maps on the way
     log = LogOptions("none", log_every=every, val_every=every, val_batches=max(1, curve_records // batch_size),
-        save_every=4 * every, keep=1)
+        val_maps=0, save_every=4 * every, keep=1)
     hardware = DeviceOptions(gpu=0 if torch.cuda.is_available() else None)
     return TrainOptions(RunOptions(Path(folder), name, seed), data, model, optim, log, hardware)
 
@@ -184,7 +185,8 @@ def train_equally(
 
 # %% ../../nbs/10_sweeps/04_equal_budget.ipynb #c0917f87
 def _entrant(plan: TrainOptions, seconds: float | None, steps: int | None, settings: dict) -> Entrant:
-    cost = seconds_per_step(plan, min(_TRIAL, steps or _TRIAL))
+    # of given steps a tenth is enough: only the curve's axis of time depends on it
+    cost = seconds_per_step(plan, _TRIAL if steps is None else min(_TRIAL, -(-steps // 10)))
     if steps is None: steps = steps_for(plan, seconds, cost)
     plan = recipe(plan.run.result_dir, plan.run.name, plan.model, plan.data, steps=steps,
         **settings | dict(lr=plan.optim.lr))

@@ -68,13 +68,14 @@ def pace(self, step: int) -> dict:
 @method_of(Journal)
 def show(self, step: int, maps: dict):
     "Save a figure of validation maps, and pass it to the tracker."
-    if not self.main or not maps: return
+    count = self.options.log.val_maps
+    if not (self.main and maps and count): return
     from fwi_i2sb import plot  # takes a second to import, which processes without figures save
 
     scale = self.spec.velocity
     path = self.options.folder / "samples" / f"step-{step}.png"
     try:
-        figure = plot.plot_maps({k: v[:4] for k, v in maps.items()}, survey=self.spec.survey,
+        figure = plot.plot_maps({k: v[:count] for k, v in maps.items()}, survey=self.spec.survey,
             limits=(scale.low, scale.high))
         path.parent.mkdir(exist_ok=True)
         with atomic(path) as part: figure.savefig(part, format="png", dpi=100)

@@ -79,6 +79,7 @@ class LogOptions:
     val_every: Count = 5000  # steps between two validations; one more at the end
     val_batches: Count = 100  # upper bound for the number of validation batches, of 32 records each
     val_nfe: Count | None = None  # network calls per validation sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
+    val_maps: up_to(32, 0) = 4  # records in the figure of each validation, of its first microbatch; 0: no figure
     save_every: Count = 5000  # steps between two checkpoints; one more at the end
     keep: Count = 2  # newest checkpoints that are kept
 
@@ -131,7 +132,8 @@ FREE_OPTIONS = {
     "data.dataset_dir", "data.store_dir", "data.loader_workers", "data.in_memory",
     "data.time_samples",  # the data specification compares what is stored
     "optim.microbatch", "optim.max_skipped",
-    "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.val_nfe", "log.save_every", "log.keep",
+    "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.val_nfe", "log.val_maps",
+    "log.save_every", "log.keep",
     "hardware.device", "hardware.gpu", "hardware.compile",
     "hardware.num_proc_node", "hardware.node_rank", "hardware.proc_per_node", "hardware.master_address",
     "hardware.master_port",

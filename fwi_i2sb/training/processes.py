@@ -223,6 +223,7 @@ def _leave(peers: Peers):
 
 def _close(peers: Peers):
     if peers.watch: peers.watch.stop()
-    gc.collect()  # the DDP wrapper must be gone before its process group
-    if dist.is_initialized(): dist.destroy_process_group()
+    if dist.is_initialized():
+        gc.collect()  # the DDP wrapper must be gone before its process group
+        dist.destroy_process_group()
     AcceleratorState._reset_state(reset_partial_state=True)
