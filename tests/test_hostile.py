@@ -330,10 +330,21 @@ def test_a_family_is_found_in_every_spelling_of_its_folder(tmp_path, name):
         find_root(tmp_path / name, "FlatFault_A")
 
 
-def test_half_of_a_data_set_names_the_whole(tmp_path):
-    small_files(tmp_path / "Style_A", [("data/data1.npy", "model/model1.npy")])
-    with pytest.raises(InputError, match=f"one half .* {tmp_path / 'Style_A'}$"):
-        find_root(tmp_path / "Style_A" / "model", "Style_A")
+@pytest.mark.parametrize("half", ["data", "model"])
+def test_half_of_a_data_set_names_the_whole(refused, tmp_path, half):
+    folder = small_files(tmp_path / "FlatFault_A", [("data/data1.npy", "model/model1.npy")]) / half
+    for words in (("check", folder), ("check", folder, "--family", "FlatFault_A"),
+            ("convert", folder, "--family", "FlatFault_A"), ("train", *arguments(folder, tmp_path / "runs", "half"))):
+        assert refused(*words).endswith(f"one half of a data set: name the folder above it, {tmp_path / 'FlatFault_A'}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_called_data_beside_one_called_model_is_no_half(tmp_path):
+    (tmp_path / "model").mkdir()
+    whole = small_files(tmp_path / "data" / "FlatFault_A", [("data/data1.npy", "model/model1.npy")])
+    assert find_root(tmp_path / "data", "FlatFault_A") == whole
+    flat = small_files(tmp_path / "data", [("data7.npy", "model7.npy")])
+    assert find_root(flat, "FlatFault_A") == flat
 
 
 # files and numbers that would take all there is
