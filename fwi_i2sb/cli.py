@@ -66,9 +66,9 @@ def usage() -> str:
 def main(argv: list[str] | None = None):
     "The `fwi-i2sb` command."
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"): return print(usage())
-    if argv[0] == "--version": return print(f"fwi_i2sb {fwi_i2sb.__version__}")
     with exit_codes():
+        if not argv or argv[0] in ("-h", "--help"): return print(usage())
+        if argv[0] == "--version": return print(f"fwi_i2sb {fwi_i2sb.__version__}")
         if argv[0] not in COMMANDS: raise unknown("command", argv[0], COMMANDS)
         run_command(*COMMANDS[argv[0]].load(), argv[1:], prog=f"fwi-i2sb {argv[0]}")
 

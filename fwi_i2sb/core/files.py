@@ -86,7 +86,8 @@ def read_json(
 ):
     "The content of a JSON file. Raises `OSError`, or `ValueError` for what is no JSON, too large, or no file."
     check_regular(path)
-    with open(path, "rb") as file: text = file.read(limit + 1)
+    # memory for all that is asked for is taken at once
+    with open(path, "rb") as file: text = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     if len(text) > limit: raise ValueError(f"it is larger than {limit} bytes")
     try: return json.loads(text.decode("utf-8"))
     except RecursionError: raise ValueError("it is nested too deeply") from None

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
+from ..core.files import check_memory
 from ..core.formats import phrase, read_array, recognise
 from .findings import fingerprint, inspect_map, Tally
 from .openfwi import (
@@ -244,6 +245,7 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers), o
     if d.shape[-3:] != (len(survey.sources), survey.nt, len(survey.receivers)):
         report.problems.append(_looks(d, survey))
     records = d if d.ndim == 4 else d[None]
+    check_memory(12 * records[0].size, str(path))  # as float32, and as float64 for its mean square
     tally, seen, squares, first = Tally(accept), _Range(), 0.0, np.array(records[0], dtype=np.float32)
     for i, record in enumerate(records):
         record = np.array(record, dtype=np.float32)

@@ -27,7 +27,7 @@ from ..core.formats import read_array
 from ..core.commands import Count, Natural, option_group, Plugin, Share, up_to
 from .records import joined, record_files, result_names, Spool, Work
 from .validation_data import validation_data
-from ..core.files import atomic
+from ..core.files import atomic, check_memory
 from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from ..core.registry import named
@@ -111,7 +111,10 @@ def _file_work(options: InvertOptions, path: Path, name: str) -> Work:
     def values():  # opened for every batch: a map that is read on and on fills memory
         d = read_array(path, (), "a record (shots, time, receivers)")
         return d if d.ndim == 4 else d[None]
-    read = lambda i, j: (np.array(values()[i:j], dtype=np.float32), None)
+    def read(i, j):
+        d = values()[i:j]
+        check_memory(4 * d.size, str(path))
+        return np.array(d, dtype=np.float32), None
     start = "linear" if options.start is None else options.start
     return Work(name, list(range(max(len(values()), 1))), read, start, str(path))
 
