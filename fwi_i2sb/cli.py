@@ -16,7 +16,7 @@ from typing import Callable, NamedTuple
 
 import fwi_i2sb
 from .core.commands import exit_codes, run_command
-from .core.errors import unknown
+from .core.errors import InputError, unknown
 
 # %% ../nbs/13_cli/00_cli.ipynb #2885b862
 class Command(NamedTuple):
@@ -28,7 +28,10 @@ class Command(NamedTuple):
 
     def load(self) -> tuple[Callable, type]:
         "Function and options."
-        module = importlib.import_module(f"fwi_i2sb.{self.module}")
+        try: module = importlib.import_module(f"fwi_i2sb.{self.module}")
+        except ValueError as error:  # of matplotlib
+            if "Key backend" not in str(error): raise
+            raise InputError(f"MPLBACKEND={os.environ.get('MPLBACKEND')} is no backend of matplotlib: unset it") from None
         return getattr(module, self.function), getattr(module, self.options)
 
 # %% ../nbs/13_cli/00_cli.ipynb #18453d45

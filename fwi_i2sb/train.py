@@ -35,7 +35,7 @@ from .data.starting_models import parse_start
 from .methods.base import Method
 from .methods.registry import build_method, resolve, try_network
 from .training.batches import check_batch, microbatches, start_moments
-from .training.checkpoint import drop_checkpoints
+from .training.checkpoint import checkpoints, drop_checkpoints
 from .training.launch import start_processes
 from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import open_accelerator
@@ -99,7 +99,11 @@ def check_options(options: TrainOptions):
     check_links(options.folder)
     if find_ranks(options.hardware).rank == 0:
         check_writable(options.folder, "config.json", "metrics.jsonl", flag="--result-dir")
-        check_space(options.folder, *checkpoint_bytes(method.nets), "a checkpoint", flag="--result-dir")
+        each, largest = checkpoint_bytes(method.nets)
+        # a new one is written before an old one goes
+        most = min(options.log.keep + 1, -(-options.optim.num_itr // options.log.save_every))
+        needed = each * max(1, most - len(checkpoints(options.folder)))
+        check_space(options.folder, needed, largest, "its checkpoints", flag="--result-dir")
 
 # %% ../nbs/07_training/13_train.ipynb #83171778
 def _check_name(name: str | None):

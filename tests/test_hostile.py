@@ -316,15 +316,19 @@ def test_a_reader_that_cannot_hand_over_ends_the_wait(capfd):
 
 class Spoilt:
     "Stands for what cannot be read."
+    def __init__(self, error): self.error = error
     def __len__(self): return 4
-    def __getitem__(self, i): raise KeyError("spoilt")
+    def __getitem__(self, i): raise self.error
 
 
-def test_the_end_of_the_readers_does_not_hide_why(monkeypatch):
-    loader = lambda: DataLoader(Spoilt(), 1, num_workers=2, multiprocessing_context="spawn")
-    with pytest.raises(KeyError, match="spoilt"):
-        try: list(read_ahead(loader()))
-        finally: time.sleep(0.3)  # a signal handler may raise anywhere
+def test_a_reader_says_what_it_could_not_read_and_the_end_of_the_others_does_not_hide_it(monkeypatch):
+    loader = lambda error=None: DataLoader(Spoilt(error), 1, num_workers=2, multiprocessing_context="spawn")
+    for error, words in ((InputError("record 3 is gone: convert again"), "record 3 is gone: convert again"),
+            (saying(errno.EIO), "[Errno 5] Input/output error")):
+        with pytest.raises(type(error)) as raised:
+            try: list(read_ahead(loader(error)))
+            finally: time.sleep(0.3)  # a signal handler may raise anywhere
+        assert str(raised.value) == words
     monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "_try_get_data", lambda *given, **named:
         exec('raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")'))
     with pytest.raises(ChildProcessError, match="ulimit -n"):
@@ -408,6 +412,27 @@ def test_the_home_directory_is_meant_by_its_sign(tmp_path, monkeypatch):
     np.save(tmp_path / "map.npy", np.ones((2, 2)))
     assert open_npy("~/map.npy").shape == (2, 2)
     with pytest.raises(InputError, match="~nobody_of_that_name"): RunOptions("~nobody_of_that_name/runs")
+
+
+def test_a_name_that_libraries_cannot_open_is_refused(refused, mini, data, tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    shutil.copytree(data / "val", os.path.join(odd, "val"))
+    for words in (["check", odd], ["convert", data, "--family", "CurveVel_A", "--store-dir", odd],
+            ["train", *arguments(data, odd, "one")], ["invert", mini, "--out", odd],
+            ["generate", odd, "--family", "FlatVel_A"]):
+        refused(*words, saying=("not UTF-8",))
+    assert everything(tmp_path) == [os.fsdecode(b"caf\xe9" + tail) for tail in (b"", b"/val", b"/val/database.lmdb",
+        b"/val/manifest.json", b"/val/sources.json")]
+
+
+def test_files_of_ones_own_in_the_working_folder_are_not_libraries(tmp_path):
+    for name in ("random", "json", "torch"): (tmp_path / f"{name}.py").write_text("raise SystemExit('mine')")
+    env = os.environ | dict(PYTHONPATH=str(Path(files.__file__).parents[2]), MPLBACKEND="brush")
+    for words, err in ((["check", "nothing"], "error: there is no folder nothing\n"), (["invert", "nothing"],
+            "error: MPLBACKEND=brush is no backend of matplotlib: unset it\n")):
+        done = subprocess.run([sys.executable, "-m", "fwi_i2sb", *words], cwd=tmp_path, env=env, capture_output=True,
+            text=True)
+        assert (done.returncode, done.stderr) == (2, err)
 
 
 def test_a_run_is_read_and_continued_from_other_folders(mini, tmp_path, monkeypatch):

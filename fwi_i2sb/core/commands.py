@@ -76,8 +76,10 @@ def option_group(cls: type) -> type:
     def __init__(self, *values, **named):
         try: checked(self, *values, **named)
         except ValidationError as error: raise _sentence(error) from None
-        for f in dataclasses.fields(self):
-            if isinstance(path := getattr(self, f.name), Path): object.__setattr__(self, f.name, home(path))
+        try:
+            for f in dataclasses.fields(self):
+                if isinstance(path := getattr(self, f.name), Path): object.__setattr__(self, f.name, home(path))
+        except InputError as error: raise _refusal.get()(str(error)) from None
 
     made.__init__ = __init__
     return made
@@ -209,7 +211,7 @@ def _open_streams():
         old = getattr(sys, name)
         if old is not getattr(sys, f"__{name}__"): continue  # of a notebook or a test
         setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(kind(number, "w", closefd=False)),
-            encoding=getattr(old, "encoding", None), errors=getattr(old, "errors", "backslashreplace"),
+            encoding=getattr(old, "encoding", None), errors="backslashreplace",
             line_buffering=number == 2 or os.isatty(number)))
 
 # %% ../../nbs/A0_core/02_commands.ipynb #f7cc6dbb

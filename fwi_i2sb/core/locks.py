@@ -146,7 +146,7 @@ def check_space(
     folder: Path,  # need not be there yet
     needed: int,  # bytes of everything that will be written
     largest: int,  # bytes of the largest file
-    what: str,  # named in the message
+    what: str,  # named in the message, in the plural
     flag: str = "--out",  # the option that names the folder
 ):
     "Refuse with `InputError` what a disk, or the limit of a file's size, will not take."
@@ -154,8 +154,8 @@ def check_space(
     disk, limit = shutil.disk_usage(there), resource.getrlimit(resource.RLIMIT_FSIZE)[0]
     # some network file systems do not tell
     if disk.total and needed > disk.free:
-        raise InputError(f"{what} takes {needed / 1e9:.3g} GB, and {disk.free / 1e9:.3g} GB are free in {folder}: free "
-            f"disk space, or name another folder with {flag}")
+        raise InputError(f"{what} need {needed / 1e9:.3g} GB more, and {disk.free / 1e9:.3g} GB are free in {folder}: "
+            f"free disk space, or name another folder with {flag}")
     if limit != resource.RLIM_INFINITY and largest > limit:
-        raise InputError(f"{what} has a file of {largest / 1e9:.3g} GB, and no file may have more than "
+        raise InputError(f"{what} have files of {largest / 1e9:.3g} GB, and no file may have more than "
             f"{limit / 1e9:.3g} GB here: raise it with ulimit -f")

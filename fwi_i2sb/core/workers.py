@@ -82,6 +82,12 @@ def possible_readers(
     return possible
 
 # %% ../../nbs/A0_core/09_workers.ipynb #ab01c00b
+def _said(error: BaseException) -> BaseException:
+    "What a reader raised, without the traceback that the `DataLoader` puts into its text."
+    if not isinstance(error, InputError | OSError) or not str(error).startswith("Caught "): return error
+    return type(error)(str(error).strip().splitlines()[-1].partition(": ")[2])
+
+
 def _end(readers):
     "Kill processes; to the `DataLoader` the death of one is an error, which would take the place of what went wrong."
     main = threading.current_thread() is threading.main_thread()
@@ -115,4 +121,4 @@ def read_ahead(
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             raise ChildProcessError(f"processes that read ahead open more than {limit} files: raise the limit with "
                 f"ulimit -n, or let fewer read") from None
-        raise
+        raise _said(error) from None
