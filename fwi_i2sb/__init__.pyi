@@ -1,4 +1,4 @@
-"Seismic full-waveform inversion with conditional image-to-image Schrödinger bridges."
+"Seismic full-waveform inversion with conditional image-to-image Schroedinger bridges."
 
 from . import (
     bench as bench, core as core, data as data, diffusion as diffusion, evaluation as evaluation,

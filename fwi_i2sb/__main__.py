@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/13_cli/02_main.ipynb #3966ee21
-import os
+import os, sys
 
 # %% ../nbs/13_cli/02_main.ipynb #d01686c8
 def main(argv: list[str] | None = None):
@@ -19,4 +19,7 @@ def main(argv: list[str] | None = None):
 # %% ../nbs/13_cli/02_main.ipynb #934e160a
 #| eval: false
 if __name__ == "__main__" and "get_ipython" not in globals():  # run as a module, not as a notebook
+    # python -m looks into the working folder first, where a random.py or a json.py is not what libraries mean
+    home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if not sys.flags.safe_path and sys.path[0] == os.getcwd() != home: del sys.path[0]
     main()

@@ -16,7 +16,7 @@ from typing import Callable, NamedTuple
 
 import fwi_i2sb
 from .core.commands import exit_codes, run_command
-from .core.errors import unknown
+from .core.errors import InputError, unknown
 
 # %% ../nbs/13_cli/00_cli.ipynb #2885b862
 class Command(NamedTuple):
@@ -28,7 +28,11 @@ class Command(NamedTuple):
 
     def load(self) -> tuple[Callable, type]:
         "Function and options."
-        module = importlib.import_module(f"fwi_i2sb.{self.module}")
+        try: module = importlib.import_module(f"fwi_i2sb.{self.module}")
+        except ValueError as error:  # of matplotlib
+            if "Key backend" not in str(error): raise
+            raise InputError(
+                f"MPLBACKEND={os.environ.get('MPLBACKEND')} is no backend of matplotlib: unset it") from None
         return getattr(module, self.function), getattr(module, self.options)
 
 # %% ../nbs/13_cli/00_cli.ipynb #18453d45
@@ -66,9 +70,9 @@ def usage() -> str:
 def main(argv: list[str] | None = None):
     "The `fwi-i2sb` command."
     argv = sys.argv[1:] if argv is None else argv
-    if not argv or argv[0] in ("-h", "--help"): return print(usage())
-    if argv[0] == "--version": return print(f"fwi_i2sb {fwi_i2sb.__version__}")
     with exit_codes():
+        if not argv or argv[0] in ("-h", "--help"): return print(usage())
+        if argv[0] == "--version": return print(f"fwi_i2sb {fwi_i2sb.__version__}")
         if argv[0] not in COMMANDS: raise unknown("command", argv[0], COMMANDS)
         run_command(*COMMANDS[argv[0]].load(), argv[1:], prog=f"fwi-i2sb {argv[0]}")
 

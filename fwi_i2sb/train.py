@@ -26,15 +26,16 @@ from .core.commands import need, run_command
 from .core.devices import check_compiler
 from .core.errors import InputError
 from .core.files import warn_once
-from .core.locks import check_writable, claim, leave
+from .core.locks import check_space, check_writable, claim, leave
 from .core.modules import make_callable
 from .core.registry import import_plugin
 from .data.openfwi import parse_families
 from .data.spec import DataSpec
 from .data.starting_models import parse_start
+from .methods.base import Method
 from .methods.registry import build_method, resolve, try_network
 from .training.batches import check_batch, microbatches, start_moments
-from .training.checkpoint import drop_checkpoints
+from .training.checkpoint import checkpoints, drop_checkpoints
 from .training.launch import start_processes
 from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import open_accelerator
@@ -43,7 +44,7 @@ from .training.resume import check_sources, restore_state, resumes_from, set_asi
 from .training.run_dir import (
     check_links, check_same_options, data_spec, expected_spec, make_start, open_store, read_start_maps,
     same_spec, truncate_metrics, write_config)
-from .training.step import learning_rate, new_state, save_state, train_step, TrainState
+from .training.step import checkpoint_bytes, learning_rate, new_state, save_state, train_step, TrainState
 from .training.validate import validate
 from .training.watch import handled
 
@@ -94,10 +95,15 @@ def check_options(options: TrainOptions):
     if options.log.log_writer in ("wandb", "mlflow"):
         need(options.log.log_writer, f"--log-writer {options.log.log_writer}", "track")
     if options.hardware.compile: check_compiler()
-    _check_method(options, expected_spec(options.data), micro)
+    method = _check_method(options, expected_spec(options.data), micro)
     check_links(options.folder)
     if find_ranks(options.hardware).rank == 0:
         check_writable(options.folder, "config.json", "metrics.jsonl", flag="--result-dir")
+        each, largest = checkpoint_bytes(method.nets)
+        # a new one is written before an old one goes
+        most = min(options.log.keep + 1, -(-options.optim.num_itr // options.log.save_every))
+        needed = each * max(1, most - len(checkpoints(options.folder)))
+        check_space(options.folder, needed, largest, "its checkpoints", flag="--result-dir")
 
 # %% ../nbs/07_training/13_train.ipynb #83171778
 def _check_name(name: str | None):
@@ -105,8 +111,8 @@ def _check_name(name: str | None):
         raise InputError(f"--name must be the name of one folder inside --result-dir (got {name!r})")
 
 
-def _check_method(options: TrainOptions, spec: DataSpec, micro: int):
-    "Refuse a method that cannot learn from data of these sizes."
+def _check_method(options: TrainOptions, spec: DataSpec, micro: int) -> Method:
+    "The method; one that cannot learn from data of these sizes is refused."
     if options.model.precondition and spec.moments is None: spec = replace(spec, moments=(1.0, 1.0, 0.5))
     method = build_method(options.model, spec)
     if options.run.plugin: try_network(method, spec)
@@ -119,6 +125,7 @@ def _check_method(options: TrainOptions, spec: DataSpec, micro: int):
     if micro < method.least_batch:
         raise InputError(f"{options.model.model} normalises over the samples of a microbatch, and here it has {micro}: "
             f"give every process a --microbatch of {method.least_batch} or more")
+    return method
 
 # %% ../nbs/07_training/13_train.ipynb #c31cac02
 def train(

@@ -336,14 +336,20 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
     (lambda c: c.update(data_spec=None), "malformed"), (lambda c: c.update(data_spec={}), "'data_min'"),
     (lambda c: c.pop("data_spec"), "'data_spec'"), (lambda c: c.update(format=3), "format 3"),
     (lambda c: c["data_spec"].pop("linear"), "'linear'"), (lambda c: c["data_spec"].pop("factor"), "'factor'"),
+    (lambda c: c["data_spec"].update(linear=[1500.]), "linear must be 2"),
+    (lambda c: c["data_spec"].update(map_size=[70, 0]), "map_size must be 1 or more"),
+    (lambda c: c["data_spec"].update(moments=[1., float("nan"), 0.]), "moments must be 3"),
+    (lambda c: c["data_spec"].update(time_samples=-250), "time_samples"),
+    (lambda c: c["data_spec"].update(factor=float("inf")), "infinity"),
     (lambda c: c["model"].update(interval="1000"), "'interval'"),
     (lambda c: c["model"].update(image_size=64.5), "'image_size'"),
     (lambda c: c["model"].update(precondition=True), "'moments'"),
     (lambda c: c["run"].update(colour=1), "'colour'"),
     (lambda c: c["data_spec"]["velocity"].update(low=1400.), "checksum"),
     (lambda c: c["model"].update(beta_max=c["model"]["beta_max"] * 2), "checksum")],
-    ids=["spec-null", "spec-empty", "spec-missing", "format", "linear", "factor", "interval", "image-size",
-        "moments", "unknown", "range", "digit"])
+    ids=["spec-null", "spec-empty", "spec-missing", "format", "linear", "factor", "line", "map", "moment", "samples",
+        "endless", "interval",
+        "image-size", "moments", "unknown", "range", "digit"])
 def test_a_damaged_config_is_named(refused, mini, tmp_path, spoil, saying):
     shutil.copytree(mini, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())

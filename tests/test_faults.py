@@ -59,12 +59,11 @@ def test_a_full_disk_at_a_checkpoint_is_one_sentence_and_the_one_before_stays(da
     words = arguments(data, tmp_path, "four", "--num-itr", 4, "--save-every", 2)
     shutil.copytree(four, tmp_path / "four")
     shutil.rmtree(tmp_path / "four" / "checkpoints" / "step-4")
-
-    def limit():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
-
-    err = finish(python_train(*words, preexec_fn=limit), 2)
+    # the disk fills up during the training: one that is too small from the beginning is refused
+    process = python_train(*words, "--num-itr", "1000000", "--save-every", "60")
+    wait_for(logged(tmp_path / "four", 5), process)
+    resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+    err = finish(process, 2)
     assert "error: cannot write checkpoint" in err and "free disk space" in err and "Traceback" not in err
     assert [p.name for p in (tmp_path / "four" / "checkpoints").iterdir()] == ["step-2"]
     finish(python_train(*words))
@@ -141,9 +140,11 @@ def test_little_shared_memory_is_less_reading_ahead_and_one_warning(fwi, data, t
     monkeypatch.setattr(workers, "SHARED", str(tmp_path / "shm"))
     if free is not None:
         (tmp_path / "shm").mkdir()
-        monkeypatch.setattr(workers.shutil, "disk_usage", lambda place: SimpleNamespace(free=free))
-    seen, real = [], workers.DataLoader._get_iterator
-    monkeypatch.setattr(workers.DataLoader, "_get_iterator", lambda self: seen.append(self.num_workers) or real(self))
+        real = shutil.disk_usage
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: real(place) if place != workers.SHARED
+            else SimpleNamespace(free=free))
+    seen, start = [], workers.DataLoader._get_iterator
+    monkeypatch.setattr(workers.DataLoader, "_get_iterator", lambda self: seen.append(self.num_workers) or start(self))
     with pytest.warns(UserWarning, match=f"{readers or 'none'} of 2 will read ahead"):
         done = fwi("train", *arguments(data, tmp_path, "little", "--num-itr", 1, "--loader-workers", 2))
     assert done.code == 0 and seen[0] == readers and losses(tmp_path / "little")

@@ -3,32 +3,37 @@ import errno
 import fcntl
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from forkserver import run as python
 from processes import PATIENCE, arguments, free_port
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, dataloader
 
 from fwi_i2sb.core import files
 from fwi_i2sb.core.commands import exit_codes, parse
 from fwi_i2sb.core.errors import InputError
-from fwi_i2sb.core.files import atomic, open_npy, write_text
+from fwi_i2sb.core.files import atomic, open_npy, read_json, write_text
 from fwi_i2sb.core.locks import check_writable, claim, locked
 from fwi_i2sb.core.workers import end_on_failure, read_ahead
+from fwi_i2sb.data.check import inspect_folder
 from fwi_i2sb.data.openfwi import discover, find_root
+from fwi_i2sb.data.store import StoreDataset
 from fwi_i2sb.train import stop_signal
 from fwi_i2sb.training import checkpoint as checkpoint_module
 from fwi_i2sb.training.options import DataOptions, DeviceOptions, first_difference, RunOptions, TrainOptions
-from fwi_i2sb.training.processes import environment, join, rank_variables
+from fwi_i2sb.training.processes import environment, join, open_accelerator, rank_variables
 from fwi_i2sb.training.ranks import find_ranks, Ranks
 from fwi_i2sb.training.checkpoint import checkpoints, save_checkpoint
 from fwi_i2sb.training.run_dir import read_config, read_metrics, write_config
@@ -111,6 +116,101 @@ def test_a_killed_writer_is_swept_up_after_and_a_living_one_is_not(tmp_path):
         write_text(tmp_path / "card.md", "whole")
         assert part.exists()
     assert everything(tmp_path) == [".precious.part", "card.md", "other.md"]
+
+
+def test_a_disk_too_small_for_a_checkpoint_is_refused_before_the_first_step(refused, data, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=300_000))
+    refused("train", *arguments(data, tmp_path / "runs", "tight"), saying=("0.0003 GB are free", "--result-dir"))
+    monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(total=0, free=0))  # it does not tell
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**20, 2**20))
+    refused("train", *arguments(data, tmp_path / "runs", "tight"), saying=("0.00105 GB here", "ulimit -f"))
+    assert everything(tmp_path) == []
+
+
+# memory
+
+GREEDY = {"text": (lambda: torch.empty(2**50), "when 4503599627370496 bytes more"),
+    "python": (lambda: [0] * 2**60, "of this machine"), "map": (lambda: load_file("empty", 2**60), "of this machine")}
+
+
+def load_file(name, size):
+    "As safetensors says it."
+    raise RuntimeError(f"unable to mmap {size} bytes from file <{name}>: Cannot allocate memory (12)")
+
+
+@pytest.mark.parametrize("kind", GREEDY)
+def test_memory_that_runs_out_is_one_sentence(refused, data, tmp_path, monkeypatch, kind):
+    greedy, words = GREEDY[kind]
+    monkeypatch.setattr("fwi_i2sb.train.train_step", lambda *given: greedy())
+    refused("train", *arguments(data, tmp_path, "greedy"), saying=("ran out", words, "--microbatch"))
+    monkeypatch.setattr("fwi_i2sb.data.prepare.decimate", lambda *given: greedy())
+    refused("convert", data, "--family", "CurveVel_A", "--store-dir", tmp_path / "store", "--workers", 0,
+        saying=("ran out",))
+
+
+def test_the_memory_of_a_gpu_is_told_from_the_machines(capsys):
+    def work(): raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB. GPU 0 has a total ...")
+    with pytest.raises(SystemExit) as stop, exit_codes(): work()
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: the memory of the GPU ran out when 20.00 MiB more were asked for")
+    with pytest.raises(RuntimeError, match="a bug"), exit_codes(): raise RuntimeError("a bug")
+
+
+def test_a_small_file_takes_little_memory(tmp_path):
+    (tmp_path / "small.json").write_text("[1, 2]")
+    tracemalloc.start()
+    assert read_json(tmp_path / "small.json") == [1, 2]
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+
+
+def test_without_shared_memory_nothing_is_held_there(data, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", failing(errno.ENOENT))
+    with pytest.raises(InputError, match="0 GB are free: remove --in-memory"): StoreDataset(data, "val", in_memory=True)
+
+
+# standard streams
+
+CLOSED = """
+import os, sys
+for number, name in enumerate(("stdin", "stdout", "stderr")):
+    os.close(number)
+    setattr(sys, name, None)
+    setattr(sys, f"__{name}__", None)
+"""
+LOST = """
+import os, sys
+os.dup2(os.open("/dev/full", os.O_WRONLY), 2)
+"""
+BROKEN = """
+import os, sys
+there, here = os.pipe()
+os.close(there)
+os.dup2(here, {0})
+os.close(here)
+"""
+COMMAND = """
+from fwi_i2sb import cli
+cli.main(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize("streams", [CLOSED, LOST, BROKEN.format(2)], ids=["closed", "full", "broken"])
+def test_a_training_goes_on_where_nobody_listens(data, tmp_path, streams):
+    words = arguments(data, tmp_path, "deaf", "--num-itr", 2, "--store-dir", tmp_path / "store")
+    assert python([sys.executable, "-c", streams + COMMAND, "train", *words]).returncode == 0
+    assert [p.name for p in checkpoints(tmp_path / "deaf")] == ["step-2"]
+    # nothing was printed into them
+    assert not inspect_folder(tmp_path / "store").problems and len(read_metrics(tmp_path / "deaf")) == 3
+
+
+@pytest.mark.parametrize("words", [["--help"], ["models"], ["check", "--help"]], ids=" ".join)
+def test_output_that_nobody_takes(words):
+    done = python([sys.executable, "-c", BROKEN.format(1) + COMMAND, *words])
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+    done = python([sys.executable, "-c", LOST.replace(", 2)", ", 1)") + COMMAND, *words])
+    assert (done.returncode, done.stderr) == (2, "error: standard output: No space left on device\n")
 
 
 # what a run of a stranger holds decides nothing about where is written
@@ -214,6 +314,28 @@ def test_a_reader_that_cannot_hand_over_ends_the_wait(capfd):
     assert "cannot hand over" in capfd.readouterr().err and time.monotonic() - began < 60
 
 
+class Spoilt:
+    "Stands for what cannot be read."
+    def __init__(self, error): self.error = error
+    def __len__(self): return 4
+    def __getitem__(self, i): raise self.error
+
+
+def test_a_reader_says_what_it_could_not_read_and_the_end_of_the_others_does_not_hide_it(monkeypatch):
+    loader = lambda error=None: DataLoader(Spoilt(error), 1, num_workers=2, multiprocessing_context="spawn")
+    for error, words in ((InputError("record 3 is gone: convert again"), "record 3 is gone: convert again"),
+            (saying(errno.EIO), "[Errno 5] Input/output error")):
+        with pytest.raises(type(error)) as raised:
+            try: list(read_ahead(loader(error)))
+            finally: time.sleep(0.3)  # a signal handler may raise anywhere
+        assert str(raised.value) == words
+    monkeypatch.setattr(dataloader._MultiProcessingDataLoaderIter, "_try_get_data", lambda *given, **named:
+        exec('raise RuntimeError("Too many open files. Communication with the workers is no longer possible.")'))
+    with pytest.raises(ChildProcessError, match="ulimit -n"):
+        try: list(read_ahead(loader()))
+        finally: time.sleep(0.3)
+
+
 def test_processes_that_cannot_start_are_one_sentence(monkeypatch):
     monkeypatch.setattr("multiprocessing.process.BaseProcess.start", failing(errno.EAGAIN))
     with pytest.raises(ChildProcessError, match="cannot start .*temporarily"):
@@ -268,6 +390,17 @@ def test_what_an_earlier_command_left_is_named_and_ignored(env, word):
     with pytest.warns(UserWarning, match=word): assert find_ranks(DeviceOptions(device="cpu"), env) == Ranks()
 
 
+@pytest.mark.parametrize("env", [dict(OMPI_COMM_WORLD_SIZE="2"), dict(PMI_SIZE="3"), dict(MV2_COMM_WORLD_SIZE="2"),
+    dict(LOCAL_RANK="first"), dict(WORLD_SIZE="4", LOCAL_RANK="1")], ids=str)
+def test_half_of_a_launchers_variables_starts_no_group(tmp_path, monkeypatch, env):
+    for name, value in env.items(): monkeypatch.setenv(name, value)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with open_accelerator(DeviceOptions(device="cpu"), tmp_path) as (accelerator, peers):
+            assert accelerator.num_processes == 1 and peers.store is None
+    assert {name: os.environ[name] for name in env} == env
+
+
 # paths
 
 def test_the_home_directory_is_meant_by_its_sign(tmp_path, monkeypatch):
@@ -279,6 +412,27 @@ def test_the_home_directory_is_meant_by_its_sign(tmp_path, monkeypatch):
     np.save(tmp_path / "map.npy", np.ones((2, 2)))
     assert open_npy("~/map.npy").shape == (2, 2)
     with pytest.raises(InputError, match="~nobody_of_that_name"): RunOptions("~nobody_of_that_name/runs")
+
+
+def test_a_name_that_libraries_cannot_open_is_refused(refused, mini, data, tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    shutil.copytree(data / "val", os.path.join(odd, "val"))
+    for words in (["check", odd], ["convert", data, "--family", "CurveVel_A", "--store-dir", odd],
+            ["train", *arguments(data, odd, "one")], ["invert", mini, "--out", odd],
+            ["generate", odd, "--family", "FlatVel_A"]):
+        refused(*words, saying=("not UTF-8",))
+    assert everything(tmp_path) == [os.fsdecode(b"caf\xe9" + tail) for tail in (b"", b"/val", b"/val/database.lmdb",
+        b"/val/manifest.json", b"/val/sources.json")]
+
+
+def test_files_of_ones_own_in_the_working_folder_are_not_libraries(tmp_path):
+    for name in ("random", "json", "torch"): (tmp_path / f"{name}.py").write_text("raise SystemExit('mine')")
+    env = os.environ | dict(PYTHONPATH=str(Path(files.__file__).parents[2]), MPLBACKEND="brush")
+    for words, err in ((["check", "nothing"], "error: there is no folder nothing\n"), (["invert", "nothing"],
+            "error: MPLBACKEND=brush is no backend of matplotlib: unset it\n")):
+        done = subprocess.run([sys.executable, "-m", "fwi_i2sb", *words], cwd=tmp_path, env=env, capture_output=True,
+            text=True)
+        assert (done.returncode, done.stderr) == (2, err)
 
 
 def test_a_run_is_read_and_continued_from_other_folders(mini, tmp_path, monkeypatch):
@@ -330,16 +484,31 @@ def test_a_family_is_found_in_every_spelling_of_its_folder(tmp_path, name):
         find_root(tmp_path / name, "FlatFault_A")
 
 
-def test_half_of_a_data_set_names_the_whole(tmp_path):
-    small_files(tmp_path / "Style_A", [("data/data1.npy", "model/model1.npy")])
-    with pytest.raises(InputError, match=f"one half .* {tmp_path / 'Style_A'}$"):
-        find_root(tmp_path / "Style_A" / "model", "Style_A")
+@pytest.mark.parametrize("half", ["data", "model"])
+def test_half_of_a_data_set_names_the_whole(refused, tmp_path, half):
+    folder = small_files(tmp_path / "FlatFault_A", [("data/data1.npy", "model/model1.npy")]) / half
+    for words in (("check", folder), ("check", folder, "--family", "FlatFault_A"),
+            ("convert", folder, "--family", "FlatFault_A"), ("train", *arguments(folder, tmp_path / "runs", "half"))):
+        assert refused(*words).endswith(f"one half of a data set: name the folder above it, {tmp_path / 'FlatFault_A'}")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_folder_called_data_beside_one_called_model_is_no_half(tmp_path):
+    (tmp_path / "model").mkdir()
+    whole = small_files(tmp_path / "data" / "FlatFault_A", [("data/data1.npy", "model/model1.npy")])
+    assert find_root(tmp_path / "data", "FlatFault_A") == whole
+    flat = small_files(tmp_path / "data", [("data7.npy", "model7.npy")])
+    assert find_root(flat, "FlatFault_A") == flat
 
 
 # files and numbers that would take all there is
 
 def test_what_is_no_file_or_does_not_fit_is_not_read(refused, mini, tmp_path):
     for name in ("pipe.npy", "queue.npy"): os.mkfifo(tmp_path / name)
+    for name, axes in (("long.npy", (10**6, 1000, 70)), ("wide.npy", (2, 5, 10**6, 7000))):
+        np.lib.format.open_memmap(tmp_path / name, "w+", "u1", axes)
+        refused("check", tmp_path / name, saying=(name, "GB of memory"))
+        refused("invert", mini, "--record", tmp_path / name, "--out", tmp_path / "out", saying=("GB of memory",))
     huge = np.lib.format.open_memmap(tmp_path / "huge.npy", "w+", "u1", (2 * 10**5, 5, 1000, 70))
     maps = np.lib.format.open_memmap(tmp_path / "maps.npy", "w+", "f8", (10**7, 70, 70))
     del huge, maps
@@ -445,4 +614,5 @@ def test_a_record_that_no_memory_holds_is_refused_before_it_is_read(refused, min
 
 def test_memory_that_runs_out_is_one_sentence(capsys):
     with pytest.raises(SystemExit) as end, exit_codes(): np.empty((10**6, 10**6, 10**3))
-    assert end.value.code == 1 and capsys.readouterr().err.startswith("error: memory ran out: Unable to allocate")
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and "leaves of it, ran out when 6.94 EiB more were asked for" in said

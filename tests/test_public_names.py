@@ -49,6 +49,12 @@ def test_there_are_few_names_and_none_hides_a_module(package):
     assert hidden == ({"explore", "train"} if package == "fwi_i2sb" else set())
 
 
+@pytest.mark.parametrize("package", PACKAGES)
+def test_a_stub_is_read_in_every_locale(package):
+    "It is read with the locale's encoding."
+    assert (HOME.parent / package.replace(".", "/") / "__init__.pyi").read_bytes().isascii()
+
+
 def test_importing_changes_nothing_and_loads_nothing():
     python("""
 import os, sys, warnings

@@ -7,7 +7,7 @@ __all__ = ['Count', 'Natural', 'Few', 'Workers', 'NonNegative', 'Share', 'Plugin
            'option_table', 'options_to_dict', 'options_from_dict', 'exit_codes', 'run_command', 'need']
 
 # %% ../../nbs/A0_core/02_commands.ipynb #eea177e8
-import atexit, contextlib, dataclasses, functools, gc, importlib.util, inspect, json, re, sys
+import atexit, contextlib, dataclasses, functools, gc, importlib.util, inspect, io, json, os, re, signal, sys
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Annotated, Callable, dataclass_transform, get_args, get_type_hints
@@ -16,7 +16,7 @@ import tyro
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from .errors import InputError, unknown
+from .errors import InputError, out_of_memory, unknown
 from .files import home
 from .registry import import_plugin
 from .tables import markdown_table
@@ -76,8 +76,10 @@ def option_group(cls: type) -> type:
     def __init__(self, *values, **named):
         try: checked(self, *values, **named)
         except ValidationError as error: raise _sentence(error) from None
-        for f in dataclasses.fields(self):
-            if isinstance(path := getattr(self, f.name), Path): object.__setattr__(self, f.name, home(path))
+        try:
+            for f in dataclasses.fields(self):
+                if isinstance(path := getattr(self, f.name), Path): object.__setattr__(self, f.name, home(path))
+        except InputError as error: raise _refusal.get()(str(error)) from None
 
     made.__init__ = __init__
     return made
@@ -180,23 +182,64 @@ def _typed(name, kind, value):
             f"config has {value!r} for the option {name!r}, which is of type {getattr(kind, '__name__', kind)}")
     return options_from_dict(kind, value) if dataclasses.is_dataclass(kind) else value
 
+# %% ../../nbs/A0_core/02_commands.ipynb #c0de2f21
+class _Errors(io.FileIO):
+    "What cannot be written here is lost."
+
+    def write(self, data):
+        try: return super().write(data)
+        except OSError: return len(data)
+
+
+class _Output(io.FileIO):
+    "An error names where it happened; after it all is lost, so that the interpreter ends without a word."
+
+    def write(self, data):
+        try: return super().write(data)
+        except OSError as error:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self.fileno())
+            error.filename = "standard output"
+            raise
+
+
+def _open_streams():
+    "Replace closed standard streams, and let the others fail as is said above."
+    for number in range(3):
+        try: os.fstat(number)
+        except OSError: os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number
+    for number, name, kind in ((1, "stdout", _Output), (2, "stderr", _Errors)):
+        old = getattr(sys, name)
+        if old is not getattr(sys, f"__{name}__"): continue  # of a notebook or a test
+        setattr(sys, name, io.TextIOWrapper(io.BufferedWriter(kind(number, "w", closefd=False)),
+            encoding=getattr(old, "encoding", None), errors="backslashreplace",
+            line_buffering=number == 2 or os.isatty(number)))
+
 # %% ../../nbs/A0_core/02_commands.ipynb #f7cc6dbb
 @contextlib.contextmanager
 def exit_codes():
     """One message on stderr and an exit code.
 
-    2 for an `InputError` or `OSError`, 1 for a dead process or memory that ran out, 130 for Ctrl-C."""
-    try: yield
+    2 for an `InputError`, an `OSError` or memory that ran out, 1 for a dead process, 130 for Ctrl-C."""
+    try:
+        _open_streams()
+        try: yield
+        except SystemExit:  # of --help
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
     except (InputError, ChildProcessError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         raise SystemExit(2 if isinstance(error, InputError) else 1) from None
     except OSError as error:
         where = "" if error.filename is None else f"{error.filename}: "
-        print(f"error: {where}{error.strerror or error}", file=sys.stderr)
+        # as of any command before `| head`
+        if isinstance(error, BrokenPipeError) and where: raise SystemExit(128 + signal.SIGPIPE) from None
+        print(f"error: {' '.join(f'{where}{error.strerror or error}'.split())}", file=sys.stderr)
         raise SystemExit(2) from None
-    except MemoryError as error:
-        print(f"error: memory ran out: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+    except (MemoryError, RuntimeError) as error:
+        if not (sentence := out_of_memory(error)): raise
+        print(f"error: {sentence}", file=sys.stderr)
+        raise SystemExit(2) from None
     except KeyboardInterrupt:
         print("interrupted: repeat the command to continue (invert and evaluate begin again)", file=sys.stderr)
         raise SystemExit(130) from None

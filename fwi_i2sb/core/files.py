@@ -7,7 +7,7 @@ __all__ = ['UNKNOWN_CALL', 'check_regular', 'open_npy', 'home', 'check_memory', 
            'named_folder', 'fsync_path', 'atomic', 'write_text', 'write_json', 'disk_full', 'sha256']
 
 # %% ../../nbs/A0_core/01_files.ipynb #62947043
-import contextlib, errno, fcntl, hashlib, json, os, re, resource, secrets, stat, warnings
+import contextlib, errno, fcntl, hashlib, json, os, re, resource, secrets, stat, sys, warnings
 from pathlib import Path
 
 import psutil
@@ -53,7 +53,13 @@ def open_npy(path:str|Path,        # the file; `~` is the home directory
 
 
 def home(path: str | Path) -> Path:
-    "A path whose leading `~` is the home directory: a shell leaves it alone after `=`, and in quotes."
+    """A path whose leading `~` is the home directory: a shell leaves it alone after `=`, and in quotes.
+
+    Raises `InputError` for a name that the libraries of stores and weights, which want UTF-8, cannot open."""
+    try: str(path).encode()
+    except UnicodeEncodeError:
+        way = "" if sys.getfilesystemencoding() == "utf-8" else ", or set PYTHONUTF8=1"
+        raise InputError(f"the name {ascii(str(path))} is not UTF-8: rename it{way}") from None
     try: return Path(path).expanduser()
     except RuntimeError as error: raise InputError(f"{path}: {error}") from None
 
@@ -86,7 +92,8 @@ def read_json(
 ):
     "The content of a JSON file. Raises `OSError`, or `ValueError` for what is no JSON, too large, or no file."
     check_regular(path)
-    with open(path, "rb") as file: text = file.read(limit + 1)
+    # memory for all that is asked for is taken at once
+    with open(path, "rb") as file: text = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     if len(text) > limit: raise ValueError(f"it is larger than {limit} bytes")
     try: return json.loads(text.decode("utf-8"))
     except RecursionError: raise ValueError("it is nested too deeply") from None

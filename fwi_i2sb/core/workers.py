@@ -6,7 +6,7 @@
 __all__ = ['SHARED', 'without_script', 'short_sockets', 'end_on_failure', 'possible_readers', 'read_ahead']
 
 # %% ../../nbs/A0_core/09_workers.ipynb #ab01c004
-import contextlib, multiprocessing, os, shutil, sys, tempfile
+import contextlib, multiprocessing, os, resource, shutil, signal, sys, tempfile, threading
 from collections.abc import Iterator
 from multiprocessing import queues, util
 
@@ -82,13 +82,28 @@ def possible_readers(
     return possible
 
 # %% ../../nbs/A0_core/09_workers.ipynb #ab01c00b
+def _said(error: BaseException) -> BaseException:
+    "What a reader raised, without the traceback that the `DataLoader` puts into its text."
+    if not isinstance(error, InputError | OSError) or not str(error).startswith("Caught "): return error
+    return type(error)(str(error).strip().splitlines()[-1].partition(": ")[2])
+
+
+def _end(readers):
+    "Kill processes; to the `DataLoader` the death of one is an error, which would take the place of what went wrong."
+    main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if main else None
+    for reader in readers: reader.kill()
+    for reader in readers: reader.join()
+    if main: signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
+
+
 def read_ahead(
     loader: DataLoader,  # its `worker_init_fn` calls `end_on_failure`
     batch_bytes: int = 0,  # of its tensors, times the loaders on this machine: what passes through shared memory
 ) -> Iterator:
     """The batches of a loader whose processes start in any script; they are killed where reading fails.
 
-    As many read as `possible_readers` says. Raises `ChildProcessError` where they cannot start."""
+    As many read as `possible_readers` says. Raises `ChildProcessError` where they cannot start or open enough files."""
     loader.num_workers = possible_readers(loader.num_workers, batch_bytes)
     if not loader.num_workers: return (yield from loader)
     before = set(multiprocessing.active_children())
@@ -100,6 +115,10 @@ def read_ahead(
     readers = set(multiprocessing.active_children()) - before
     try: yield from batches
     except GeneratorExit: raise
-    except BaseException:
-        for reader in readers: reader.kill()
-        raise
+    except BaseException as error:
+        _end(readers)
+        if isinstance(error, RuntimeError) and "Too many open files" in str(error):
+            limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+            raise ChildProcessError(f"processes that read ahead open more than {limit} files: raise the limit with "
+                f"ulimit -n, or let fewer read") from None
+        raise _said(error) from None

@@ -16,9 +16,9 @@ from ..core.errors import InputError
 from ..core.files import check_memory
 from ..core.formats import phrase, read_array, recognise
 from .findings import fingerprint, inspect_map, Tally
-from fwi_i2sb.data.openfwi import (
-    any_family, FAMILIES, Family, find_root, get_family, match_files, open_pair, read_pair, split_files,
-    store_bytes)
+from .openfwi import (
+    any_family, FAMILIES, Family, find_root, get_family, match_files, open_pair, read_pair, refuse_half,
+    split_files, store_bytes)
 from .rules import inspect_pair, velocity_at_sources
 from .scale import OPENFWI_SCALE, VelocityScale
 from .manifest import (
@@ -191,6 +191,7 @@ def inspect_folder(root:str|Path, # a folder `find_root` understands, several of
     root = Path(root)
     if root.is_file(): return check_record(root, survey or OPENFWI, scale or OPENFWI_SCALE, accept)
     if not root.is_dir(): raise InputError(f"there is no folder {root}")
+    refuse_half(root)
     if family is not None: family = any_family(family)
     facts, problems = _check_stores(root, family, survey, scale, progress)
     try: source = find_root(root, named := any_family(root.resolve().name) if family is None else family)

@@ -6,6 +6,7 @@
 __all__ = ['OPENFWI_SPEC', 'DataSpec', 'load_survey']
 
 # %% ../../nbs/02_data/18_spec.ipynb #3dcd3c1f
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -55,15 +56,23 @@ class DataSpec:
         return values | parts | lists | dict(moments=None if self.moments is None else list(self.moments))
 
 # %% ../../nbs/02_data/18_spec.ipynb #3dfc6ae8
+def _numbers(values, name, kind, count=1):
+    "Numbers of one kind; whole ones are sizes."
+    found = tuple(map(kind, values[name] if count > 1 else [values[name]]))
+    if len(found) != count or not all(map(math.isfinite, found)): raise ValueError(f"{name} must be {count} numbers")
+    if kind is int and min(found) < 1: raise ValueError(f"{name} must be 1 or more")
+    return found
+
+
 def _from_values(values):
     old = "pressure" not in values
     pressure = dict(low=values["data_min"], high=values["data_max"]) if old else values["pressure"]
-    moments = values.get("moments")
     return DataSpec(
         str(values["family"]), OPENFWI_SCALE if old else VelocityScale(**values["velocity"]), PressureRange(**pressure),
-        Survey.from_dict(values["survey"]), int(values["time_samples"]), int(values["factor"]),
-        tuple(map(int, values["map_size"])), tuple(map(float, values["linear"])), int(values.get("records", 0)),
-        str(values.get("fingerprint", "")), None if moments is None else tuple(map(float, moments)))
+        Survey.from_dict(values["survey"]), *_numbers(values, "time_samples", int), *_numbers(values, "factor", int),
+        _numbers(values, "map_size", int, 2), _numbers(values, "linear", float, 2), int(values.get("records", 0)),
+        str(values.get("fingerprint", "")),
+        None if values.get("moments") is None else _numbers(values, "moments", float, 3))
 
 
 @method_of(DataSpec)
@@ -74,7 +83,7 @@ def from_dict(values: dict) -> DataSpec:
     Raises `InputError` that names what is missing or malformed."""
     try: return _from_values(values)
     except KeyError as error: raise InputError(f"the data specification has no {error.args[0]!r}") from None
-    except (TypeError, ValueError, AttributeError) as error:
+    except (TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InputError(f"the data specification is malformed: {error}") from None
 
 # %% ../../nbs/02_data/18_spec.ipynb #4a9bfec9

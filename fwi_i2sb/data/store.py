@@ -13,7 +13,7 @@ from pathlib import Path
 import lmdb, torch
 from torch.utils.data import Dataset
 
-from ..core.errors import InputError, unknown
+from ..core.errors import InputError, out_of_memory, unknown
 from ..core.files import disk_full, warn_once
 from ..core.locks import check_writable, locked
 from ..core.registry import method_of
@@ -148,6 +148,7 @@ def _advice(root):
     try: yield
     except ChildProcessError: raise
     except RuntimeError as error:
+        if out_of_memory(error): raise
         raise ChildProcessError(f"a preparing process was lost ({error}): repeat the command to continue, with fewer "
             f"--workers if memory ran out") from None
     except (OSError, lmdb.Error) as error:

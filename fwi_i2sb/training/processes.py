@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from ..core.devices import resolve_device, resolve_precision
-from .ranks import find_ranks, Ranks
+from .ranks import find_ranks, LAUNCHERS, Ranks
 from ..core.errors import InputError
 from ..core.registry import method_of
 from .options import DeviceOptions
@@ -55,10 +55,10 @@ def rank_variables(ranks: Ranks) -> dict[str, str]:
 
 # %% ../../nbs/07_training/06_processes.ipynb #97e78e33
 @contextlib.contextmanager
-def environment(values: dict[str, str]):
-    "Environment variables, set inside the block."
-    before = {name: os.environ.get(name) for name in values}
-    os.environ.update(values)
+def environment(values: dict[str, str | None]):
+    "Environment variables, set inside the block, or unset where the value is None."
+    before = {name: os.environ.pop(name, None) for name in values}
+    os.environ.update({k: v for k, v in values.items() if v is not None})
     try: yield
     finally:
         for name in values: os.environ.pop(name, None)
@@ -176,6 +176,11 @@ def agree(
     dist.barrier()
 
 # %% ../../nbs/07_training/06_processes.ipynb #e3e2cb83
+# one process is one, whatever half of a launcher's variables Accelerate finds
+_LEFT_OVER = dict.fromkeys(["MV2_COMM_WORLD_SIZE", *(variable for name, variables in LAUNCHERS.items()
+    for variable in variables if name != "Slurm")])
+
+
 @contextlib.contextmanager
 def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "none"):
     """An `Accelerator` and its `Peers`; process group and state are gone when the block ends.
@@ -185,7 +190,7 @@ def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "n
     precision = {"bf16": "bf16", "fp32": "no"}[resolve_precision(hardware.precision, device)]
     gpu = {} if hardware.gpu is None else {"ACCELERATE_TORCH_DEVICE": f"cuda:{hardware.gpu}"}
     if gpu: torch.cuda.set_device(hardware.gpu)
-    with environment(gpu | (rank_variables(ranks) if ranks.world > 1 else {})):
+    with environment(gpu | (rank_variables(ranks) if ranks.world > 1 else _LEFT_OVER)):
         peers = Peers(ranks, join(ranks) if ranks.world > 1 else None)
         try:
             if peers.store: _open_group(ranks, device, peers.store)
