@@ -6,7 +6,7 @@
 __all__ = ['mini_options', 'mini_run', 'layers_run']
 
 # %% ../nbs/13_cli/01_examples.ipynb #303eecb5
-import hashlib, os
+import contextlib, hashlib, os, shutil, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,8 +32,15 @@ def _cache() -> Path:
     "A folder in the user's cache that belongs to this version of the package's code."
     package = Path(fwi_i2sb.__file__).parent
     code = b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")) if path.name != "_modidx.py")
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-    return home / "fwi_i2sb" / f"examples-{hashlib.sha256(code).hexdigest()[:12]}"
+    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fwi_i2sb"
+    mine = home / f"examples-{hashlib.sha256(code).hexdigest()[:12]}"
+    mine.mkdir(parents=True, exist_ok=True)
+    mine.touch()
+    # every edit of the code makes another: of those not used for a day the older ones go
+    with contextlib.suppress(FileNotFoundError):  # another process removes them, too
+        for path in sorted(home.glob("examples-*"), key=os.path.getmtime, reverse=True)[3:]:
+            if path.stat().st_mtime < time.time() - 86_400: shutil.rmtree(path, ignore_errors=True)
+    return mine
 
 
 def mini_run() -> Path:

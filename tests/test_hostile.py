@@ -612,7 +612,7 @@ def test_a_record_that_no_memory_holds_is_refused_before_it_is_read(refused, min
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "model"]
 
 
-def test_memory_that_runs_out_is_one_sentence(capsys):
+def test_an_array_that_no_memory_holds_is_one_sentence(capsys):
     with pytest.raises(SystemExit) as end, exit_codes(): np.empty((10**6, 10**6, 10**3))
     said = capsys.readouterr().err
-    assert end.value.code == 2 and "leaves of it, ran out when 6.94 EiB more were asked for" in said
+    assert end.value.code == 2 and "leaves of it, ran out when 7.11 PiB more were asked for" in said
