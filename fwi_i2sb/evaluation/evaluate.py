@@ -16,7 +16,8 @@ import fwi_i2sb
 from .card import assemble, Tally
 from ..data.degrade import at_frequency, Degradation
 from ..inference.first_guess import starting_models
-from ..inference.run import is_map_file, resimulate, TrainedRun
+from ..inference.run import default_start, is_map_file, resimulate, TrainedRun
+from ..training.trained import is_first_guess
 from ..data.multi_family import MultiFamilyStore
 from ..metrics.accuracy import mae, misfit
 from ..physics.filters import low_band
@@ -114,7 +115,9 @@ DEFAULT_STARTS = ("blur-openfwi_custom", "linear")  # a start that has seen the 
 
 def _named_starts(run: TrainedRun, starts: tuple[str, ...] | None) -> tuple[str, ...]:
     "The starting models asked for, else the default ones."
-    if starts is None: starts = DEFAULT_STARTS if run.method.model.reads_map else DEFAULT_STARTS[1:]
+    if starts is None:
+        own = default_start(run)
+        starts = (own,) if is_first_guess(own) else DEFAULT_STARTS if run.method.model.reads_map else DEFAULT_STARTS[1:]
     if not starts or isinstance(starts, str):
         raise InputError(f"starts is {starts!r}: give a tuple of starting models, for instance ('linear',)")
     return tuple(start.strip() for start in starts)
@@ -204,13 +207,14 @@ def evaluate(
     run: TrainedRun,
     data: MultiFamilyStore | None = None,  # where records come from; default: the run's validation records
     *, n_records: int = 50,  # how many; of several families, from each in turn
-    starts: tuple[str, ...] | None = None,  # starting models; default: DEFAULT_STARTS, or the second alone
+    starts: tuple[str, ...] | None = None,  # starting models; default: as `_named_starts`
     samples: int | None = None,  # as in `invert`
     nfe: int | None = None,  # as in `invert`
     sampler: str | None = None,  # as in `invert`
     eta: float | None = None,  # as in `invert`
     w: float = 1.0,  # as in `invert`
     clip_denoise: bool | None = None,  # as in `invert`
+    passes: int = 1,  # as in `invert`
     refine: int = 0,  # as in `invert`, of controls too; steps end at the noise of the degradation
     refine_tv: float = 0.0,  # as in `invert`
     seed: int = 0,  # of starts, samples and perturbations
@@ -229,7 +233,8 @@ def evaluate(
     if seed < 0: raise InputError(f"seed must be 0 or more (got {seed})")
     starts = _named_starts(run, starts)
     data = validation_data(run) if data is None else data
-    asked, same = dict(nfe=nfe, sampler=sampler, eta=eta, w=w), dict(seed=seed, refine=refine, refine_tv=refine_tv)
+    asked, same = dict(nfe=nfe, sampler=sampler, eta=eta, w=w), dict(seed=seed, passes=passes, refine=refine,
+        refine_tv=refine_tv)
     settings = run.method.sampling_settings(**asked, clip=clip_denoise) | same
     given = dict(samples=samples, clip_denoise=clip_denoise, snr=degradation.snr if refine else None)
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records), asked | same | given,

@@ -31,7 +31,8 @@ from ..core.files import atomic
 from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from .options import check_samples, SamplingOptions
-from .run import check_record_shape, is_map_file, load_run, prepare_seismic, resimulate, TrainedRun
+from .run import (
+    check_record_shape, default_start, is_map_file, load_run, prepare_seismic, resimulate, TrainedRun)
 from ..training.run_dir import first_records
 
 # %% ../../nbs/08_inference/09_command.ipynb #35a97524
@@ -45,7 +46,7 @@ class InvertOptions:
     "Invert validation records of a run's data set, or one record given as .npy."
     run: tyro.conf.Positional[Path]  # run directory, or one of its folders checkpoints/step-N
     record: Records = None  # .npy files of records (shots, time, receivers), or folders; default: validation records
-    start: str | None = None  # linear[:TOP:BOTTOM], first-guess[:RUN], MAP.npy; default: linear, or as trained
+    start: str | None = None  # linear[:TOP:BOTTOM], first-guess[:RUN], MAP.npy; default: as trained, else linear
     out: Path | None = None  # folder of the results; default RUN/evaluation
     sampling: SamplingOptions = SamplingOptions()
     seed: Natural = 0  # seed of the samples
@@ -90,7 +91,7 @@ def _file_work(options: InvertOptions, run: TrainedRun, path: Path, name: str) -
         return d if d.ndim == 4 else d[None]
     check_record_shape(run, values().shape)
     read = lambda i, j: (np.array(values()[i:j], dtype=np.float32), None)
-    start = "linear" if options.start is None else options.start
+    start = default_start(run) if options.start is None else options.start
     return Work(name, list(range(max(len(values()), 1))), read, start, str(path))
 
 # %% ../../nbs/08_inference/09_command.ipynb #af1eaa16

@@ -22,9 +22,11 @@ from ..core.files import atomic
 from ..core.registry import method_of
 from ..core.devices import device_name
 from .record_checks import record_checks
-from .first_guess import is_first_guess, starting_models
+from .first_guess import starting_models
 from .refine import refine_samples
-from .run import prepare_seismic, stable_range, TrainedRun
+from .run import default_start, prepare_seismic, stable_range, TrainedRun
+from ..training.conditions import read_by_network, reads_residual
+from ..training.trained import is_first_guess
 from ..methods.trajectories import draw_samples, trajectories
 from ..physics.wave import OPENFWI, Survey
 from .figure import plot_result
@@ -74,7 +76,7 @@ class Inversion:
 def invert(
     self,
     seismic,  # as prepare_seismic
-    start="linear",  # as prepare_start, or first-guess[:RUN]; no effect on a network that reads the seismic alone
+    start=None,  # as prepare_start, or first-guess[:RUN]; None: the first guess it was trained on, else "linear"
     *, samples: int | None = None,  # samples per record; default: 8, or 1 where they would be equal
     nfe: int | None = None,  # network calls per sample; default: the method's, 5 for a bridge
     w: float = 1.0,  # guidance: 1 uses the seismic fully, 0 not at all
@@ -85,6 +87,7 @@ def invert(
     record_ids: list[int] | None = None,  # second part: numbers of the records; default 0, 1, ...
     truth: torch.Tensor | None = None,  # maps in m/s, only for starting models that blur the truth
     survey: Survey | None = None,  # survey of the record, which is compared with the run's
+    passes: int = 1,  # times that the answer is the next start; more than once only with residuals
     refine: int = 0,  # steps of waveform inversion from the mean and from every sample (`08_inference/04_refine`)
     refine_tv: float = 0.0,  # weight of the total variation in them
     snr: float | None = None,  # signal-to-noise ratio of the records in dB, where they end; None: measured
@@ -95,26 +98,34 @@ def invert(
 
     Raises `InputError` for what the method or the record does not allow."""
     _check_refinement(refine, refine_tv, snr)
+    _check_passes(self, passes)
     settings = self.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     d, ids = _records(self, seismic, survey, record_ids)
+    start = default_start(self) if start is None else start
     samples = _n_samples(self, settings, samples, batch_size, seed, len(d))
     began = time.perf_counter()
     x1 = starting_models(self, start, d, ids, truth, seed)
     start_seconds = (time.perf_counter() - began) / len(d)
-    maps, clipped = _in_range(self, _draw(self, d, x1, ids, samples, seed, settings, batch_size=batch_size,
-        progress=None if refine else progress))
-    mean, cost = maps.mean(1), dict(wave_solves=0)
-    if refine: mean, maps, cost = refine_samples(self, d, mean, maps, refine, refine_tv, snr, progress)
-    about = _settings(settings, samples, start) | dict(refine=refine, refine_tv=refine_tv, clipped_cells=clipped,
-        start_seconds=start_seconds, record_checks=record_checks(self, seismic, x1)) | cost
+    mean = x1
+    for k in range(passes):
+        maps, clipped = _in_range(self, _draw(self, d, mean, ids, samples, seed, settings, batch_size=batch_size,
+            progress=None if refine or k < passes - 1 else progress))
+        mean = maps.mean(1)
+    cost = dict(wave_solves=passes * reads_residual(self.options.model))
+    if refine:
+        mean, maps, more = refine_samples(self, d, mean, maps, refine, refine_tv, snr, progress)
+        cost = more | dict(wave_solves=cost["wave_solves"] + more["wave_solves"])
+    about = _settings(settings, samples, start, passes) | cost | dict(refine=refine, refine_tv=refine_tv,
+        clipped_cells=clipped, start_seconds=start_seconds, record_checks=record_checks(self, seismic, x1))
     return Inversion(mean, _deviation(maps), maps, x1, _provenance(self, start, seed, ids, began) | about)
 
 # %% ../../nbs/08_inference/05_invert.ipynb #4b99e3d3
 def _draw(run, d, x1, ids, samples, seed, settings, **how):
     "Samples (batch, k, 1, depth, x) in m/s."
     rows, seeds = zip(*((r, (seed, ids[r], k, STREAMS["sample"])) for r in range(len(d)) for k in range(samples)))
-    drawn = draw_samples(run.method, run.net, run.pressure.normalize(d), run.scale.normalize(x1), rows, seeds, settings,
-        device=run.device, **how)
+    start = run.scale.normalize(x1)
+    gathers = read_by_network(run.options.model, run.spec, d, start, run.device)
+    drawn = draw_samples(run.method, run.net, gathers, start, rows, seeds, settings, device=run.device, **how)
     return run.scale.denormalize(drawn).reshape(len(d), samples, *x1.shape[1:])
 
 
@@ -133,6 +144,13 @@ def _check_memory(run, samples, records):
     if need > (free := psutil.virtual_memory().available):
         raise InputError(f"{samples} samples of {records} record(s) need {need / 1e9:.3g} GB of memory and "
             f"{free / 1e9:.3g} GB are free: ask for fewer samples, or for fewer records at once")
+
+
+def _check_passes(run, passes):
+    if passes < 1: raise InputError(f"passes must be 1 or more (got {passes})")
+    if passes > 1 and not reads_residual(run.options.model):
+        raise InputError(f"passes {passes} needs a run that reads the residual of its start, trained with --condition "
+            f"seismic,residual: remove it")
 
 
 def _check_refinement(refine, tv, snr):
@@ -156,11 +174,12 @@ def _records(run, seismic, survey, record_ids):
     return d, ids
 
 
-def _settings(settings, samples, start):
+def _settings(settings, samples, start, passes):
     "How samples are drawn, and the network calls for them and for their start."
     start_calls, nets = int(is_first_guess(start)), 1 if settings["w"] in (0, 1) else 2
     return {name: settings[name] for name in ("nfe", "sampler", "eta", "w")} | dict(samples=samples,
-        clip_denoise=settings["clip"], network_calls=samples * settings["nfe"] * nets + start_calls,
+        passes=passes, clip_denoise=settings["clip"],
+        network_calls=passes * samples * settings["nfe"] * nets + start_calls,
         start_calls=start_calls)
 
 
@@ -178,15 +197,16 @@ def _provenance(run, start, seed, record_ids, began):
 def states(
     self,
     seismic,  # as for `invert`, as are the others
-    start="linear",
+    start=None,
     *, sample: int = 0,  # index of the sample of every record
     nfe=None, w=1.0, sampler=None, eta=None, clip_denoise=None, seed=0, record_ids=None, truth=None, survey=None,
 ) -> list[TrajectoryPoint]:  # maps (batch, 1, depth, x) in m/s
-    "The trajectory of one sample per record, exactly that of `invert`, without clipping to `stable_range`."
+    "The trajectory of one sample per record, exactly that of the first pass of `invert`, without clipping."
     settings = self.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     d, ids = _records(self, seismic, survey, record_ids)
     x1 = self.scale.normalize(starting_models(self, start, d, ids, truth, seed))
-    points, = trajectories(self.method, self.net, self.pressure.normalize(d), x1, range(len(d)),
+    gathers = read_by_network(self.options.model, self.spec, d, x1, self.device)
+    points, = trajectories(self.method, self.net, gathers, x1, range(len(d)),
         [(seed, record, sample, STREAMS["sample"]) for record in ids], settings, device=self.device,
         batch_size=len(d))
     return [point._replace(xt=self.scale.denormalize(point.xt), x0=self.scale.denormalize(point.x0))
@@ -198,7 +218,7 @@ def states(
 def classical(
     self,  # supplies survey, decimation, range and fitted line; no network is used, except for a first guess
     seismic,  # as for `invert`, as are the others
-    start="linear",
+    start=None,
     *, iterations: int = 30,  # steps of Adam
     lr: float = 30.0,  # learning rate (m/s)
     seed: int = 0, record_ids: list[int] | None = None, truth: torch.Tensor | None = None,
@@ -207,6 +227,7 @@ def classical(
 ) -> Inversion:  # one sample per record
     "Classical full-waveform inversion from a starting model (`01_physics/03_waveform_inversion`), as an `Inversion`."
     d, ids = _records(self, seismic, survey, record_ids)
+    start = default_start(self) if start is None else start
     began = time.perf_counter()
     x1 = starting_models(self, start, d, ids, truth, seed)
     found = descend(d.to(self.device), x1.to(self.device), self.survey, factor=self.spec.factor, iterations=iterations,

@@ -24,13 +24,14 @@ class SamplingOptions:
     sampler: named("sampler", str | None) = None  # one of the method's; default: its first, for a bridge sde (or ode)
     eta: Share | None = None  # share of fresh noise, 0 to 1, with --sampler dbim or ddim; default 0
     clip_denoise: Literal["run", "on", "off"] = "run"  # clip the x0 estimate to [-1, 1] at every step; run: as trained
+    passes: up_to(100) = 1  # times that the mean is the next start, of a run that reads residuals
     refine: up_to(10_000, 0) = 0  # steps of waveform inversion from mean and samples: two wave solves each
     refine_tv: NonNegative = 0.0  # weight of the total variation in them, beside the squared relative misfit
 
     @property
     def settings(self) -> dict:
         "As arguments of `TrainedRun.invert`."
-        same = ("samples", "nfe", "w", "sampler", "eta", "refine", "refine_tv")
+        same = ("samples", "nfe", "w", "sampler", "eta", "passes", "refine", "refine_tv")
         return {name: getattr(self, name) for name in same} | dict(
             clip_denoise={"run": None, "on": True, "off": False}[self.clip_denoise])
 

@@ -6,6 +6,8 @@
 __all__ = ['ModelOptions']
 
 # %% ../../nbs/06_methods/01_options.ipynb #0bd9ce4b
+from typing import Literal
+
 from ..core.commands import Count, NonNegative, option_group, Share, up_to
 from ..core.registry import named
 
@@ -16,6 +18,7 @@ class ModelOptions:
     model: named("model") = "unet_ch32"  # the network
     method: named("method", str | None) = None  # what is learnt; default: the network's first, for a U-Net the bridge
     encoder: named("encoder") = "resize"  # how the seismic enters
+    condition: Literal["seismic", "seismic,residual"] = "seismic"  # what it reads; residual: record minus the start's
     conditional: bool = True  # --no-conditional leaves the seismic out of the network
     image_size: up_to(2048) | None = None  # side of the square the network works on; default native (published: 256)
     corrupt: named("starting model") = "blur-openfwi_custom"  # starting model(s) x1: NAME[:SETTING], or NAME:WEIGHT,...

@@ -20,7 +20,7 @@ from ..core.registry import Registry
 @dataclass(frozen=True)
 class Shapes:
     "Sizes of a record and of a map."
-    shots: int = 5
+    shots: int = 5  # gathers that are read: those of a record, and with residuals as many again
     time_samples: int = 250
     receivers: int = 70
     map_size: tuple[int, int] = (70, 70)  # cells in depth and x

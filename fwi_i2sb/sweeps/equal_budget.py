@@ -27,10 +27,12 @@ from ..data.openfwi import parse_families
 from ..methods.options import ModelOptions
 from ..training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
 from ..training.processes import open_accelerator
+from ..core.devices import resolve_device
 from ..core.files import write_json
 from ..core.locks import locked
 from ..core.tables import text_table
-from ..training.run_dir import data_spec, make_start, open_store, read_config, read_metrics
+from ..training.run_dir import data_spec, open_store, read_config, read_metrics
+from ..training.starts import prepare_starts
 from ..training.step import new_state, train_step
 from ..train import train
 
@@ -103,7 +105,7 @@ def seconds_per_step(
     Builds the stores where they are missing."""
     store = open_store(options)[0]
     spec = data_spec(store)
-    start = make_start(options.model.corrupt, spec)
+    start = prepare_starts(options, spec, store, "train", device=resolve_device(options.hardware.device))
     if options.model.precondition:
         spec = replace(spec, moments=tuple(start_moments(store, start, options.run.seed)))
     method = build_method(options.model, spec, options.run.seed)

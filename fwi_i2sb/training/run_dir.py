@@ -93,7 +93,7 @@ def open_store(
     roots = {name: _convert(options.data, name, progress, splits, build)
         for name in parse_families(options.data.dataset_name)}
     return tuple(MultiFamilyStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
-        for name, root in roots.items()]) for split in splits)
+        for name, root in roots.items()], options.data.part if split == "train" else None) for split in splits)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #6b22a545
 def _folders(data: DataOptions, name: str) -> tuple[Path, Path | None]:
