@@ -22,6 +22,7 @@ def _taps(factor):
 
 # %% ../../nbs/01_physics/01_filters.ipynb #33e4214e
 @lru_cache(maxsize=8)
+@torch.inference_mode(False)  # kept for gradients to come
 def _decimation(nt, factor, dtype=torch.float64, device=None):
     "Matrix `(ceil(nt / factor), nt)` that continues, filters and thins a trace; computed in float64."
     half = 8 * factor
