@@ -47,6 +47,8 @@ COMMANDS = {
         "their size.", "methods.command", "models_command", "ModelsOptions"),
     "train": Command("Train a bridge, or a baseline, on a data set, or continue the run of this name.",
         "train", "train", "TrainOptions"),
+    "train-pipeline": Command("Train a pipeline that needs nothing but a record: first guess, bridge, refinement, "
+        "calibration.", "inference.train_pipeline", "train_pipeline", "PipelineOptions"),
     "invert": Command("Invert validation records of a run's data set, or one record given as .npy.",
         "inference.command", "invert_command", "InvertOptions"),
     "evaluate": Command("Judge a run on validation records, as they are or perturbed: table on screen.",
@@ -62,7 +64,7 @@ COMMANDS = {
 
 def usage() -> str:
     "The commands in the order of a working day."
-    lines = [f"  {name:<12}{command.about}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<16}{command.about}" for name, command in COMMANDS.items()]
     head = "usage: fwi-i2sb COMMAND [options]    (fwi-i2sb COMMAND --help lists them; --version)"
     return "\n".join([head, "", *lines])
 

@@ -16,10 +16,11 @@ import fwi_i2sb
 from .card import assemble, Tally
 from ..data.degrade import at_frequency, Degradation
 from ..inference.first_guess import starting_models
-from ..inference.run import default_start, is_map_file, resimulate, TrainedRun
+from ..inference.run import default_start, is_map_file, own_settings, resimulate, TrainedRun
 from ..training.trained import is_first_guess
 from ..data.multi_family import MultiFamilyStore
 from ..metrics.accuracy import mae, misfit
+from ..metrics.recalibration import QUANTILES
 from ..physics.filters import low_band
 from ..core.errors import InputError
 from ..core.files import open_npy
@@ -66,10 +67,16 @@ def _answers(job: _Job, batch: Batch, start: str):
         before, cheap = _invert(job, batch, start, batch.seismic, refine=0, refine_tv=0.0, snr=None)
         yield f"{name}, not refined", "stage", before.mean, before.samples, cheap
     yield name, "method", result.mean, result.samples, cost
+    if (made := result.recalibration) is not None:
+        spread = result.samples.std(1)
+        ensemble = torch.stack([made.quantile(result.mean, spread, p) for p in QUANTILES], 1)
+        yield f"{name}, recalibrated", "calibrated", result.mean, ensemble, cost | dict(samples=len(QUANTILES))
     if (k := cost["samples"]) > 1:
         part = {name: (cost[name] - result.provenance[start]) / k + result.provenance[start]
             for name, start in (("network_calls", "start_calls"), ("seconds_per_record", "start_seconds"))}
-        if cost["wave_solves"]: part["wave_solves"] = cost["wave_solves"] / (k + 1)  # the mean's are not needed
+        shared = result.provenance["shared_solves"]
+        if cost["wave_solves"]:  # those of the mean are not needed
+            part["wave_solves"] = shared + (cost["wave_solves"] - shared) / (k + 1)
         yield f"{name}, single sample", "sample", result.samples[:, 0], None, cost | dict(samples=1) | part
         errors = torch.stack([mae(sample, batch.truth) for sample in result.samples.unbind(1)], 1)
         yield (f"{name}, best of {k} (oracle)", "oracle",
@@ -214,9 +221,9 @@ def evaluate(
     eta: float | None = None,  # as in `invert`
     w: float = 1.0,  # as in `invert`
     clip_denoise: bool | None = None,  # as in `invert`
-    passes: int = 1,  # as in `invert`
-    refine: int = 0,  # as in `invert`, of controls too; steps end at the noise of the degradation
-    refine_tv: float = 0.0,  # as in `invert`
+    passes: int | None = None,  # as in `invert`
+    refine: int | None = None,  # as in `invert`, of controls too; steps end at the noise of the degradation
+    refine_tv: float | None = None,  # as in `invert`
     seed: int = 0,  # of starts, samples and perturbations
     misfit_records: int = 8,  # records, from the first, that are simulated for the data misfit
     engine: str = "deepwave",  # forward operator of the misfit, and of records that are re-simulated
@@ -232,6 +239,8 @@ def evaluate(
     if batch_size < 1: raise InputError(f"batch_size must be 1 or more (got {batch_size})")
     if seed < 0: raise InputError(f"seed must be 0 or more (got {seed})")
     starts = _named_starts(run, starts)
+    own = own_settings(run, samples=samples, nfe=nfe, passes=passes, refine=refine, refine_tv=refine_tv)
+    samples, nfe, passes, refine, refine_tv = own.values()
     data = validation_data(run) if data is None else data
     asked, same = dict(nfe=nfe, sampler=sampler, eta=eta, w=w), dict(seed=seed, passes=passes, refine=refine,
         refine_tv=refine_tv)

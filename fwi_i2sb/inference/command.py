@@ -32,7 +32,7 @@ from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from .options import check_samples, SamplingOptions
 from .run import (
-    check_record_shape, default_start, is_map_file, load_run, prepare_seismic, resimulate, TrainedRun)
+    check_record_shape, default_start, is_map_file, load_run, own_settings, prepare_seismic, resimulate, TrainedRun)
 from ..training.run_dir import first_records
 
 # %% ../../nbs/08_inference/09_command.ipynb #35a97524
@@ -61,13 +61,13 @@ class InvertOptions:
     fwi_iterations: up_to(10**5) | None = None  # iterations of classical inversion from the same start, not the network
 
 # %% ../../nbs/08_inference/09_command.ipynb #2215eb6a
-def _check_given(options: InvertOptions):
+def _check_given(options: InvertOptions, run: TrainedRun):
     given = [name for name in ("dataset_dir", "store_dir") if getattr(options, name) is not None]
     if options.sampling.records != SamplingOptions.records: given.insert(0, "records")
     if options.record and given:
         raise InputError(f"--{given[0].replace('_', '-')} chooses validation records and has no effect with --record: "
             f"remove one of them")
-    if options.snr is not None and not options.sampling.refine:
+    if options.snr is not None and not own_settings(run, refine=options.sampling.refine)["refine"]:
         raise InputError("--snr tells --refine where to end and has no effect without it: remove it, or refine")
     if not options.record and (options.dt is not None or options.dx is not None):
         raise InputError(
@@ -175,7 +175,8 @@ def _write(options: InvertOptions, run: TrainedRun, work: Work, folder: Path, pr
     with Spool(folder) as spool:
         provenance = _invert(options, run, work, spool, progress)
         arrays = spool.tensors(); truth = arrays.pop("truth", None)
-        result, path = Inversion(**arrays, provenance=provenance), folder / f"{work.name}.npz"
+        made = run.pipeline.recalibration if provenance["calibrated"] else None
+        result, path = Inversion(**arrays, provenance=provenance, recalibration=made), folder / f"{work.name}.npz"
         more = {} if truth is None else {"truth": truth}
         result.save(path, **more)
         try: misfits, failed, (seismic, again) = _judge(options, run, work, arrays)
@@ -186,7 +187,7 @@ def _write(options: InvertOptions, run: TrainedRun, work: Work, folder: Path, pr
         result.save(path, **more)
         figure = plot_result(start=result.start[0], mean=result.mean[0], std=result.std[0],
             truth=None if truth is None else truth[0], seismic=seismic, resimulated=again, survey=run.survey,
-            limits=(run.scale.low, run.scale.high), start_name=str(work.start))
+            limits=(run.scale.low, run.scale.high), start_name=str(work.start), doubts=provenance["trust_reasons"][0])
         with atomic(path.with_suffix(".png")) as part: figure.savefig(part, format="png", dpi=120)
         _warn(work.name, provenance)
         return path, report(result, misfits, truth), misfits
@@ -214,7 +215,7 @@ def _many(options: InvertOptions, run: TrainedRun, files: list[Path], names: lis
 def invert_command(options: InvertOptions) -> Path:
     "Invert, write `NAME.npz` and `NAME.png` for every file of records, and print the data misfit before and after."
     run = load_run(options.run, device=options.device, plugin=options.plugin)
-    _check_given(options)
+    _check_given(options, run)
     files = record_files(options.record or ())
     names = result_names(files) if options.record else [f"validation-{options.sampling.records}"]
     if options.fwi_iterations is not None: names = [f"{name}-classical" for name in names]

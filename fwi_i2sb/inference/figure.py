@@ -6,6 +6,8 @@
 __all__ = ['models_height', 'draw_models', 'plot_result', 'plot_records']
 
 # %% ../../nbs/08_inference/02_figure.ipynb #51a16eaa
+from textwrap import shorten
+
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -102,6 +104,7 @@ def plot_result(
     cmap: str = "batlow",  # for velocity, see `colour_map`
     limits: tuple[float, float] = OPENFWI_LIMITS,  # colour scale of the velocities in m/s
     start_name: str | None = None,  # what the starting model is, for its title
+    doubts=(),  # why the map is not to be trusted, sentences without their subject
 ) -> Figure:
     "Truth, start, mean, standard deviation and error; the gather and its re-simulation."
     truth = None if truth is None else to_array(truth, 2)
@@ -110,6 +113,9 @@ def plot_result(
     rows = figure.subfigures(2, 1, height_ratios=(above, below)) if below else [figure]
     draw_models(rows[0], truth, to_array(start, 2), to_array(mean, 2), to_array(std, 2), survey, cmap, limits,
         start_name)
+    if doubts:
+        figure.text(0.01, 0.995, f"doubtful: the record {shorten(doubts[0], 110, placeholder='…')}", color="tab:red",
+            fontsize=9, va="top")
     if seismic is not None:
         observed, again = to_array(seismic, 3), None if resimulated is None else to_array(resimulated, 3)
         _draw_records(rows[1], observed, again, survey, len(observed) // 2 if shot is None else shot)

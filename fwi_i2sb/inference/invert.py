@@ -24,7 +24,9 @@ from ..core.devices import device_name
 from .record_checks import record_checks
 from .first_guess import starting_models
 from .refine import refine_samples
-from .run import default_start, prepare_seismic, stable_range, TrainedRun
+from .run import default_start, own_settings, prepare_seismic, stable_range, TrainedRun
+from .trust import doubts, signs
+from ..metrics.recalibration import Recalibration
 from ..training.conditions import read_by_network, reads_residual
 from ..training.trained import is_first_guess
 from ..methods.trajectories import draw_samples, trajectories
@@ -37,7 +39,8 @@ class Inversion:
     """Velocity maps in m/s, and their provenance.
 
     `mean`, `std` and `start` are `(batch, 1, depth, x)`, `samples` `(batch, k, 1, depth, x)`. `std` is the unbiased
-    standard deviation of the k samples (k - 1 in the denominator), and zero where k is 1. `provenance` names run,
+    standard deviation of the k samples (k - 1 in the denominator), and zero where k is 1; of a pipeline, asked as it
+    was calibrated, it is the root mean square error to be expected. `provenance` names run,
     method, checkpoint step, settings, seeds, network calls, wave solves and seconds per record, device and
     versions, and what the records were told (`record_checks`)."""
     mean: torch.Tensor
@@ -45,10 +48,31 @@ class Inversion:
     samples: torch.Tensor
     start: torch.Tensor
     provenance: dict
+    recalibration: Recalibration | None = None  # of the pipeline, where it was asked as it was calibrated
 
     def __repr__(self):
         (n, k, _, depth, x), p = self.samples.shape, self.provenance
         return f"Inversion({n} record(s), {k} sample(s) of {depth} x {x} cells: {p['method']} from {p['start']})"
+
+    @property
+    def trust(self) -> torch.Tensor:
+        "Whether each record and its answer are as usual: (batch,), bool. `provenance['trust_reasons']` says why not."
+        return torch.tensor([not reasons for reasons in self.provenance["trust_reasons"]])
+
+    def _calibrated(self):
+        if self.recalibration is None:
+            raise InputError("these maps have no calibrated spread: it takes a pipeline, asked with its own settings")
+        return self.recalibration, self.mean, _deviation(self.samples)
+
+    def interval(self, level: float = 0.9) -> tuple[torch.Tensor, torch.Tensor]:
+        "The ends of the calibrated central intervals, m/s. Raises `InputError` where there is no calibration."
+        made, *maps = self._calibrated()
+        return made.interval(*maps, level)
+
+    def exceedance(self, velocity: float) -> torch.Tensor:
+        "The calibrated probability that a cell is faster than a velocity in m/s. Raises `InputError` as `interval`."
+        made, *maps = self._calibrated()
+        return made.exceedance(*maps, velocity)
 
     def plot(
         self,
@@ -59,12 +83,17 @@ class Inversion:
         maps = {name: getattr(self, name)[record] for name in ("start", "mean", "std")}
         scale, p = self.provenance["velocity_range"], self.provenance
         return plot_result(**maps, truth=None if truth is None else truth[record],
-            survey=replace(OPENFWI, dx=p["dx"]), limits=(scale["low"], scale["high"]), start_name=p["start"])
+            survey=replace(OPENFWI, dx=p["dx"]), limits=(scale["low"], scale["high"]), start_name=p["start"],
+            doubts=p["trust_reasons"][record])
 
     def save(self, path: Path, **more) -> Path:
         "Write everything to one `.npz` (arrays in m/s, `provenance` as JSON text); `more` adds arrays."
         path = Path(path)
         arrays = {name: getattr(self, name).numpy() for name in ("mean", "std", "samples", "start")}
+        arrays |= dict(trust=self.trust.long().numpy(), trust_reasons=np.array(["; ".join(reasons)
+            for reasons in self.provenance["trust_reasons"]], dtype=str))
+        if self.recalibration:
+            arrays |= dict(zip(("interval90_low", "interval90_high"), (end.numpy() for end in self.interval(0.9))))
         with atomic(path) as part, open(part, "wb") as file:
             np.savez_compressed(file, **arrays, **{k: np.asarray(v) for k, v in more.items()}, units=np.array("m/s"),
                 provenance=np.array(json.dumps(self.provenance)))
@@ -87,16 +116,19 @@ def invert(
     record_ids: list[int] | None = None,  # second part: numbers of the records; default 0, 1, ...
     truth: torch.Tensor | None = None,  # maps in m/s, only for starting models that blur the truth
     survey: Survey | None = None,  # survey of the record, which is compared with the run's
-    passes: int = 1,  # times that the answer is the next start; more than once only with residuals
-    refine: int = 0,  # steps of waveform inversion from the mean and from every sample (`08_inference/04_refine`)
-    refine_tv: float = 0.0,  # weight of the total variation in them
+    passes: int | None = None,  # default 1; times that the answer is the next start; more than once only with residuals
+    refine: int | None = None,  # default 0; steps of waveform inversion from mean and samples (`04_refine`)
+    refine_tv: float | None = None,  # default 0; weight of the total variation in them
     snr: float | None = None,  # signal-to-noise ratio of the records in dB, where they end; None: measured
     batch_size: int = 32,  # samples per network call: memory and speed, not results
     progress=None,  # called with (done, total) samples, or of a refinement maps
 ) -> Inversion:
     """Draw velocity maps per record with the run's method; mean and standard deviation in m/s.
 
-    Raises `InputError` for what the method or the record does not allow."""
+    The defaults of a pipeline are its own (`run.pipeline.settings`). Raises `InputError` for what the method or the
+    record does not allow."""
+    asked = own_settings(self, samples=samples, nfe=nfe, passes=passes, refine=refine, refine_tv=refine_tv)
+    samples, nfe, passes, refine, refine_tv = asked.values()
     _check_refinement(refine, refine_tv, snr)
     _check_passes(self, passes)
     settings = self.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
@@ -111,13 +143,18 @@ def invert(
         maps, clipped = _in_range(self, _draw(self, d, mean, ids, samples, seed, settings, batch_size=batch_size,
             progress=None if refine or k < passes - 1 else progress))
         mean = maps.mean(1)
-    cost = dict(wave_solves=passes * reads_residual(self.options.model))
+    shared = passes * reads_residual(self.options.model)
+    cost = dict(wave_solves=shared, shared_solves=shared)
     if refine:
         mean, maps, more = refine_samples(self, d, mean, maps, refine, refine_tv, snr, progress)
-        cost = more | dict(wave_solves=cost["wave_solves"] + more["wave_solves"])
+        cost |= more | dict(wave_solves=shared + more["wave_solves"])
     about = _settings(settings, samples, start, passes) | cost | dict(refine=refine, refine_tv=refine_tv,
         clipped_cells=clipped, start_seconds=start_seconds, record_checks=record_checks(self, seismic, x1))
-    return Inversion(mean, _deviation(maps), maps, x1, _provenance(self, start, seed, ids, began) | about)
+    made = self.pipeline.recalibration if _as_calibrated(self, settings, about) else None
+    about |= _judged(self, d, x1, mean, maps, about)
+    spread = _deviation(maps)
+    return Inversion(mean, made.std(spread) if made else spread, maps, x1,
+        _provenance(self, start, seed, ids, began) | about | dict(calibrated=made is not None), made)
 
 # %% ../../nbs/08_inference/05_invert.ipynb #4b99e3d3
 def _draw(run, d, x1, ids, samples, seed, settings, **how):
@@ -133,6 +170,22 @@ def _in_range(run, maps):
     "Maps clipped to `stable_range`, and the number of cells that changed; NaN stays NaN."
     inside = maps.clamp(*stable_range(run.scale))
     return inside, int((inside != maps).logical_and(~maps.isnan()).sum())
+
+
+def _as_calibrated(run, settings, about):
+    "Whether answers are drawn as those of the calibration: from the first guess, with the pipeline's settings."
+    if run.pipeline is None or not is_first_guess(about["start"]): return False
+    usual = run.method.sampling_settings(nfe=run.pipeline.settings["nfe"])
+    return settings == usual and all(about[name] == value for name, value in run.pipeline.settings.items())
+
+
+def _judged(run, d, x1, mean, maps, about):
+    "What speaks against records: the record checks, and of a pipeline the signs beyond their limits."
+    reasons = [list(found) for found in about["record_checks"]]
+    if run.pipeline is None or not is_first_guess(about["start"]): return dict(trust_reasons=reasons)
+    values = signs(run, d, x1, mean, _deviation(maps))
+    return dict(trust_reasons=doubts(values, run.pipeline.limits, reasons), signs=values,
+        wave_solves=about["wave_solves"] + 2, shared_solves=about["shared_solves"] + 2)
 
 
 def _deviation(maps): return maps.std(1) if maps.shape[1] > 1 else torch.zeros_like(maps[:, 0])
@@ -176,9 +229,10 @@ def _records(run, seismic, survey, record_ids):
 
 def _settings(settings, samples, start, passes):
     "How samples are drawn, and the network calls for them and for their start."
+    name = start if isinstance(start, str) else "given map"
     start_calls, nets = int(is_first_guess(start)), 1 if settings["w"] in (0, 1) else 2
     return {name: settings[name] for name in ("nfe", "sampler", "eta", "w")} | dict(samples=samples,
-        passes=passes, clip_denoise=settings["clip"],
+        start=name, passes=passes, clip_denoise=settings["clip"],
         network_calls=passes * samples * settings["nfe"] * nets + start_calls,
         start_calls=start_calls)
 
@@ -235,7 +289,8 @@ def classical(
     maps = found.velocity.cpu()
     about = dict(method="classical", model=None, step=None, reads_start=True, samples=1, nfe=0, sampler="adam",
                  eta=None, w=None, clip_denoise=None, clipped_cells=0, iterations=iterations, lr=lr,
-                 bands=list(frequency_bands(self.survey)), record_checks=record_checks(self, seismic, x1),
+                 bands=list(frequency_bands(self.survey)), record_checks=(checks := record_checks(self, seismic, x1)),
+                 trust_reasons=checks, calibrated=False,
                  network_calls=int(is_first_guess(start)), wave_solves=found.wave_solves)
     return Inversion(maps, torch.zeros_like(x1), maps[:, None], x1,
         _provenance(self, start, seed, ids, began) | about)

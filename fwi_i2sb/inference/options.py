@@ -11,12 +11,12 @@ from typing import Literal
 from ..core.commands import Count, NonNegative, option_group, Share, up_to
 from ..core.errors import InputError
 from ..core.registry import named
-from .run import TrainedRun
+from .run import own_settings, TrainedRun
 
 # %% ../../nbs/08_inference/08_options.ipynb #57a43753
 @option_group
 class SamplingOptions:
-    "The number of records, and how their samples are drawn."
+    "The number of records, and how their samples are drawn; the defaults of a pipeline are its own."
     records: Count = 8  # number of validation records
     samples: up_to(10_000) | None = None  # samples per record; default: 8, or 1 where they would be equal
     nfe: Count | None = None  # network calls per sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
@@ -24,9 +24,9 @@ class SamplingOptions:
     sampler: named("sampler", str | None) = None  # one of the method's; default: its first, for a bridge sde (or ode)
     eta: Share | None = None  # share of fresh noise, 0 to 1, with --sampler dbim or ddim; default 0
     clip_denoise: Literal["run", "on", "off"] = "run"  # clip the x0 estimate to [-1, 1] at every step; run: as trained
-    passes: up_to(100) = 1  # times that the mean is the next start, of a run that reads residuals
-    refine: up_to(10_000, 0) = 0  # steps of waveform inversion from mean and samples: two wave solves each
-    refine_tv: NonNegative = 0.0  # weight of the total variation in them, beside the squared relative misfit
+    passes: up_to(100) | None = None  # times that the mean is the next start, of a run that reads residuals; default: 1
+    refine: up_to(10_000, 0) | None = None  # steps of waveform inversion from mean and samples; default: 0
+    refine_tv: NonNegative | None = None  # weight in them of the total variation; default: 0
 
     @property
     def settings(self) -> dict:
@@ -38,9 +38,11 @@ class SamplingOptions:
 # %% ../../nbs/08_inference/08_options.ipynb #57a43755
 def check_samples(run: TrainedRun, options: SamplingOptions) -> None:
     "Raise `InputError` where a command asks for several samples that would be equal, or weighs steps that are none."
-    if options.refine_tv and not options.refine:
+    refine = own_settings(run, refine=options.refine)["refine"]
+    if options.refine_tv and not refine:
         raise InputError("--refine-tv has no effect without --refine: give a number of steps, or remove it")
-    settings = run.method.sampling_settings(nfe=options.nfe, sampler=options.sampler, eta=options.eta, w=options.w)
+    nfe = own_settings(run, nfe=options.nfe)["nfe"]
+    settings = run.method.sampling_settings(nfe=nfe, sampler=options.sampler, eta=options.eta, w=options.w)
     if (options.samples or 1) > 1 and not run.method.stochastic(settings["sampler"], settings["nfe"]):
         raise InputError(f"--samples {options.samples} would be equal: {run.method.name}, sampler "
             f"{settings['sampler']}, draws no noise at NFE {settings['nfe']}; remove --samples")

@@ -90,7 +90,8 @@ def joined(all_: dict, new: dict, before: int, n: int) -> dict:
     if not all_: return dict(new)
     mean = lambda name: (all_[name] * before + new[name] * (n - before)) / n
     lists = {name: all_[name] + new[name]
-        for name in ("records", "record_checks", "refine_misfit", "refine_noise") if name in new}
+        for name in ("records", "record_checks", "trust_reasons", "refine_misfit", "refine_noise") if name in new}
+    if "signs" in new: lists["signs"] = {name: all_["signs"][name] + values for name, values in new["signs"].items()}
     seconds = {name: mean(name) for name in ("seconds_per_record", "start_seconds", "wave_solves") if name in new}
     return all_ | lists | seconds | dict(clipped_cells=all_["clipped_cells"] + new["clipped_cells"])
 
@@ -124,6 +125,10 @@ def report(result: Inversion, misfits: dict, truth=None) -> str:
     odd = [sentences for sentences in p["record_checks"] if sentences]
     lines.append(f"record checks: {len(odd)} of {len(result.mean)} record(s) are odd, the first {odd[0][0]}" if odd
         else "record checks: nothing odd")
+    if "signs" in p:
+        odd = [sentences for sentences in p["trust_reasons"] if sentences]
+        lines.append(f"trust: {len(odd)} of {len(result.mean)} record(s) are unlike those of the calibration, the "
+            f"first {odd[0][0]}" if odd else "trust: every record and its map are like those of the calibration")
     if truth is not None:
         lines.append("MAE: start {:.1f} m/s, {} mean {:.1f} m/s".format(float(mae(result.start, truth).mean()),
             p["method"], float(mae(result.mean, truth).mean())))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainedRun', 'load_run', 'check_survey', 'check_record_shape', 'prepare_seismic', 'prepare_start', 'default_start',
-           'is_map_file', 'stable_range', 'resimulate']
+           'own_settings', 'is_map_file', 'stable_range', 'resimulate']
 
 # %% ../../nbs/08_inference/00_run.ipynb #5d8350fa
 import contextlib, math
@@ -19,9 +19,10 @@ from torch import nn
 from ..diffusion.bridge import Bridge
 from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
-from ..core.files import check_memory
+from ..core.files import check_memory, home
 from ..core.formats import read_array
 from ..data.scale import PressureRange, VelocityScale
+from .pipeline import is_pipeline, LAST, Pipeline, read_pipeline
 from ..data.spec import DataSpec
 from ..training.options import TrainOptions
 from ..training.run_dir import make_start
@@ -41,6 +42,7 @@ class TrainedRun:
     method: Method
     step: int  # optimiser steps behind the weights
     device: torch.device
+    pipeline: Pipeline | None = None  # that it is the last run of
 
     def __repr__(self):
         about = f"{self.method.name}, {self.options.model.model}, step {self.step}, {self.device}"
@@ -67,17 +69,22 @@ class TrainedRun:
 
 # %% ../../nbs/08_inference/00_run.ipynb #f3e489a1
 def load_run(
-    path: Path,  # a run directory, or one of its folders checkpoints/step-N
+    path: Path,  # a run directory, one of its folders checkpoints/step-N, or the folder of a pipeline
     *, device: str = "auto",  # auto, cpu or cuda
     plugin: Path | None = None,  # Python file that registers the run's model, if it is not one of ours
 ) -> TrainedRun:
-    """Load a trained run: the newest valid checkpoint, or the one given.
+    """Load a trained run: the newest valid checkpoint, or the one given; of a pipeline its last run.
 
-    Raises `InputError` if it is not a run, or damaged, or needs a plug-in that was not given."""
+    Raises `InputError` if it is not a run, or a pipeline that is not finished, or damaged, or needs a plug-in that was
+    not given."""
     import fwi_i2sb.inference.invert  # noqa: F401 (gives runs their methods; it imports this module)
 
-    run = restore(path, device=device, plugin=plugin)
-    return TrainedRun(run.folder, run.options, run.spec, run.method, run.step, run.device)
+    pipeline = read_pipeline(path) if is_pipeline(path := home(path)) else None
+    run = restore(path / LAST if pipeline else path, device=device, plugin=plugin)
+    if pipeline and pipeline.weights != run.weights:
+        raise InputError(f"the pipeline {path} was calibrated with other weights than those of its run {LAST}: repeat "
+            f"its fwi-i2sb train-pipeline")
+    return TrainedRun(run.folder, run.options, run.spec, run.method, run.step, run.device, pipeline)
 
 # %% ../../nbs/08_inference/00_run.ipynb #d9bfc78d
 def _tensor(values):
@@ -152,6 +159,12 @@ def prepare_start(
 def default_start(run: TrainedRun) -> str:
     "The start of records whose maps are not known: the first guess that the run was trained on, else the fitted line."
     return run.options.model.corrupt if is_first_guess(run.options.model.corrupt) else "linear"
+
+
+def own_settings(run: TrainedRun, **given) -> dict:
+    "Settings of `TrainedRun.invert`; those that are None are the pipeline's, or of a run alone the usual ones."
+    usual = dict(passes=1, refine=0, refine_tv=0.0) | (run.pipeline.settings if run.pipeline else {})
+    return {name: usual.get(name) if value is None else value for name, value in given.items()}
 
 # %% ../../nbs/08_inference/00_run.ipynb #f4a9a008
 def is_map_file(start) -> bool:
