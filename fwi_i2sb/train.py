@@ -193,10 +193,11 @@ def _tell_set_aside(folder: Path, step: int, source: Path):
 def _prepare(options: TrainOptions, report, accelerator: Accelerator):
     stores = open_store(options, report)
     spec = same_spec(options, data_spec(stores[0]))
-    with progress_bar("starts", "records") if report else contextlib.nullcontext() as tell:
-        kept = dict(device=accelerator.device, progress=tell)
-        starts = (prepare_starts(options, spec, stores[0], "train", **kept),
-            prepare_starts(options, spec, stores[1], "val", records=VAL_BATCH * options.log.val_batches, **kept))
+    starts = []
+    for store, split, records in zip(stores, ("train", "val"), (None, VAL_BATCH * options.log.val_batches)):
+        with progress_bar(f"starts, {split}", "records") if report else contextlib.nullcontext() as tell:
+            starts.append(prepare_starts(options, spec, store, split, records=records, device=accelerator.device,
+                progress=tell))
     if options.model.precondition and spec.moments is None:
         spec = replace(spec, moments=tuple(start_moments(stores[0], starts[0], options.run.seed)))
     _check_method(options, spec, check_batch(options.optim, find_ranks(options.hardware).world).microbatch)

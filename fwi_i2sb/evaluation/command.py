@@ -23,7 +23,7 @@ from .card_figure import card_figure
 from .card_text import markdown, table
 from .evaluate import evaluate
 from ..inference.options import check_samples, SamplingOptions
-from ..inference.run import load_run
+from ..inference.run import load_run, results_folder
 from ..inference.validation_data import validation_data
 from ..metrics.published import published
 
@@ -89,14 +89,14 @@ def _other_card(folder: Path, identity: dict) -> bool:
     return not isinstance(found, dict) or found.get("identity") != identity
 
 
-def card_folder(options: EvaluateOptions, run: Path, identity: dict) -> Path:
+def card_folder(options: EvaluateOptions, above: Path, identity: dict) -> Path:
     "Where a card goes. Raises `InputError` where --out holds another one."
     if options.out:
         if _other_card(options.out, identity):
             raise InputError(f"{options.out} holds the card of another evaluation, or of another version: name another "
                 f"folder with --out")
         return options.out
-    above, name, step = run / "evaluation", _folder_name(identity["asked"]), f"step-{identity['step']}"
+    name, step = _folder_name(identity["asked"]), f"step-{identity['step']}"
     digest = f"{zlib.crc32(json.dumps(identity, sort_keys=True).encode()):08x}"
     names = ["", *([name] if name else []), ",".join(filter(None, (step, name))), f"{step},{digest}"]
     return next(above / part for part in names if not _other_card(above / part, identity))
@@ -106,11 +106,11 @@ def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, print the table and write the card."
     perturbation = Degradation(options.snr, options.missing_shots, options.missing_traces, options.freq)
     run = load_run(options.run, device=options.device, plugin=options.plugin)
-    check_writable(options.out or run.path / "evaluation", "card.json", "card.md", "card.png")
+    check_writable(options.out or results_folder(run), "card.json", "card.md", "card.png")
     check_samples(run, options.sampling)
     data = validation_data(run, options.dataset_dir, options.store_dir, options.dataset_name)
     identity = dict(asked=_asked(options), step=run.step, fingerprint=data.fingerprint)
-    folder = card_folder(options, run.path, identity)
+    folder = card_folder(options, results_folder(run), identity)
     benchmark = [family for family in dict.fromkeys(data.names) if family in FAMILIES] if options.published else []
     same = ("starts", "seed", "misfit_records", "engine", "fwi_records", "batch_size")
     with progress_bar("evaluate", "records") as progress:

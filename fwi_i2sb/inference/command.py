@@ -32,7 +32,8 @@ from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from .options import check_samples, SamplingOptions
 from .run import (
-    check_record_shape, default_start, is_map_file, load_run, own_settings, prepare_seismic, resimulate, TrainedRun)
+    check_record_shape, default_start, is_map_file, load_run, own_settings, prepare_seismic,
+    results_folder, resimulate, TrainedRun)
 from ..training.run_dir import first_records
 
 # %% ../../nbs/08_inference/09_command.ipynb #35a97524
@@ -219,7 +220,7 @@ def invert_command(options: InvertOptions) -> Path:
     files = record_files(options.record or ())
     names = result_names(files) if options.record else [f"validation-{options.sampling.records}"]
     if options.fwi_iterations is not None: names = [f"{name}-classical" for name in names]
-    folder = options.out or run.path / "evaluation"
+    folder = options.out or results_folder(run)
     if len(files) > 1:
         check_writable(folder, *(f"{name}{suffix}" for name in names for suffix in (".npz", ".png")))
         return _many(options, run, files, names, folder)

@@ -140,7 +140,7 @@ def invert(
     start_seconds = (time.perf_counter() - began) / len(d)
     mean = x1
     for k in range(passes):
-        maps, clipped = _in_range(self, _draw(self, d, mean, ids, samples, seed, settings, batch_size=batch_size,
+        maps, clipped = _in_range(self, _draw(self, d, mean.clamp(self.scale.low, self.scale.high), ids, samples, seed, settings, batch_size=batch_size,
             progress=None if refine or k < passes - 1 else progress))
         mean = maps.mean(1)
     shared = passes * reads_residual(self.options.model)

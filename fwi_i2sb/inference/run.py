@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['TrainedRun', 'load_run', 'check_survey', 'check_record_shape', 'prepare_seismic', 'prepare_start', 'default_start',
-           'own_settings', 'is_map_file', 'stable_range', 'resimulate']
+           'results_folder', 'own_settings', 'is_map_file', 'stable_range', 'resimulate']
 
 # %% ../../nbs/08_inference/00_run.ipynb #5d8350fa
 import contextlib, math
@@ -159,6 +159,11 @@ def prepare_start(
 def default_start(run: TrainedRun) -> str:
     "The start of records whose maps are not known: the first guess that the run was trained on, else the fitted line."
     return run.options.model.corrupt if is_first_guess(run.options.model.corrupt) else "linear"
+
+
+def results_folder(run: TrainedRun) -> Path:
+    "Where inversions and cards of a run, or of a pipeline, go unless another folder is named."
+    return (run.pipeline.folder if run.pipeline else run.path) / "evaluation"
 
 
 def own_settings(run: TrainedRun, **given) -> dict:

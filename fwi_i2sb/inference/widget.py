@@ -23,7 +23,7 @@ def _starts(run: TrainedRun, chosen: str) -> dict[str, str]:
     trained = run.options.model.corrupt
     known = {"as trained": trained, "blurred truth, width": "blur-openfwi_custom:{width}:{width}",
         "linear, fitted": "linear", "linear, two velocities": "linear:{top}:{bottom}"}
-    if (run.path.resolve().parent / "first-guess" / "config.json").exists():
+    if trained != "first-guess" and (run.path.resolve().parent / "first-guess" / "config.json").exists():
         known["first guess of a regressor"] = "first-guess"
     listed = {text.split(":")[0] for text in known.values()}
     known |= {name: name for name, kind in STARTING_MODELS.items() if 0 in kind.counts and name not in listed}
