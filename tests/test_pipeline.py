@@ -1,0 +1,222 @@
+"From a record alone: starts of another run, residuals, and the pipeline that joins the stages."
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from fwi_i2sb import InputError, load_run
+from fwi_i2sb.core.locks import locked
+from fwi_i2sb.inference.validation_data import validation_records
+from fwi_i2sb.metrics.recalibration import Recalibration
+from fwi_i2sb.physics.filters import decimate
+from fwi_i2sb.physics.wave import simulate
+from fwi_i2sb.training import starts
+from fwi_i2sb.training.conditions import read_by_network
+from fwi_i2sb.training.run_dir import data_spec, open_store, read_config
+from fwi_i2sb.training.trained import FirstGuess
+
+SMALL = ("--first-guess-itr", 12, "--num-itr", 12, "--batch-size", 8, "--microbatch", 8, "--samples", 3, "--refine", 0,
+    "--parts", 2, 1, 1, "--val-batches", 1, "--val-maps", 0, "--log-writer", "none", "--device", "cpu")
+
+
+def words(data, out, *more):
+    return "train-pipeline", "--out", out, "--dataset-dir", data, "--dataset-name", "CurveVel_A", *SMALL, *more
+
+
+@pytest.fixture(scope="module")
+def trained(data, tmp_path_factory):
+    "A pipeline, trained once by all of pytest's workers, and not to be changed."
+    from fwi_i2sb import cli
+
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if root.name.startswith("popen") else root
+    with locked(root / "lock-pipeline"):
+        if not (root / "pipeline" / "calibration.json").exists():
+            cli.main([str(word) for word in words(data, root / "pipeline")])
+    return root / "pipeline"
+
+
+@pytest.fixture
+def own(trained, tmp_path):
+    "A copy of it."
+    return shutil.copytree(trained, tmp_path / "pipeline")
+
+
+@pytest.fixture(scope="module")
+def records(trained):
+    return validation_records(load_run(trained), 2)
+
+
+def test_a_record_alone_is_enough(trained, records):
+    run, (seismic, truth, _) = load_run(trained), records
+    result = run.invert(seismic)
+    assert result.samples.shape == (2, 3, 1, 70, 70) and result.provenance["start"] == "first-guess"
+    guess = FirstGuess(trained / "first-guess", "cpu")(seismic, [0, 1])
+    torch.testing.assert_close(result.start, guess, rtol=0, atol=0.01)
+    low, high = result.interval(0.9)
+    inner = result.interval(0.5)
+    assert (low <= inner[0]).all() and (inner[0] <= inner[1]).all() and (inner[1] <= high).all()
+    raw = result.samples.std(1)
+    assert torch.equal(result.std, run.pipeline.recalibration.std(raw)) and not torch.equal(result.std, raw)
+    faster = result.exceedance(3000.0)
+    assert (faster[low > 3000] >= 0.94).all() and (faster[high < 3000] <= 0.06).all()
+    assert result.trust.shape == (2,) and len(result.provenance["trust_reasons"]) == 2
+
+
+def test_the_network_reads_what_the_start_leaves(trained, records):
+    run, (seismic, _, _) = load_run(trained), records
+    start = run.invert(seismic, samples=1, nfe=1).start
+    again = decimate(simulate(start, run.survey), run.spec.factor)
+    given = read_by_network(run.options.model, run.spec, seismic, run.scale.normalize(start))
+    torch.testing.assert_close(given[:, :5], run.pressure.normalize(seismic))
+    torch.testing.assert_close(given[:, 5:], run.pressure.normalize(seismic - again), rtol=0, atol=1e-4)
+
+
+def test_stages_share_no_record(trained, data):
+    parts = [read_config(trained / name)[0].data.part for name in ("first-guess", "bridge")]
+    assert parts == ["1-2/4", "3/4"]
+    numbers = [set(starts.Part.parse(part).among(48)) for part in (*parts, "4/4")]
+    assert sum(map(len, numbers)) == len(set.union(*numbers)) == 48
+    options = read_config(trained / "bridge")[0]
+    kept = open_store(options)[0]
+    assert len(kept) == 12 and kept.numbers[0].tolist() == list(range(2, 48, 4))
+    assert len(list((kept.stores[0].folder).glob("starts-*/manifest.json"))) >= 1
+
+
+def test_training_reads_the_starts_that_inversion_makes(trained):
+    options, spec = read_config(trained / "bridge")
+    store, _ = open_store(options)
+    kept = starts.prepare_starts(options, spec, store, "train")
+    x1, left = kept([3], [(0, 0)])
+    seismic = store.physical(3)[1][None]
+    guess = spec.velocity.normalize(FirstGuess(trained / "first-guess", "cpu")(seismic, [3]))
+    torch.testing.assert_close(x1, guess, rtol=0, atol=1e-5)
+    again = decimate(simulate(spec.velocity.denormalize(guess), spec.survey), spec.factor)
+    torch.testing.assert_close(left, seismic - again, rtol=2e-3, atol=2e-3)
+
+
+def test_a_command_writes_intervals_and_trust(fwi, trained, records, tmp_path):
+    seismic = records[0].numpy().copy()
+    seismic[1] *= -1
+    np.save(tmp_path / "two.npy", seismic)
+    told = fwi("invert", trained, "--record", tmp_path / "two.npy", "--out", tmp_path / "a")
+    assert told.code == 0 and "trust: " in told.out
+    with np.load(tmp_path / "a" / "two.npz", allow_pickle=False) as found:
+        assert (found["interval90_low"] < found["interval90_high"]).all()
+        assert found["trust"].tolist()[1] == 0 and "polarity" in str(found["trust_reasons"][1])
+        said = json.loads(str(found["provenance"]))
+    assert said["calibrated"] and set(said["signs"]) == {"start_misfit", "misfit", "spread", "moved", "at_ends"}
+    fwi("invert", trained, "--record", tmp_path / "two.npy", "--out", tmp_path / "b", "--samples", 2)
+    with np.load(tmp_path / "b" / "two.npz", allow_pickle=False) as found:
+        assert "interval90_low" not in found and not json.loads(str(found["provenance"]))["calibrated"]
+
+
+def test_a_card_shows_the_spread_before_and_after(fwi, trained, tmp_path):
+    told = fwi("evaluate", trained, "--records", 2, "--misfit-records", 2, "--out", tmp_path)
+    assert told.code == 0
+    card = json.loads((tmp_path / "card.json").read_text())
+    rows = {row["method"]: row for row in card["rows"]}
+    assert {row["start"] for row in card["rows"]} == {"first-guess"}
+    assert rows["bridge, recalibrated"]["mae"] == rows["bridge"]["mae"]
+    assert rows["bridge, recalibrated"]["coverage_90"] > rows["bridge"]["coverage_90"]
+
+
+def test_a_pipeline_continues_where_it_was(fwi, refused, data, own):
+    (own / "calibration.json").unlink()
+    refused("invert", own, "--records", 2, saying=("is not finished", "train-pipeline"))
+    before = {path: path.stat().st_mtime_ns for path in own.rglob("step-*/ema.safetensors")}
+    kept = sorted((own / "calibration").iterdir())
+    kept[0].write_bytes(b"cut short")
+    told = fwi(*words(data, own))
+    assert told.code == 0 and "finished" in told.out
+    assert before == {path: path.stat().st_mtime_ns for path in own.rglob("step-*/ema.safetensors")}
+    assert sorted((own / "calibration").iterdir()) == kept
+    told = fwi(*words(data, own, "--nfe", 3))
+    assert told.code == 0 and load_run(own).pipeline.settings["nfe"] == 3
+
+
+def test_what_is_not_that_pipeline_is_refused(fwi, refused, data, own, tmp_path):
+    refused(*words(data, own, "--parts", 1, 1, 2), saying=("--parts 2 1 1", "--out"))
+    refused(*words(data, own, "--part", "1/2"), saying=("--parts",))
+    refused(*words(data, tmp_path / "new", "--parts", 40, 7, 1), saying=("10 or more", "--parts"))
+    refused(*words(data, tmp_path / "new", "--parts", 1, 0, 1), saying=("--parts",))
+    refused(*words(data, tmp_path / "new", "--condition", "seismic", "--passes", 2), saying=("--passes",))
+    assert not (tmp_path / "new").exists()
+    text = (own / "calibration.json").read_text()
+    (own / "calibration.json").write_text(text.replace('"weight"', '"wait"'))
+    refused("invert", own, "--records", 2, saying=("calibration.json is damaged",))
+    (own / "calibration.json").write_text(text)
+    shutil.rmtree(own / "bridge")
+    shutil.copytree(own / "first-guess", own / "bridge")
+    refused("invert", own, "--records", 2, saying=("other weights",))
+
+
+def test_a_first_guess_that_knows_the_records_is_refused(refused, trained, data, tmp_path):
+    same = ("train", "--dataset-dir", data, "--dataset-name", "CurveVel_A", "--result-dir", tmp_path, "--model", "tiny",
+        "--num-itr", 1, "--device", "cpu", "--corrupt", f"first-guess:{trained / 'first-guess'}")
+    refused(*same, "--name", "a", saying=("1-2/4", "all", "--part"))
+    refused(*same, "--name", "a", "--part", "4-6/8", saying=("--part",))
+    refused(*same, "--name", "a", "--part", "5/4", saying=("'5/4'",))
+    refused(*same[:-1], "first-guess:nowhere", "--name", "a", saying=("nowhere", "is not a run"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_passes_need_residuals(mini, records):
+    with pytest.raises(InputError, match="residual"): load_run(mini).invert(records[0], passes=2)
+
+
+def test_a_second_pass_starts_where_the_first_ended(trained, records):
+    run, seismic = load_run(trained), records[0][:1]
+    once = run.invert(seismic, passes=1, samples=2)
+    twice = run.invert(seismic, passes=2, samples=2)
+    again = run.invert(seismic, once.mean.clamp(1500, 4500), passes=1, samples=2)
+    torch.testing.assert_close(twice.mean, again.mean, rtol=0, atol=0.5)
+    assert twice.provenance["wave_solves"] == once.provenance["wave_solves"] + 1
+
+
+def test_interrupted_starts_are_continued(mini, tmp_path, monkeypatch):
+    options, _ = read_config(mini)
+    data = shutil.copytree(options.data.dataset_dir, tmp_path / "data", ignore=shutil.ignore_patterns("starts-*"))
+    from dataclasses import replace
+    options = replace(options, data=replace(options.data, dataset_dir=data, part="1-2/3", start_draws=3),
+        model=replace(options.model, condition="seismic,residual"))
+    store, _ = open_store(options)
+    spec, whole, left = data_spec(store), starts.start_residual, iter(range(2))
+    monkeypatch.setattr(starts, "_BATCH", 5)
+    # the first call is for the size of a value
+    def dies(*given):
+        if next(left, None) is None: raise KeyboardInterrupt
+        return 0 * given[0]
+    monkeypatch.setattr(starts, "start_residual", dies)
+    with pytest.raises(KeyboardInterrupt): starts.prepare_starts(options, spec, store, "train")
+    folder, = store.stores[0].folder.glob("starts-*")
+    assert not (folder / "manifest.json").exists() and (folder / "database.lmdb").exists()
+    made = []
+    monkeypatch.setattr(starts, "start_residual", lambda d, *given: made.append(len(d)) or 0 * d)
+    kept = starts.prepare_starts(options, spec, store, "train")
+    assert sum(made) == 3 * (1 + 32 - 5) and whole is not starts.start_residual
+    drawn = {round(kept([4], [(0, k)])[0].sum().item(), 3) for k in range(20)}
+    assert len(drawn) == 3
+    live = starts.make_start(options.model.corrupt, spec)
+    x0 = store.velocity.normalize(store.physical(31)[0][None])
+    each = {round(live(x0, [(0, 31, k, starts.STREAMS["start"])]).sum().item(), 3) for k in range(3)}
+    assert {round(kept([31], [(0, k)])[0].sum().item(), 3) for k in range(20)} == each
+
+
+def test_a_table_of_quantiles_is_a_distribution():
+    made = Recalibration(torch.full((4,), 100.0), 0.0, torch.linspace(-1.9, 1.9, 39).expand(4, 39), torch.ones(4), 50)
+    mean, std = torch.full((1, 1, 4, 2), 3000.0), torch.zeros(1, 1, 4, 2)
+    for p in (0.1, 0.5, 0.73, 0.95):
+        v = made.quantile(mean, std, p)
+        np.testing.assert_allclose(made.exceedance(mean, std, v[0, 0, 0, 0].item()), 1 - p, atol=2e-3)
+
+
+def test_an_inversion_of_a_raw_record_is_refined(mini):
+    # the weights of the decimation are made inside of invert, and the refinement needs gradients through them
+    run = load_run(mini)
+    raw = simulate(torch.full((1, 1, 70, 70), 2500.0), run.survey)
+    from fwi_i2sb.physics import filters
+    filters._decimation.cache_clear()
+    assert run.invert(raw, samples=1, nfe=1, refine=1).provenance["wave_solves"] >= 1
