@@ -31,6 +31,6 @@ def out_of_memory(error:BaseException)->str|None: # the sentence
     told = "(?i)out of memory|(can.t|cannot) allocate memory|bad_alloc|alloc_failed|could not create a primitive"
     if not (isinstance(error, MemoryError) or isinstance(error, RuntimeError) and re.search(told, text)): return None
     where = "of the GPU" if re.search("CUDA|CUDNN|CUBLAS", text) else "of this machine, or what a limit leaves of it,"
-    wanted = re.search(r"(?:Tried|Unable) to allocate (\d[\d.]* ?\w+)", text)
+    wanted = re.search(r"(?:[Tt]ried|Unable) to allocate (\d[\d.]* ?\w+)", text)
     return (f"the memory {where} ran out{f' when {wanted[1]} more were asked for' if wanted else ''}: a smaller "
         f"--microbatch or --batch-size, fewer --samples, --workers or --loader-workers take less")

@@ -244,7 +244,7 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers), o
         return report
     if d.shape[-3:] != (len(survey.sources), survey.nt, len(survey.receivers)):
         report.problems.append(_looks(d, survey))
-    check_memory(16 * math.prod(d.shape[-3:]), f"a record of shape {d.shape[-3:]}")
+    check_memory(16 * math.prod(d.shape[-3:]), f"a record of shape {d.shape[-3:]} in {path}")
     records = d if d.ndim == 4 else d[None]
     tally, seen, squares, first = Tally(accept), _Range(), 0.0, np.array(records[0], dtype=np.float32)
     for i, record in enumerate(records):
