@@ -1,15 +1,16 @@
 "From a record alone: starts of another run, residuals, and the pipeline that joins the stages."
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from fwi_i2sb import InputError, load_run
-from fwi_i2sb.core.locks import locked
+from fwi_i2sb import cli, InputError, load_run
 from fwi_i2sb.inference.validation_data import validation_records
 from fwi_i2sb.metrics.recalibration import Recalibration
+from fwi_i2sb.physics import filters
 from fwi_i2sb.physics.filters import decimate
 from fwi_i2sb.physics.wave import simulate
 from fwi_i2sb.training import starts
@@ -26,16 +27,16 @@ def words(data, out, *more):
 
 
 @pytest.fixture(scope="module")
-def trained(data, tmp_path_factory):
-    "A pipeline, trained once by all of pytest's workers, and not to be changed."
-    from fwi_i2sb import cli
+def copied(data, tmp_path_factory):
+    "A copy of the data set: starts are kept beside its store."
+    return shutil.copytree(data, tmp_path_factory.mktemp("copied") / "CurveVel_A")
 
-    root = tmp_path_factory.getbasetemp()
-    root = root.parent if root.name.startswith("popen") else root
-    with locked(root / "lock-pipeline"):
-        if not (root / "pipeline" / "calibration.json").exists():
-            cli.main([str(word) for word in words(data, root / "pipeline")])
-    return root / "pipeline"
+
+@pytest.fixture(scope="module")
+def trained(copied):
+    "A pipeline, not to be changed."
+    cli.main([str(word) for word in words(copied, copied.parent / "pipeline")])
+    return copied.parent / "pipeline"
 
 
 @pytest.fixture
@@ -74,7 +75,7 @@ def test_the_network_reads_what_the_start_leaves(trained, records):
     torch.testing.assert_close(given[:, 5:], run.pressure.normalize(seismic - again), rtol=0, atol=1e-4)
 
 
-def test_stages_share_no_record(trained, data):
+def test_stages_share_no_record(trained):
     parts = [read_config(trained / name)[0].data.part for name in ("first-guess", "bridge")]
     assert parts == ["1-2/4", "3/4"]
     numbers = [set(starts.Part.parse(part).among(48)) for part in (*parts, "4/4")]
@@ -98,7 +99,7 @@ def test_training_reads_the_starts_that_inversion_makes(trained):
 
 
 def test_a_command_writes_intervals_and_trust(fwi, trained, records, tmp_path):
-    seismic = records[0].numpy().copy()
+    seismic = simulate(records[1], load_run(trained).survey).numpy()
     seismic[1] *= -1
     np.save(tmp_path / "two.npy", seismic)
     told = fwi("invert", trained, "--record", tmp_path / "two.npy", "--out", tmp_path / "a")
@@ -123,26 +124,26 @@ def test_a_card_shows_the_spread_before_and_after(fwi, trained, tmp_path):
     assert rows["bridge, recalibrated"]["coverage_90"] > rows["bridge"]["coverage_90"]
 
 
-def test_a_pipeline_continues_where_it_was(fwi, refused, data, own):
+def test_a_pipeline_continues_where_it_was(fwi, refused, copied, own):
     (own / "calibration.json").unlink()
     refused("invert", own, "--records", 2, saying=("is not finished", "train-pipeline"))
     before = {path: path.stat().st_mtime_ns for path in own.rglob("step-*/ema.safetensors")}
     kept = sorted((own / "calibration").iterdir())
     kept[0].write_bytes(b"cut short")
-    told = fwi(*words(data, own))
+    told = fwi(*words(copied, own))
     assert told.code == 0 and "finished" in told.out
     assert before == {path: path.stat().st_mtime_ns for path in own.rglob("step-*/ema.safetensors")}
     assert sorted((own / "calibration").iterdir()) == kept
-    told = fwi(*words(data, own, "--nfe", 3))
+    told = fwi(*words(copied, own, "--nfe", 3))
     assert told.code == 0 and load_run(own).pipeline.settings["nfe"] == 3
 
 
-def test_what_is_not_that_pipeline_is_refused(fwi, refused, data, own, tmp_path):
-    refused(*words(data, own, "--parts", 1, 1, 2), saying=("--parts 2 1 1", "--out"))
-    refused(*words(data, own, "--part", "1/2"), saying=("--parts",))
-    refused(*words(data, tmp_path / "new", "--parts", 40, 7, 1), saying=("10 or more", "--parts"))
-    refused(*words(data, tmp_path / "new", "--parts", 1, 0, 1), saying=("--parts",))
-    refused(*words(data, tmp_path / "new", "--condition", "seismic", "--passes", 2), saying=("--passes",))
+def test_what_is_not_that_pipeline_is_refused(fwi, refused, copied, own, tmp_path):
+    refused(*words(copied, own, "--parts", 1, 1, 2), saying=("--parts 2 1 1", "--out"))
+    refused(*words(copied, own, "--part", "1/2"), saying=("--parts",))
+    refused(*words(copied, tmp_path / "new", "--parts", 40, 7, 1), saying=("10 or more", "--parts"))
+    refused(*words(copied, tmp_path / "new", "--parts", 1, 0, 1), saying=("--parts",))
+    refused(*words(copied, tmp_path / "new", "--condition", "seismic", "--passes", 2), saying=("--passes",))
     assert not (tmp_path / "new").exists()
     text = (own / "calibration.json").read_text()
     (own / "calibration.json").write_text(text.replace('"weight"', '"wait"'))
@@ -153,9 +154,9 @@ def test_what_is_not_that_pipeline_is_refused(fwi, refused, data, own, tmp_path)
     refused("invert", own, "--records", 2, saying=("other weights",))
 
 
-def test_a_first_guess_that_knows_the_records_is_refused(refused, trained, data, tmp_path):
-    same = ("train", "--dataset-dir", data, "--dataset-name", "CurveVel_A", "--result-dir", tmp_path, "--model", "tiny",
-        "--num-itr", 1, "--device", "cpu", "--corrupt", f"first-guess:{trained / 'first-guess'}")
+def test_a_first_guess_that_knows_the_records_is_refused(refused, trained, copied, tmp_path):
+    same = ("train", "--dataset-dir", copied, "--dataset-name", "CurveVel_A", "--result-dir", tmp_path,
+        "--model", "tiny", "--num-itr", 1, "--device", "cpu", "--corrupt", f"first-guess:{trained / 'first-guess'}")
     refused(*same, "--name", "a", saying=("1-2/4", "all", "--part"))
     refused(*same, "--name", "a", "--part", "4-6/8", saying=("--part",))
     refused(*same, "--name", "a", "--part", "5/4", saying=("'5/4'",))
@@ -179,7 +180,6 @@ def test_a_second_pass_starts_where_the_first_ended(trained, records):
 def test_interrupted_starts_are_continued(mini, tmp_path, monkeypatch):
     options, _ = read_config(mini)
     data = shutil.copytree(options.data.dataset_dir, tmp_path / "data", ignore=shutil.ignore_patterns("starts-*"))
-    from dataclasses import replace
     options = replace(options, data=replace(options.data, dataset_dir=data, part="1-2/3", start_draws=3),
         model=replace(options.model, condition="seismic,residual"))
     store, _ = open_store(options)
@@ -217,6 +217,5 @@ def test_an_inversion_of_a_raw_record_is_refined(mini):
     # the weights of the decimation are made inside of invert, and the refinement needs gradients through them
     run = load_run(mini)
     raw = simulate(torch.full((1, 1, 70, 70), 2500.0), run.survey)
-    from fwi_i2sb.physics import filters
     filters._decimation.cache_clear()
     assert run.invert(raw, samples=1, nfe=1, refine=1).provenance["wave_solves"] >= 1

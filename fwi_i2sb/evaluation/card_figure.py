@@ -17,8 +17,11 @@ from ..data.scale import OPENFWI_SCALE
 from ..physics.wave import OPENFWI
 
 # %% ../../nbs/09_evaluation/02_card_figure.ipynb #8e2d1e4f
-_MARKS = {"start": "s", "stage": "p", "method": "o", "sample": "d", "oracle": "*", "control": "x",
+_MARKS = {"start": "s", "stage": "p", "method": "o", "calibrated": "P", "sample": "d", "oracle": "*", "control": "x",
     "classical": "^", "subset": "."}
+
+
+_LINES = {"method": ("-", None), "stage": (":", "not refined"), "calibrated": ("-.", "recalibrated")}
 
 
 def _draw_errors(ax, rows):
@@ -45,8 +48,10 @@ def _draw_reliability(ax, answers, expected):
     starts = list(dict.fromkeys(row["start"] for row in answers))
     for row in answers:
         ax.plot(expected["levels"], np.array(row["reliability"], dtype=float), color=f"C{starts.index(row['start'])}",
-            **dict(marker="o", ls="-", ms=3) if row["kind"] == "method" else dict(marker="p", ls=":", ms=3))
-    if any(row["kind"] == "stage" for row in answers): ax.plot([], [], "p:", color="0.5", ms=3, label="not refined")
+            marker=_MARKS[row["kind"]], ls=_LINES[row["kind"]][0], ms=3)
+    for kind in dict.fromkeys(row["kind"] for row in answers):
+        line, name = _LINES[kind]
+        if name: ax.plot([], [], color="0.5", marker=_MARKS[kind], ls=line, ms=3, label=name)
     ax.set(xlabel="interval of the samples", ylabel="cells inside", xlim=(0, 1), ylim=(0, 1))
     ax.legend(fontsize="x-small")
 
@@ -69,7 +74,7 @@ def card_figure(
     survey = replace(OPENFWI, dx=card.get("dx", OPENFWI.dx))
     limits = card.get("velocity_range", (OPENFWI_SCALE.low, OPENFWI_SCALE.high))
     rows = [row for row in card["rows"] if row["family"] == card["rows"][0]["family"]]
-    answers = [row for row in rows if row["kind"] in ("method", "stage") and "reliability" in row]
+    answers = [row for row in rows if row["kind"] in _LINES and "reliability" in row]
     heights = 2.6 + 0.17 * len(rows), models_height(np.shape(card["example"]["mean"]))
     figure = new_figure(11.5, 0.4 + sum(heights))
     upper, lower = figure.subfigures(2, 1, height_ratios=heights)

@@ -140,8 +140,10 @@ def invert(
     start_seconds = (time.perf_counter() - began) / len(d)
     mean = x1
     for k in range(passes):
-        maps, clipped = _in_range(self, _draw(self, d, mean.clamp(self.scale.low, self.scale.high), ids, samples, seed, settings, batch_size=batch_size,
-            progress=None if refine or k < passes - 1 else progress))
+        tell = None if refine or k < passes - 1 else progress
+        begin = mean.clamp(self.scale.low, self.scale.high) if k else x1
+        maps, clipped = _in_range(self, _draw(self, d, begin, ids, samples, seed, settings, batch_size=batch_size,
+            progress=tell))
         mean = maps.mean(1)
     shared = passes * reads_residual(self.options.model)
     cost = dict(wave_solves=shared, shared_solves=shared)
