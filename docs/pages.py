@@ -96,7 +96,7 @@ def options_page(commands: dict, option_table) -> str:
         for field in dataclasses.fields(options):
             flag, place = f"| `--{field.name.replace('_', '-')}` |", f"| `{field.name.upper()}` |"
             if "Positional" in str(field.type): table = table.replace(flag, place)
-        grouped = any(dataclasses.is_dataclass(field.type) for field in dataclasses.fields(options))
+        grouped = all(dataclasses.is_dataclass(field.type) for field in dataclasses.fields(options))
         table = re.sub(r"^\*\*(.*)\*\*$", r"\1", table, flags=re.M)
         parts += [f"## {name}", *[f"*{options.__doc__}*"] * grouped, table]
     return "\n\n".join(parts) + "\n"

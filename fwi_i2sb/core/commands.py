@@ -137,16 +137,18 @@ def parse(
 def option_table(
     options_type: type,  # a dataclass of options, or one whose fields are such dataclasses
 ) -> str:  # Markdown
-    "The options as a table: flag, default, its value in each preset, meaning; one table per group."
-    groups = [f.type for f in dataclasses.fields(options_type) if dataclasses.is_dataclass(f.type)]
-    presets = getattr(options_type, "PRESETS", {})
-    return "\n\n".join(_group_table(group, presets) for group in groups or [options_type])
+    "The options as tables: flag, default, its value in each preset, meaning; those of the command, then its groups."
+    fields, presets = dataclasses.fields(options_type), getattr(options_type, "PRESETS", {})
+    groups = [f.type for f in fields if dataclasses.is_dataclass(f.type)]
+    own = [] if len(groups) == len(fields) else [options_type]
+    return "\n\n".join(_group_table(group, presets) for group in (*own, *groups))
 
 # %% ../../nbs/A0_core/02_commands.ipynb #4558005a
 def _group_table(group: type, presets: dict) -> str:
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(group), re.M))
     rows = []
     for f in dataclasses.fields(group):
+        if dataclasses.is_dataclass(f.type): continue
         default = "required" if f.default is dataclasses.MISSING else "" if f.default is None else f"`{f.default}`"
         names = [named.help_behavior_hint(f.default) for named in getattr(f.type, "__metadata__", ())
             if callable(getattr(named, "help_behavior_hint", None))]
