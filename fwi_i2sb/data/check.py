@@ -235,14 +235,15 @@ def _looks(d, survey):
     return f"shape {d.shape[-3:]} is not {whose} {expected}: {hint}"
 
 def _on_survey(path, survey):
-    "A record of SEG-Y or SU as the survey has it, None where it cannot be, and the report on its headers."
+    "A record of SEG-Y or SU as the survey has it, None where it cannot be; its original traces; the report so far."
     gathers = read_gathers(path)
     report = Report(str(path), gathers.facts(), notes=list(gathers.notes))
-    try: d, there, report.notes = to_survey(gathers, survey)
-    except InputError as error: report.problems.append(str(error)); return None, report
+    try: d, there, report.notes, original = to_survey(gathers, survey)
+    except InputError as error: report.problems.append(str(error)); return None, None, report
     report.facts["missing traces"] = int((~there).sum())
-    return d, report
+    return d, original, report
 
+# %% ../../nbs/02_data/17_check.ipynb #03ac187c
 def check_record(path:str|Path, # .npy of one record (shots, time, receivers), or of several; SEG-Y or SU of one
     survey:Survey=OPENFWI, # how it was shot
     scale:VelocityScale=OPENFWI_SCALE, # range of the velocities it was shot over
@@ -250,10 +251,10 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers), o
 )->Report:
     "Check a file of records: shape, range, and the rules for the survey."
     if is_segy(path):
-        d, report = _on_survey(path, survey)
+        d, original, report = _on_survey(path, survey)
         if d is None: return report
     else:
-        d = read_array(path, (3, 4), "a record (shots, time, receivers)")
+        d, original = read_array(path, (3, 4), "a record (shots, time, receivers)"), None
         report = Report(str(path), dict(shape=str(d.shape)))
     if not d.size:
         report.problems.append(f"shape {d.shape} holds no value")
@@ -266,14 +267,14 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers), o
     for i, record in enumerate(records):
         record = np.array(record, dtype=np.float32)
         seen.add(record, path); squares += float(np.nanmean(record.astype(np.float64)**2)) / len(records)
-        found = inspect_pair(record, None, survey, scale)
+        found = inspect_pair(record, None, survey, scale, original=original)
         tally.add(f"record {i}" if len(records) > 1 else "the record", [f for f in found if f.reason != "shape"],
             fingerprint(record))
     report.facts |= dict(min=seen.low, max=seen.high, rms=math.sqrt(squares))
     if survey.difference(OPENFWI) is None:
         fits = [f.name for f in FAMILIES.values() if f.data_min <= seen.low and seen.high <= f.data_max]
         report.facts["inside_range_of"] = ", ".join(fits) or "no family"
-    if speeds := velocity_at_sources(first, survey, scale):
+    if speeds := velocity_at_sources(first, survey, scale, original):
         report.facts["velocity under the sources (m/s)"] = " ".join(f"{v:.0f}" for v in speeds.values())
     report.problems += tally.problems; report.doubts += tally.doubts
     return report

@@ -16,7 +16,7 @@ from ..core.commands import need
 from ..core.errors import InputError
 from ..core.files import atomic, check_memory
 from ..core.formats import recognise, refuse
-from .gathers import agree, Gathers, to_survey
+from .gathers import agree, Gathers, OnSurvey, to_survey
 from ..physics.wave import Survey
 
 # %% ../../nbs/02_data/21_segy.ipynb #018c6d39
@@ -165,7 +165,7 @@ def read_record(path: str | Path, # SEG-Y or Seismic Unix
     survey: Survey, # e.g. of a run
     dt: float | None = None, # s between two samples: compared with the headers, or in their place
     dx: float | None = None, # m between two receivers: compared with the headers
-) -> tuple[np.ndarray, np.ndarray, list[str]]: # as of `to_survey`
+) -> OnSurvey:
     "Read a record on a survey. Raises `InputError` that names the file, as `read_gathers`, `agree` and `to_survey` do."
     gathers = read_gathers(path)
     try: return to_survey(agree(gathers, survey, dt, dx), survey)

@@ -75,7 +75,7 @@ def _check_given(options: InvertOptions):
         raise InputError(
             "--dt and --dx describe the record given with --record and have no effect without it: remove them")
 
-
+# %% ../../nbs/08_inference/09_command.ipynb #9cef7931
 def _validation_work(options: InvertOptions, run: TrainedRun) -> Work:
     data = validation_data(run, options.dataset_dir, options.store_dir)
     ids = first_records(data, options.sampling.records)
@@ -88,9 +88,10 @@ def _validation_work(options: InvertOptions, run: TrainedRun) -> Work:
 
 
 def _segy_work(options: InvertOptions, run: TrainedRun, path: Path, name: str, start: object) -> Work:
-    record, there, said = read_record(path, run.survey, options.dt, options.dx)
+    record, there, said, original = read_record(path, run.survey, options.dt, options.dx)
     for sentence in said: print(f"note: {path}: {sentence}", file=sys.stderr)
-    return Work(name, [0], lambda i, j: (record[None], None), start, str(path), run.survey, said, int((~there).sum()))
+    return Work(name, [0], lambda i, j: (record[None], None), start, str(path), run.survey, said, int((~there).sum()),
+        original)
 
 
 def _file_work(options: InvertOptions, run: TrainedRun, path: Path, name: str) -> Work:
@@ -141,7 +142,8 @@ def _invert(options: InvertOptions, run: TrainedRun, work: Work, spool: Spool, p
             raise InputError(f"{work.source} is all zeros in its first {j} record(s): there is nothing to invert")
         tell = lambda done, total: progress(i + (j - i) * done // total, n)
         result = _answer(options, run, given, dict(start=starts if isinstance(starts, str | Path) else starts[i:j],
-            seed=options.seed, record_ids=work.record_ids[i:j], truth=truth, survey=work.survey, progress=tell))
+            seed=options.seed, record_ids=work.record_ids[i:j], truth=truth, survey=work.survey, original=work.original,
+            progress=tell))
         spool.add(**{k: getattr(result, k) for k in ("mean", "std", "samples", "start")},
             **({} if truth is None else {"truth": truth}))
         provenance = joined(provenance, result.provenance, i, j)
@@ -212,7 +214,7 @@ def _check_targets(options: InvertOptions, folder: Path, names: list[str], files
     check_writable(folder, *(f"{name}{suffix}" for name in names for suffix in suffixes))
     return suffixes
 
-
+# %% ../../nbs/08_inference/09_command.ipynb #784e701b
 def _many(options: InvertOptions, run: TrainedRun, files: list[Path], names: list[str], folder: Path) -> Path:
     "Invert files one after the other; a line for each, and in the end what could not be inverted."
     failed = []

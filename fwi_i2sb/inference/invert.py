@@ -85,6 +85,7 @@ def invert(
     record_ids: list[int] | None = None,  # second part: numbers of the records; default 0, 1, ...
     truth: torch.Tensor | None = None,  # maps in m/s, only for starting models that blur the truth
     survey: Survey | None = None,  # survey of the record, which is compared with the run's
+    original=None,  # (shots, receivers): traces that were neither resampled nor interpolated; None: all
     refine: int = 0,  # steps of waveform inversion from the mean and from every sample (`08_inference/04_refine`)
     refine_tv: float = 0.0,  # weight of the total variation in them
     snr: float | None = None,  # signal-to-noise ratio of the records in dB, where they end; None: measured
@@ -97,8 +98,7 @@ def invert(
     _check_refinement(refine, refine_tv, snr)
     settings = self.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     d, ids = _records(self, seismic, survey, record_ids)
-    samples = _n_samples(self, settings, samples, batch_size, seed, len(d))
-    began = time.perf_counter()
+    samples, began = _n_samples(self, settings, samples, batch_size, seed, len(d)), time.perf_counter()
     x1 = starting_models(self, start, d, ids, truth, seed)
     start_seconds = (time.perf_counter() - began) / len(d)
     maps, clipped = _in_range(self, _draw(self, d, x1, ids, samples, seed, settings, batch_size=batch_size,
@@ -106,7 +106,7 @@ def invert(
     mean, cost = maps.mean(1), dict(wave_solves=0)
     if refine: mean, maps, cost = refine_samples(self, d, mean, maps, refine, refine_tv, snr, progress)
     about = _settings(settings, samples, start) | dict(refine=refine, refine_tv=refine_tv, clipped_cells=clipped,
-        start_seconds=start_seconds, record_checks=record_checks(self, seismic, x1)) | cost
+        start_seconds=start_seconds, record_checks=record_checks(self, seismic, x1, original)) | cost
     return Inversion(mean, _deviation(maps), maps, x1, _provenance(self, start, seed, ids, began) | about)
 
 # %% ../../nbs/08_inference/05_invert.ipynb #4b99e3d3
@@ -202,7 +202,7 @@ def classical(
     *, iterations: int = 30,  # steps of Adam
     lr: float = 30.0,  # learning rate (m/s)
     seed: int = 0, record_ids: list[int] | None = None, truth: torch.Tensor | None = None,
-    survey: Survey | None = None,
+    survey: Survey | None = None, original=None,
     progress=None,  # called with (done, total) iterations
 ) -> Inversion:  # one sample per record
     "Classical full-waveform inversion from a starting model (`01_physics/03_waveform_inversion`), as an `Inversion`."
@@ -214,7 +214,7 @@ def classical(
     maps = found.velocity.cpu()
     about = dict(method="classical", model=None, step=None, reads_start=True, samples=1, nfe=0, sampler="adam",
                  eta=None, w=None, clip_denoise=None, clipped_cells=0, iterations=iterations, lr=lr,
-                 bands=list(frequency_bands(self.survey)), record_checks=record_checks(self, seismic, x1),
+                 bands=list(frequency_bands(self.survey)), record_checks=record_checks(self, seismic, x1, original),
                  network_calls=int(is_first_guess(start)), wave_solves=found.wave_solves)
     return Inversion(maps, torch.zeros_like(x1), maps[:, None], x1,
         _provenance(self, start, seed, ids, began) | about)

@@ -88,6 +88,7 @@ class Work:
     survey: Survey  # as far as it is known
     changes: list[str] = field(default_factory=list)  # what was done to a record of another survey
     missing: int = 0  # traces that were not there
+    original: np.ndarray | None = None  # (shots, receivers): neither resampled nor interpolated; None: all
 
     @property
     def about(self) -> dict:
