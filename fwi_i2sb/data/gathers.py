@@ -77,15 +77,17 @@ def _weights(at, n, cut):
 def _on_time(traces, begin, dt, survey):
     "Traces (traces, samples) that begin at some times on a survey's time axis, 0 beyond; whether samples are the same."
     found, equal = np.zeros((len(traces), survey.nt), dtype=np.float32), True
+    cut, n = max(1, survey.dt / dt), traces.shape[1]
     for first in np.unique(begin):
         at, rows = (np.arange(survey.nt) * survey.dt - first) / dt, np.flatnonzero(begin == first)
-        there = np.flatnonzero((at > -1e-3) & (at < traces.shape[1] - 1e-3))  # less than a sample beyond the last
-        at, near = at[there], np.rint(at[there]).astype(int)
-        n = min(traces.shape[1], math.ceil(at.max(initial=0) + 16 * max(1, survey.dt / dt)) + 2)
-        same = math.isclose(dt, survey.dt, rel_tol=1e-6) and np.abs(at - near).max(initial=0) < 1e-3
-        found[np.ix_(rows, there)] = traces[np.ix_(rows, near)] if same else (
-            traces[rows, :n] @ _weights(at, n, max(1, survey.dt / dt)).T)
+        there = np.flatnonzero((at > -1e-3) & (at < n - 1e-3))  # less than a sample beyond the last
+        near = np.rint(at[there]).astype(int)
+        same = math.isclose(dt, survey.dt, rel_tol=1e-6) and np.abs(at[there] - near).max(initial=0) < 1e-3
         equal = equal and same
+        if same or not len(there): found[np.ix_(rows, there)] = traces[np.ix_(rows, near)]; continue
+        for part in np.split(there, range(256, len(there), 256)):  # whose samples are but a part of the traces
+            a, b = max(math.floor(at[part[0]] - 16 * cut), 0), min(math.ceil(at[part[-1]] + 16 * cut) + 1, n)
+            found[np.ix_(rows, part)] = traces[rows, a:b] @ _weights(at[part] - a, b - a, cut).T
     return found, equal
 
 # %% ../../nbs/02_data/20_gathers.ipynb #811113d2
