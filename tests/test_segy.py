@@ -120,7 +120,7 @@ def test_a_file_without_a_text_header_is_known_by_its_sizes(d, tmp_path):
 
 def test_dead_traces_and_traces_of_zeros_count_as_missing(d, tmp_path):
     traces, heads = trace_rows(d).copy(), headers()
-    for i in (5, 140): heads[i] |= {29: 2}; traces[i] = 99.0
+    for i in (5, 140): heads[i] |= {29: 2, 117: 0}; traces[i] = 99.0
     traces[200] = 0
     record, there, said = read(write(tmp_path / "a.sgy", traces, heads))
     assert np.argwhere(~there).tolist() == [[0, 5], [2, 0], [2, 60]] and np.abs(record).max() < 99

@@ -259,7 +259,7 @@ def to_survey(gathers: Gathers,
     order = np.argsort(_line(survey)[0])
     x, spacing = _line(survey)[0][order], _line(survey)[1]
     live = gathers.alive & (gathers.traces != 0).any(1)
-    if not live.any(): raise InputError("it holds nothing but zeros")
+    if not live.any(): raise InputError("it holds nothing but zeros and dead traces")
     said = [*gathers.notes, *_times(gathers, survey)]
     if zeros := int((gathers.alive & ~live).sum()): said.append(f"{zeros} traces of zeros count as missing")
     g, moved = _moved(replace(gathers, alive=live), survey, x, spacing)

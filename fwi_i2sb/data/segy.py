@@ -14,7 +14,7 @@ import numpy as np
 import fwi_i2sb
 from ..core.commands import need
 from ..core.errors import InputError
-from ..core.files import atomic, check_memory
+from ..core.files import atomic, check_memory, home
 from ..core.formats import recognise, refuse
 from .gathers import agree, Gathers, OnSurvey, to_survey
 from ..physics.wave import Survey
@@ -71,10 +71,10 @@ def _headers(file, su):
 # %% ../../nbs/02_data/21_segy.ipynb #8adcbe5e
 def _interval(file, h, su):
     "Seconds between two samples, None where no header tells; and sentences."
-    found = np.unique(h["dt"].astype(int) & 0xffff).tolist()
+    found = [step for step in np.unique(h["dt"].astype(int) & 0xffff).tolist() if step]
     if len(found) > 1:
         raise InputError(f"its traces have different sample intervals: {', '.join(map(str, found[:4]))} microseconds")
-    own, whole = found[0], 0 if su else file.bin[3217] & 0xffff
+    own, whole = found[0] if found else 0, 0 if su else file.bin[3217] & 0xffff
     said = [f"the header of the file has {whole / 1e3:g} ms between samples, those of the traces have {own / 1e3:g} "
         f"ms: these are taken"] if own and whole and own != whole else []
     return float(own or whole) / 1e6 or None, said
@@ -141,7 +141,7 @@ def read_gathers(path: str | Path, # SEG-Y or Seismic Unix, in either byte order
 
     Raises `InputError` where segyio is missing, for another kind of file, a damaged one, angles in place of lengths,
     different sample intervals, and two traces of one source and receiver. Source: SEG-Y revision 2.0 (SEG, 2017)."""
-    path, kind = Path(path), recognise(path)
+    path, kind = home(path), recognise(path)
     if not is_segy(path): raise refuse(path, "a record as SEG-Y or SU")
     need("segyio", f"{path}, {'a Seismic Unix' if kind == 'su' else 'a SEG-Y'} file,", "segy")
     check_memory(2 * path.stat().st_size, str(path))
@@ -218,7 +218,7 @@ def write_segy(path: str | Path, # .su: Seismic Unix, little-endian; else SEG-Y
     """Write a record with the places of its sources and receivers.
 
     Raises `InputError` where segyio is missing, for another shape, and for what the headers cannot hold."""
-    path, d = Path(path), np.asarray(record)
+    path, d = home(path), np.asarray(record)
     size = len(survey.sources), survey.nt, len(survey.receivers)
     if d.shape != size: raise InputError(f"the record has shape {d.shape}, and the survey gives {size}")
     step, samples = _field(survey.dt, 1e-6, "time step in s"), _field(survey.nt, 1, "number of samples")
@@ -251,7 +251,7 @@ def write_map_segy(path: str | Path,
     said = ("VELOCITY IN M/S, TRACES IN DEPTH, THE FIRST SAMPLE AT 0 M",
         f"SAMPLES {dz:g} M APART; THE INTERVAL OF THE HEADERS IS {step} {name}",
         f"COLUMNS {dx:g} M APART; X AT BYTES 181-184, SCALAR 71-72", "MAP: INLINE 189-192; COLUMN: CROSSLINE 193-196")
-    with _written(Path(path), v.swapaxes(1, 2).reshape(-1, samples), step, said, {3213: v.shape[2], 3229: 4}) as file:
+    with _written(home(path), v.swapaxes(1, 2).reshape(-1, samples), step, said, {3213: v.shape[2], 3229: 4}) as file:
         for i, (m, x) in enumerate(np.ndindex(len(v), v.shape[2])):
             file.header[i] = {1: i + 1, 5: i + 1, 21: x + 1, 29: 1, 71: scalar, 89: 1, 115: samples, 117: step,
                 181: int(places[x]), 189: m + 1, 193: x + 1}
