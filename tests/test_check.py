@@ -190,17 +190,21 @@ def test_foreign_files_are_told_by_their_content(refused, pairs, tmp_path):
     d = pairs["Style_B"][0][0]
     np.savez(tmp_path / "a.npz", pressure=d); np.save(tmp_path / "a.npy", d)
     (tmp_path / "a.npy.gz").write_bytes(gzip.compress((tmp_path / "a.npy").read_bytes()))
-    head = bytearray(b"C 1 CLIENT".ljust(3600)); head[3224:3226] = struct.pack(">h", 1)
+    head = bytearray(b"C 1 CLIENT".ljust(3600)); head[3224:3226] = struct.pack(">h", 4)
     trace = bytearray(240); trace[114:118] = struct.pack("<HH", 1000, 1000)
     (tmp_path / "line.npy").write_bytes(bytes(head) + bytes(4240))  # its name lies
     (tmp_path / "line.su").write_bytes((bytes(trace) + bytes(4000)) * 3)
     (tmp_path / "a.mat").write_bytes(b"MATLAB 5.0 MAT-file, Platform".ljust(200))
     (tmp_path / "a.h5").write_bytes(b"\x89HDF\r\n\x1a\n".ljust(100))
     for name, kind, words in (("a.npz", "npz", "archive of pressure"), ("a.npy.gz", "gzip", "gunzip"),
-            ("line.npy", "segy", "segyio"), ("line.su", "su", "Seismic Unix"), ("a.mat", "mat", "loadmat"),
-            ("a.h5", "hdf5", "h5py")):
+            ("a.mat", "mat", "loadmat"), ("a.h5", "hdf5", "h5py")):
         assert recognise(tmp_path / name) == kind
         refused("check", tmp_path / name, saying=(name, words, "(shots, time, receivers)"))
+    for name, kind, words in (("line.npy", "segy", "is damaged"), ("line.su", "su", "nothing but zeros")):
+        assert recognise(tmp_path / name) == kind
+        refused("check", tmp_path / name, saying=(name, words))
+    for name, words in (("line.npy", "segyio.open"), ("line.su", "segyio.su.open")):
+        with pytest.raises(InputError, match=words): read_array(tmp_path / name)
     assert recognise(tmp_path / "a.npy") == "npy" and recognise(tmp_path / "none") == "none"
     (tmp_path / "ebcdic").write_bytes(b"\xc3" + 3599 * b"\x40" + bytes(400))
     assert recognise(tmp_path / "ebcdic") == "segy"

@@ -108,8 +108,8 @@ def test_a_run_has_its_methods_from_any_import_path(module):
 
 # without the libraries that not everybody needs
 
-EXTRAS = {"papermill": "sweeps", "submitit": "sweeps", "scipy": "bench", "scoringrules": "eval", "wandb": "track",
-    "mlflow": "track", "ipywidgets": "notebook", "jupyterlab": "notebook", "IPython": "notebook",
+EXTRAS = {"papermill": "sweeps", "submitit": "sweeps", "scipy": "bench", "scoringrules": "eval", "segyio": "segy",
+    "wandb": "track", "mlflow": "track", "ipywidgets": "notebook", "jupyterlab": "notebook", "IPython": "notebook",
     "ipykernel": "notebook"}
 HIDE = f"""
 import sys

@@ -16,11 +16,13 @@ from ..core.errors import InputError
 from ..core.files import check_memory
 from ..core.formats import phrase, read_array, recognise
 from .findings import fingerprint, inspect_map, Tally
+from .gathers import to_survey
 from .openfwi import (
     any_family, FAMILIES, Family, find_root, get_family, match_files, open_pair, read_pair, refuse_half,
     split_files, store_bytes)
 from .rules import inspect_pair, velocity_at_sources
 from .scale import OPENFWI_SCALE, VelocityScale
+from .segy import is_segy, read_gathers
 from .manifest import (
     check_shapes, default_time_samples, is_benchmark, read_manifest, same_files, survey_and_scale)
 from .sources import changed_sources, describe_sources
@@ -38,6 +40,7 @@ class Report:
     facts: dict    # numbers and short texts
     problems: list[str] = field(default_factory=list) # empty: all is well
     doubts: list[str] = field(default_factory=list) # what may be meant
+    notes: list[str] = field(default_factory=list) # what is done to a record of SEG-Y or SU
     parts: list["Report"] = field(default_factory=list) # of a folder of data sets
 
     def lines(self)->list[str]: # ready to print
@@ -45,7 +48,7 @@ class Report:
         if self.parts: return [line for part in self.parts for line in (*part.lines(), "")][:-1]
         show = (lambda v: ", ".join(f"{k} {show(x)}" for k, x in v.items()) if isinstance(v, dict) else f"{v:.6g}"
             if isinstance(v, float) else str(v))
-        found = [f"doubt         {d}" for d in self.doubts]
+        found = [f"note          {n}" for n in self.notes] + [f"doubt         {d}" for d in self.doubts]
         found += [f"problem       {p}" for p in self.problems] or ["problems      none"]
         return [f"{k:13} {show(v)}" for k, v in {"path": self.path, **self.facts}.items()] + found
 
@@ -231,14 +234,28 @@ def _looks(d, survey):
     else: hint = "it needs a network trained on its geometry"
     return f"shape {d.shape[-3:]} is not {whose} {expected}: {hint}"
 
-def check_record(path:str|Path, # .npy of one record (shots, time, receivers), or of several
+def _on_survey(path, survey):
+    "A record of SEG-Y or SU as the survey has it, None where it cannot be; its original traces; the report so far."
+    gathers = read_gathers(path)
+    report = Report(str(path), gathers.facts(), notes=list(gathers.notes))
+    try: d, there, report.notes, original = to_survey(gathers, survey)
+    except InputError as error: report.problems.append(str(error)); return None, None, report
+    report.facts["missing traces"] = int((~there).sum())
+    return d, original, report
+
+# %% ../../nbs/02_data/17_check.ipynb #03ac187c
+def check_record(path:str|Path, # .npy of one record (shots, time, receivers), or of several; SEG-Y or SU of one
     survey:Survey=OPENFWI, # how it was shot
     scale:VelocityScale=OPENFWI_SCALE, # range of the velocities it was shot over
     accept=(), # names of findings that are meant
 )->Report:
     "Check a file of records: shape, range, and the rules for the survey."
-    d = read_array(path, (3, 4), "a record (shots, time, receivers)")
-    report = Report(str(path), dict(shape=str(d.shape)))
+    if is_segy(path):
+        d, original, report = _on_survey(path, survey)
+        if d is None: return report
+    else:
+        d, original = read_array(path, (3, 4), "a record (shots, time, receivers)"), None
+        report = Report(str(path), dict(shape=str(d.shape)))
     if not d.size:
         report.problems.append(f"shape {d.shape} holds no value")
         return report
@@ -250,14 +267,14 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers), o
     for i, record in enumerate(records):
         record = np.array(record, dtype=np.float32)
         seen.add(record, path); squares += float(np.nanmean(record.astype(np.float64)**2)) / len(records)
-        found = inspect_pair(record, None, survey, scale)
+        found = inspect_pair(record, None, survey, scale, original=original)
         tally.add(f"record {i}" if len(records) > 1 else "the record", [f for f in found if f.reason != "shape"],
             fingerprint(record))
     report.facts |= dict(min=seen.low, max=seen.high, rms=math.sqrt(squares))
     if survey.difference(OPENFWI) is None:
         fits = [f.name for f in FAMILIES.values() if f.data_min <= seen.low and seen.high <= f.data_max]
         report.facts["inside_range_of"] = ", ".join(fits) or "no family"
-    if speeds := velocity_at_sources(first, survey, scale):
+    if speeds := velocity_at_sources(first, survey, scale, original):
         report.facts["velocity under the sources (m/s)"] = " ".join(f"{v:.0f}" for v in speeds.values())
     report.problems += tally.problems; report.doubts += tally.doubts
     return report

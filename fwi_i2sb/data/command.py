@@ -61,7 +61,7 @@ def generate_command(options: GenerateOptions) -> Path:
 @option_group
 class CheckOptions:
     "Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, damage, disk needed."
-    path: tyro.conf.Positional[Path]  # data set, folder of several, store, or .npy of records (shots, time, receivers)
+    path: tyro.conf.Positional[Path]  # data set, folder of several, store, or records: .npy, SEG-Y or SU
     family: str | None = None  # family; default: the one the folder is named after
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
     survey: Path | None = None  # JSON of the survey of the records; default: as generated or stored, or OpenFWI's

@@ -182,13 +182,14 @@ def inspect_pair(seismic:np.ndarray, # one record (shots, time, receivers), floa
     scale:VelocityScale=OPENFWI_SCALE, # range of the velocities it was shot over
     *, factor:int=1, # every factor-th sample is there: then the first samples are not looked at
     pressure:PressureRange|None=None, # of the records that it is like; None: unknown
+    original:np.ndarray|None=None, # (shots, receivers): neither resampled nor interpolated; None: all
 )->list[Finding]: # empty: nothing odd
     "What is odd about a record, about its map, and about the two together. A rule that cannot hold is left out."
     maps = [] if velocity is None else inspect_map(velocity, scale)
     known = None if velocity is None or any(f.reason in ("nan", "units") for f in maps) else velocity
-    return [*_inspect(seismic, known, survey, scale, factor, pressure), *maps]
+    return [*_inspect(seismic, known, survey, scale, factor, pressure, original), *maps]
 
-def _inspect(d, velocity, survey, scale, factor, pressure):
+def _inspect(d, velocity, survey, scale, factor, pressure, original):
     spots = _spots(survey, scale.low)
     if found := _shape(d, velocity, survey, factor, spots): return found
     short = d.shape[1] < 4  # nothing can be said of so few samples, but that they are numbers
@@ -205,25 +206,29 @@ def _inspect(d, velocity, survey, scale, factor, pressure):
         found.append(Finding("loud", f"has pressure from {d.min():.3g} to {d.max():.3g}, far outside "
             f"{pressure.low:.3g} to {pressure.high:.3g}: another unit?"))
     cut = any(f.reason == "clipped" for f in found)
-    return found + (_in_time(d, peaks, velocity, survey, scale, spots, cut) if factor == 1 else [])
+    return found + (_in_time(d, peaks, velocity, survey, scale, spots, cut, original) if factor == 1 else [])
 
 # %% ../../nbs/02_data/08_rules.ipynb #21957b8f
-def _in_time(d, peaks, velocity, survey, scale, spots, cut):
+def _asked(peak, original):
+    "The peaks of the traces whose first samples tell something, and 0 for the others."
+    return peak if original is None else np.where(original, peak, 0)
+
+def _in_time(d, peaks, velocity, survey, scale, spots, cut, original):
     "What the samples of a record tell that lies there as it was shot."
-    peak = peaks.size
+    peak, asked = peaks.size, _asked(peaks.size, original)
     if spots.openfwi and peak.max() > 100 and not (d[:, -1] % 1).any() and not (d[:, ::50] % 1).any():
         return [Finding("scale", f"holds whole numbers up to {peak.max():g}: counts, not pressure")]
     first, last = silence(d)
-    if found := _muted(d, peak, first, last, survey, scale, spots): return found
+    if found := _muted(d, asked, first, last, survey, scale, spots): return found
     if found := before(d, peak, spots.far): return found
-    found, v = [] if cut else spikes(d, peaks, survey.freq * survey.dt), _speeds(d, peak, survey, spots, scale)
+    found, v = [] if cut else spikes(d, peaks, survey.freq * survey.dt), _speeds(d, asked, survey, spots, scale)
     if v is None:
-        if spots.openfwi and (peak[spots.at] > 0).any(): return found + [Finding("time-zero", "does not begin as a "
+        if spots.openfwi and (asked[spots.at] > 0).any(): return found + [Finding("time-zero", "does not begin as a "
             "record of this survey: another time zero, time step, source or geometry")]
         return found + (_arrivals(d, peak, velocity[0], survey, spots) if velocity is not None else [])
     apart = _paired(v, velocity[0], spots) if velocity is not None else []
     exact = velocity is not None and spots.at_cell is not None and not apart
-    gain, odd = _gains(d, peak, v, survey, spots, velocity if exact else None)
+    gain, odd = _gains(d, asked, v, survey, spots, velocity if exact else None)
     return found + apart + _multiplied(gain, odd, survey, spots, exact)
 
 def _muted(d, peak, first, last, survey, scale, spots):
@@ -241,11 +246,12 @@ def _muted(d, peak, first, last, survey, scale, spots):
 def velocity_at_sources(seismic:np.ndarray, # one record (shots, time, receivers)
     survey:Survey=OPENFWI, # how it was shot
     scale:VelocityScale=OPENFWI_SCALE, # range of the velocities it was shot over
+    original:np.ndarray|None=None, # as for `inspect_pair`
 )->dict[int, float]: # m/s by shot; empty where a record cannot tell
     "The velocities that the first two samples of a record tell of the cells beside its sources."
     spots = _spots(survey, scale.low)
     if _shape(seismic, None, survey, 1, spots): return {}
-    v = _speeds(seismic, np.abs(seismic).max(1), survey, spots, scale)
+    v = _speeds(seismic, _asked(np.abs(seismic).max(1), original), survey, spots, scale)
     if v is None: return {}
     shots = spots.beside[0]
     return {int(s): float(np.nanmean(v[shots == s])) for s in np.unique(shots) if np.isfinite(v[shots == s]).any()}

@@ -24,13 +24,14 @@ from .invert import Inversion
 from ..metrics.accuracy import misfit
 from ..core.errors import InputError
 from ..core.formats import read_array
-from ..core.commands import Natural, option_group, Plugin, up_to
+from ..core.commands import Natural, need, option_group, Plugin, up_to
 from .records import joined, record_files, result_names, Spool, Work
 from .validation_data import validation_data
 from ..core.files import atomic
 from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from .options import check_samples, SamplingOptions
+from ..data.segy import is_segy, read_record, write_map_segy
 from .run import (
     check_record_shape, default_start, is_map_file, load_run, own_settings, prepare_seismic,
     results_folder, resimulate, TrainedRun)
@@ -44,11 +45,12 @@ Records = Annotated[tuple[Path, ...] | None, BeforeValidator(
 
 @option_group
 class InvertOptions:
-    "Invert validation records of a run's data set, or one record given as .npy."
+    "Invert validation records of a run's data set, or records given as .npy, SEG-Y or SU."
     run: tyro.conf.Positional[Path]  # run directory, or one of its folders checkpoints/step-N
-    record: Records = None  # .npy files of records (shots, time, receivers), or folders; default: validation records
+    record: Records = None  # .npy (shots, time, receivers), SEG-Y, SU, or folders; default: validation records
     start: str | None = None  # linear[:TOP:BOTTOM], first-guess[:RUN], MAP.npy; default: as trained, else linear
     out: Path | None = None  # folder of the results; default RUN/evaluation
+    segy: bool = False  # write the mean maps as SEG-Y, too: traces in depth
     sampling: SamplingOptions = SamplingOptions()
     seed: Natural = 0  # seed of the samples
     dt: up_to(1.0, above=0) | None = None  # time step of the record in s, checked against the run's
@@ -68,13 +70,14 @@ def _check_given(options: InvertOptions, run: TrainedRun):
     if options.record and given:
         raise InputError(f"--{given[0].replace('_', '-')} chooses validation records and has no effect with --record: "
             f"remove one of them")
+    if options.segy: need("segyio", "--segy", "segy")
     if options.snr is not None and not own_settings(run, refine=options.sampling.refine)["refine"]:
         raise InputError("--snr tells --refine where to end and has no effect without it: remove it, or refine")
     if not options.record and (options.dt is not None or options.dx is not None):
         raise InputError(
             "--dt and --dx describe the record given with --record and have no effect without it: remove them")
 
-
+# %% ../../nbs/08_inference/09_command.ipynb #9cef7931
 def _validation_work(options: InvertOptions, run: TrainedRun) -> Work:
     data = validation_data(run, options.dataset_dir, options.store_dir)
     ids = first_records(data, options.sampling.records)
@@ -82,18 +85,28 @@ def _validation_work(options: InvertOptions, run: TrainedRun) -> Work:
     def read(i, j):
         truth, seismic = (torch.stack(part) for part in zip(*(data.physical(k) for k in ids[i:j])))
         return seismic, truth
-    name = f"validation-{len(ids)}"
-    return Work(name, ids, read, run.options.model.corrupt if options.start is None else options.start, name)
+    name, start = f"validation-{len(ids)}", run.options.model.corrupt if options.start is None else options.start
+    return Work(name, ids, read, start, name, run.survey)
+
+
+def _segy_work(options: InvertOptions, run: TrainedRun, path: Path, name: str, start: object) -> Work:
+    record, there, said, original = read_record(path, run.survey, options.dt, options.dx)
+    for sentence in said: print(f"note: {path}: {sentence}", file=sys.stderr)
+    return Work(name, [0], lambda i, j: (record[None], None), start, str(path), run.survey, said, int((~there).sum()),
+        original)
 
 
 def _file_work(options: InvertOptions, run: TrainedRun, path: Path, name: str) -> Work:
+    start = default_start(run) if options.start is None else options.start
+    if is_segy(path): return _segy_work(options, run, path, name, start)
+
     def values():  # opened for every batch: a map that is read on and on fills memory
         d = read_array(path, (), "a record (shots, time, receivers)")
         return d if d.ndim == 4 else d[None]
     check_record_shape(run, values().shape)
     read = lambda i, j: (np.array(values()[i:j], dtype=np.float32), None)
-    start = default_start(run) if options.start is None else options.start
-    return Work(name, list(range(max(len(values()), 1))), read, start, str(path))
+    survey = replace(run.survey, **{k: getattr(options, k) for k in ("dt", "dx") if getattr(options, k) is not None})
+    return Work(name, list(range(max(len(values()), 1))), read, start, str(path), survey)
 
 # %% ../../nbs/08_inference/09_command.ipynb #af1eaa16
 def _answer(options: InvertOptions, run: TrainedRun, seismic, given: dict) -> Inversion:
@@ -124,7 +137,6 @@ def _starts(work: Work) -> object:
 
 def _invert(options: InvertOptions, run: TrainedRun, work: Work, spool: Spool, progress) -> dict:
     "Invert batch by batch into a spool; the provenance."
-    survey = replace(run.survey, **{k: getattr(options, k) for k in ("dt", "dx") if getattr(options, k) is not None})
     provenance, starts, n = {}, _starts(work), len(work.record_ids)
     for i, j in _batches(run, options, work):
         given, truth = work.read(i, j)
@@ -132,11 +144,12 @@ def _invert(options: InvertOptions, run: TrainedRun, work: Work, spool: Spool, p
             raise InputError(f"{work.source} is all zeros in its first {j} record(s): there is nothing to invert")
         tell = lambda done, total: progress(i + (j - i) * done // total, n)
         result = _answer(options, run, given, dict(start=starts if isinstance(starts, str | Path) else starts[i:j],
-            seed=options.seed, record_ids=work.record_ids[i:j], truth=truth, survey=survey, progress=tell))
+            seed=options.seed, record_ids=work.record_ids[i:j], truth=truth, survey=work.survey, original=work.original,
+            progress=tell))
         spool.add(**{k: getattr(result, k) for k in ("mean", "std", "samples", "start")},
             **({} if truth is None else {"truth": truth}))
         provenance = joined(provenance, result.provenance, i, j)
-    return provenance | dict(start=str(work.start), record=work.source)
+    return provenance | work.about
 
 # %% ../../nbs/08_inference/09_command.ipynb #6a528c6b
 def _misfit(run: TrainedRun, velocity: torch.Tensor, seismic: torch.Tensor, engine: str) -> tuple:
@@ -180,6 +193,7 @@ def _write(options: InvertOptions, run: TrainedRun, work: Work, folder: Path, pr
         result, path = Inversion(**arrays, provenance=provenance, recalibration=made), folder / f"{work.name}.npz"
         more = {} if truth is None else {"truth": truth}
         result.save(path, **more)
+        if options.segy: write_map_segy(path.with_suffix(".sgy"), result.mean.numpy(), run.survey.dx, run.survey.dx)
         try: misfits, failed, (seismic, again) = _judge(options, run, work, arrays)
         except BaseException:
             print(f"{path} is written, without its data misfit", file=sys.stderr)
@@ -194,6 +208,16 @@ def _write(options: InvertOptions, run: TrainedRun, work: Work, folder: Path, pr
         return path, report(result, misfits, truth), misfits
 
 # %% ../../nbs/08_inference/09_command.ipynb #a7eca6de
+def _check_targets(options: InvertOptions, folder: Path, names: list[str], files: list[Path]) -> list[str]:
+    "The suffixes of results, which can be written and replace no record."
+    suffixes = [".npz", ".png", *([".sgy"] if options.segy else [])]
+    records = {path.resolve() for path in (*files, *(options.record or ()))}
+    if options.segy and records & {folder.resolve(), *((folder / f"{name}.sgy").resolve() for name in names)}:
+        raise InputError(f"--segy writes maps to {folder}, where the records are: name another folder with --out")
+    check_writable(folder, *(f"{name}{suffix}" for name in names for suffix in suffixes))
+    return suffixes
+
+# %% ../../nbs/08_inference/09_command.ipynb #784e701b
 def _many(options: InvertOptions, run: TrainedRun, files: list[Path], names: list[str], folder: Path) -> Path:
     "Invert files one after the other; a line for each, and in the end what could not be inverted."
     failed = []
@@ -222,12 +246,12 @@ def invert_command(options: InvertOptions) -> Path:
     if options.fwi_iterations is not None: names = [f"{name}-classical" for name in names]
     folder = options.out or results_folder(run)
     if len(files) > 1:
-        check_writable(folder, *(f"{name}{suffix}" for name in names for suffix in (".npz", ".png")))
+        _check_targets(options, folder, names, files)
         return _many(options, run, files, names, folder)
     work = _file_work(options, run, files[0], names[0]) if files else _validation_work(options, run)
     if options.fwi_iterations is not None and not files: work = replace(work, name=f"{work.name}-classical")
-    check_writable(folder, f"{work.name}.npz", f"{work.name}.png")
+    suffixes = _check_targets(options, folder, [work.name], files)
     with progress_bar("invert") as progress: path, said, _ = _write(options, run, work, folder, progress)
     print(said)
-    print(f"wrote {path} and {path.with_suffix('.png')}")
+    print(f"wrote {' and '.join(str(path.with_suffix(suffix)) for suffix in suffixes)}")
     return path

@@ -119,6 +119,7 @@ def invert(
     passes: int | None = None,  # default 1; times that the answer is the next start; more than once only with residuals
     refine: int | None = None,  # default 0; steps of waveform inversion from mean and samples (`04_refine`)
     refine_tv: float | None = None,  # default 0; weight of the total variation in them
+    original=None,  # (shots, receivers): traces that were neither resampled nor interpolated; None: all
     snr: float | None = None,  # signal-to-noise ratio of the records in dB, where they end; None: measured
     batch_size: int = 32,  # samples per network call: memory and speed, not results
     progress=None,  # called with (done, total) samples, or of a refinement maps
@@ -151,7 +152,7 @@ def invert(
         mean, maps, more = refine_samples(self, d, mean, maps, refine, refine_tv, snr, progress)
         cost |= more | dict(wave_solves=shared + more["wave_solves"])
     about = _settings(settings, samples, start, passes) | cost | dict(refine=refine, refine_tv=refine_tv,
-        clipped_cells=clipped, start_seconds=start_seconds, record_checks=record_checks(self, seismic, x1))
+        clipped_cells=clipped, start_seconds=start_seconds, record_checks=record_checks(self, seismic, x1, original))
     made = self.pipeline.recalibration if _as_calibrated(self, settings, about) else None
     about |= _judged(self, d, x1, mean, maps, about)
     spread = _deviation(maps)
@@ -278,7 +279,7 @@ def classical(
     *, iterations: int = 30,  # steps of Adam
     lr: float = 30.0,  # learning rate (m/s)
     seed: int = 0, record_ids: list[int] | None = None, truth: torch.Tensor | None = None,
-    survey: Survey | None = None,
+    survey: Survey | None = None, original=None,
     progress=None,  # called with (done, total) iterations
 ) -> Inversion:  # one sample per record
     "Classical full-waveform inversion from a starting model (`01_physics/03_waveform_inversion`), as an `Inversion`."
@@ -288,11 +289,10 @@ def classical(
     x1 = starting_models(self, start, d, ids, truth, seed)
     found = descend(d.to(self.device), x1.to(self.device), self.survey, factor=self.spec.factor, iterations=iterations,
         lr=lr, low=self.scale.low, high=self.scale.high, progress=progress)
-    maps = found.velocity.cpu()
+    maps, checks = found.velocity.cpu(), record_checks(self, seismic, x1, original)
     about = dict(method="classical", model=None, step=None, reads_start=True, samples=1, nfe=0, sampler="adam",
                  eta=None, w=None, clip_denoise=None, clipped_cells=0, iterations=iterations, lr=lr,
-                 bands=list(frequency_bands(self.survey)), record_checks=(checks := record_checks(self, seismic, x1)),
-                 trust_reasons=checks, calibrated=False,
+                 bands=list(frequency_bands(self.survey)), record_checks=checks, trust_reasons=checks, calibrated=False,
                  network_calls=int(is_first_guess(start)), wave_solves=found.wave_solves)
     return Inversion(maps, torch.zeros_like(x1), maps[:, None], x1,
         _provenance(self, start, seed, ids, began) | about)

@@ -27,6 +27,7 @@ def _start_finding(run, speeds, start):
 def record_checks(run: TrainedRun,
     seismic, # (batch, shots, time, receivers) or one record: pressure, raw or decimated as in the store
     start: Tensor | None = None, # starting models (batch, 1, depth, x) in m/s
+    original: np.ndarray | None = None, # (shots, receivers): neither resampled nor interpolated; None: all
 ) -> list[list[str]]: # for every record, sentences without their subject; empty: nothing odd
     "What is odd about records, by the rules for the run's survey, velocities and pressure."
     d = np.asarray(seismic, dtype=np.float32)
@@ -34,8 +35,9 @@ def record_checks(run: TrainedRun,
     factor = 1 if d.shape[-2] == run.survey.nt else run.spec.factor
     found = []
     for i, record in enumerate(d):
-        odd = inspect_pair(record, None, run.survey, run.scale, factor=factor, pressure=run.pressure)
-        speeds = velocity_at_sources(record, run.survey, run.scale) if factor == 1 and not odd else {}
+        odd = inspect_pair(record, None, run.survey, run.scale, factor=factor, pressure=run.pressure,
+            original=original)
+        speeds = velocity_at_sources(record, run.survey, run.scale, original) if factor == 1 and not odd else {}
         odd += _start_finding(run, speeds, None if start is None else start[i])
         found.append([str(finding) for finding in odd])
     return found

@@ -9,7 +9,7 @@ __all__ = ['record_files', 'result_names', 'Spool', 'Work', 'joined', 'mean_misf
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.formats import phrase, recognise
+from ..core.formats import phrase, recognise, RECORD_SUFFIXES
 from .invert import Inversion
 from ..metrics.accuracy import mae
+from ..physics.wave import Survey
 
 # %% ../../nbs/08_inference/07_records.ipynb #8dd6c76a
 def record_files(given: Iterable[Path], # files, and folders of such
@@ -29,10 +30,11 @@ def record_files(given: Iterable[Path], # files, and folders of such
     for path in given:
         if not path.is_dir(): files.append(path); continue
         if (kind := recognise(path)) in ("run", "checkpoint", "store", "data set"):
-            raise InputError(f"{path} is {phrase(kind)}, and records are .npy files: leave --record out, and name a "
-                f"data set or a store with --dataset-dir")
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() == ".npy" and not p.name.startswith("."))
-        if not found: raise InputError(f"{path} is {phrase(kind)} and holds no .npy record")
+            raise InputError(f"{path} is {phrase(kind)}, and records are .npy, SEG-Y or SU files: leave --record out, "
+                f"and name a data set or a store with --dataset-dir")
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in RECORD_SUFFIXES and not p.name.startswith("."))
+        if not found:
+            raise InputError(f"{path} is {phrase(kind)} and holds no .npy record, nor one as .sgy, .segy or .su")
         files += found
     return files
 
@@ -83,6 +85,15 @@ class Work:
     read: Callable  # read(i, j): pressure as it lies there, and maps in m/s or None
     start: object  # as of `TrainedRun.invert`, or the path of one map for each
     source: str
+    survey: Survey  # as far as it is known
+    changes: list[str] = field(default_factory=list)  # what was done to a record of another survey
+    missing: int = 0  # traces that were not there
+    original: np.ndarray | None = None  # (shots, receivers): neither resampled nor interpolated; None: all
+
+    @property
+    def about(self) -> dict:
+        "What the provenance tells of it."
+        return dict(start=str(self.start), record=self.source, record_changes=self.changes, missing_traces=self.missing)
 
 
 def joined(all_: dict, new: dict, before: int, n: int) -> dict:
