@@ -67,9 +67,8 @@ def _answers(job: _Job, batch: Batch, start: str):
         before, cheap = _invert(job, batch, start, batch.seismic, refine=0, refine_tv=0.0, snr=None)
         yield f"{name}, not refined", "stage", before.mean, before.samples, cheap
     yield name, "method", result.mean, result.samples, cost
-    if (made := result.recalibration) is not None:
-        spread = result.samples.std(1)
-        ensemble = torch.stack([made.quantile(result.mean, spread, p) for p in QUANTILES], 1)
+    if result.recalibration is not None:
+        ensemble = torch.stack([result.quantile(p) for p in QUANTILES], 1)
         yield f"{name}, recalibrated", "calibrated", result.mean, ensemble, cost | dict(samples=len(QUANTILES))
     if (k := cost["samples"]) > 1:
         part = {name: (cost[name] - result.provenance[start]) / k + result.provenance[start]

@@ -69,6 +69,11 @@ class Inversion:
         made, *maps = self._calibrated()
         return made.interval(*maps, level)
 
+    def quantile(self, p: float) -> torch.Tensor:
+        "The velocity, m/s, that a cell exceeds with the calibrated probability 1 - p. Raises as `interval`."
+        made, *maps = self._calibrated()
+        return made.quantile(*maps, p)
+
     def exceedance(self, velocity: float) -> torch.Tensor:
         "The calibrated probability that a cell is faster than a velocity in m/s. Raises `InputError` as `interval`."
         made, *maps = self._calibrated()

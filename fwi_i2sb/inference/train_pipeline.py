@@ -33,6 +33,7 @@ from ..models.registry import MODELS
 from ..train import train
 from ..training.options import (
     DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions)
+from ..training.ranks import find_ranks
 from ..training.run_dir import first_records, open_store
 from ..training.trained import restore
 
@@ -119,6 +120,10 @@ def _check(options: PipelineOptions) -> MultiFamilyStore:
     if options.data.part is not None:
         raise InputError("--part has no effect here, where --parts deals records: remove it")
     first, last = stage_options(options)
+    ranks = find_ranks(options.hardware)
+    if ranks.world > max(1, ranks.starts):
+        raise InputError("a pipeline starts the processes of its trainings itself: give --proc-per-node, not a launcher "
+            "of several")
     _settings(options)
     for stage in (first, last): resolve(stage.model)
     if options.stages.passes > 1 and "residual" not in options.stages.condition:
