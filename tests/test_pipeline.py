@@ -154,6 +154,13 @@ def test_what_is_not_that_pipeline_is_refused(fwi, refused, copied, own, tmp_pat
     refused("invert", own, "--records", 2, saying=("other weights",))
 
 
+def test_a_launcher_of_several_processes_is_refused(refused, copied, tmp_path, monkeypatch):
+    for name, value in (("SIZE", 2), ("RANK", 0), ("LOCAL_RANK", 0), ("LOCAL_SIZE", 2)):
+        monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", str(value))
+    refused(*words(copied, tmp_path / "new"), saying=("--proc-per-node",))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_first_guess_that_knows_the_records_is_refused(refused, trained, copied, tmp_path):
     same = ("train", "--dataset-dir", copied, "--dataset-name", "CurveVel_A", "--result-dir", tmp_path,
         "--model", "tiny", "--num-itr", 1, "--device", "cpu", "--corrupt", f"first-guess:{trained / 'first-guess'}")

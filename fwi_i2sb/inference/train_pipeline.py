@@ -122,8 +122,8 @@ def _check(options: PipelineOptions) -> MultiFamilyStore:
     first, last = stage_options(options)
     ranks = find_ranks(options.hardware)
     if ranks.world > max(1, ranks.starts):
-        raise InputError("a pipeline starts the processes of its trainings itself: give --proc-per-node, not a launcher "
-            "of several")
+        raise InputError("a pipeline starts the processes of its trainings itself: give --proc-per-node, and "
+            "no launcher of several")
     _settings(options)
     for stage in (first, last): resolve(stage.model)
     if options.stages.passes > 1 and "residual" not in options.stages.condition:
