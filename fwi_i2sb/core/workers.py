@@ -96,7 +96,7 @@ def _end(readers):
     for reader in readers: reader.join()
     if main: signal.signal(signal.SIGCHLD, before or signal.SIG_DFL)
 
-
+# %% ../../nbs/A0_core/09_workers.ipynb #7ca4ed66
 def read_ahead(
     loader: DataLoader,  # its `worker_init_fn` calls `end_on_failure`
     batch_bytes: int = 0,  # of its tensors, times the loaders on this machine: what passes through shared memory

@@ -239,12 +239,10 @@ def evaluate(
     if seed < 0: raise InputError(f"seed must be 0 or more (got {seed})")
     starts = _named_starts(run, starts)
     own = own_settings(run, samples=samples, nfe=nfe, passes=passes, refine=refine, refine_tv=refine_tv)
-    samples, nfe, passes, refine, refine_tv = own.values()
     data = validation_data(run) if data is None else data
-    asked, same = dict(nfe=nfe, sampler=sampler, eta=eta, w=w), dict(seed=seed, passes=passes, refine=refine,
-        refine_tv=refine_tv)
+    asked, same = dict(nfe=own.pop("nfe"), sampler=sampler, eta=eta, w=w), own | dict(seed=seed)
     settings = run.method.sampling_settings(**asked, clip=clip_denoise) | same
-    given = dict(samples=samples, clip_denoise=clip_denoise, snr=degradation.snr if refine else None)
+    given = dict(clip_denoise=clip_denoise, snr=degradation.snr if own["refine"] else None)
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records), asked | same | given,
         degradation, engine, misfit_records, fwi_records, controls)
     _check(job, starts)

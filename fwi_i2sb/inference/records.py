@@ -137,6 +137,8 @@ def report(result: Inversion, misfits: dict, truth=None) -> str:
     lines.append(f"record checks: {len(odd)} of {len(result.mean)} record(s) are odd, the first {odd[0][0]}" if odd
         else "record checks: nothing odd")
     if "signs" in p:
+        if not p["calibrated"]:
+            lines.append("the deviation is that of the samples: only with the pipeline's own settings it is calibrated")
         odd = [sentences for sentences in p["trust_reasons"] if sentences]
         lines.append(f"trust: {len(odd)} of {len(result.mean)} record(s) are unlike those of the calibration, the "
             f"first {odd[0][0]}" if odd else "trust: every record and its map are like those of the calibration")

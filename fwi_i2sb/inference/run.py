@@ -81,9 +81,6 @@ def load_run(
 
     pipeline = read_pipeline(path) if is_pipeline(path := home(path)) else None
     run = restore(path / LAST if pipeline else path, device=device, plugin=plugin)
-    if pipeline and pipeline.weights != run.weights:
-        raise InputError(f"the pipeline {path} was calibrated with other weights than those of its run {LAST}: repeat "
-            f"its fwi-i2sb train-pipeline")
     return TrainedRun(run.folder, run.options, run.spec, run.method, run.step, run.device, pipeline)
 
 # %% ../../nbs/08_inference/00_run.ipynb #d9bfc78d

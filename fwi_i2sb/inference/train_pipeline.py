@@ -22,8 +22,9 @@ from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from ..core.registry import named
 from ..data.multi_family import MultiFamilyStore
-from .pipeline import is_pipeline, LAST, read_plan, write_calibration, write_plan
-from .run import default_start, load_run, TrainedRun
+from .pipeline import (
+    is_pipeline, LAST, read_plan, STAGES, weights_of_stages, write_calibration, write_plan)
+from .run import load_run, TrainedRun
 from .trust import fit_limits, SIGNS, signs
 from ..metrics.accuracy import mae
 from ..metrics.recalibration import recalibrate
@@ -35,7 +36,7 @@ from ..training.options import (
     DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions)
 from ..training.ranks import find_ranks
 from ..training.run_dir import first_records, open_store
-from ..training.trained import restore
+
 
 # %% ../../nbs/08_inference/15_train_pipeline.ipynb #e10b7098
 @option_group
@@ -89,7 +90,7 @@ def stage_options(options: PipelineOptions) -> list[TrainOptions]:
         ModelOptions(s.model, s.method, s.encoder, s.condition, corrupt="first-guess", drop_cond=s.drop_cond,
             base_noise=s.base_noise))
     made = []
-    for name, model, part, steps in zip(("first-guess", LAST), models, parts, (s.first_guess_itr, s.num_itr)):
+    for name, model, part, steps in zip(STAGES, models, parts, (s.first_guess_itr, s.num_itr)):
         optim = OptimOptions(s.batch_size, s.microbatch, steps, lr=s.lr, lr_schedule="cosine",
             warmup=min(100, steps // 10), clip_grad_norm=1.0, ema=0.99)
         made.append(TrainOptions(RunOptions(options.out, name, options.seed), replace(options.data, part=part), model,
@@ -170,8 +171,7 @@ def calibrate(
 ) -> dict:  # recalibration, tried, limits, values and about of calibration.json
     "Invert records and compare with their maps: intervals for the spread, limits for the signs."
     chosen = first_records(data, records)
-    key = dict(settings, weights=restore(run.path, device="cpu").weights, fingerprint=data.fingerprint,
-        numbers=chosen[-1], start=default_start(run))
+    key = dict(settings, weights=weights_of_stages(run.path.parent), fingerprint=data.fingerprint, last=chosen[-1])
     digest, found = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:12], []
     for first in range(0, len(chosen), _FEW):
         few = chosen[first:first + _FEW]
@@ -199,8 +199,7 @@ def train_pipeline(options: PipelineOptions) -> Path:
     with progress_bar("calibrate", "records") as progress:
         kept, count = options.out / "calibration", options.stages.calibration_records
         found = calibrate(run, data, count, settings, kept, progress)
-    weights = restore(run.path, device="cpu").weights
-    write_calibration(options.out, settings=settings, weights=weights, **found)
+    write_calibration(options.out, settings=settings, weights=weights_of_stages(options.out), **found)
     print(f"pipeline {options.out}: finished, MAE {found['about']['mae']:.1f} m/s on the {found['about']['records']} "
         f"records of its calibration; fwi-i2sb invert {options.out} --record RECORD.npy")
     return options.out

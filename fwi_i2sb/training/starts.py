@@ -195,7 +195,7 @@ def _fill(folder: Path, plan: _Plan, count: int, batches: Callable, report: Call
         write_sealed(folder / "manifest.json", dict(about=plan.about, count=count))
     return count
 
-
+# %% ../../nbs/07_training/09_starts.ipynb #9bd49f4b
 def _rest(batches, draws, count, done):
     "The batches from value `done` on."
     for n, batch in enumerate(batches(done // draws, count)): yield batch[0 if n else done % draws:]
