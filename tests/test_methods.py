@@ -11,7 +11,7 @@ import torch
 from forkserver import run as python
 from processes import arguments, assert_equal, finish, losses, python_train, weights
 
-from fwi_i2sb.inference import first_guess
+from fwi_i2sb.training import trained as trained_runs
 from fwi_i2sb.inference.run import load_run, stable_range
 from fwi_i2sb.metrics.accuracy import mae
 from fwi_i2sb.core import registry
@@ -392,9 +392,9 @@ def test_a_first_guess_is_a_start_that_has_not_seen_the_truth(fwi, trained, refu
         options=replace(run.options, model=replace(run.options.model, corrupt="blur-openfwi_benchmark:3")))
     # smoothed as that run's training smooths
     assert (smoother.invert(seismic, "first-guess", samples=1, record_ids=numbers).start - result.start).abs().max() > 5
-    read = first_guess._regression.cache_info().misses
+    read = trained_runs._read_once.cache_info().misses
     again = run.invert(seismic, "first-guess", samples=1, record_ids=numbers)
-    assert first_guess._regression.cache_info().misses == read and torch.equal(again.start, result.start)
+    assert trained_runs._read_once.cache_info().misses == read and torch.equal(again.start, result.start)
     trained("first-guess", "--method", "regression", "--corrupt", "linear", "--num-itr", 3)  # trained on: another guess
     assert not torch.equal(run.invert(seismic, "first-guess", samples=1, record_ids=numbers).start, result.start)
     assert (result.start.diff(dim=-1).abs().mean() < 0.7 * rough.clamp(1500, 4500).diff(dim=-1).abs().mean() + 1

@@ -204,7 +204,7 @@ def inspect_folder(root:str|Path, # a folder `find_root` understands, several of
             given = dict(val_files=val_files, survey=survey, scale=scale, accept=accept, progress=progress)
             parts = [inspect_folder(p, **given) for p in inside]
             return Report(str(root), {}, [x for p in parts for x in p.problems],
-                [x for p in parts for x in p.doubts], parts)
+                [x for p in parts for x in p.doubts], parts=parts)
         if (what := recognise(root)) in ("run", "records"):
             raise InputError(f"{root} is {phrase(what)}: a data set or a record is checked") from None
         get_family(root.resolve().name if family is None else family.name)  # a misspelt family is reported first

@@ -66,7 +66,7 @@ class StageOptions:
 
 @option_group
 class PipelineOptions:
-    "Train a pipeline that needs nothing but a record, or continue it: first guess, bridge, refinement, calibration."
+    "Train a pipeline that needs nothing but a record: first guess, bridge, refinement, calibration."
     out: Path  # folder of the pipeline
     data: DataOptions
     stages: StageOptions = StageOptions()
