@@ -154,6 +154,24 @@ def test_what_is_not_that_pipeline_is_refused(fwi, refused, copied, own, tmp_pat
     refused("invert", own, "--records", 2, saying=("other weights",))
 
 
+def test_a_pipeline_in_place_of_something_else_is_named(refused, trained, copied, tmp_path):
+    family = "--dataset-name", "CurveVel_A"
+    for words in (("invert", trained / "bridge", "--record", trained), ("check", trained),
+            ("convert", trained, "--family", "CurveVel_A"),
+            ("train", "--dataset-dir", copied, *family, "--result-dir", tmp_path, "--fine-tune", trained)):
+        refused(*words, saying=("pipeline",))
+
+
+def test_damaged_starts_are_named(refused, copied, own):
+    (own / "calibration.json").unlink()
+    shutil.rmtree(own / "bridge")
+    database, = {*copied.glob("train/starts-*/database.lmdb")}
+    whole = database.read_bytes()
+    database.write_bytes(whole[:len(whole) // 2])
+    refused(*words(copied, own), saying=(str(database), "manifest.json", "repeat the command"))
+    database.write_bytes(whole)
+
+
 def test_a_launcher_of_several_processes_is_refused(refused, copied, tmp_path, monkeypatch):
     for name, value in (("SIZE", 2), ("RANK", 0), ("LOCAL_RANK", 0), ("LOCAL_SIZE", 2)):
         monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", str(value))

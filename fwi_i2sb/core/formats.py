@@ -34,7 +34,8 @@ KINDS = {  # name: (phrase, how a .npy is made of it)
     "text": ("a text file", "numpy.save('{stem}.npy', numpy.loadtxt('{name}').reshape(SHAPE))"),
     "pickle": ("pickled Python objects, which are never read", "save plain numbers with numpy.save"),
     "empty": ("empty", None), "file": ("a file of a kind that is not known here", None),
-    "run": ("a trained run", None), "checkpoint": ("a checkpoint of a run", None),
+    "run": ("a trained run", None), "pipeline": ("a pipeline of trained runs", None),
+    "checkpoint": ("a checkpoint of a run", None),
     "store": ("a store", None),
     "data set": ("a data set (data/ and model/, or seis*.npy and vel*.npy)", None),
     "records": ("a folder of records", None), "empty folder": ("an empty folder", None),
@@ -70,6 +71,7 @@ def _folder(path):
     "What a folder is."
     has = lambda *names: all((path / name).exists() for name in names)
     if has("config.json", "checkpoints"): return "run"
+    if has("pipeline.json"): return "pipeline"
     if has("state.json") and path.parent.name == "checkpoints": return "checkpoint"
     if has("manifest.json") or any(has(f"{split}/manifest.json") for split in ("train", "val")): return "store"
     if any(has(f"{sub}data", f"{sub}model") for sub in ("", "train/", "val/")): return "data set"

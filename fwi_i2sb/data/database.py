@@ -99,7 +99,7 @@ def _reader(path):
 # %% ../../nbs/02_data/09_database.ipynb #6765fc32
 def _checked(path, count):
     "The open file. `InputError` unless it holds `count` values and reaches as far as its last page."
-    again = f"remove {path} and its manifest.json, then convert again"
+    again = f"remove {path} and its manifest.json, and repeat the command that made it"
     try: reader = _reader(path); found, short = reader.env.stat()["entries"], _lacking(path, reader.env)
     except (OSError, lmdb.Error) as error: raise InputError(f"{path} is damaged ({error}): {again}") from None
     if short: raise InputError(f"{path} was cut short to {short[0]} of {short[1]} bytes: {again}")
@@ -142,7 +142,8 @@ def read(self, i:int, # number of the value
         self._held = _reader(self._path)
         with self._held.env.begin(buffers=True) as txn: return use(self._sound(i, txn.get(_key(i))))
     except (OSError, lmdb.Error) as error:
-        raise InputError(f"record {i} of {self._path} cannot be read ({error}): convert again") from None
+        raise InputError(f"record {i} of {self._path} cannot be read ({error}): repeat the command that made "
+            f"it") from None
 
 @method_of(Values)
 def _sound(self, i, buffer):
@@ -153,7 +154,7 @@ def _sound(self, i, buffer):
     if not self._checksums: return buffer
     if self._unread[i]:
         if not _whole(buffer): raise InputError(f"record {i} of {self._path} is damaged: remove this file and its "
-            f"manifest.json, then convert again")
+            f"manifest.json, and repeat the command that made it")
         self._unread[i] = 0
     return buffer[:-4]
 

@@ -29,7 +29,7 @@ def record_files(given: Iterable[Path], # files, and folders of such
     files = []
     for path in given:
         if not path.is_dir(): files.append(path); continue
-        if (kind := recognise(path)) in ("run", "checkpoint", "store", "data set"):
+        if (kind := recognise(path)) in ("run", "pipeline", "checkpoint", "store", "data set"):
             raise InputError(f"{path} is {phrase(kind)}, and records are .npy, SEG-Y or SU files: leave --record out, "
                 f"and name a data set or a store with --dataset-dir")
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in RECORD_SUFFIXES and not p.name.startswith("."))
