@@ -67,12 +67,12 @@ class Compact(nn.Module):
 def encode(
     self,
     seismic: Tensor,  # normalised gathers (batch, shots, time, receivers)
-) -> Tensor:  # (batch, 512)
+) -> Tensor:  # (batch, 512, 1, 1)
     "Encode records as vectors. Raises `InputError` for gathers of another size than built for."
     if tuple(seismic.shape[1:]) != self.gathers:
         raise InputError(f"this network reads gathers of {' x '.join(map(str, self.gathers))} (shots x time x "
             f"receivers), not {' x '.join(map(str, seismic.shape[1:]))}: build it for your records")
-    return self.vector(self.read(seismic.float()).flatten(1))
+    return self.vector(self.read(seismic.float()).flatten(1))[..., None, None]
 
 
 @method_of(Compact)
@@ -80,7 +80,7 @@ def forward(self, xt, t, cond=None):
     if tuple(xt.shape[-2:]) != self.map_size:
         raise InputError(f"this network makes maps of {' x '.join(map(str, self.map_size))} cells, not "
             f"{' x '.join(map(str, xt.shape[-2:]))}")
-    if cond is None: cond = xt.new_zeros(len(xt), _VECTOR)
-    x = self.spread(nn.functional.silu(cond)).unflatten(1, (_DRAW[0], *self.coarse))
+    if cond is None: cond = xt.new_zeros(len(xt), _VECTOR, 1, 1)
+    x = self.spread(nn.functional.silu(cond.flatten(1))).unflatten(1, (_DRAW[0], *self.coarse))
     for layer in self.draw: x = layer(nn.functional.interpolate(x, scale_factor=2))
     return crop_map(self.last(x), self.map_size)
