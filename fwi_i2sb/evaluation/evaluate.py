@@ -215,9 +215,7 @@ def evaluate(
     *, n_records: int = 50,  # how many; of several families, from each in turn
     starts: tuple[str, ...] | None = None,  # starting models; default: as `_named_starts`
     samples: int | None = None,  # as in `invert`
-    nfe: int | None = None,  # as in `invert`
-    sampler: str | None = None,  # as in `invert`
-    eta: float | None = None,  # as in `invert`
+    nfe: int | None = None, sampler: str | None = None, eta: float | None = None,  # as in `invert`
     w: float = 1.0,  # as in `invert`
     clip_denoise: bool | None = None,  # as in `invert`
     passes: int | None = None,  # as in `invert`
