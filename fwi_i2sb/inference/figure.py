@@ -108,13 +108,13 @@ def plot_result(
 ) -> Figure:
     "Truth, start, mean, standard deviation and error; the gather and its re-simulation."
     truth = None if truth is None else to_array(truth, 2)
-    above, below = models_height(to_array(mean, 2).shape), 0 if seismic is None else 2.9
+    above, below = models_height(to_array(mean, 2).shape) + 0.25 * bool(doubts), 0 if seismic is None else 2.9
     figure = new_figure(11.5 if truth is not None else 8.0, above + below, layout="none")
     rows = figure.subfigures(2, 1, height_ratios=(above, below)) if below else [figure]
     draw_models(rows[0], truth, to_array(start, 2), to_array(mean, 2), to_array(std, 2), survey, cmap, limits,
         start_name)
     if doubts:
-        figure.text(0.01, 0.995, f"doubtful: the record {shorten(doubts[0], 110, placeholder='…')}", color="tab:red",
+        figure.text(0.01, 0.995, f"doubtful record: {shorten(doubts[0], 110, placeholder='…')}", color="tab:red",
             fontsize=9, va="top")
     if seismic is not None:
         observed, again = to_array(seismic, 3), None if resimulated is None else to_array(resimulated, 3)
