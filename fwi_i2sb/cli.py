@@ -49,6 +49,8 @@ COMMANDS = {
         "train", "train", "TrainOptions"),
     "train-pipeline": Command("Train a pipeline that needs nothing but a record: first guess, bridge, refinement, "
         "calibration.", "inference.train_pipeline", "train_pipeline", "PipelineOptions"),
+    "pack": Command("Make a finished pipeline ready to be handed on: float16 weights, checksums, a model card.",
+        "inference.pack", "pack", "PackOptions"),
     "invert": Command("Invert validation records of a run's data set, or records given as .npy, SEG-Y or SU.",
         "inference.command", "invert_command", "InvertOptions"),
     "evaluate": Command("Judge a run on validation records, as they are or perturbed: table on screen.",

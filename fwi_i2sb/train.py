@@ -199,7 +199,7 @@ def _prepare(options: TrainOptions, report, accelerator: Accelerator):
             starts.append(prepare_starts(options, spec, store, split, records=records, device=accelerator.device,
                 progress=tell))
     if options.model.precondition and spec.moments is None:
-        spec = replace(spec, moments=tuple(start_moments(stores[0], starts[0], options.run.seed)))
+        spec = replace(spec, moments=tuple(start_moments(stores[0], starts[0], options.model, options.run.seed)))
     _check_method(options, spec, check_batch(options.optim, find_ranks(options.hardware).world).microbatch)
     taken = f"run {options.folder} is being trained by another process: wait for it, or use another --name"
     return stores, spec, starts, claim(options.folder, taken) if accelerator.is_main_process else None

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from fwi_i2sb import cli, InputError, load_run
+from fwi_i2sb.data.segy import write_segy
+from fwi_i2sb.inference import pack
 from fwi_i2sb.inference.validation_data import validation_records
 from fwi_i2sb.metrics.recalibration import Recalibration
 from fwi_i2sb.physics import filters
@@ -72,7 +74,79 @@ def test_the_network_reads_what_the_start_leaves(trained, records):
     again = decimate(simulate(start, run.survey), run.spec.factor)
     given = read_by_network(run.options.model, run.spec, seismic, run.scale.normalize(start))
     torch.testing.assert_close(given[:, :5], run.pressure.normalize(seismic))
-    torch.testing.assert_close(given[:, 5:], run.pressure.normalize(seismic - again), rtol=0, atol=1e-4)
+    torch.testing.assert_close(given[:, 5:10], run.pressure.normalize(seismic - again), rtol=0, atol=1e-4)
+    assert (given[:, 10:] == 1).all() and given.shape[1] == 15
+
+
+def test_missing_traces_and_shots_are_told_to_the_network_and_count_nowhere(trained, records):
+    run, (seismic, _, _) = load_run(trained), records
+    holes = seismic.clone()
+    holes[0, 1], holes[0, :, :, 30:40] = 0, 0
+    holes[1, :, :, 20:60] = 0
+    loud = holes + 0
+    start = run.scale.normalize(run.invert(seismic, samples=1, nfe=1).start)
+    given = read_by_network(run.options.model, run.spec, loud, start)
+    there = (holes != 0).any(-2, keepdim=True).float().expand_as(holes)
+    assert torch.equal(given[:, 10:], there)
+    assert (given[:, 5:10][there == 0] == run.pressure.normalize(torch.zeros(()))).all()
+    result = run.invert(holes)
+    reasons = result.provenance["trust_reasons"]
+    assert "dead" in result.provenance["record_checks"][0][0] and not any("dead" in reason for reason in reasons[0])
+    assert any("has 200 of 350 traces without a signal" in reason for reason in reasons[1])  # more than in training
+    again = decimate(simulate(result.mean, run.survey), run.spec.factor)
+    expected = ((again - holes) * there)[0].norm() / holes[0].norm()
+    assert abs(result.provenance["signs"]["misfit"][0] - expected) < 1e-4
+
+
+def test_a_file_without_a_shot_is_inverted(fwi, refused, trained, mini, records, tmp_path):
+    pytest.importorskip("segyio")
+    run = load_run(trained)
+    raw = simulate(records[1][:1], run.survey)[0].numpy()
+    write_segy(tmp_path / "whole.sgy", raw, run.survey)
+    gone = [trace for trace in range(350) if trace // 70 == 3 or trace % 70 in (5, 6)]
+    data = (tmp_path / "whole.sgy").read_bytes()
+    size = 240 + 4 * run.survey.nt
+    kept = b"".join(data[3600 + i * size:3600 + (i + 1) * size] for i in range(350) if i not in gone)
+    (tmp_path / "part.sgy").write_bytes(data[:3600] + kept)
+    told = fwi("invert", trained, "--record", tmp_path / "part.sgy", "--out", tmp_path / "out")
+    assert told.code == 0 and "the network is told so" in told.err
+    with np.load(tmp_path / "out" / "part.npz") as found: about = json.loads(str(found["provenance"]))
+    assert about["missing_traces"] == len(gone) and "dead" not in str(about["trust_reasons"])
+    refused("invert", mini, "--record", tmp_path / "part.sgy", saying=("shot 3 of 5", "has no trace"))
+
+
+def test_a_packed_pipeline_answers_as_before(fwi, trained, records, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(pack, "PART", 1_500_000)
+    packed = tmp_path / "small"
+    told = fwi("pack", trained, packed, "--cost", "seconds")
+    assert told.code == 0 and f"hub:{packed}" in told.out
+    sizes = [path.stat().st_size for path in packed.rglob("*.safetensors")]
+    assert len(sizes) > 3 and sum(sizes) < 0.52 * sum(
+        max(run.glob("checkpoints/*/ema.safetensors")).stat().st_size for run in trained.glob("*/") if
+        (run / "config.json").exists())
+    before, after = (load_run(name).invert(records[0]) for name in (trained, f"hub:{packed}"))
+    assert (before.mean - after.mean).abs().max() < 10 and (before.mean - after.mean).abs().mean() < 1
+    assert str(tmp_path.parent) not in "".join(path.read_text() for path in packed.rglob("*.json"))
+    assert "seconds" in (packed / "MODEL_CARD.md").read_text()
+    np.save(tmp_path / "r.npy", simulate(records[1][:1], load_run(trained).survey)[0].numpy())
+    told = fwi("invert", f"hub:{packed}", "--record", tmp_path / "r.npy")
+    assert told.code == 0 and (tmp_path / "small" / "evaluation" / "r.npz").exists()
+    told = fwi("pack", trained, packed, "--cost", "minutes")
+    assert told.code == 0 and "minutes" in (packed / "MODEL_CARD.md").read_text()
+
+
+def test_a_packed_pipeline_that_changed_is_refused(fwi, refused, trained, tmp_path):
+    assert fwi("pack", trained, tmp_path / "small", "--cost", "seconds").code == 0
+    path = next((tmp_path / "small").rglob("ema-1.safetensors"))
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    refused("invert", f"hub:{tmp_path / 'small'}", "--records", 1, saying=("ema-1.safetensors", "has changed"))
+    refused("invert", "hub:smal", "--records", 1, saying=("unknown pipeline 'smal'",))
+    refused("pack", trained / "bridge", tmp_path / "new", "--cost", "x", saying=("is not a pipeline",))
+    refused("pack", trained, tmp_path, "--cost", "x", saying=("was not made by pack",))
+    assert [path.name for path in tmp_path.iterdir()] == ["small"]
 
 
 def test_stages_share_no_record(trained):

@@ -93,6 +93,17 @@ def test_missing_traces_are_between_their_neighbours_and_at_an_end_as_these(d, t
     assert len(said) == 1 and "20 of 350 traces are missing" in said[0]
 
 
+def test_missing_traces_and_shots_stay_zeros_where_a_network_reads_a_mask(d, tmp_path):
+    keep = [i for i in range(350) if i % 70 not in (0, 33) and i // 70 != 2 and not (i // 70 == 4 and i % 70 > 20)]
+    path = write(tmp_path / "a.sgy", trace_rows(d)[keep], [headers()[i] for i in keep])
+    with pytest.raises(InputError, match="shot 2 of 5 of the survey, the first at 340 m, has no trace"): read(path)
+    record, there, said, original = to_survey(read_gathers(path), OPENFWI, fill=False)
+    assert there.sum() == len(keep) and not there[2].any() and (original == there).all()
+    np.testing.assert_array_equal(record, d * there[:, None])
+    assert said == [f"{350 - len(keep)} of 350 traces are missing, the first at shot 0, receiver 0: the network is "
+        "told so, and they do not count"]
+
+
 @pytest.mark.parametrize("suffix", [".sgy", ".su"])
 @pytest.mark.parametrize("endian", ["big", "little"])
 def test_both_byte_orders_are_read(d, tmp_path, suffix, endian):

@@ -94,7 +94,7 @@ def _on_time(traces, begin, dt, survey):
 def _fill(d, there, x):
     "Traces (shots, receivers, time) at places x that rise; where none is `there`, interpolated within the shot."
     for shot, known in zip(d, there):
-        if known.all(): continue
+        if known.all() or not known.any(): continue
         at, lost = np.flatnonzero(known), np.flatnonzero(~known)
         right = np.searchsorted(at, lost)
         a, b = at[np.clip(right - 1, 0, None)], at[np.clip(right, None, len(at) - 1)]
@@ -137,17 +137,17 @@ def _other_unit(have, want):
         " (is the scalar of the coordinates wrong?)" if abs(power - round(power)) < 0.005 else "")
     return f"; its receivers are {have:g} m apart{guess}, the survey's {want:g} m"
 
-def _shots(g, survey, spacing):
-    "The gathers and the number of the shot of every source of a survey, and sentences."
+def _shots(g, survey, spacing, fill):
+    "The gathers, the number of the shot of every source of a survey (-1: none, where that may be), and sentences."
     x, n = np.array([x for x, _ in survey.sources]), len(survey.receivers)
     if not np.isnan(g.sources).any():
         first = np.unique(g.shots, return_index=True)[1]
         near = _near(g.sources[first, 0], x, min(spacing, *np.diff(np.unique(x))) / 2 if len(x) > 1 else spacing / 2)
-        if (near < 0).any():
+        if (near < 0).any() and (fill or (near < 0).all()):
             lost = np.flatnonzero(near < 0).tolist()
             raise InputError(f"{listed(lost, 'shot')} of {len(x)} of the survey, the first at {x[lost[0]]:g} m, "
                 f"{'have' if len(lost) > 1 else 'has'} no trace{_other_unit(g.spacing, spacing)}")
-        return g, g.shots[first][near], []
+        return g, np.where(near < 0, -1, g.shots[first][near]), []
     if len(np.unique(g.shots)) == 1 and np.isnan(g.receivers).any() and len(g.traces) == len(x) * n:
         g = replace(g, shots=np.arange(len(g.traces)) // n)
     if len(numbers := np.unique(g.shots)) != len(x):
@@ -227,7 +227,7 @@ def _depths(g, numbers, survey, spacing):
         yield f"depths differ from the survey's by up to {np.ptp(off):.3g} m: nothing is corrected for that"
 
 # %% ../../nbs/02_data/20_gathers.ipynb #7de0384b
-def _places(g, x, spacing, stations, picks, there):
+def _places(g, x, spacing, stations, picks, there, fill):
     "Sentences on stations and traces."
     if stations is not x: yield f"receivers {g.spacing:g} m apart are interpolated to the survey's {spacing:g} m"
     elif not np.isnan(g.receivers).any():
@@ -239,7 +239,8 @@ def _places(g, x, spacing, stations, picks, there):
     if not there.all():
         shot, receiver = np.argwhere(~there)[0]
         yield (f"{(~there).sum()} of {there.size} traces are missing, the first at shot {shot}, receiver {receiver}: "
-            f"they are interpolated from their neighbours in the shot")
+            + ("they are interpolated from their neighbours in the shot" if fill else
+                "the network is told so, and they do not count"))
 
 # %% ../../nbs/02_data/20_gathers.ipynb #d7cac60d
 class OnSurvey(NamedTuple):
@@ -251,11 +252,12 @@ class OnSurvey(NamedTuple):
 
 def to_survey(gathers: Gathers,
     survey: Survey, # e.g. of a run
+    fill: bool = True, # interpolate missing traces; False: zeros, as networks with a mask were trained
 ) -> OnSurvey:
     """Bring gathers to the sources, the receivers and the time axis of a survey; pressures keep their unit and sign.
 
-    What was done is said, that of the gathers first. Raises `InputError` where a shot is missing, or more than half of
-    its receivers, where places do not fit, and where the time axis is not known or too short."""
+    What was done is said, that of the gathers first. Raises `InputError` where places do not fit, where the time axis
+    is not known or too short, and with `fill` where a shot is missing, or more than half of its receivers."""
     order = np.argsort(_line(survey)[0])
     x, spacing = _line(survey)[0][order], _line(survey)[1]
     live = gathers.alive & (gathers.traces != 0).any(1)
@@ -263,18 +265,20 @@ def to_survey(gathers: Gathers,
     said = [*gathers.notes, *_times(gathers, survey)]
     if zeros := int((gathers.alive & ~live).sum()): said.append(f"{zeros} traces of zeros count as missing")
     g, moved = _moved(replace(gathers, alive=live), survey, x, spacing)
-    g, numbers, shots = _shots(g, survey, spacing)
+    g, numbers, shots = _shots(g, survey, spacing, fill)
     stations = _stations(g, x, spacing)
     picks = _picks(g, numbers, stations, spacing / 2 if stations is x else g.spacing / 2)
     there, weights = (picks >= 0, None) if stations is x else _between(picks >= 0, stations, x)
-    _check_there(there, _other_unit(g.spacing, spacing))
+    if fill or not there.any(): _check_there(there, _other_unit(g.spacing, spacing))
     check_memory(8 * survey.nt * (picks.size + there.size), "the record on the survey")
     taken = picks[picks >= 0]
     d = np.zeros((*picks.shape, survey.nt), dtype=np.float32)
     d[picks >= 0], same = _on_time(g.traces[taken], g.begin[taken], g.dt, survey)
     d = _fill(d, picks >= 0, stations)
     if weights is not None: d = weights @ d
+    if not fill: d[~there] = 0
     back = np.argsort(order)
-    said += [*moved, *shots, *_depths(g, numbers, survey, spacing), *_places(g, x, spacing, stations, picks, there)]
+    said += [*moved, *shots, *_depths(g, numbers, survey, spacing),
+        *_places(g, x, spacing, stations, picks, there, fill)]
     there = there[:, back]
     return OnSurvey(np.ascontiguousarray(d[:, back].swapaxes(1, 2)), there, said, there & (same and weights is None))

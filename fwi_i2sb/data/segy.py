@@ -165,10 +165,11 @@ def read_record(path: str | Path, # SEG-Y or Seismic Unix
     survey: Survey, # e.g. of a run
     dt: float | None = None, # s between two samples: compared with the headers, or in their place
     dx: float | None = None, # m between two receivers: compared with the headers
+    fill: bool = True, # as of `to_survey`
 ) -> OnSurvey:
     "Read a record on a survey. Raises `InputError` that names the file, as `read_gathers`, `agree` and `to_survey` do."
     gathers = read_gathers(path)
-    try: return to_survey(agree(gathers, survey, dt, dx), survey)
+    try: return to_survey(agree(gathers, survey, dt, dx), survey, fill)
     except InputError as error: raise InputError(f"{path}: {error}") from None
 
 # %% ../../nbs/02_data/21_segy.ipynb #765128d0

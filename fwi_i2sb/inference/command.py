@@ -90,7 +90,8 @@ def _validation_work(options: InvertOptions, run: TrainedRun) -> Work:
 
 
 def _segy_work(options: InvertOptions, run: TrainedRun, path: Path, name: str, start: object) -> Work:
-    record, there, said, original = read_record(path, run.survey, options.dt, options.dx)
+    record, there, said, original = read_record(path, run.survey, options.dt, options.dx,
+        fill=not run.options.model.reads_mask)
     for sentence in said: print(f"note: {path}: {sentence}", file=sys.stderr)
     return Work(name, [0], lambda i, j: (record[None], None), start, str(path), run.survey, said, int((~there).sum()),
         original)

@@ -28,7 +28,7 @@ from .refine import refine_samples
 from .run import default_start, own_settings, prepare_seismic, stable_range, TrainedRun
 from .trust import doubts, signs
 from ..metrics.recalibration import Recalibration
-from ..training.conditions import read_by_network, reads_residual
+from ..training.conditions import lacks_as_trained, read_by_network, reads_residual
 from ..training.trained import is_first_guess
 from ..methods.trajectories import draw_samples, trajectories
 from ..physics.wave import OPENFWI, Survey
@@ -159,8 +159,9 @@ def invert(
         mean, maps, more = refine_samples(self, d, mean, maps, refine, refine_tv, snr, progress)
         cost |= more | dict(wave_solves=cost["wave_solves"] + more["wave_solves"])
     about = _settings(settings, samples, start, passes) | cost | dict(refine=refine, refine_tv=refine_tv,
-        start_seconds=start_seconds, record_checks=record_checks(self, seismic, x1, original))
-    return _inversion(self, d, x1, mean, maps, settings, about | _provenance(self, start, seed, ids, began))
+        start_seconds=start_seconds)
+    found = record_checks(self, seismic, x1, original)
+    return _inversion(self, d, x1, mean, maps, settings, found, about | _provenance(self, start, seed, ids, began))
 
 # %% ../../nbs/08_inference/05_invert.ipynb #4b99e3d3
 def _passes(run, draw, x1, passes, progress):
@@ -189,10 +190,10 @@ def _in_range(run, maps):
     return inside, int((inside != maps).logical_and(~maps.isnan()).sum())
 
 # %% ../../nbs/08_inference/05_invert.ipynb #9cffd44e
-def _inversion(run, d, x1, mean, maps, settings, about):
+def _inversion(run, d, x1, mean, maps, settings, found, about):
     "Means and samples with their spread, recalibrated where that holds, and what speaks against them."
     made = run.pipeline.recalibration if _as_calibrated(run, settings, about) else None
-    about |= _judged(run, d, x1, mean, maps, about) | dict(calibrated=made is not None)
+    about |= _judged(run, d, x1, mean, maps, found, about) | dict(calibrated=made is not None)
     spread = _deviation(maps)
     return Inversion(mean, made.std(spread) if made else spread, maps, x1, about, made)
 
@@ -204,12 +205,14 @@ def _as_calibrated(run, settings, about):
     return settings == usual and all(about[name] == value for name, value in run.pipeline.settings.items())
 
 
-def _judged(run, d, x1, mean, maps, about):
-    "What speaks against records: the record checks, and of a pipeline the signs beyond their limits."
-    reasons = [list(found) for found in about["record_checks"]]
-    if run.pipeline is None or not is_first_guess(about["start"]): return dict(trust_reasons=reasons)
+def _judged(run, d, x1, mean, maps, found, about):
+    "What was found in records and what speaks against them: this, and of a pipeline the signs beyond their limits."
+    checks = dict(record_checks=[list(map(str, findings)) for findings in found])
+    reasons = [[str(f) for f in findings if f.reason != "dead" or not usual] for findings, usual in
+        zip(found, lacks_as_trained(run.options.model, d))]
+    if run.pipeline is None or not is_first_guess(about["start"]): return checks | dict(trust_reasons=reasons)
     values = signs(run, d, x1, mean, _deviation(maps))
-    return dict(trust_reasons=doubts(values, run.pipeline.limits, reasons), signs=values,
+    return checks | dict(trust_reasons=doubts(values, run.pipeline.limits, reasons), signs=values,
         wave_solves=about["wave_solves"] + 2, shared_solves=about["shared_solves"] + 2)
 
 # %% ../../nbs/08_inference/05_invert.ipynb #7f61bae1
@@ -311,7 +314,7 @@ def classical(
     x1 = starting_models(self, start, d, ids, truth, seed)
     found = descend(d.to(self.device), x1.to(self.device), self.survey, factor=self.spec.factor, iterations=iterations,
         lr=lr, low=self.scale.low, high=self.scale.high, progress=progress)
-    maps, checks = found.velocity.cpu(), record_checks(self, seismic, x1, original)
+    maps, checks = found.velocity.cpu(), [list(map(str, odd)) for odd in record_checks(self, seismic, x1, original)]
     about = dict(method="classical", model=None, step=None, reads_start=True, samples=1, nfe=0, sampler="adam",
                  eta=None, w=None, clip_denoise=None, clipped_cells=0, iterations=iterations, lr=lr,
                  bands=list(frequency_bands(self.survey)), record_checks=checks, trust_reasons=checks, calibrated=False,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['STAGES', 'LAST', 'FORMAT', 'Pipeline', 'is_pipeline', 'read_plan', 'write_plan', 'weights_of_stages', 'read_pipeline',
-           'write_calibration']
+           'read_calibration', 'write_calibration']
 
 # %% ../../nbs/08_inference/14_pipeline.ipynb #50114223
 from dataclasses import dataclass
@@ -100,12 +100,12 @@ def weights_of_stages(folder: Path) -> list[str]:
     found = {name: newest_checkpoint(Path(folder) / name, parts=()) for name in STAGES}
     for name, checkpoint in found.items():
         if checkpoint is None: raise InputError(f"run {Path(folder) / name} has no valid checkpoint yet")
-    return [checkpoint.state["sha256"]["ema"] for checkpoint in found.values()]
+    return [checkpoint.weights for checkpoint in found.values()]
 
 # %% ../../nbs/08_inference/14_pipeline.ipynb #2bf34356
 def read_pipeline(folder: Path) -> Pipeline:
     "A finished pipeline. Raises `InputError` for one that is not finished, or damaged."
-    settings, found = read_plan(folder)["settings"], _read(folder, "calibration.json", _Calibration)
+    settings, found = read_plan(folder)["settings"], read_calibration(folder)
     if found["settings"] != settings:
         raise InputError(f"the pipeline {folder} was calibrated with other settings: repeat its fwi-i2sb "
             f"train-pipeline")
@@ -116,6 +116,11 @@ def read_pipeline(folder: Path) -> Pipeline:
     if {len(row) for row in made["scores"]} != {len(QUANTILES)} or len(made["scores"]) != len(made["floor"]):
         raise InputError(f"{folder}/calibration.json is damaged: its tables have other sizes")
     return Pipeline(Path(folder), settings, Recalibration.from_dict(made), found["limits"])
+
+
+def read_calibration(folder: Path) -> dict:
+    "`calibration.json`. Raises `InputError` where it is missing or damaged."
+    return _read(folder, "calibration.json", _Calibration)
 
 
 def write_calibration(folder: Path, **content):

@@ -28,7 +28,7 @@ def record_checks(run: TrainedRun,
     seismic, # (batch, shots, time, receivers) or one record: pressure, raw or decimated as in the store
     start: Tensor | None = None, # starting models (batch, 1, depth, x) in m/s
     original: np.ndarray | None = None, # (shots, receivers): neither resampled nor interpolated; None: all
-) -> list[list[str]]: # for every record, sentences without their subject; empty: nothing odd
+) -> list[list[Finding]]: # for every record; empty: nothing odd
     "What is odd about records, by the rules for the run's survey, velocities and pressure."
     d = np.asarray(seismic, dtype=np.float32)
     d = d[None] if d.ndim == 3 else d
@@ -39,5 +39,5 @@ def record_checks(run: TrainedRun,
             original=original)
         speeds = velocity_at_sources(record, run.survey, run.scale, original) if factor == 1 and not odd else {}
         odd += _start_finding(run, speeds, None if start is None else start[i])
-        found.append([str(finding) for finding in odd])
+        found.append(odd)
     return found

@@ -21,6 +21,7 @@ from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
 from ..core.files import check_memory, home
 from ..core.formats import read_array
+from ..hub import hub_folder, is_hub, read_index
 from ..data.scale import PressureRange, VelocityScale
 from .pipeline import is_pipeline, LAST, Pipeline, read_pipeline
 from ..data.spec import DataSpec
@@ -69,7 +70,7 @@ class TrainedRun:
 
 # %% ../../nbs/08_inference/00_run.ipynb #f3e489a1
 def load_run(
-    path: Path,  # a run directory, one of its folders checkpoints/step-N, or the folder of a pipeline
+    path: Path | str,  # a run directory, one of its folders checkpoints/step-N, the folder of a pipeline, or hub:NAME
     *, device: str = "auto",  # auto, cpu or cuda
     plugin: Path | None = None,  # Python file that registers the run's model, if it is not one of ours
 ) -> TrainedRun:
@@ -79,7 +80,8 @@ def load_run(
     not given."""
     import fwi_i2sb.inference.invert  # noqa: F401 (gives runs their methods; it imports this module)
 
-    pipeline = read_pipeline(path) if is_pipeline(path := home(path)) else None
+    path = hub_folder(path) if is_hub(path) else home(path)
+    pipeline = read_pipeline(path) if is_pipeline(path) else None
     run = restore(path / LAST if pipeline else path, device=device, plugin=plugin)
     return TrainedRun(run.folder, run.options, run.spec, run.method, run.step, run.device, pipeline)
 
@@ -159,8 +161,9 @@ def default_start(run: TrainedRun) -> str:
 
 
 def results_folder(run: TrainedRun) -> Path:
-    "Where inversions and cards of a run, or of a pipeline, go unless another folder is named."
-    return (run.pipeline.folder if run.pipeline else run.path) / "evaluation"
+    "Where inversions and cards of a run, or of a pipeline, go unless named: beside it, or of hub:NAME in ./NAME."
+    folder = run.pipeline.folder if run.pipeline else run.path
+    return (Path(read_index(folder)["name"]) if (folder / "hub.json").exists() else folder) / "evaluation"
 
 
 def own_settings(run: TrainedRun, **given) -> dict:

@@ -49,6 +49,8 @@ class StageOptions:
     encoder: named("encoder") = "resize"  # how the seismic enters it
     method: Literal["bridge", "regression"] = "bridge"  # what it learns
     condition: Literal["seismic", "seismic,residual"] = "seismic,residual"  # what it reads of a record
+    drop_traces: Share = 0.3  # up to this share of a record's receivers is left out in the training of both
+    drop_shots: Share = 0.4  # up to this share of its shots, likewise
     base_noise: up_to(10.0, 0) = 0.0  # standard deviation of noise added to its starts: more diverse samples
     drop_cond: Share = 0.1  # probability of training one of its samples without the seismic
     num_itr: Count = 10_000  # its optimiser steps
@@ -85,10 +87,11 @@ def part_texts(parts: tuple[int, int, int]) -> list[str]:
 def stage_options(options: PipelineOptions) -> list[TrainOptions]:
     "The trainings of a pipeline, in order."
     s, parts = options.stages, part_texts(options.stages.parts)
+    missing = dict(drop_traces=s.drop_traces, drop_shots=s.drop_shots)
     models = (ModelOptions(s.first_guess_model, "regression", **_encoder(s.first_guess_model, s.first_guess_encoder),
-            **_reads_map(s.first_guess_model, corrupt="linear", drop_cond=0.0)),
+            **_reads_map(s.first_guess_model, corrupt="linear", drop_cond=0.0), **missing),
         ModelOptions(s.model, s.method, s.encoder, s.condition, corrupt="first-guess", drop_cond=s.drop_cond,
-            base_noise=s.base_noise))
+            base_noise=s.base_noise, **missing))
     made = []
     for name, model, part, steps in zip(STAGES, models, parts, (s.first_guess_itr, s.num_itr)):
         optim = OptimOptions(s.batch_size, s.microbatch, steps, lr=s.lr, lr_schedule="cosine",

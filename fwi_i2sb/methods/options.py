@@ -19,6 +19,8 @@ class ModelOptions:
     method: named("method", str | None) = None  # what is learnt; default: the network's first, for a U-Net the bridge
     encoder: named("encoder") = "resize"  # how the seismic enters
     condition: Literal["seismic", "seismic,residual"] = "seismic"  # what it reads; residual: record minus the start's
+    drop_traces: Share = 0.0  # up to this share of a record's receivers is left out in training; adds a mask
+    drop_shots: Share = 0.0  # up to this share of its shots, likewise
     conditional: bool = True  # --no-conditional leaves the seismic out of the network
     image_size: up_to(2048) | None = None  # side of the square the network works on; default native (published: 256)
     corrupt: named("starting model") = "blur-openfwi_custom"  # starting model(s) x1: NAME[:SETTING], or NAME:WEIGHT,...
@@ -38,3 +40,8 @@ class ModelOptions:
     n_critic: Count = 5  # gan: steps of the critic per step of the generator
     gp_weight: NonNegative = 10.0  # gan: weight of the critic's gradient penalty
     pixel_weight: NonNegative = 100.0  # gan: weight of the generator's pixel errors, against 1 for the critic
+
+    @property
+    def reads_mask(self) -> bool:
+        "Whether the network reads which traces of a record are there."
+        return self.drop_traces > 0 or self.drop_shots > 0

@@ -63,7 +63,8 @@ def check_used(options: ModelOptions, method: type[Method], model: Model) -> Non
     "Raise `InputError` for the first option that the method or the model would ignore."
     idle = dict.fromkeys(_PARTICULAR - {*method.uses}, f"the method {method.name}")
     if not options.conditional:
-        idle |= dict.fromkeys(("encoder", "condition", "drop_cond", "cond_weight"), "a network that never sees seismic")
+        idle |= dict.fromkeys(("encoder", "condition", "drop_cond", "cond_weight", "drop_traces", "drop_shots"),
+            "a network that never sees seismic")
     if not model.reads_map:
         idle |= dict.fromkeys(("corrupt", "encoder", "condition", "conditional", "image_size", "drop_cond",
             "cond_weight"), f"{model.name}, which reads the seismic alone")
@@ -90,8 +91,8 @@ def resolve(options: ModelOptions) -> tuple[ModelOptions, type[Method], Model]:
 
 # %% ../../nbs/06_methods/06_registry.ipynb #27ac6910
 def network_gathers(options: ModelOptions, spec: DataSpec) -> tuple[int, int, int]:
-    "Shape of what a network reads of a record: gathers, and with residuals as many again; time samples; receivers."
-    return (spec.shots * len(options.condition.split(",")), *spec.gathers[1:])
+    "Shape of what a network reads of a record: gathers, those of residuals and masks too; time samples; receivers."
+    return (spec.shots * (len(options.condition.split(",")) + options.reads_mask), *spec.gathers[1:])
 
 
 def build_method(

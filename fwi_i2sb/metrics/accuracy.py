@@ -72,12 +72,15 @@ def ssim(
 # %% ../../nbs/05_metrics/00_accuracy.ipynb #e9bd4a77
 def misfit(
     simulated: Tensor,  # records re-simulated from predicted maps (batch, shots, time, receivers)
-    observed: Tensor,  # measured records, same shape, unit and decimation
+    observed: Tensor,  # measured records, same shape, unit and decimation; traces of zeros are missing
 ) -> Tensor:  # float64 (batch,)
-    "Relative L2 data misfit of every record. Raises `InputError` for different shapes or a record that is all zeros."
+    """Relative L2 data misfit of every record, over the traces that are there.
+
+    Raises `InputError` for different shapes or a record that is all zeros."""
     simulated, observed = _pair(simulated, observed)
     norm = observed.flatten(1).norm(dim=1)
     if not norm.all():
         raise InputError(
             f"observed record {int(norm.argmin())} of the batch is all zeros: its relative misfit is undefined")
-    return (simulated - observed).flatten(1).norm(dim=1) / norm
+    live = (observed != 0).any(-2, keepdim=True)
+    return ((simulated - observed) * live).flatten(1).norm(dim=1) / norm

@@ -107,7 +107,7 @@ def seconds_per_step(
     spec = data_spec(store)
     start = prepare_starts(options, spec, store, "train", device=resolve_device(options.hardware.device))
     if options.model.precondition:
-        spec = replace(spec, moments=tuple(start_moments(store, start, options.run.seed)))
+        spec = replace(spec, moments=tuple(start_moments(store, start, options.model, options.run.seed)))
     method = build_method(options.model, spec, options.run.seed)
     with open_accelerator(options.hardware, options.folder) as (accelerator, _):
         turn = options.model.n_critic if "critic" in method.nets else 1

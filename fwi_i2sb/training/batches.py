@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ..core.errors import InputError
 from ..methods.options import ModelOptions
+from .conditions import leave_out
 from .options import OptimOptions
 from .starts import starts_and_gathers, StoredStarts
 from ..data.starting_models import Start
@@ -69,8 +70,10 @@ class TrainingSamples(Dataset):
         velocity, seismic = (torch.stack(part) for part in zip(*(self.store.physical(record) for _, _, record in keys)))
         x0 = self.store.velocity.normalize(velocity)
         rngs = [np.random.default_rng((self.seed, step, slot, STREAMS["draw"])) for step, slot, _ in keys]
-        x1, gathers = starts_and_gathers(self.start, self.store, [record for _, _, record in keys], x0, seismic,
-            [(self.seed, step, slot, STREAMS["start"]) for step, slot, _ in keys])
+        seismic = leave_out(self.model, seismic,
+            [(self.seed, step, slot, STREAMS["missing"]) for step, slot, _ in keys])
+        x1, gathers = starts_and_gathers(self.start, self.model, self.store, [record for _, _, record in keys], x0,
+            seismic, [(self.seed, step, slot, STREAMS["start"]) for step, slot, _ in keys])
         return dict(x0=x0, x1=disturb(x1, self.model.base_noise, [(self.seed, step, slot) for step, slot, _ in keys]),
                     seismic=gathers,
                     t_index=torch.tensor([draw_t_index(rng, self.model.interval, self.model.step_power)
@@ -89,6 +92,7 @@ def already_collated(batch: dict) -> dict:
 def start_moments(
     store: MultiFamilyStore,
     start: Start | StoredStarts,
+    model: ModelOptions,
     seed: int,
     count: int = 256,  # number of records used, evenly spaced
 ) -> list[float]:  # variance of x0, variance of x1, their covariance, normalised
@@ -96,7 +100,7 @@ def start_moments(
     records = np.linspace(0, len(store) - 1, min(len(store), count)).astype(int)
     velocity, seismic = (torch.stack(part) for part in zip(*(store.physical(int(i)) for i in records)))
     x0 = store.velocity.normalize(velocity)
-    x1, _ = starts_and_gathers(start, store, records.tolist(), x0, seismic,
+    x1, _ = starts_and_gathers(start, model, store, records.tolist(), x0, seismic,
         [(seed, 0, int(i), STREAMS["start"]) for i in records])
     (var0, cov), (_, var1) = torch.cov(torch.stack([x0.flatten(), x1.flatten()]).double()).tolist()
     return [var0, var1, cov]
@@ -164,8 +168,9 @@ def microbatches(
     keys = Microbatches(store.sizes, options.optim, seed, range(first, options.optim.num_itr),
         accelerator.process_index, accelerator.num_processes, options.data.balance)
     over, waiting = [], [] if waiting is None else waiting
-    # per sample: four maps, and the record, twice with residuals
-    size = 4 * sum(n * part.numel() for n, part in zip((4, 1 + reads_residual(options.model)), store.physical(0)))
+    # per sample: four maps, and the record, residual and mask as large
+    copies = 4, 1 + reads_residual(options.model) + options.model.reads_mask
+    size = 4 * sum(n * part.numel() for n, part in zip(copies, store.physical(0)))
     size *= options.optim.microbatch
     batches = read_ahead(DataLoader(samples, batch_sampler=takewhile(lambda key: not over, keys),
         collate_fn=already_collated, num_workers=workers, worker_init_fn=_start_reader,

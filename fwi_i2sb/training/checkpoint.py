@@ -7,7 +7,7 @@ __all__ = ['save_checkpoint', 'Checkpoint', 'read_checkpoint', 'checkpoints', 'n
            'prune_checkpoints', 'optimizer_tensors', 'load_optimizer']
 
 # %% ../../nbs/07_training/02_checkpoint.ipynb #a4f975f8
-import os, re, secrets, shutil, warnings
+import hashlib, os, re, secrets, shutil, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,18 @@ class Checkpoint:
     state: dict
     tensors: dict[str, dict[str, torch.Tensor]]
 
+    @property
+    def weights(self) -> str:
+        "SHA-256 of the averaged weights; where they lie in several files, of these files' SHA-256 one after the other."
+        sums = [self.state["sha256"][name] for name in _files_of("ema", self.state["sha256"])]
+        return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
+
+
+def _files_of(part, sums):
+    "The names of the files of a part: its own, or of one that was packed `part-1`, `part-2`, ..."
+    packed = [name for name in sums if re.fullmatch(rf"{part}-\d+", name)]
+    return [part] if part in sums else sorted(packed, key=lambda name: int(name.rpartition("-")[2]))
+
 # %% ../../nbs/07_training/02_checkpoint.ipynb #fc963665
 def read_checkpoint(
     path: Path,  # a folder checkpoints/step-N
@@ -88,12 +100,16 @@ def read_checkpoint(
         state = read_sealed(path / "state.json", _State)
         if re.fullmatch(r"step-\d+", path.name) and int(path.name[5:]) != state["step"]:
             raise ValueError(f"its state is of step {state['step']}")
-        if lost := [name for name in parts if name not in state["sha256"]]:
-            raise InputError(f"checkpoint {path} has no {lost[0]}: it is of another method")
-        for name in parts:
-            if sha256(path / f"{name}.safetensors") != state["sha256"][name]:
-                raise ValueError(f"{name}.safetensors has changed since it was written")
-        return Checkpoint(path, state["step"], state, {name: load_file(path / f"{name}.safetensors") for name in parts})
+        files = {part: _files_of(part, state["sha256"]) for part in parts}
+        if lost := [part for part, names in files.items() if not names]:
+            raise InputError(f"checkpoint {path} has no {lost[0]}: it is of another method, or packed for inference")
+        tensors = {}
+        for part, names in files.items():
+            for name in names:
+                if sha256(path / f"{name}.safetensors") != state["sha256"][name]:
+                    raise ValueError(f"{name}.safetensors has changed since it was written")
+                tensors.setdefault(part, {}).update(load_file(path / f"{name}.safetensors"))
+        return Checkpoint(path, state["step"], state, tensors)
     # other I/O errors do not mean that the checkpoint is damaged
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint {path} is damaged: {error}") from None

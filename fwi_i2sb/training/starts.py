@@ -26,7 +26,8 @@ from ..data.multi_family import MultiFamilyStore, Part
 from ..data.spec import DataSpec
 from ..data.starting_models import Start
 from ..diffusion.sampling import STREAMS
-from .conditions import reads_residual, start_residual
+from ..methods.options import ModelOptions
+from .conditions import network_input, reads_residual, start_residual
 from .options import TrainOptions
 from .run_dir import make_start
 from .trained import FirstGuess, guess_folder, is_first_guess, read_first_guess
@@ -90,6 +91,7 @@ class StoredStarts:
 # %% ../../nbs/07_training/09_starts.ipynb #e2ea446c
 def starts_and_gathers(
     start: Start | StoredStarts,
+    model: ModelOptions,  # what the network reads
     store: MultiFamilyStore,
     records: list[int],
     x0: Tensor,  # true maps (batch, 1, depth, x), normalised
@@ -97,9 +99,8 @@ def starts_and_gathers(
     keys: list[tuple],  # one per sample
 ) -> tuple[Tensor, Tensor]:
     "Starting models, and what the network reads of records; both normalised."
-    if not isinstance(start, StoredStarts): return start(x0, keys), store.pressure.normalize(seismic)
-    x1, left = start(records, keys)
-    return x1, torch.cat([store.pressure.normalize(d) for d in (seismic, left) if d is not None], 1)
+    x1, left = start(records, keys) if isinstance(start, StoredStarts) else (start(x0, keys), None)
+    return x1, network_input(model, store.pressure, seismic, left)
 
 # %% ../../nbs/07_training/09_starts.ipynb #9930d5f0
 class _Manifest(Schema):

@@ -76,7 +76,7 @@ def restore(
     method.net.requires_grad_(False).eval().to(where)
     if method.blind:
         warn_once(f"blind {folder}", f"run {folder} was trained without seismic (--drop-cond 1): it inverts at w = 0")
-    return Restored(folder, options, spec, method, found.step, where, found.state["sha256"]["ema"])
+    return Restored(folder, options, spec, method, found.step, where, found.weights)
 
 # %% ../../nbs/07_training/08_trained.ipynb #8ab97e88
 def is_first_guess(start) -> bool:

@@ -35,7 +35,7 @@ def invert_batch(
 ) -> dict[str, torch.Tensor]:  # (batch, 1, depth, x) in m/s
     "Maps of one validation batch: truth, start and the method's answer."
     truth, seismic = (torch.stack(part) for part in zip(*map(store.physical, record_ids)))
-    x1, gathers = starts_and_gathers(start, store, record_ids, store.velocity.normalize(truth), seismic,
+    x1, gathers = starts_and_gathers(start, method.options, store, record_ids, store.velocity.normalize(truth), seismic,
         [(0, i, 0, STREAMS["start"]) for i in record_ids])
     answer = draw_samples(method, net, gathers, x1, range(len(record_ids)),
         [(0, i, 0, STREAMS["sample"]) for i in record_ids], settings, device=device)
