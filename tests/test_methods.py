@@ -126,6 +126,8 @@ def test_what_a_method_would_ignore_is_refused(refused, data, tmp_path):
                               "--encoder has no effect with inversionnet"),
                           (("--model", "inversionnet", "--drop-cond", 0.5), "--drop-cond"),
                           (("--no-conditional", "--drop-cond", 0.5), "never sees seismic"),
+                          (("--no-conditional", "--drop-shots", 0.5), "never sees seismic"),
+                          (("--residual-engine", "openfwi"), "--residual-engine has no effect without --condition"),
                           (("--method", "gan", "--num-itr", 2), "it would never learn"),
                           (("--model", "inversionnet", "--method", "bridge"), "cannot learn the method bridge"),
                           (("--method", "brigde"), "did you mean 'bridge'"),

@@ -64,7 +64,7 @@ def test_a_card_shows_both_sides_of_a_refinement(fwi, mini, tmp_path):
 
 @pytest.mark.parametrize("words, saying", [
     (("--refine-tv", "0.1"), "no effect without --refine"),
-    (("--snr", "20"), "no effect without it"),
+    (("--snr", "20"), "no effect without them"),
     (("--refine", "-1"), "--refine must be 0 or more"),
     (("--refine", "3", "--fwi-iterations", "2"), "--refine is a setting of the network's answer"),
 ])

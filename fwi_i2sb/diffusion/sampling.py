@@ -187,6 +187,7 @@ def predictor(
     w: float = 1.0,  # guidance: 1 with the seismic, 0 without, otherwise a weighted pair of answers
     pred_x0: bool = True,  # the network predicts x0 itself; False: the bridge's scaled target
     clip_denoise: bool = False,  # clip every x0 estimate to [-1, 1]
+    guide: Callable[[Tensor], Tensor] | None = None,  # what moves every x0 estimate, in the order of the calls
 ) -> Callable[[Tensor, int], Tensor]:  # (xt, t_index) -> x0 estimate
     "A network as the estimator that `sample` calls. Raises `InputError` for guidance without a condition."
     if cond is None and w != 1:
@@ -199,7 +200,8 @@ def predictor(
         pair, given = torch.cat(copies), None if cond is None else torch.cat(conds)
         answer = net(pair, bridge.network_time(t_index, pair), given).to(xt.dtype)
         x0 = _guide(answer if pred_x0 else bridge.predict_x0(t_index, pair, answer), w, len(conds))
-        return x0.clamp(-1, 1) if clip_denoise else x0
+        if clip_denoise: x0 = x0.clamp(-1, 1)
+        return x0 if guide is None else guide(x0)
 
     return predict_x0
 

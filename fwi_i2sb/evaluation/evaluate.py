@@ -35,7 +35,7 @@ class _Job:
     simulator: TrainedRun
     data: MultiFamilyStore
     record_ids: list[int]  # of the records in the data
-    settings: dict  # samples, nfe, sampler, eta, w, clip_denoise, refine, refine_tv, snr, seed of `invert`
+    settings: dict  # the arguments of `invert` but records and start
     degradation: Degradation = Degradation()
     engine: str = "deepwave"
     misfit_records: int = 8
@@ -64,7 +64,8 @@ def _answers(job: _Job, batch: Batch, start: str):
     name, (result, cost) = job.run.method.name, _invert(job, batch, start, batch.seismic)
     yield "starting model", "start", result.start, None, {}
     if job.settings.get("refine"):
-        before, cheap = _invert(job, batch, start, batch.seismic, refine=0, refine_tv=0.0, snr=None)
+        snr = job.settings["snr"] if job.settings["guide"] else None
+        before, cheap = _invert(job, batch, start, batch.seismic, refine=0, refine_tv=0.0, snr=snr)
         yield f"{name}, not refined", "stage", before.mean, before.samples, cheap
     yield name, "method", result.mean, result.samples, cost
     if result.recalibration is not None:
@@ -73,9 +74,9 @@ def _answers(job: _Job, batch: Batch, start: str):
     if (k := cost["samples"]) > 1:
         part = {name: (cost[name] - result.provenance[start]) / k + result.provenance[start]
             for name, start in (("network_calls", "start_calls"), ("seconds_per_record", "start_seconds"))}
-        shared = result.provenance["shared_solves"]
+        shared, guided = (result.provenance[name] for name in ("shared_solves", "guide_solves"))
         if cost["wave_solves"]:  # those of the mean are not needed
-            part["wave_solves"] = shared + (cost["wave_solves"] - shared) / (k + 1)
+            part["wave_solves"] = shared + guided / k + (cost["wave_solves"] - shared - guided) / (k + 1)
         yield f"{name}, single sample", "sample", result.samples[:, 0], None, cost | dict(samples=1) | part
         errors = torch.stack([mae(sample, batch.truth) for sample in result.samples.unbind(1)], 1)
         yield (f"{name}, best of {k} (oracle)", "oracle",
@@ -219,7 +220,8 @@ def evaluate(
     w: float = 1.0,  # as in `invert`
     clip_denoise: bool | None = None,  # as in `invert`
     passes: int | None = None,  # as in `invert`
-    refine: int | None = None,  # as in `invert`, of controls too; steps end at the noise of the degradation
+    guide: int | None = None,  # as in `invert`, of controls too; steps end at the noise of the degradation
+    refine: int | None = None,  # likewise
     refine_tv: float | None = None,  # as in `invert`
     seed: int = 0,  # of starts, samples and perturbations
     misfit_records: int = 8,  # records, from the first, that are simulated for the data misfit
@@ -236,11 +238,12 @@ def evaluate(
     if batch_size < 1: raise InputError(f"batch_size must be 1 or more (got {batch_size})")
     if seed < 0: raise InputError(f"seed must be 0 or more (got {seed})")
     starts = _named_starts(run, starts)
-    own = own_settings(run, samples=samples, nfe=nfe, passes=passes, refine=refine, refine_tv=refine_tv)
+    own = own_settings(run, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine,
+        refine_tv=refine_tv)
     data = validation_data(run) if data is None else data
     asked, same = dict(nfe=own.pop("nfe"), sampler=sampler, eta=eta, w=w), own | dict(seed=seed)
     settings = run.method.sampling_settings(**asked, clip=clip_denoise) | same
-    given = dict(clip_denoise=clip_denoise, snr=degradation.snr if own["refine"] else None)
+    given = dict(clip_denoise=clip_denoise, snr=degradation.snr if own["refine"] or own["guide"] else None)
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records), asked | same | given,
         degradation, engine, misfit_records, fwi_records, controls)
     _check(job, starts)

@@ -71,8 +71,9 @@ def _check_given(options: InvertOptions, run: TrainedRun):
         raise InputError(f"--{given[0].replace('_', '-')} chooses validation records and has no effect with --record: "
             f"remove one of them")
     if options.segy: need("segyio", "--segy", "segy")
-    if options.snr is not None and not own_settings(run, refine=options.sampling.refine)["refine"]:
-        raise InputError("--snr tells --refine where to end and has no effect without it: remove it, or refine")
+    own = own_settings(run, guide=options.sampling.guide, refine=options.sampling.refine)
+    if options.snr is not None and not any(own.values()):
+        raise InputError("--snr tells --refine and --guide where to end and has no effect without them: remove it")
     if not options.record and (options.dt is not None or options.dx is not None):
         raise InputError(
             "--dt and --dx describe the record given with --record and have no effect without it: remove them")

@@ -121,7 +121,7 @@ def _start_map(explorer, pair, record, start, seed) -> torch.Tensor:
 def _inversion(explorer, pair, record, start, sampler, nfe, w, samples, seed) -> Inversion:
     # a refinement takes a minute, and what is looked at here is the network's own answer
     return explorer.run.invert(pair[0], start, samples=samples, nfe=nfe, w=w, sampler=sampler, seed=seed, passes=1,
-        refine=0, refine_tv=0.0, record_ids=[record], truth=pair[1])
+        guide=0, refine=0, refine_tv=0.0, record_ids=[record], truth=pair[1])
 
 # %% ../../nbs/08_inference/10_explorer.ipynb #c31fc5ba
 @_stage

@@ -24,7 +24,7 @@ from ..core.registry import method_of
 from ..core.devices import device_name
 from .record_checks import record_checks
 from .first_guess import starting_models
-from .refine import refine_samples
+from .refine import Guide, refine_samples
 from .run import default_start, own_settings, prepare_seismic, stable_range, TrainedRun
 from .trust import doubts, signs
 from ..metrics.recalibration import Recalibration
@@ -131,6 +131,7 @@ def invert(
     truth: torch.Tensor | None = None,  # maps in m/s, only for starting models that blur the truth
     survey: Survey | None = None,  # survey of the record, which is compared with the run's
     passes: int | None = None,  # default 1; times that the answer is the next start; more than once only with residuals
+    guide: int | None = None,  # default 0; steps of waveform inversion inside the sampler, per sample (`04_refine`)
     refine: int | None = None,  # default 0; steps of waveform inversion from mean and samples (`04_refine`)
     refine_tv: float | None = None,  # default 0; weight of the total variation in them
     original=None,  # (shots, receivers): traces that were neither resampled nor interpolated; None: all
@@ -142,9 +143,10 @@ def invert(
 
     The defaults of a pipeline are its own (`run.pipeline.settings`). Raises `InputError` for what the method or the
     record does not allow."""
-    asked = own_settings(self, samples=samples, nfe=nfe, passes=passes, refine=refine, refine_tv=refine_tv)
-    samples, nfe, passes, refine, refine_tv = asked.values()
-    _check_refinement(refine, refine_tv, snr)
+    asked = own_settings(self, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine,
+        refine_tv=refine_tv)
+    samples, nfe, passes, guide, refine, refine_tv = asked.values()
+    _check_refinement(guide, refine, refine_tv, snr)
     _check_passes(self, passes)
     settings = self.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     d, ids = _records(self, seismic, survey, record_ids)
@@ -153,12 +155,16 @@ def invert(
     began = time.perf_counter()
     x1 = starting_models(self, start, d, ids, truth, seed)
     start_seconds = (time.perf_counter() - began) / len(d)
-    draw = partial(_draw, self, d, ids=ids, samples=samples, seed=seed, settings=settings, batch_size=batch_size)
+    guided = Guide(self, d, guide, settings["nfe"], snr) if guide else None
+    draw = partial(_draw, self, d, ids=ids, samples=samples, seed=seed, settings=settings, guide=guided,
+        batch_size=batch_size)
     mean, maps, cost = _passes(self, draw, x1, passes, None if refine else progress)
+    cost["guide_solves"] = guided.wave_solves / len(d) if guide else 0
+    cost["wave_solves"] += cost["guide_solves"]
     if refine:
         mean, maps, more = refine_samples(self, d, mean, maps, refine, refine_tv, snr, progress)
         cost |= more | dict(wave_solves=cost["wave_solves"] + more["wave_solves"])
-    about = _settings(settings, samples, start, passes) | cost | dict(refine=refine, refine_tv=refine_tv,
+    about = _settings(settings, samples, start, passes) | cost | dict(guide=guide, refine=refine, refine_tv=refine_tv,
         start_seconds=start_seconds)
     found = record_checks(self, seismic, x1, original)
     return _inversion(self, d, x1, mean, maps, settings, found, about | _provenance(self, start, seed, ids, began))
@@ -234,10 +240,12 @@ def _check_passes(run, passes):
             f"seismic,residual: remove it")
 
 
-def _check_refinement(refine, tv, snr):
-    if refine < 0 or tv < 0: raise InputError(f"refine and refine_tv must be 0 or more (got {refine} and {tv:g})")
-    if not refine and (tv or snr is not None):
-        raise InputError(f"{'refine_tv' if tv else 'snr'} has no effect without refine: remove it, or refine")
+def _check_refinement(guide, refine, tv, snr):
+    if min(guide, refine, tv) < 0:
+        raise InputError(f"guide, refine and refine_tv must be 0 or more (got {guide}, {refine} and {tv:g})")
+    if tv and not refine: raise InputError("refine_tv has no effect without refine: remove it, or refine")
+    if snr is not None and not refine and not guide:
+        raise InputError("snr has no effect without refine or guide: remove it, or refine")
 
 
 def _n_samples(run, settings, samples, batch_size, seed, records):

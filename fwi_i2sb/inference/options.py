@@ -25,13 +25,14 @@ class SamplingOptions:
     eta: Share | None = None  # share of fresh noise, 0 to 1, with --sampler dbim or ddim; default 0
     clip_denoise: Literal["run", "on", "off"] = "run"  # clip the x0 estimate to [-1, 1] at every step; run: as trained
     passes: up_to(100) | None = None  # times that the mean is the next start, of a run that reads residuals; default: 1
+    guide: up_to(10_000, 0) | None = None  # steps of waveform inversion inside the sampler, per sample; default: 0
     refine: up_to(10_000, 0) | None = None  # steps of waveform inversion from mean and samples; default: 0
     refine_tv: NonNegative | None = None  # weight in them of the total variation; default: 0
 
     @property
     def settings(self) -> dict:
         "As arguments of `TrainedRun.invert`."
-        same = ("samples", "nfe", "w", "sampler", "eta", "passes", "refine", "refine_tv")
+        same = ("samples", "nfe", "w", "sampler", "eta", "passes", "guide", "refine", "refine_tv")
         return {name: getattr(self, name) for name in same} | dict(
             clip_denoise={"run": None, "on": True, "off": False}[self.clip_denoise])
 

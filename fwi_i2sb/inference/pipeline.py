@@ -29,6 +29,7 @@ class _Settings(Schema):
     samples: PositiveInt
     nfe: PositiveInt
     passes: PositiveInt
+    guide: NonNegativeInt
     refine: NonNegativeInt
     refine_tv: NonNegativeFloat
 
@@ -63,7 +64,7 @@ class _Calibration(Schema):
 class Pipeline:
     "A finished pipeline, without its runs."
     folder: Path
-    settings: dict  # samples, nfe, passes, refine and refine_tv of `invert`
+    settings: dict  # samples, nfe, passes, guide, refine and refine_tv of `invert`
     recalibration: Recalibration
     limits: dict[str, float]  # see `08_inference/13_trust`
 

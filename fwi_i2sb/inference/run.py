@@ -168,7 +168,7 @@ def results_folder(run: TrainedRun) -> Path:
 
 def own_settings(run: TrainedRun, **given) -> dict:
     "Settings of `TrainedRun.invert`; those that are None are the pipeline's, or of a run alone the usual ones."
-    usual = dict(passes=1, refine=0, refine_tv=0.0) | (run.pipeline.settings if run.pipeline else {})
+    usual = dict(passes=1, guide=0, refine=0, refine_tv=0.0) | (run.pipeline.settings if run.pipeline else {})
     return {name: usual.get(name) if value is None else value for name, value in given.items()}
 
 # %% ../../nbs/08_inference/00_run.ipynb #f4a9a008

@@ -49,8 +49,9 @@ class StageOptions:
     encoder: named("encoder") = "resize"  # how the seismic enters it
     method: Literal["bridge", "regression"] = "bridge"  # what it learns
     condition: Literal["seismic", "seismic,residual"] = "seismic,residual"  # what it reads of a record
-    drop_traces: Share = 0.3  # up to this share of a record's receivers is left out in the training of both
-    drop_shots: Share = 0.4  # up to this share of its shots, likewise
+    residual_engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the residual; openfwi is exact
+    drop_traces: Share = 0.2  # up to this share of a record's receivers is left out in the training of both
+    drop_shots: Share = 0.2  # up to this share of its shots, likewise
     base_noise: up_to(10.0, 0) = 0.0  # standard deviation of noise added to its starts: more diverse samples
     drop_cond: Share = 0.1  # probability of training one of its samples without the seismic
     num_itr: Count = 10_000  # its optimiser steps
@@ -62,6 +63,7 @@ class StageOptions:
     samples: up_to(10_000) | None = None  # per record of an inversion; default: 8, or 1 where they would be equal
     nfe: Count | None = None  # network calls per sample; default: 5 of a bridge, 1 of a regression
     passes: up_to(100) = 1  # times that the answer is the next start
+    guide: up_to(10_000, 0) = 0  # steps of waveform inversion inside the sampler, per sample
     refine: up_to(10_000, 0) = 30  # steps of waveform inversion from mean and samples
     refine_tv: NonNegative = 0.0  # weight of the total variation in them
 
@@ -91,7 +93,7 @@ def stage_options(options: PipelineOptions) -> list[TrainOptions]:
     models = (ModelOptions(s.first_guess_model, "regression", **_encoder(s.first_guess_model, s.first_guess_encoder),
             **_reads_map(s.first_guess_model, corrupt="linear", drop_cond=0.0), **missing),
         ModelOptions(s.model, s.method, s.encoder, s.condition, corrupt="first-guess", drop_cond=s.drop_cond,
-            base_noise=s.base_noise, **missing))
+            base_noise=s.base_noise, residual_engine=s.residual_engine, **missing))
     made = []
     for name, model, part, steps in zip(STAGES, models, parts, (s.first_guess_itr, s.num_itr)):
         optim = OptimOptions(s.batch_size, s.microbatch, steps, lr=s.lr, lr_schedule="cosine",
@@ -115,8 +117,8 @@ def _settings(options: PipelineOptions) -> dict:
     varied = bridge and (nfe > 1 or s.base_noise > 0)
     if not varied and (s.samples or 1) > 1:
         raise InputError(f"--samples {s.samples} would be equal: the last run draws no noise at NFE {nfe}; remove it")
-    return dict(samples=s.samples or (8 if varied else 1), nfe=nfe, passes=s.passes, refine=s.refine,
-        refine_tv=float(s.refine_tv))
+    return dict(samples=s.samples or (8 if varied else 1), nfe=nfe, passes=s.passes, guide=s.guide,
+        refine=s.refine, refine_tv=float(s.refine_tv))
 
 
 def _check(options: PipelineOptions) -> MultiFamilyStore:
@@ -168,7 +170,7 @@ def calibrate(
     run: TrainedRun,  # the last of a pipeline
     data: MultiFamilyStore,  # records that nothing was trained on
     records: int,  # how many, at most
-    settings: dict,  # of `TrainedRun.invert`: samples, nfe, passes, refine, refine_tv
+    settings: dict,  # of `TrainedRun.invert`: samples, nfe, passes, guide, refine, refine_tv
     folder: Path,  # of what is done so far
     progress: Callable | None = None,  # called with (records done, records in all)
 ) -> dict:  # recalibration, tried, limits, values and about of calibration.json

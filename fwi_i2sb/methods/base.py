@@ -162,9 +162,10 @@ def sample(
     x1: Tensor,  # starting models (batch, 1, depth, x), normalised
     *, nfe: int, sampler: str, eta: float | None, w: float, clip: bool,  # from `sampling_settings`
     seeds,  # one key per sample
+    guide=None,  # as of `predictor`
 ) -> Iterator[TrajectoryPoint]:
     "The trajectory from starting models to clean maps, normalised."
-    x0 = predictor(self, net, cond, w=w, clip_denoise=clip)(x1, 0)
+    x0 = predictor(self, net, cond, w=w, clip_denoise=clip, guide=guide)(x1, 0)
     yield TrajectoryPoint(0, x0, x0)
 
 

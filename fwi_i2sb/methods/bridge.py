@@ -53,8 +53,8 @@ class BridgeMethod(Method):
         return nfe > 1 and not SAMPLERS[sampler].get("ot_ode") or self.options.base_noise > 0
 
     @torch.no_grad()
-    def sample(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
-        predict = predictor(self.bridge, net, cond, w=w, pred_x0=self.predicts_x0, clip_denoise=clip)
+    def sample(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds, guide=None):
+        predict = predictor(self.bridge, net, cond, w=w, pred_x0=self.predicts_x0, clip_denoise=clip, guide=guide)
         settings = sampler_settings(sampler, eta if sampler == "dbim" else None)
         x1 = disturb(x1, self.options.base_noise, seeds)
         yield from sample(self.bridge, predict, x1, nfe=nfe, seeds=seeds, **settings)

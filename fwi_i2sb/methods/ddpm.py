@@ -57,8 +57,9 @@ def stochastic(self, sampler, nfe): return True
 # %% ../../nbs/06_methods/04_ddpm.ipynb #f6e186fa
 @method_of(DDPMMethod)
 @torch.no_grad()
-def sample(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds):
+def sample(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds, guide=None):
     def beside(xt, t, c): return net(torch.cat([xt, x1.repeat(len(xt) // len(x1), 1, 1, 1)], 1), t, c)
 
-    predict = predictor(self.diffusion, beside, cond, w=w, pred_x0=self.options.pred_x0, clip_denoise=clip)
+    predict = predictor(self.diffusion, beside, cond, w=w, pred_x0=self.options.pred_x0, clip_denoise=clip,
+        guide=guide)
     yield from denoise(self.diffusion, predict, x1, nfe=nfe, eta=eta, seeds=seeds)

@@ -19,6 +19,7 @@ class ModelOptions:
     method: named("method", str | None) = None  # what is learnt; default: the network's first, for a U-Net the bridge
     encoder: named("encoder") = "resize"  # how the seismic enters
     condition: Literal["seismic", "seismic,residual"] = "seismic"  # what it reads; residual: record minus the start's
+    residual_engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of the residual; openfwi is exact
     drop_traces: Share = 0.0  # up to this share of a record's receivers is left out in training; adds a mask
     drop_shots: Share = 0.0  # up to this share of its shots, likewise
     conditional: bool = True  # --no-conditional leaves the seismic out of the network

@@ -74,6 +74,8 @@ def check_used(options: ModelOptions, method: type[Method], model: Model) -> Non
         if name in idle and value != getattr(usual, name) and (name, value) != ("drop_cond", 0.0):
             flag = f"--{'no-' if value is False else ''}{name.replace('_', '-')}"
             raise InputError(f"{flag} has no effect with {idle[name]}: remove it")
+    if options.residual_engine != usual.residual_engine and "residual" not in options.condition:
+        raise InputError("--residual-engine has no effect without --condition seismic,residual: remove it")
     if options.precondition and not options.pred_x0:
         raise InputError("--no-pred-x0 has no effect with --precondition, which predicts x0: remove it")
 

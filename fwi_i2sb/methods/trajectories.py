@@ -25,6 +25,7 @@ def trajectories(
     settings: dict,  # from `method.sampling_settings`
     *, device: torch.device,  # of the network
     batch_size: int = 32,  # samples per network call: memory and speed, not results
+    guide=None,  # guide(rows) gives what moves the x0 estimates of a batch of samples, as of `predictor`
     progress=None,  # called with (done, total) samples
 ) -> Iterator[Iterator[TrajectoryPoint]]:  # of every batch of samples, its points, normalised and on the CPU
     """The trajectories of samples, one batch after the other.
@@ -35,7 +36,7 @@ def trajectories(
         records, cond = sorted(set(part)), None
         if net.conditional:
             cond = net.encode(seismic[records].to(device))[[records.index(row) for row in part]]
-        points = method.sample(net, cond, x1[part].to(device), seeds=keys, **settings)
+        points = method.sample(net, cond, x1[part].to(device), seeds=keys, guide=guide and guide(part), **settings)
         yield (point._replace(xt=point.xt.cpu(), x0=point.x0.cpu()) for point in points)
         if progress: progress(first + len(part), len(rows))
 

@@ -115,6 +115,7 @@ class _Plan:
     about: dict  # what tells them from others
     draws: int
     dtype: str | None
+    engine: str  # of the residuals
     make: Callable  # (records, x0, seismic, keys) -> starting models, normalised
 
 
@@ -140,7 +141,9 @@ def _plan(options: TrainOptions, spec: DataSpec, store: MultiFamilyStore, split:
     same = dict(split=split, draws=draws, residual=dtype, seed=options.run.seed if random else 0,
         part=options.data.part if split == "train" else None, fingerprint=store.fingerprint,
         velocity=spec.velocity.to_dict(), pressure=spec.pressure.to_dict())
-    return _Plan(about | same, draws, dtype, make)
+    engine = options.model.residual_engine
+    if dtype and engine != "deepwave": same["engine"] = engine  # folders of earlier versions do not name it
+    return _Plan(about | same, draws, dtype, engine, make)
 
 # %% ../../nbs/07_training/09_starts.ipynb #f2bb0827
 def prepare_starts(
@@ -212,5 +215,6 @@ def _values(plan, spec, store, k, split, seed, device, first, end):
             for n, record in enumerate(records)]
         x1 = plan.make(records, store.velocity.normalize(velocity), seismic, keys)
         parts = [x1.float()]
-        if plan.dtype: parts.append(start_residual(seismic, x1, spec, device).to(getattr(torch, plan.dtype)))
+        if plan.dtype:
+            parts.append(start_residual(seismic, x1, spec, device, plan.engine).to(getattr(torch, plan.dtype)))
         yield [b"".join(part.contiguous().numpy().tobytes() for part in value) for value in zip(*parts)]
