@@ -2,5 +2,5 @@
 
 from .command import InvertOptions as InvertOptions
 from .explorer import Explorer as Explorer
-from .invert import Inversion as Inversion, TrainedRun as TrainedRun
-from .run import load_run as load_run
+from .inversion import Inversion as Inversion
+from .run import load_run as load_run, TrainedRun as TrainedRun
