@@ -68,11 +68,14 @@ def leave_out(
 
 
 def lacks_as_trained(model: ModelOptions, seismic: Tensor) -> list[bool]:
-    "Whether records (batch, shots, time, receivers) lack no more receivers and shots than those of the training did."
+    """Whether records (batch, shots, time, receivers) lack no more receivers and shots than those of the training did.
+
+    A trace of one value other than zero is dead in a way that no training has seen."""
     traces, shots = _most_missing(model, seismic)
-    gone = (seismic == 0).all(-2)
+    gone, flat = (seismic == 0).all(-2), (seismic == seismic[..., :1, :]).all(-2)
     lost = gone.all(-1)
-    return ((lost.sum(1) <= shots) & ((gone & ~lost[..., None]).sum(-1).amax(1) <= traces)).tolist()
+    few = (lost.sum(1) <= shots) & ((gone & ~lost[..., None]).sum(-1).amax(1) <= traces)
+    return (few & ~(flat & ~gone).flatten(1).any(1)).tolist()
 
 
 def network_input(
