@@ -1,4 +1,5 @@
 """The notebooks as pages: found by globbing nbs/, freed from directives, linked to each other and to the API."""
+import importlib
 import json
 import os
 import re
@@ -120,8 +121,10 @@ def page_of(path: Path, here: str, links: Links, package: str) -> str:
 
 
 def _name_module(cells: list[dict], module: str, here: str, package: str):
-    "Below the title: the module that the notebook writes, as a link to its API page."
+    "Below the title: the module that the notebook writes, as a link to its API page where it has public names."
     target = os.path.relpath(f"reference/api/{package}.{module}.rst", Path(here).parent)
     first = next(cell for cell in cells if cell["cell_type"] == "markdown")
-    line = f"\n\n*Module:* [`{package}.{module}`]({target})\n"
+    name = f"`{package}.{module}`"
+    if importlib.import_module(f"{package}.{module}").__all__: name = f"[{name}]({target})"
+    line = f"\n\n*Module:* {name}\n"
     first["source"] = re.sub(r"^(# .*)$", lambda found: found[0] + line, first["source"], count=1, flags=re.M)
