@@ -29,7 +29,7 @@ class _Settings(Schema):
     samples: PositiveInt
     nfe: PositiveInt
     passes: PositiveInt
-    guide: NonNegativeInt
+    guide: NonNegativeInt = 0  # earlier pipelines have none
     refine: NonNegativeInt
     refine_tv: NonNegativeFloat
 
