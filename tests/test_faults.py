@@ -4,13 +4,19 @@ import os
 import resource
 import shutil
 import signal
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
+import psutil
 import pytest
+import torch
 from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, finish, free_port, losses, python_train,
     wait_for, weights)
 
+from torch.utils.data import DataLoader
+
+from fwi_i2sb.core.workers import read_ahead
 from fwi_i2sb.training import checkpoint as checkpoint_module
 from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import read_config, write_config
@@ -35,6 +41,24 @@ def test_a_killed_reader_is_one_sentence(data, tmp_path):
     children(process)[0].kill()
     err = finish(process, 1)
     assert "a reading process was lost" in err and "Traceback" not in err
+
+
+class Tensors:
+    "Records that are handed over in shared memory."
+    def __len__(self): return 100
+    def __getitem__(self, i): return torch.full((100_000,), float(i))
+
+
+def test_a_reader_that_ends_while_it_hands_over_is_one_sentence(monkeypatch):
+    batches = read_ahead(DataLoader(Tensors(), 2, num_workers=1, multiprocessing_context="spawn"))
+    next(batches)
+    time.sleep(1)  # the next ones lie in the queue: what they hold is fetched from their reader
+    before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # the socket may close before the signal arrives
+    try:
+        reader = psutil.Process().children()[-1]
+        reader.kill(), reader.wait()
+        with pytest.raises(ChildProcessError, match="a reading process was lost"): list(batches)
+    finally: signal.signal(signal.SIGCHLD, before)
 
 
 def test_mpirun_passes_sigusr1_on_and_the_ranks_save(data, tmp_path):

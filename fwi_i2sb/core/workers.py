@@ -88,6 +88,11 @@ def _said(error: BaseException) -> BaseException:
     return type(error)(str(error).strip().splitlines()[-1].partition(": ")[2])
 
 
+def _hung_up(error: BaseException) -> bool:
+    "Whether a reader ended while it handed over a batch: its socket closes, before or in place of the signal."
+    return isinstance(error, EOFError | ConnectionError | FileNotFoundError) and not str(error).startswith("Caught ")
+
+
 def _end(readers):
     "Kill processes; to the `DataLoader` the death of one is an error, which would take the place of what went wrong."
     main = threading.current_thread() is threading.main_thread()
@@ -103,7 +108,8 @@ def read_ahead(
 ) -> Iterator:
     """The batches of a loader whose processes start in any script; they are killed where reading fails.
 
-    As many read as `possible_readers` says. Raises `ChildProcessError` where they cannot start or open enough files."""
+    As many read as `possible_readers` says. Raises `ChildProcessError` where they cannot start, open enough files, or
+    one is lost."""
     loader.num_workers = possible_readers(loader.num_workers, batch_bytes)
     if not loader.num_workers: return (yield from loader)
     before = set(multiprocessing.active_children())
@@ -121,4 +127,7 @@ def read_ahead(
             limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
             raise ChildProcessError(f"processes that read ahead open more than {limit} files: raise the limit with "
                 f"ulimit -n, or let fewer read") from None
+        if _hung_up(error):
+            raise ChildProcessError("a reading process was lost (memory?) while it handed over a batch: repeat the "
+                "command") from None
         raise _said(error) from None
