@@ -15,6 +15,7 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.files import check_memory
 from .traces import listed
+from ..physics.filters import resample, sinc_weights
 from ..physics.wave import Survey
 
 # %% ../../nbs/02_data/20_gathers.ipynb #de311133
@@ -60,35 +61,6 @@ def agree(gathers: Gathers,
     if not math.isclose(gathers.dt, dt, rel_tol=1e-6):
         raise InputError(f"the headers have {1e3 * gathers.dt:g} ms between samples, not {1e3 * dt:g} ms (--dt)")
     return gathers
-
-# %% ../../nbs/02_data/20_gathers.ipynb #7f3650c2
-def _weights(at, n, cut):
-    "Rows that give a series of `n` values at the places `at`, in samples, below 1 / `cut` of its Nyquist frequency."
-    k = np.arange(-math.ceil(16 * cut), n + math.ceil(16 * cut))
-    u = (at[:, None] - k) / cut
-    rows = np.sinc(u) * np.i0(8 * np.sqrt(np.clip(1 - (u / 16)**2, 0, None))) * (np.abs(u) < 16)
-    rows /= rows.sum(1, keepdims=True)
-    inside = np.clip(k, 0, n - 1)
-    mirror, found = np.clip(2 * inside - k, 0, n - 1), np.zeros((n, len(at)))
-    np.add.at(found, inside, np.where(k == inside, 1, 2)[:, None] * rows.T)
-    np.add.at(found, mirror, np.where(k == inside, 0, -1)[:, None] * rows.T)
-    return found.T.astype(np.float32)
-
-def _on_time(traces, begin, dt, survey):
-    "Traces (traces, samples) that begin at some times on a survey's time axis, 0 beyond; whether samples are the same."
-    found, equal = np.zeros((len(traces), survey.nt), dtype=np.float32), True
-    cut, n = max(1, survey.dt / dt), traces.shape[1]
-    for first in np.unique(begin):
-        at, rows = (np.arange(survey.nt) * survey.dt - first) / dt, np.flatnonzero(begin == first)
-        there = np.flatnonzero((at > -1e-3) & (at < n - 1e-3))  # less than a sample beyond the last
-        near = np.rint(at[there]).astype(int)
-        same = math.isclose(dt, survey.dt, rel_tol=1e-6) and np.abs(at[there] - near).max(initial=0) < 1e-3
-        equal = equal and same
-        if same or not len(there): found[np.ix_(rows, there)] = traces[np.ix_(rows, near)]; continue
-        for part in np.split(there, range(256, len(there), 256)):  # whose samples are but a part of the traces
-            a, b = max(math.floor(at[part[0]] - 16 * cut), 0), min(math.ceil(at[part[-1]] + 16 * cut) + 1, n)
-            found[np.ix_(rows, part)] = traces[rows, a:b] @ _weights(at[part] - a, b - a, cut).T
-    return found, equal
 
 # %% ../../nbs/02_data/20_gathers.ipynb #811113d2
 def _fill(d, there, x):
@@ -187,7 +159,7 @@ def _between(there, stations, x):
     "Whether the traces on both sides of the places `x` are there, and the weights of all stations, (places, stations)."
     at, n = (x - stations[0]) / (stations[1] - stations[0]), len(stations)
     a, b = (np.clip(near.astype(int), 0, n - 1) for near in (np.floor(at + 1e-3), np.ceil(at - 1e-3)))
-    return there[:, a] & there[:, b] & (at > -0.5) & (at < n - 0.5), _weights(np.clip(at, 0, n - 1), n, 1)
+    return there[:, a] & there[:, b] & (at > -0.5) & (at < n - 0.5), sinc_weights(np.clip(at, 0, n - 1), n, 1)
 
 def _check_there(there, told):
     "Refuse shots with less than half of their traces; `told` ends the sentence."
@@ -273,7 +245,7 @@ def to_survey(gathers: Gathers,
     check_memory(8 * survey.nt * (picks.size + there.size), "the record on the survey")
     taken = picks[picks >= 0]
     d = np.zeros((*picks.shape, survey.nt), dtype=np.float32)
-    d[picks >= 0], same = _on_time(g.traces[taken], g.begin[taken], g.dt, survey)
+    d[picks >= 0], same = resample(g.traces[taken], g.begin[taken], g.dt, survey.dt, survey.nt)
     d = _fill(d, picks >= 0, stations)
     if weights is not None: d = weights @ d
     if not fill: d[~there] = 0

@@ -6,7 +6,7 @@
 __all__ = ['CHUNK', 'generate']
 
 # %% ../../nbs/02_data/05_generate.ipynb #0b92e8f0
-import errno, json, math, os, shutil, subprocess, sys, zipfile, zlib
+import json, math, os, shutil, subprocess, sys, zipfile, zlib
 from dataclasses import dataclass, replace
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import atomic, open_npy, warn_once
+from ..core.files import atomic, disk_full, open_npy, warn_once
 from ..core.locks import check_writable, locked
 from ..core.sealed import write_sealed
 from .generated import check_settings, facts_of
@@ -152,15 +152,11 @@ def _is_little(tasks, settings):
     return settings["engine"] == "deepwave" and count <= CHUNK and count * each <= CHUNK * 5 * 1000 * 70 * 70
 
 
-def _make_here(tasks):
-    "Carry out tasks in this process."
-    for task in tasks:
-        _make_chunk(**task)
-        yield task
-
-
 def _run_tasks(tasks, workers):
-    "Give tasks to worker processes; yield each task when it is done."
+    "Give tasks to worker processes, or where there are none carry them out here; yield each task when it is done."
+    if not workers:
+        for task in tasks: _make_chunk(**task); yield task
+        return
     tasks, pool, busy = iter(tasks), [], {}
     def next_task(worker):
         if task := next(tasks, None): busy[worker.stdout] = worker, task; _send(worker, task)
@@ -188,8 +184,8 @@ def _check_space(folder, settings, samples):
 
 # %% ../../nbs/02_data/05_generate.ipynb #7e27d502
 def _cannot_write(folder, error):
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    advice = "free disk space and repeat the command to continue" if full else "choose a folder that can be written"
+    again = "free disk space and repeat the command to continue"
+    advice = again if disk_full(error) else "choose a folder that can be written"
     return InputError(f"cannot write into {folder} ({error.strerror}): {advice}")
 
 # %% ../../nbs/02_data/05_generate.ipynb #0fea815b
@@ -202,8 +198,7 @@ def _fill(folder, settings, shards, workers, progress, total):
     progress(done, total)
     for shard in shards:
         if not left[shard]: _assemble(folder, shard)
-    made = _make_here(tasks) if _is_little(tasks, settings) else _run_tasks(tasks, min(workers, len(tasks)))
-    for task in made:
+    for task in _run_tasks(tasks, 0 if _is_little(tasks, settings) else min(workers, len(tasks))):
         shard, done = owner[task["first"]], done + task["count"]
         left[shard].remove((task["first"], task["count"]))
         if not left[shard]: _assemble(folder, shard)
