@@ -6,11 +6,11 @@
 __all__ = ['mini_options', 'mini_run', 'layers_run']
 
 # %% ../nbs/13_cli/01_examples.ipynb #303eecb5
-import contextlib, hashlib, os, shutil, time
+import contextlib, os, shutil, time
 from dataclasses import replace
 from pathlib import Path
 
-import fwi_i2sb
+from .core.files import code_digest, user_cache
 from .core.locks import locked
 from .data.generate import generate
 from .methods.options import ModelOptions
@@ -30,15 +30,12 @@ def mini_options(root: Path, data: Path) -> TrainOptions:
 
 def _cache() -> Path:
     "A folder in the user's cache that belongs to this version of the package's code."
-    package = Path(fwi_i2sb.__file__).parent
-    code = b"".join(path.read_bytes() for path in sorted(package.rglob("*.py")) if path.name != "_modidx.py")
-    home = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fwi_i2sb"
-    mine = home / f"examples-{hashlib.sha256(code).hexdigest()[:12]}"
+    mine = user_cache() / f"examples-{code_digest()}"
     mine.mkdir(parents=True, exist_ok=True)
     mine.touch()
     # every edit of the code makes another: of those not used for a day the older ones go
     with contextlib.suppress(FileNotFoundError):  # another process removes them, too
-        for path in sorted(home.glob("examples-*"), key=os.path.getmtime, reverse=True)[3:]:
+        for path in sorted(mine.parent.glob("examples-*"), key=os.path.getmtime, reverse=True)[3:]:
             if path.stat().st_mtime < time.time() - 86_400: shutil.rmtree(path, ignore_errors=True)
     return mine
 

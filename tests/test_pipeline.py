@@ -133,8 +133,9 @@ def test_a_packed_pipeline_answers_as_before(fwi, trained, records, tmp_path, mo
     np.save(tmp_path / "r.npy", simulate(records[1][:1], load_run(trained).survey)[0].numpy())
     told = fwi("invert", f"hub:{packed}", "--record", tmp_path / "r.npy")
     assert told.code == 0 and (tmp_path / "small" / "evaluation" / "r.npz").exists()
-    told = fwi("pack", trained, packed, "--cost", "minutes")
+    told = fwi("pack", trained, "small", "--cost", "minutes")  # what it prints is the name to be used here
     assert told.code == 0 and "minutes" in (packed / "MODEL_CARD.md").read_text()
+    assert load_run(told.out.split()[-1]).path == packed / "bridge"
 
 
 def test_a_packed_pipeline_that_changed_is_refused(fwi, refused, trained, tmp_path):
@@ -144,10 +145,17 @@ def test_a_packed_pipeline_that_changed_is_refused(fwi, refused, trained, tmp_pa
     content[-1] ^= 1
     path.write_bytes(content)
     refused("invert", f"hub:{tmp_path / 'small'}", "--records", 1, saying=("ema-1.safetensors", "has changed"))
-    refused("invert", "hub:smal", "--records", 1, saying=("unknown pipeline 'smal'",))
+    refused("invert", "hub:smal", "--records", 1, saying=("no packed pipeline smal",))
     refused("pack", trained / "bridge", tmp_path / "new", "--cost", "x", saying=("is not a pipeline",))
-    refused("pack", trained, tmp_path, "--cost", "x", saying=("was not made by pack",))
-    assert [path.name for path in tmp_path.iterdir()] == ["small"]
+    (tmp_path / "full").mkdir()
+    refused("pack", trained, tmp_path / "full", "--cost", "x", saying=("was not made by pack",))
+    refused("pack", trained, tmp_path / "My_Own", "--cost", "x", saying=("My_Own", "small letters"))
+    step = load_run(trained).step
+    for card, words in (([], "not the card.json"), (dict(rows=[], step=step + 1), f"card of step {step + 1}")):
+        (tmp_path / "full" / "card.json").write_text(json.dumps(card))
+        refused("pack", trained, tmp_path / "new", "--cost", "x", "--card", tmp_path / "full" / "card.json",
+            saying=(words,))
+    assert {path.name for path in tmp_path.iterdir()} == {"small", "full"}
 
 
 def test_stages_share_no_record(trained):

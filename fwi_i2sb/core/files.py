@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['UNKNOWN_CALL', 'check_regular', 'open_npy', 'home', 'check_memory', 'read_npy', 'read_json', 'warn_once',
-           'named_folder', 'fsync_path', 'atomic', 'write_text', 'write_json', 'disk_full', 'sha256']
+           'named_folder', 'fsync_path', 'atomic', 'write_text', 'write_json', 'disk_full', 'sha256', 'user_cache',
+           'code_digest']
 
 # %% ../../nbs/A0_core/01_files.ipynb #62947043
 import contextlib, errno, fcntl, hashlib, json, os, re, resource, secrets, stat, sys, warnings
@@ -13,6 +14,7 @@ from pathlib import Path
 import psutil
 import numpy as np
 
+import fwi_i2sb
 from .errors import InputError
 
 # %% ../../nbs/A0_core/01_files.ipynb #10770485
@@ -202,3 +204,19 @@ def sha256(path: Path) -> str:  # hexadecimal
     "SHA-256 of a file's content."
     check_regular(path)
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
+
+# %% ../../nbs/A0_core/01_files.ipynb #6d69053b
+def user_cache() -> Path:
+    "The folder of this package in the user's cache; need not be there yet."
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fwi_i2sb"
+
+
+def code_digest(
+    *chapters: str,  # of the package; none: all of it
+    more: str = "",  # what else the digest is of
+) -> str:  # twelve hexadecimal digits
+    "What tells apart things that were made by different versions of the code."
+    package = Path(fwi_i2sb.__file__).parent
+    sources = sorted(path for name in chapters or ("",) for path in (package / name).rglob("*.py"))
+    code = b"".join(path.read_bytes() for path in sources if path.name != "_modidx.py")
+    return hashlib.sha256(code + more.encode()).hexdigest()[:12]

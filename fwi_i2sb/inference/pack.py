@@ -6,7 +6,7 @@
 __all__ = ['PART', 'PackOptions', 'model_card', 'pack']
 
 # %% ../../nbs/08_inference/18_pack.ipynb #c0ba8325
-import shutil
+import re, shutil
 from pathlib import Path
 from typing import Annotated
 
@@ -20,7 +20,8 @@ from ..core.errors import InputError
 from ..core.files import home, read_json, sha256, write_json, write_text
 from ..core.locks import check_writable
 from ..core.sealed import conform, write_sealed
-from ..hub import Index, MOST
+from ..core.tables import markdown_table
+from ..hub import Index, MOST, NAME
 from .pipeline import (
     is_pipeline, read_calibration, read_pipeline, read_plan, STAGES, weights_of_stages, write_calibration, write_plan)
 from ..training.checkpoint import newest_checkpoint
@@ -84,16 +85,21 @@ def _settings_text(folder: Path) -> list[str]:
             + f"; {step} steps of {options.optim.batch_size} records; part {options.data.part} of the records")
     return lines
 
-
-def _score_lines(card: dict) -> list[str]:
-    "The rows of an evaluation, as a table."
+# %% ../../nbs/08_inference/18_pack.ipynb #8612b4b9
+def _score_lines(path: Path, step: int) -> list[str]:
+    "The rows of an evaluation of some weights, as a table."
     names = "mae", "rmse", "ssim", "crps", "misfit", "coverage_50", "coverage_90"
+    card = read_json(path)
+    if not isinstance(card, dict) or not {"rows", "step"} <= card.keys():
+        raise InputError(f"{path} is not the card.json of an evaluation")
+    if card["step"] != step:
+        raise InputError(f"{path} is the card of step {card['step']}, and the pipeline's last run is at step {step}")
     number = lambda row, name: "" if row.get(name) is None else f"{row[name]:.4g}"
-    rows = [f"| {row['start']} | {row['method']} | {row['records']} | "
-        + " | ".join(number(row, name) for name in names) + " |" for row in card["rows"]]
-    return ["| start | answer | records | " + " | ".join(names) + " |", "|" + "---|" * (3 + len(names)), *rows]
+    rows = [(row["start"], row["method"], row["records"], *(number(row, name) for name in names))
+        for row in card["rows"]]
+    return markdown_table(("start", "answer", "records", *names), rows).splitlines()
 
-
+# %% ../../nbs/08_inference/18_pack.ipynb #fb257a06
 def model_card(options: PackOptions, folder: Path) -> str:
     "The text of MODEL_CARD.md: what the pipeline is, how it was made, how good it is, where it ends."
     plan, made, (_, spec) = read_plan(folder), read_calibration(folder), read_config(folder / STAGES[-1])
@@ -114,7 +120,7 @@ def model_card(options: PackOptions, folder: Path) -> str:
         f"- Packed by fwi_i2sb {fwi_i2sb.__version__}: weights rounded to float16", "",
         f"On the records of its calibration: MAE {made['about']['mae']:.1f} m/s.", ""]
     if options.card: lines += ["On records that neither training nor calibration has seen:", "",
-        *_score_lines(read_json(options.card)), ""]
+        *_score_lines(options.card, newest_checkpoint(folder / STAGES[-1], parts=()).step), ""]
     lines += ["Limits: it answers records of this survey, this wavelet and geology of this kind; `trust` warns of "
         "others, and is no proof. Its intervals are calibrated for records with all traces.", "",
         "Method: G.-H. Liu et al., I²SB, arXiv 2302.05872; conditional form for acoustic inversion, arXiv "
@@ -125,6 +131,8 @@ def model_card(options: PackOptions, folder: Path) -> str:
 def pack(options: PackOptions) -> Path:
     "Pack a pipeline into a new folder, or one that it made before; return it."
     source, out = home(options.pipeline), home(options.out)
+    if not re.fullmatch(NAME, out.name):
+        raise InputError(f"{out.name} cannot be the name of a pipeline: use small letters, digits and hyphens")
     if not is_pipeline(source): raise InputError(f"{source} is not a pipeline: train one with fwi-i2sb train-pipeline")
     read_pipeline(source)
     if out.exists() and not (out / "hub.json").exists():

@@ -7,7 +7,7 @@ __all__ = ['NUMBERS', 'SHOWN', 'small_data', 'recipe', 'seconds_per_step', 'step
            'rows_table', 'bars', 'card_about', 'save_experiment']
 
 # %% ../../nbs/10_sweeps/04_equal_budget.ipynb #cf0d9a8e
-import contextlib, hashlib, json, os, time
+import contextlib, json, time
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +17,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 # %% ../../nbs/10_sweeps/04_equal_budget.ipynb #2186564a
-import fwi_i2sb
 from ..data.generate import generate
 from ..inference.run import load_run, TrainedRun
 from ..training.batches import check_batch, microbatches, start_moments
@@ -28,21 +27,13 @@ from ..methods.options import ModelOptions
 from ..training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
 from ..training.processes import open_accelerator
 from ..core.devices import resolve_device
-from ..core.files import write_json
+from ..core.files import code_digest, user_cache, write_json
 from ..core.locks import locked
 from ..core.tables import text_table
 from ..training.run_dir import data_spec, open_store, read_config, read_metrics
 from ..training.starts import prepare_starts
 from ..training.step import new_state, train_step
 from ..train import train
-
-# %% ../../nbs/10_sweeps/04_equal_budget.ipynb #4cc7be9a
-def _digest(*what) -> str:
-    "Names a set of generated data: by what was asked for, and by the code that makes it."
-    package = Path(fwi_i2sb.__file__).parent
-    code = b"".join(path.read_bytes() for chapter in ("physics", "data")
-        for path in sorted((package / chapter).glob("*.py")))
-    return hashlib.sha256(code + json.dumps(what).encode()).hexdigest()[:12]
 
 # %% ../../nbs/10_sweeps/04_equal_budget.ipynb #fe8df0fe
 def small_data(
@@ -55,8 +46,8 @@ def small_data(
     """Generated data in the cache, made once per version of the code, by one process at a time.
 
     Raises `InputError` as `generate` does."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "fwi_i2sb"
-    root = cache / f"data-{_digest(families, n_train, n_val, layers, seed)}"
+    asked = json.dumps([families, n_train, n_val, layers, seed])
+    root = user_cache() / f"data-{code_digest('physics', 'data', more=asked)}"
     with locked(root):
         for family in parse_families(families):
             generate(root, family, n_train=n_train, n_val=n_val, layers=layers, seed=seed)
