@@ -219,10 +219,8 @@ def evaluate(
     nfe: int | None = None, sampler: str | None = None, eta: float | None = None,  # as in `invert`
     w: float = 1.0,  # as in `invert`
     clip_denoise: bool | None = None,  # as in `invert`
-    passes: int | None = None,  # as in `invert`
-    guide: int | None = None,  # as in `invert`, of controls too; steps end at the noise of the degradation
-    refine: int | None = None,  # likewise
-    refine_tv: float | None = None,  # as in `invert`
+    passes: int | None = None, refine_tv: float | None = None,  # as in `invert`
+    guide: int | None = None, refine: int | None = None,  # likewise; steps end at the noise of the degradation
     seed: int = 0,  # of starts, samples and perturbations
     misfit_records: int = 8,  # records, from the first, that are simulated for the data misfit
     engine: str = "deepwave",  # forward operator of the misfit, and of records that are re-simulated

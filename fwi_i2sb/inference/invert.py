@@ -59,31 +59,35 @@ def invert(
 
     The defaults of a pipeline are its own (`run.pipeline.settings`). Raises `InputError` for what the method or the
     record does not allow."""
-    asked = own_settings(self, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine,
-        refine_tv=refine_tv)
-    samples, nfe, passes, guide, refine, refine_tv = asked.values()
-    _check_refinement(guide, refine, refine_tv, snr)
-    _check_passes(self, passes)
-    settings = self.method.sampling_settings(nfe=nfe, sampler=sampler, eta=eta, w=w, clip=clip_denoise)
+    own = own_settings(self, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine, refine_tv=refine_tv)
+    _check_own(self, own, snr)
+    settings = self.method.sampling_settings(nfe=own["nfe"], sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     d, ids = _records(self, seismic, survey, record_ids)
-    start = default_start(self) if start is None else start
-    samples = _n_samples(self, settings, samples, batch_size, seed, len(d))
-    began = time.perf_counter()
-    x1 = starting_models(self, start, d, ids, truth, seed)
-    start_seconds = (time.perf_counter() - began) / len(d)
-    guided = Guide(self, d, guide, settings["nfe"], snr) if guide else None
-    draw = partial(_draw, self, d, ids=ids, samples=samples, seed=seed, settings=settings, guide=guided,
-        batch_size=batch_size)
-    mean, maps, cost = _passes(self, draw, x1, passes, None if refine else progress)
-    cost["guide_solves"] = guided.wave_solves / len(d) if guide else 0
-    cost["wave_solves"] += cost["guide_solves"]
-    if refine:
-        mean, maps, more = refine_samples(self, d, mean, maps, refine, refine_tv, snr, progress)
-        cost |= more | dict(wave_solves=cost["wave_solves"] + more["wave_solves"])
-    about = _settings(settings, samples, start, passes) | cost | dict(guide=guide, refine=refine, refine_tv=refine_tv,
-        start_seconds=start_seconds)
+    own["samples"], began = _n_samples(self, settings, own["samples"], batch_size, seed, len(d)), time.perf_counter()
+    start, x1, seconds = _started(self, d, start, ids, truth, seed)
+    mean, maps, cost = _maps(self, d, x1, ids, own, settings, snr, seed, batch_size, progress)
+    about = _settings(settings, own, start) | cost | dict(start_seconds=seconds)
     found = record_checks(self, seismic, x1, original)
     return _inversion(self, d, x1, mean, maps, settings, found, about | _provenance(self, start, seed, ids, began))
+
+# %% ../../nbs/08_inference/06_invert.ipynb #fa790fdd
+def _started(run, d, start, ids, truth, seed):
+    "The start that is meant, its maps in m/s, and the seconds that these take per record."
+    start, began = default_start(run) if start is None else start, time.perf_counter()
+    return start, starting_models(run, start, d, ids, truth, seed), (time.perf_counter() - began) / len(d)
+
+
+def _maps(run, d, x1, ids, own, settings, snr, seed, batch_size, progress):
+    "Means and samples as asked, refined where that is asked for, and what they cost."
+    guide = Guide(run, d, own["guide"], settings["nfe"], snr) if own["guide"] else None
+    draw = partial(_draw, run, d, ids=ids, samples=own["samples"], seed=seed, settings=settings, guide=guide,
+        batch_size=batch_size)
+    mean, maps, cost = _passes(run, draw, x1, own["passes"], None if own["refine"] else progress)
+    cost["guide_solves"] = guide.wave_solves / len(d) if guide else 0
+    cost["wave_solves"] += cost["guide_solves"]
+    if not own["refine"]: return mean, maps, cost
+    mean, maps, more = refine_samples(run, d, mean, maps, own["refine"], own["refine_tv"], snr, progress)
+    return mean, maps, cost | more | dict(wave_solves=cost["wave_solves"] + more["wave_solves"])
 
 # %% ../../nbs/08_inference/06_invert.ipynb #4b99e3d3
 def _passes(run, draw, x1, passes, progress):
@@ -146,14 +150,13 @@ def _check_memory(run, samples, records):
             f"{free / 1e9:.3g} GB are free: ask for fewer samples, or for fewer records at once")
 
 # %% ../../nbs/08_inference/06_invert.ipynb #e7fb958b
-def _check_passes(run, passes):
+def _check_own(run, own, snr):
+    "Refuse settings that are out of range, or would have no effect."
+    passes, guide, refine, tv = (own[name] for name in ("passes", "guide", "refine", "refine_tv"))
     if passes < 1: raise InputError(f"passes must be 1 or more (got {passes})")
     if passes > 1 and not reads_residual(run.options.model):
         raise InputError(f"passes {passes} needs a run that reads the residual of its start, trained with --condition "
             f"seismic,residual: remove it")
-
-
-def _check_refinement(guide, refine, tv, snr):
     if min(guide, refine, tv) < 0:
         raise InputError(f"guide, refine and refine_tv must be 0 or more (got {guide}, {refine} and {tv:g})")
     if tv and not refine: raise InputError("refine_tv has no effect without refine: remove it, or refine")
@@ -176,14 +179,13 @@ def _records(run, seismic, survey, record_ids):
     return d, ids
 
 
-def _settings(settings, samples, start, passes):
-    "How samples are drawn, and the network calls for them and for their start."
+def _settings(settings, own, start):
+    "How samples are drawn and refined, and the network calls for them and for their start."
     name = start if isinstance(start, str) else "given map"
     start_calls, nets = int(is_first_guess(start)), 1 if settings["w"] in (0, 1) else 2
-    return {name: settings[name] for name in ("nfe", "sampler", "eta", "w")} | dict(samples=samples,
-        start=name, passes=passes, clip_denoise=settings["clip"],
-        network_calls=passes * samples * settings["nfe"] * nets + start_calls,
-        start_calls=start_calls)
+    return own | {name: settings[name] for name in ("nfe", "sampler", "eta", "w")} | dict(start=name,
+        clip_denoise=settings["clip"], start_calls=start_calls,
+        network_calls=own["passes"] * own["samples"] * settings["nfe"] * nets + start_calls)
 
 
 def _provenance(run, start, seed, record_ids, began):
@@ -230,9 +232,8 @@ def classical(
 ) -> Inversion:  # one sample per record
     "Classical full-waveform inversion from a starting model (`01_physics/03_waveform_inversion`), as an `Inversion`."
     d, ids = _records(self, seismic, survey, record_ids)
-    start = default_start(self) if start is None else start
     began = time.perf_counter()
-    x1 = starting_models(self, start, d, ids, truth, seed)
+    start, x1, _ = _started(self, d, start, ids, truth, seed)
     found = descend(d.to(self.device), x1.to(self.device), self.survey, factor=self.spec.factor, iterations=iterations,
         lr=lr, low=self.scale.low, high=self.scale.high, progress=progress)
     maps, checks = found.velocity.cpu(), [list(map(str, odd)) for odd in record_checks(self, seismic, x1, original)]

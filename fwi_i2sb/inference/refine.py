@@ -32,7 +32,7 @@ def _move(run, seismic, level, maps, rows, steps, **more):
         solves = found.wave_solves.sum().item()
     return misfit, solves
 
-
+# %% ../../nbs/08_inference/04_refine.ipynb #73075ebe
 def refine_samples(
     run: TrainedRun,  # supplies survey, decimation and range; no network is used
     seismic: Tensor,  # (batch, shots, time_samples, receivers), pressure

@@ -54,6 +54,8 @@ class StageOptions:
     drop_shots: Share = 0.2  # up to this share of its shots, likewise
     base_noise: up_to(10.0, 0) = 0.0  # standard deviation of noise added to its starts: more diverse samples
     drop_cond: Share = 0.1  # probability of training one of its samples without the seismic
+    precondition: bool = False  # its network predicts what a linear estimate leaves over: more diverse samples
+    step_power: NonNegative = 0.0  # density t_index ** POWER of the indices it is trained on: more near the first guess
     num_itr: Count = 10_000  # its optimiser steps
     batch_size: up_to(2**20) = 64  # of both
     microbatch: Count = 64  # samples one process takes at once
@@ -93,7 +95,8 @@ def stage_options(options: PipelineOptions) -> list[TrainOptions]:
     models = (ModelOptions(s.first_guess_model, "regression", **_encoder(s.first_guess_model, s.first_guess_encoder),
             **_reads_map(s.first_guess_model, corrupt="linear", drop_cond=0.0), **missing),
         ModelOptions(s.model, s.method, s.encoder, s.condition, corrupt="first-guess", drop_cond=s.drop_cond,
-            base_noise=s.base_noise, residual_engine=s.residual_engine, **missing))
+            base_noise=s.base_noise, residual_engine=s.residual_engine, precondition=s.precondition,
+            step_power=s.step_power, **missing))
     made = []
     for name, model, part, steps in zip(STAGES, models, parts, (s.first_guess_itr, s.num_itr)):
         optim = OptimOptions(s.batch_size, s.microbatch, steps, lr=s.lr, lr_schedule="cosine",

@@ -40,9 +40,6 @@ def start_residual(
     return torch.cat(left)
 
 # %% ../../nbs/07_training/07_conditions.ipynb #f7d8780e
-GONE = 0.5  # by which the mask of a missing trace is more than silence, normalised
-
-
 def _most_missing(model, seismic):
     "How many receivers of a shot, and how many shots, the training leaves out at most."
     return [min(int(share * n + 1e-9), n - 1) for share, n in (
@@ -66,7 +63,7 @@ def leave_out(
         part[rng.permutation(shots)[:rng.integers(most[1], endpoint=True)]] = 0
     return seismic * there
 
-
+# %% ../../nbs/07_training/07_conditions.ipynb #22ae6114
 def lacks_as_trained(model: ModelOptions, seismic: Tensor) -> list[bool]:
     """Whether records (batch, shots, time, receivers) lack no more receivers and shots than those of the training did.
 
@@ -76,6 +73,9 @@ def lacks_as_trained(model: ModelOptions, seismic: Tensor) -> list[bool]:
     lost = gone.all(-1)
     few = (lost.sum(1) <= shots) & ((gone & ~lost[..., None]).sum(-1).amax(1) <= traces)
     return (few & ~(flat & ~gone).flatten(1).any(1)).tolist()
+
+# %% ../../nbs/07_training/07_conditions.ipynb #9f2c742a
+GONE = 0.5  # by which the mask of a missing trace is more than silence, normalised
 
 
 def network_input(

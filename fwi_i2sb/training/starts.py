@@ -118,7 +118,7 @@ class _Plan:
     engine: str  # of the residuals
     make: Callable  # (records, x0, seismic, keys) -> starting models, normalised
 
-
+# %% ../../nbs/07_training/09_starts.ipynb #4ea4e233
 def _is_random(start: Start, spec: DataSpec) -> bool:
     "Whether two keys give different starts."
     maps = torch.linspace(-1, 1, math.prod(spec.map_size)).view(1, 1, *spec.map_size)
