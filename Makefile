@@ -9,7 +9,7 @@ ROOT_ARGS = $(if $(filter 0,$(shell id -u)),--allow-root)
 
 export OMP_WAIT_POLICY = PASSIVE
 
-.PHONY: help setup demo test test-system notebooks readme docs pictures lab clean
+.PHONY: help setup demo demo-train test test-system notebooks readme docs pictures lab clean
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/'
 
@@ -21,8 +21,12 @@ $(VENV)/installed: settings.ini setup.py constraints.txt
 
 setup: $(VENV)/installed  ## make the virtual environment; more options of pip in PIP_ARGS
 
-demo: setup  ## the whole chain on a small data set made here: minutes on two cores; more options in DEMO_ARGS
+demo: setup  ## a few unseen records, inverted by the pipeline that comes with the package; more options in DEMO_ARGS
 	$(BIN)/fwi-i2sb demo --out $(DEMO) $(DEMO_ARGS)
+	$(BIN)/papermill -k python3 nbs/tutorials/00_demo.ipynb $(DEMO)/demo.ipynb -p folder "$(abspath $(DEMO))"
+
+demo-train: setup  ## the whole chain with a training, on a small data set made here: minutes on two cores
+	$(BIN)/fwi-i2sb demo-train --out $(DEMO)-train $(DEMO_ARGS)
 
 test: setup  ## everything that needs no root
 	BIN="$(abspath $(BIN))" bash tests/run.sh
@@ -46,4 +50,4 @@ lab: setup  ## JupyterLab on the notebooks, or on the folder LAB; more options o
 	$(BIN)/jupyter lab $(LAB) $(ROOT_ARGS) $(LAB_ARGS)
 
 clean:  ## remove the environment and the demo
-	rm -rf $(VENV) $(DEMO) _docs _proc *.egg-info
+	rm -rf $(VENV) $(DEMO) $(DEMO)-train _docs _proc *.egg-info

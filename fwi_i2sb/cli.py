@@ -55,10 +55,14 @@ COMMANDS = {
         "inference.command", "invert_command", "InvertOptions"),
     "evaluate": Command("Judge a run on validation records, as they are or perturbed: table on screen.",
         "evaluation.command", "evaluate_command", "EvaluateOptions"),
+    "serve": Command("Serve trained runs and pipelines: predictions by HTTP, for clients with a key from "
+        "SECRET_API_KEY.", "serving.command", "serve_command", "ServeOptions"),
     "experiment": Command("Run a notebook once per cell of a grid file; skip what is finished, collect one table.",
         "sweeps.runner", "experiment_command", "ExperimentOptions"),
-    "demo": Command("Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to "
-        "continue.", "demo", "demo", "DemoOptions"),
+    "demo": Command("Make a few unseen records, invert them with the pipeline that comes with the package, and judge "
+        "the maps.", "demo", "demo", "DemoOptions"),
+    "demo-train": Command("Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to "
+        "continue.", "demo_train", "demo_train", "DemoTrainOptions"),
     "bench": Command("Compare the package with plain implementations; every target is printed with the measured ratio.",
         "bench.__main__", "bench_command", "BenchOptions"),
 }

@@ -565,14 +565,15 @@ HUGE = {
     "evaluate": ("--snr", "--missing-shots", "--missing-traces", "--freq", "--records", "--samples", "--nfe", "--w",
         "--eta", "--seed", "--misfit-records", "--fwi-records", "--batch-size"),
     "invert": ("--dt", "--dx", "--fwi-iterations"),
-    "demo": ("--train", "--val", "--steps", "--batch-size", "--records", "--samples", "--nfe", "--seed"),
+    "demo": ("--records", "--seed"),
+    "demo-train": ("--train", "--val", "--steps", "--batch-size", "--records", "--samples", "--nfe", "--seed"),
     "bench": ("--rounds",), "experiment": ("--jobs", "--minutes", "--cpus", "--gpus", "--mem-gb")}
 
 
 @pytest.mark.parametrize("command", HUGE)
 def test_no_number_of_a_command_is_without_an_end(refused, tmp_path, monkeypatch, command):
     monkeypatch.chdir(tmp_path)
-    place = [] if command in ("demo", "bench") else [tmp_path / "nothing"]
+    place = [] if command in ("demo", "demo-train", "bench") else [tmp_path / "nothing"]
     for flag in HUGE[command]:
         for value in (10**20, -10**20): refused(command, *place, f"{flag}={value}", saying=(f"{flag} must be",))
     assert everything(tmp_path) == []

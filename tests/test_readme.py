@@ -13,7 +13,9 @@ ROOT = Path(__file__).resolve().parent.parent
 
 # what is smaller here than in the text; nothing else of a command is changed
 SMALLER = [
-    (r"^make demo", "make demo DEMO_ARGS='--train 3 --val 2 --steps 2 --batch-size 2 --records 2 --samples 2 --nfe 2'"),
+    (r"^make demo(?= )", "make demo DEMO_ARGS='--records 1'"),
+    (r"^make demo-train", "make demo-train "
+        "DEMO_ARGS='--train 3 --val 2 --steps 2 --batch-size 2 --records 2 --samples 2 --nfe 2'"),
     (r"^make lab LAB=\.", "make lab LAB=. LAB_ARGS='--no-browser --port 0 --port-retries 0'"),
     (r"generate data --family CurveVel_A", r"\g<0> --train 3 --val 2 --workers 1"),
     (r"--preset small", r"\g<0> --batch-size 2 --microbatch 2 --num-itr 2 --warmup 0 --val-nfe 1"),
@@ -61,7 +63,8 @@ def lines(block: str) -> list[str]:
 def paste(fwi, tmp_path, monkeypatch):
     "Paste a text's blocks into the shell and the Python of one folder."
     monkeypatch.chdir(tmp_path)
-    for name in ("Makefile", "settings.ini", "setup.py", "constraints.txt"): (tmp_path / name).symlink_to(ROOT / name)
+    for name in ("Makefile", "settings.ini", "setup.py", "constraints.txt", "nbs"):
+        (tmp_path / name).symlink_to(ROOT / name)
     made = [f"VENV={sys.prefix}", "--assume-old", f"{sys.prefix}/installed"]
 
     def make(words):
@@ -70,10 +73,13 @@ def paste(fwi, tmp_path, monkeypatch):
         outer = {name: text for name, text in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
         said = subprocess.run(["make", "-n", *made, *words[1:]], capture_output=True, text=True, check=True,
                               env=outer).stdout
-        program, *rest = shlex.split(said.splitlines()[-1])
-        if Path(program).name == "jupyter": return answers(["make", *made, *words[1:]])
-        assert Path(program).name == "fwi-i2sb", said
-        run(["fwi-i2sb", *rest])
+        for program, *rest in map(shlex.split, said.splitlines()):
+            name = Path(program).name
+            if name == "jupyter": answers(["make", *made, *words[1:]])
+            elif name == "papermill": subprocess.run([program, *rest], capture_output=True, check=True)
+            else:
+                assert name == "fwi-i2sb", said
+                run([name, *rest])
 
     def run(words):
         if words[0] == "make": return make(words)
@@ -119,7 +125,8 @@ def answers(command: list[str]):
 
 def test_the_first_hour(paste, tmp_path):
     assert paste((ROOT / "README.md").read_text(encoding="utf-8")) == 11
-    assert (tmp_path / "result" / "my_record.npz").exists() and (tmp_path / "demo" / "demo.png").exists()
+    for name in ("result/my_record.npz", "demo/demo.png", "demo/demo.ipynb", "demo-train/demo.png"):
+        assert (tmp_path / name).exists(), name
     # what it made is no part of the repository
     made = [path.name + "/" * path.is_dir() for path in tmp_path.iterdir() if not path.is_symlink()]
     told = subprocess.run(["git", "check-ignore", "--no-index", *made], cwd=ROOT, capture_output=True, text=True)

@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH="$BIN:$PATH" OMP_WAIT_POLICY=PASSIVE MPLBACKEND=agg
 [ "$(id -u)" = 0 ] || { echo "make test-system needs root: it makes network namespaces and builds an image"; exit 2; }
-for tool in buildah debootstrap ip munged slurmctld slurmd sbatch chromium; do
+for tool in buildah debootstrap ip munged slurmctld slurmd sbatch chromium redis-server; do
     command -v $tool >/dev/null || { echo "make test-system needs $tool: bash tests/system/setup.sh installs it"; exit 2; }
 done
 folder=$(mktemp -d)
@@ -20,6 +20,9 @@ timeout 3600 bash tests/system/image.sh "$folder" >"$folder/image.log" 2>&1 & im
 
 printf '\n== %s\n' "the explorer in JupyterLab, in a browser"
 timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/browser" --durations 3 tests/system/browser.py
+
+printf '\n== %s\n' "the service with Redis, which is killed and restarted"
+timeout --signal INT 1200 python -m pytest -q --basetemp "$folder/serving" --durations 3 tests/system/serving.py
 
 printf '\n== %s\n' "ten trainings in a row on two and on four ranks; twenty kills"
 REPEATS=10 KILLS=20 timeout --signal INT 3600 python -m pytest -q -n 2 --basetemp "$folder/pytest" --durations 3 tests/test_processes.py -k "run_after_run or killed_at_random"

@@ -1,0 +1,134 @@
+"The service with a real Redis: limits over processes, jobs that outlive their process, Redis killed and restarted."
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+from processes import free_port
+
+KEY = {"X-API-Key": "secret-of-tests"}
+BYTES = KEY | {"Content-Type": "application/octet-stream"}
+
+
+def wait(condition, seconds=60):
+    until = time.time() + seconds
+    while not condition():
+        assert time.time() < until
+        time.sleep(0.1)
+
+
+class Redis:
+    "A server of its own, that can be killed and started again."
+
+    def __init__(self, folder):
+        self.folder, self.port = folder, free_port()
+        self.start()
+
+    def start(self):
+        self.process = subprocess.Popen(["redis-server", "--port", str(self.port), "--dir", str(self.folder), "--save",
+            "", "--appendonly", "yes"], stdout=subprocess.DEVNULL)
+        ping = ["redis-cli", "-p", str(self.port), "ping"]
+        wait(lambda: "PONG" in subprocess.run(ping, capture_output=True, text=True).stdout)
+
+    def kill(self):
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def redis(tmp_path):
+    assert shutil.which("redis-server"), "bash tests/system/setup.sh installs it"
+    server = Redis(tmp_path)
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def serve(mini, redis):
+    "Start a service; its address and its process."
+    started = []
+
+    def start(**settings):
+        port = free_port()
+        env = os.environ | {"SECRET_API_KEY": KEY["X-API-Key"], "REDIS_URL": f"redis://127.0.0.1:{redis.port}/0"}
+        process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", "serve", str(mini.parent), "--port", str(port),
+            "--device", "cpu"], env=env | settings, stderr=subprocess.PIPE, text=True)
+        started.append(process)
+        threading.Thread(target=lambda: setattr(process, "said", process.stderr.read()), daemon=True).start()
+        address = f"http://127.0.0.1:{port}"
+        wait(lambda: code(address + "/ready") == 200)
+        return address, process
+
+    yield start
+    for process in started: process.kill(), process.wait()
+
+
+def code(address):
+    try: return httpx.get(address, timeout=10).status_code
+    except httpx.HTTPError: return 0
+
+
+@pytest.fixture(scope="module")
+def record(data, tmp_path_factory):
+    path = tmp_path_factory.mktemp("record") / "record.npy"
+    np.save(path, np.load(data / "data" / "data49.npy", mmap_mode="r")[0])
+    return path.read_bytes()
+
+
+def predict(address, record, **asked):
+    return httpx.post(f"{address}/api/v1/predict/mini", params=dict(nfe=1, samples=1) | asked, content=record,
+        headers=BYTES, timeout=60)
+
+
+def test_a_limit_holds_over_processes(serve, record):
+    places = [serve(API_RATE_LIMIT="3/minute")[0] for _ in range(2)]
+    codes = [predict(places[k % 2], record).status_code for k in range(5)]
+    assert codes == [200] * 3 + [429] * 2
+
+
+def test_redis_may_die_and_come_back_under_load(serve, redis, record):
+    address, process = serve(API_RATE_LIMIT="10000/minute")
+    codes, over = [], threading.Event()
+
+    def ask():
+        while not over.is_set(): codes.append(predict(address, record).status_code)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    wait(lambda: len(codes) > 2)
+    redis.kill()
+    wait(lambda: code(f"{address}/ready") == 503)
+    before = len(codes)
+    assert code(f"{address}/health") == 200 and code(f"{address}/api/v1/models/mini") == 200
+    wait(lambda: len(codes) > before + 2)
+    redis.start()
+    wait(lambda: code(f"{address}/ready") == 200)
+    before = len(codes)
+    wait(lambda: len(codes) > before + 2)
+    over.set()
+    asking.join()
+    assert set(codes) == {200}
+    process.terminate()
+    process.wait(60)
+    wait(lambda: hasattr(process, "said"))
+    assert "Redis does not answer" in process.said
+
+
+def test_a_job_is_seen_by_all_and_lost_in_clear_words(serve, record):
+    (first, process), (second, _) = serve(), serve()
+    send = lambda **asked: httpx.post(f"{first}/jobs", params=dict(model="mini", **asked), content=record,
+        headers=BYTES, timeout=60).json()["id"]
+    look = lambda name: httpx.get(f"{second}/jobs/{name}", headers=KEY).json()
+    short = send(nfe=1, samples=1)
+    wait(lambda: look(short)["state"] == "done")
+    assert httpx.get(f"{second}/jobs/{short}/result", headers=KEY).status_code == 200
+    long = send(nfe=100, samples=64)
+    wait(lambda: look(long)["state"] == "running")
+    process.kill()
+    wait(lambda: look(long)["state"] == "lost")
+    assert "send it again" in look(long)["error"]

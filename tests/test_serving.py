@@ -1,0 +1,298 @@
+"The service: what it answers, refuses and survives; real runs, and no server where the app alone shows it."
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import zipfile
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi")
+
+from fastapi.testclient import TestClient
+from processes import free_port
+
+from fwi_i2sb import load_run
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.serving.app import create_app
+from fwi_i2sb.serving.depends import caller
+from fwi_i2sb.serving.settings import read_settings
+
+KEY = {"X-API-Key": "secret-of-tests"}
+FAST = dict(nfe=1, samples=1)
+
+
+def npy(values) -> bytes:
+    file = io.BytesIO()
+    np.save(file, values)
+    return file.getvalue()
+
+
+def npz(**values) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **values)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def runs(mini):
+    return mini.parent
+
+
+@pytest.fixture(scope="module")
+def record(data):
+    return np.load(data / "data" / "data49.npy", mmap_mode="r")[0]
+
+
+def service(runs, **settings):
+    return create_app(read_settings(**dict(secret_api_key=KEY["X-API-Key"], model_artifacts_dir=runs, device="cpu",
+        api_rate_limit="1000/minute") | settings))
+
+
+@pytest.fixture(scope="module")
+def client(runs):
+    with TestClient(service(runs), raise_server_exceptions=False) as client: yield client
+
+
+def predict(client, content, name="mini", headers=KEY, **asked):
+    kind = {"content-type": "application/octet-stream"}
+    return client.post(f"/api/v1/predict/{name}", content=content, params=asked, headers=kind | headers)
+
+
+def test_a_run_is_listed_described_and_predicts_as_in_python(client, runs, record):
+    assert client.get("/api/v1/models").json() == {"models": ["mini"]}
+    about = client.get("/api/v1/models/mini").json()
+    assert about["input_shape"] == [5, 1000, 70] and about["output_shape"] == [70, 70]
+    assert client.get("/api/v1/models/details").json() == [about]
+    table = client.get("/api/v1/models/mini/tabulate").json()["tabulated_summary"]
+    assert "weights" in table and "GFLOP" in table
+    answer = predict(client, npy(record), seed=3, **FAST)
+    assert answer.status_code == 200
+    with np.load(io.BytesIO(answer.content)) as file: found = {name: file[name] for name in file.files}
+    result = load_run(runs / "mini", device="cpu").invert(record, seed=3, **FAST)
+    np.testing.assert_allclose(found["map"], result.mean[0, 0], atol=0.01)
+    assert found["map"].shape == found["std"].shape == (70, 70) and found["trust"].shape == ()
+    about = json.loads(str(found["provenance"]))
+    assert about["run"] == "mini" and about["seed"] == 3 and str(runs) not in str(found["provenance"])
+
+
+def test_json_bytes_batches_and_seeds_agree(client, record):
+    lists = dict(data=np.asarray(record, dtype=float).round(6).tolist(), seed=5, nfe=2, samples=2)
+    answer = client.post("/api/v1/predict/mini", json=lists, headers=KEY)
+    assert answer.status_code == 200 and answer.json()["request_id"] == answer.headers["x-request-id"]
+    again = client.post("/api/v1/predict/mini", json=lists, headers=KEY).json()
+    assert again["output_map"] == answer.json()["output_map"] and np.shape(again["output_map"]) == (70, 70)
+    both = predict(client, npz(seismic=np.stack([record, record])), seed=5, nfe=2, samples=2)
+    with np.load(io.BytesIO(both.content)) as file: maps, trust = file["map"], file["trust"]
+    assert maps.shape == (2, 70, 70) and trust.shape == (2,)
+    np.testing.assert_allclose(maps[0], again["output_map"], atol=0.3)
+    assert np.abs(maps[0] - maps[1]).max() > 0.01  # another record number, other noise
+
+
+def test_requests_of_one_moment_are_answered_together(runs, record):
+    with TestClient(service(runs, batch_wait_ms=300, batch_size=8)) as client:
+        codes = []
+        one = lambda: codes.append(predict(client, npy(record), **FAST).status_code)
+        threads = [threading.Thread(target=one) for _ in range(4)]
+        for thread in threads: thread.start()
+        for thread in threads: thread.join()
+        assert codes == [200] * 4
+        text = client.get("/metrics").text
+    numbers = {line.split()[0]: float(line.split()[-1]) for line in text.splitlines() if not line.startswith("#")}
+    assert numbers["fwi_i2sb_batch_records_sum"] == 4 and numbers["fwi_i2sb_batch_records_count"] < 4
+    assert numbers['fwi_i2sb_model_seconds_count{model="mini"}'] >= 1
+
+
+def test_other_sizes_are_interpolated_and_said_and_other_counts_of_shots_refused(client, record):
+    said = client.post("/api/v1/predict/mini", json=dict(data=record[:, ::2, :60].tolist(), nfe=1, samples=1),
+        headers=KEY).json()["warnings"]
+    assert "500 x 60" in said[0] and "1000 x 70" in said[0]
+    refused = predict(client, npy(record[:4]))
+    assert refused.status_code == 400 and "4 shots" in refused.json()["detail"]
+
+
+BOMB = io.BytesIO()
+with zipfile.ZipFile(BOMB, "w", zipfile.ZIP_DEFLATED) as archive: archive.writestr("a.npy", bytes(200_000_000))
+GOOD = np.zeros((5, 40, 7), np.float32)
+HEADER = npy(GOOD)
+MALFORMED = {
+    "empty": b"", "text": b"hello", "cut off": HEADER[:-5], "half a header": HEADER[:20], "too long": HEADER + b"xx",
+    "objects": npy(np.array([{}], dtype=object)), "text array": npy(np.array(["a"])), "complex": npy(GOOD + 1j),
+    "claims terabytes": HEADER.replace(b"(5, 40, 7)", b"(5, 4**9)"),
+    "negative": HEADER.replace(b"(5, 40, 7)", b"(5,-40, 7)"),
+    "other type": HEADER.replace(b"'<f4'", b"'<f8'"), "NaN": npy(GOOD * np.nan), "infinite": npy(GOOD + np.inf),
+    "no values": npy(GOOD[:, :0]), "flat": npy(GOOD[0]), "five axes": npy(GOOD[None, None]),
+    "too many": npy(np.zeros((17, 5, 4, 4), np.float32)), "other shots": npy(GOOD[:2]), "bomb": BOMB.getvalue(),
+    "no archive": b"PK\x03\x04 nothing", "two arrays": npz(a=GOOD, b=GOOD), "a text": npz(a=np.array("x")),
+    "pickle": b"\x80\x04\x95\x10\x00\x00\x00\x00\x00\x00\x00\x8c\x02os\x94\x8c\x06system\x94\x93\x94."}
+
+
+@pytest.mark.parametrize("what", MALFORMED)
+def test_malformed_bytes_are_one_sentence(client, what):
+    answer = predict(client, MALFORMED[what])
+    assert 400 <= answer.status_code < 500 and set(answer.json()) == {"detail", "request_id"}, answer.text
+    assert "\n" not in answer.json()["detail"] and "/" + "root" not in answer.text
+
+
+LISTS = {"no object": "[]", "no JSON": "{", "no data": "{}", "text": '{"data": "x"}',
+    "ragged": '{"data": [[[1],[1,2]]]}',
+    "words": '{"data": [[["a"]]]}', "null": '{"data": [[[null]]]}', "deep": "[" * 100_000,
+    "unknown": '{"data": [[[1]]], "x": 1}',
+    "seed": '{"data": [[[1]]], "seed": -1}', "path": '{"data": [[[1]]], "start": "/etc/passwd"}',
+    "huge": '{"data": [[[1e999]]]}', "samples": '{"data": [[[1]]], "samples": 10000}', "dict": '{"data": {"a": 1}}'}
+
+
+@pytest.mark.parametrize("what", LISTS)
+def test_malformed_json_is_one_sentence(client, what):
+    answer = client.post("/api/v1/predict/mini", content=LISTS[what],
+        headers=KEY | {"content-type": "application/json"})
+    assert 400 <= answer.status_code < 500 and set(answer.json()) == {"detail", "request_id"}, answer.text
+
+
+def test_who_has_no_key_or_asks_for_nothing_that_is_there(client, record):
+    for headers in ({}, {"X-API-Key": "wrong"}, {"X-API-Key": "secret-of-test"}):
+        assert predict(client, npy(record), headers=headers).status_code == 401
+    missing = predict(client, npy(record), name="minni")
+    assert missing.status_code == 404 and "mini" in missing.json()["detail"]
+    for name in ("..", "%2e%2e", "a%2Fb", "x" * 300):
+        assert client.get(f"/api/v1/models/{name}").status_code in (404, 422)
+    table = client.post("/api/v1/predict/mini", content=b"x", headers=KEY | {"content-type": "text/csv"})
+    assert table.status_code == 415
+    long = service(client.app.state.service.settings.model_artifacts_dir, max_body_bytes=1000)
+    with TestClient(long) as small: assert predict(small, npy(record)).status_code == 413
+    refused = predict(client, npy(record), refine=31)
+    assert refused.status_code == 400 and "/jobs" in refused.json()["detail"]
+
+
+def test_a_limit_counts_per_key(runs, record):
+    with TestClient(service(runs, api_rate_limit="3/minute", secret_api_key="one,two")) as client:
+        ask = lambda key: predict(client, b"", headers={"X-API-Key": key})
+        assert [ask("one").status_code for _ in range(4)] == [400, 400, 400, 429]
+        assert int(ask("one").headers["retry-after"]) <= 60 and ask("two").status_code == 400
+
+
+def test_headers_origins_and_pages(client, runs):
+    answer = client.get("/docs")
+    assert "sha256-" in answer.headers["content-security-policy"] and "unsafe-eval" not in str(answer.headers)
+    script = client.get("/static/docs/swagger-ui-bundle.js")
+    assert script.status_code == 200 and "http" not in answer.text.replace("https://github.com", "")
+    assert answer.headers["x-frame-options"] == "DENY" and answer.headers["x-content-type-options"] == "nosniff"
+    numbers = {client.get("/health", headers={"X-Request-ID": "mine"}).headers["x-request-id"] for _ in range(2)}
+    assert len(numbers) == 2 and "mine" not in numbers
+    origin = {"Origin": "https://one.example"}
+    for allowed, credentials in (("https://one.example", "true"), ("*", None)):
+        with TestClient(service(runs, cors_allowed_origins=allowed)) as other:
+            found = other.get("/health", headers=origin).headers
+            assert found["access-control-allow-origin"] == ("*" if allowed == "*" else "https://one.example")
+            assert found.get("access-control-allow-credentials") == credentials
+
+
+def test_information_comes_from_the_cache_until_the_weights_change(runs, tmp_path):
+    shutil.copytree(runs / "mini", tmp_path / "own")
+    with TestClient(service(tmp_path)) as client:
+        ask = lambda: client.get("/api/v1/models/own")
+        assert [ask().headers["x-cache"] for _ in range(2)] == ["miss", "hit"]
+        newest = max((tmp_path / "own" / "checkpoints").iterdir(), key=lambda p: int(p.name.split("-")[1]))
+        assert client.get("/api/v1/models/own").json()["model_configuration"]["step"] == 60
+        state = json.loads((newest / "state.json").read_text())
+        assert state["step"] == 60
+        shutil.rmtree(newest)
+        assert ask().status_code == 404 and client.get("/ready").status_code == 503
+
+
+def test_jobs_are_sent_watched_fetched_cancelled_and_their_senders_own(runs, record):
+    with TestClient(service(runs, secret_api_key="secret-of-tests,other")) as client:
+        kind = KEY | {"content-type": "application/octet-stream"}
+        send = lambda **asked: client.post("/jobs", params=dict(model="mini", **asked), content=npy(record),
+            headers=kind)
+        sent = send(**FAST)
+        assert sent.status_code == 202 and sent.json()["state"] == "queued"
+        job = f"/jobs/{sent.json()['id']}"
+        until = time.time() + 60
+        while (state := client.get(job, headers=KEY).json())["state"] != "done": assert time.time() < until, state
+        with np.load(io.BytesIO(client.get(f"{job}/result", headers=KEY).content)) as file:
+            assert file["map"].shape == (70, 70)
+        assert client.get(job, headers={"X-API-Key": "other"}).status_code == 404
+        long = f"/jobs/{send(nfe=100, samples=64).json()['id']}"
+        client.delete(long, headers=KEY)
+        while (state := client.get(long, headers=KEY).json())["state"] not in ("cancelled", "failed"):
+            assert time.time() < until, state
+        assert state["state"] == "cancelled", state
+        assert client.get(f"{long}/result", headers=KEY).status_code == 409
+        gone = client.get(f"/jobs/{'0' * 24}", headers=KEY)
+        assert gone.status_code == 404 and "memory" in gone.json()["detail"]
+
+
+def test_a_full_queue_says_when_to_come_again(runs, record):
+    app = service(runs, queue_size=1, batch_size=1, batch_wait_ms=0)
+    with TestClient(app) as client:
+        held, go = threading.Event(), threading.Event()
+
+        def slow(key, given):
+            held.set()
+            go.wait(30)
+            raise InputError("enough")
+
+        app.state.service.batches.work = slow
+        codes = []
+        ask = lambda: codes.append(predict(client, npy(record), **FAST))
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        threads[0].start()
+        held.wait(30)
+        threads[1].start()
+        while len(app.state.service.batches) < 1: time.sleep(0.01)
+        began = time.time()
+        full = predict(client, npy(record), **FAST)
+        assert full.status_code == 503 and int(full.headers["retry-after"]) >= 1
+        assert client.get("/health").status_code == 200 and time.time() - began < 10  # the loop listens all the time
+        go.set()
+        for thread in threads: thread.join()
+    assert [answer.status_code for answer in codes] == [400, 400]
+
+
+def test_an_error_inside_shows_nothing_of_it(runs, record):
+    app = service(runs)
+    app.dependency_overrides[caller] = lambda: "anybody"
+    with TestClient(app, raise_server_exceptions=False) as client:
+        def broken(key, given): raise RuntimeError("/secret/path")
+        app.state.service.batches.work = broken
+        answer = predict(client, npy(record), headers={})
+        assert answer.status_code == 500 and "secret" not in answer.text and answer.json()["request_id"]
+
+
+def test_the_command_serves_logs_json_and_ends_in_order(runs, record, refused, monkeypatch, tmp_path):
+    monkeypatch.delenv("SECRET_API_KEY", raising=False)
+    monkeypatch.chdir(tmp_path)
+    refused("serve", runs, saying=("SECRET_API_KEY is not set",))
+    monkeypatch.setenv("SECRET_API_KEY", KEY["X-API-Key"])
+    refused("serve", tmp_path / "none", saying=("is no folder of runs",))
+    port = free_port()
+    process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", "serve", str(runs), "--port", str(port), "--device",
+        "cpu"], stderr=subprocess.PIPE, text=True, env=os.environ | {"LOG_LEVEL": "INFO"})
+    try:
+        place, until = f"http://127.0.0.1:{port}", time.time() + 60
+        while True:
+            try: answer = urllib.request.urlopen(f"{place}/ready", timeout=5)
+            except OSError: assert time.time() < until and process.poll() is None
+            else: break
+        asked = urllib.request.Request(f"{place}/api/v1/predict/mini?nfe=1&samples=1", data=npy(record),
+            headers=KEY | {"Content-Type": "application/octet-stream"})
+        codes = []
+        ask = lambda: codes.append(urllib.request.urlopen(asked, timeout=60).headers["x-request-id"])
+        thread = threading.Thread(target=ask)
+        thread.start()
+        time.sleep(0.3)
+        process.send_signal(signal.SIGTERM)
+        thread.join()
+        err = process.communicate(timeout=60)[1]
+    finally: process.kill()
+    lines = [json.loads(line) for line in err.splitlines()]
+    assert process.returncode in (0, -signal.SIGTERM) and len(codes) == 1 and answer.status == 200
+    assert any(line["request_id"] == codes[0] and line.get("status") == 200 for line in lines)

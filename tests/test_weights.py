@@ -1,0 +1,53 @@
+"The pipelines that come with the package: their size, their card, and what the card promises."
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from fwi_i2sb import load_run
+from fwi_i2sb.data.geology import sample_velocity
+from fwi_i2sb.hub import read_index, shipped
+from fwi_i2sb.metrics.accuracy import mae
+from fwi_i2sb.physics.wave import simulate
+
+NEW = 20_261  # a seed that no training and no card has used
+
+
+def scores(folder: Path) -> dict[str, dict[str, float]]:
+    "The table of a model card: numbers by answer and column."
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in
+        (folder / "MODEL_CARD.md").read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    number = lambda cell: float(cell) if cell else None
+    return {line[1]: dict(zip(lines[0][2:], map(number, line[2:]))) for line in lines[2:]}
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_shipped_files_are_small_and_the_card_says_what_they_are(name):
+    folder = shipped()[name]
+    index = read_index(folder)
+    assert index["name"] == name and all(about["bytes"] <= 5_000_000 for about in index["files"].values())
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    for word in ("Training records", "part", "Cost of the training", "Licence", "Limits"): assert word in card
+    assert not re.search(r"/(root|home|work|tmp)/", "".join(p.read_text() for p in folder.rglob("*.json")) + card)
+
+
+@pytest.mark.parametrize("name", shipped())
+def test_new_records_are_inverted_as_well_as_the_card_says(name):
+    run, promised = load_run(f"hub:{name}", device="cpu"), scores(shipped()[name])
+    maps = sample_velocity(run.spec.family, 20, seed=NEW, shape=run.spec.map_size, scale=run.scale)
+    seismic = simulate(maps, run.survey)
+    answer = run.invert(seismic, refine=0)
+    method = run.method.name
+    for found, row in ((answer.start, "starting model"), (answer.mean, f"{method}, not refined")):
+        assert abs(mae(found, maps).mean() / promised[row]["mae"] - 1) < 0.2
+    few = slice(0, 3)
+    refined = run.invert(seismic[few])
+    assert mae(refined.mean, maps[few]).mean() < mae(answer.mean[few], maps[few]).mean()
+    low, high = refined.interval(0.9)
+    inside = ((low <= maps[few]) & (maps[few] <= high)).double().mean()
+    assert 0.75 < inside < 1 and refined.trust.sum() >= 2
+    assert torch.equal(refined.start, answer.start[few])
+
+
+def test_the_shipped_pipeline_is_there(): assert "curvevel-a" in shipped()
