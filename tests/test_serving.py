@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -10,9 +11,11 @@ import threading
 import time
 import urllib.request
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 
 pytest.importorskip("fastapi")
 
@@ -23,7 +26,7 @@ from fwi_i2sb import load_run
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.serving.app import create_app
 from fwi_i2sb.serving.depends import caller
-from fwi_i2sb.serving.settings import read_settings
+from fwi_i2sb.serving.settings import read_settings, Settings
 
 KEY = {"X-API-Key": "secret-of-tests"}
 FAST = dict(nfe=1, samples=1)
@@ -228,6 +231,31 @@ def test_jobs_are_sent_watched_fetched_cancelled_and_their_senders_own(runs, rec
         assert client.get(f"{long}/result", headers=KEY).status_code == 409
         gone = client.get(f"/jobs/{'0' * 24}", headers=KEY)
         assert gone.status_code == 404 and "memory" in gone.json()["detail"]
+
+
+DOCKER = Path(__file__).resolve().parents[1] / "docker"
+
+
+def test_the_container_files_fit_the_service(client):
+    compose = yaml.safe_load((DOCKER / "compose.serve.yaml").read_text())["services"]
+    docker = (DOCKER / "Dockerfile.serve").read_text()
+    place = re.search(r"MODEL_ARTIFACTS_DIR=(\S+)", docker)[1]
+    assert compose["api"]["volumes"][0].split(":")[-2:] == [place, "ro"] and f'VOLUME ["{place}"]' in docker
+    assert re.search(r"^USER fwi$", docker, re.M) and "/health" in docker and docker.count("FROM ${BASE}") == 2
+    assert compose["api"]["environment"]["SECRET_API_KEY"].startswith("${SECRET_API_KEY:?")
+    assert compose["api"]["depends_on"]["redis"]["condition"] == "service_healthy" and compose["redis"]["healthcheck"]
+    assert {name for name, about in compose.items() if "profiles" in about} == {"prometheus", "grafana"}
+    known = {field.upper() for field in Settings.model_fields}
+    assert set(compose["api"]["environment"]) <= known
+    example = re.findall(r"^([A-Z_]+)=", (DOCKER / ".env.example").read_text(), re.M)
+    assert set(example) <= known and "SECRET_API_KEY" in example
+    # what is watched is what the service counts
+    client.get("/health")
+    counted = set(re.findall(r"^# TYPE (\w+)", client.get("/metrics").text, re.M))
+    watched = "".join((DOCKER / "monitoring" / name).read_text() for name in ("alerts.yml", "dashboard.json"))
+    names = set(re.findall(r"\b((?:fwi_i2sb|http)_\w+?)(?:_bucket|_sum|_count)?(?=[\[{\")]|$)", watched))
+    assert names and {name for name in names if name != "fwi_i2sb"} <= counted, names - counted
+    for path in (DOCKER / "monitoring").glob("*.yml"): assert yaml.safe_load(path.read_text())
 
 
 def test_a_full_queue_says_when_to_come_again(runs, record):
