@@ -135,7 +135,7 @@ def test_a_packed_pipeline_answers_as_before(fwi, trained, records, tmp_path, mo
     assert told.code == 0 and (tmp_path / "small" / "evaluation" / "r.npz").exists()
     told = fwi("pack", trained, "small", "--cost", "minutes")  # what it prints is the name to be used here
     assert told.code == 0 and "minutes" in (packed / "MODEL_CARD.md").read_text()
-    assert load_run(told.out.split()[-1]).path == packed / "bridge"
+    assert load_run(told.out.split()[-1]).path.resolve() == packed / "bridge"
 
 
 def test_a_packed_pipeline_that_changed_is_refused(fwi, refused, trained, tmp_path):
