@@ -39,7 +39,14 @@ class PackOptions:
     card: Path | None = None  # card.json of an evaluation of these weights, for the model card
 
 # %% ../../nbs/08_inference/18_pack.ipynb #bd9fdcd4
-PART = 5_000_000  # bytes of a file of weights, unless one tensor is larger
+PART = 5_000_000  # bytes of a file of weights
+
+
+def _pieces(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
+    "A tensor, or rows of it where it is too large for a file: `read_checkpoint` joins them."
+    count = -(-value.numel() * value.element_size() // (PART - 20_000)) if value.ndim else 1
+    if count == 1: return {name: value}
+    return {f"{name}#{k}": rows for k, rows in enumerate(value.chunk(count))}
 
 
 def _in_parts(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
@@ -49,9 +56,10 @@ def _in_parts(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]
         half = value.half() if value.is_floating_point() else value
         if not torch.isfinite(half.float()).all():
             raise InputError(f"the weight {name} is too large for float16: it cannot be packed")
-        room = half.numel() * half.element_size() + 200
-        if parts[-1] and size + room > PART - 8000: parts.append({}); size = 0
-        parts[-1][name], size = half.contiguous(), size + room
+        for piece, rows in _pieces(name, half).items():
+            room = rows.numel() * rows.element_size() + 200
+            if parts[-1] and size + room > PART - 8000: parts.append({}); size = 0
+            parts[-1][piece], size = rows.contiguous(), size + room
     return parts
 
 

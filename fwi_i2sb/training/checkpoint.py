@@ -89,6 +89,15 @@ def _files_of(part, sums):
     return [part] if part in sums else sorted(packed, key=lambda name: int(name.rpartition("-")[2]))
 
 # %% ../../nbs/07_training/02_checkpoint.ipynb #fc963665
+def _whole(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    "Tensors that were cut, `name#0`, `name#1` and so on, in one piece."
+    pieces = {}
+    for name, value in values.items(): pieces.setdefault(name.partition("#")[0], {})[name] = value
+    number = lambda name: int(name.partition("#")[2] or 0)
+    return {name: torch.cat([found[part] for part in sorted(found, key=number)]) if len(found) > 1
+        else found.popitem()[1] for name, found in pieces.items()}
+
+
 def read_checkpoint(
     path: Path,  # a folder checkpoints/step-N
     parts: tuple[str, ...] = ("ema",),  # which of its safetensors files to read
@@ -109,7 +118,7 @@ def read_checkpoint(
                 if sha256(path / f"{name}.safetensors") != state["sha256"][name]:
                     raise ValueError(f"{name}.safetensors has changed since it was written")
                 tensors.setdefault(part, {}).update(load_file(path / f"{name}.safetensors"))
-        return Checkpoint(path, state["step"], state, tensors)
+        return Checkpoint(path, state["step"], state, {part: _whole(values) for part, values in tensors.items()})
     # other I/O errors do not mean that the checkpoint is damaged
     except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"checkpoint {path} is damaged: {error}") from None
