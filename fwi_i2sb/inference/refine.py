@@ -73,7 +73,7 @@ class Guide:
         snr: float | None = None,  # signal-to-noise ratio of the records in dB, where steps end; None: measured
     ):
         self.run, self.seismic, self.level, self.wave_solves = run, seismic, _level(run, seismic, snr), 0
-        calls = min(GUIDED, nfe, steps)
+        calls = max(1, min(GUIDED, nfe, steps // 2))  # a single step only measures where to go
         self.shares = [0] * (nfe - calls) + [(steps + k) // calls for k in range(calls)]
 
     def __call__(self, rows):
