@@ -145,7 +145,7 @@ def test_a_packed_pipeline_that_changed_is_refused(fwi, refused, trained, tmp_pa
     content[-1] ^= 1
     path.write_bytes(content)
     refused("invert", f"hub:{tmp_path / 'small'}", "--records", 1, saying=("ema-1.safetensors", "has changed"))
-    refused("invert", "hub:smal", "--records", 1, saying=("no packed pipeline smal",))
+    refused("invert", "hub:smal", "--records", 1, saying=("unknown pipeline",))
     refused("pack", trained / "bridge", tmp_path / "new", "--cost", "x", saying=("is not a pipeline",))
     (tmp_path / "full").mkdir()
     refused("pack", trained, tmp_path / "full", "--cost", "x", saying=("was not made by pack",))

@@ -47,7 +47,7 @@ def test_new_records_are_inverted_as_well_as_the_card_says(name):
     low, high = refined.interval(0.9)
     inside = ((low <= maps[few]) & (maps[few] <= high)).double().mean()
     assert 0.75 < inside < 1 and refined.trust.any()
-    assert torch.equal(refined.start, answer.start[few])
+    torch.testing.assert_close(refined.start, answer.start[few], rtol=0, atol=0.1)
 
 
 def test_the_shipped_pipeline_is_there(): assert "curvevel-a" in shipped()
