@@ -62,7 +62,7 @@ def _in_parts(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]
             parts[-1][piece], size = rows.contiguous(), size + room
     return parts
 
-
+# %% ../../nbs/08_inference/18_pack.ipynb #19e899b3
 def _pack_run(source: Path, target: Path):
     "The options and the averaged weights of a run, as a run that answers but cannot be trained on."
     if read_config(source)[0].run.plugin:

@@ -69,7 +69,7 @@ class StageOptions:
     refine: up_to(10_000, 0) = 30  # steps of waveform inversion from mean and samples
     refine_tv: NonNegative = 0.0  # weight of the total variation in them
 
-
+# %% ../../nbs/08_inference/16_train_pipeline.ipynb #ff16f189
 @option_group
 class PipelineOptions:
     "Train a pipeline that needs nothing but a record: first guess, bridge, refinement, calibration."

@@ -90,7 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(Numbered)
     return app
 
-
+# %% ../../nbs/11_serving/12_app.ipynb #fec6d22c
 def _add_docs(app: FastAPI):
     "Swagger's page from files of this machine."
     static = str(files("fastapi_offline") / "static")

@@ -53,7 +53,7 @@ def _run(options, settings):
     uvicorn.run("fwi_i2sb.serving.command:reloaded", factory=True, reload=True,
         reload_dirs=[str(Path(__file__).parents[1])], **same)
 
-
+# %% ../../nbs/11_serving/13_command.ipynb #a996da88
 def reloaded():
     "The app, with the settings of the environment: called by uvicorn."
     from fwi_i2sb.serving.app import create_app

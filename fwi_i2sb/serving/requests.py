@@ -58,7 +58,7 @@ class JobBody(JobAsked):
     "A record, or several, the model, and how they are inverted."
     data: Lists
 
-
+# %% ../../nbs/11_serving/08_requests.ipynb #ee6f9127
 class Prediction(BaseModel):
     "Maps in m/s, depth first; of several records a list of each."
     output_map: list = Field(description="velocity in m/s, depth x x")
@@ -124,7 +124,7 @@ def _part(result: Inversion, a: int, b: int, name: str) -> Inversion:
     return replace(result, **{key: getattr(result, key)[a:b] for key in ("mean", "std", "samples", "start")},
         provenance=about)
 
-
+# %% ../../nbs/11_serving/08_requests.ipynb #a8e2e0a3
 def invert_together(models: Models, metrics: Metrics, name: str, asked: Asked, requests: list[Request],
         progress=None) -> list[Inversion]:
     "Answer requests with the same settings by one inversion; noise does not depend on who else has asked."

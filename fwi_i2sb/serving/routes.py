@@ -89,7 +89,7 @@ async def models(service: TheService) -> Names:
     "The models that can be asked."
     return Names(models=list(await asyncio.to_thread(service.models.folders)))
 
-
+# %% ../../nbs/11_serving/11_routes.ipynb #f3feab3f
 @information.get("/api/v1/models/details")
 async def details(service: TheService, response: Response) -> list[Details]:
     "What is known of each that can be loaded."
@@ -188,7 +188,7 @@ async def look(service: TheService, name: JobId, client: Annotated[str, Depends(
     "The state of a job."
     return await _own(service, name, client)
 
-
+# %% ../../nbs/11_serving/11_routes.ipynb #2e0b0dcf
 @work.get("/jobs/{name}/result", tags=["jobs"], responses=_KEYED | {409: dict(model=Refusal)})
 async def result(service: TheService, name: JobId, client: Annotated[str, Depends(caller)]) -> Prediction:
     "What a job has found, in the form in which it was sent."

@@ -64,7 +64,7 @@ class Service:
         except (redis.RedisError, OSError): return "down"
         finally: await client.aclose()
 
-
+# %% ../../nbs/11_serving/09_service.ipynb #4f498bd8
 def _answer(service: Service, key: tuple, requests: list[Request]):
     name, asked = key
     return invert_together(service.models, service.metrics, name, asked, requests)

@@ -16,8 +16,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from ..core.errors import InputError
 
 # %% ../../nbs/11_serving/00_settings.ipynb #42da1d94
-class Settings(BaseSettings):
-    "Settings of the service, from the environment or `.env`."
+class _Given(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
 
     app_name: str = "fwi_i2sb"
@@ -40,6 +39,10 @@ class Settings(BaseSettings):
     loaded_models: Annotated[int, Field(ge=1, le=1000)] = 2  # kept in memory
     max_jobs: Annotated[int, Field(ge=1, le=100_000)] = 16  # that wait
     job_seconds: Annotated[int, Field(ge=1, le=10**7)] = 86_400  # that the result of a job is kept
+
+# %% ../../nbs/11_serving/00_settings.ipynb #e20dbdcb
+class Settings(_Given):
+    "Settings of the service, from the environment or `.env`."
 
     @field_validator("api_rate_limit")
     @classmethod
