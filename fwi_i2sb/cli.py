@@ -37,12 +37,12 @@ class Command(NamedTuple):
 
 # %% ../nbs/13_cli/00_cli.ipynb #18453d45
 COMMANDS = {
-    "generate": Command("Make OpenFWI-like velocity maps and simulate their records, in OpenFWI's own file format.",
-        "data.command", "generate_command", "GenerateOptions"),
+    "generate": Command("Make velocity maps and simulate their records, in OpenFWI's own file format or the Speed & Structure "
+        "challenge's.", "data.command", "generate_command", "GenerateOptions"),
     "check": Command("Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, damage, "
         "disk needed.", "data.command", "check_command", "CheckOptions"),
-    "convert": Command("Convert OpenFWI files, or others like them, to the store that training reads.",
-        "data.command", "convert_command", "ConvertOptions"),
+    "convert": Command("Convert OpenFWI files, others like them, or samples of the Speed & Structure challenge to the "
+        "store for training.", "data.command", "convert_command", "ConvertOptions"),
     "models": Command("List the networks that can be trained: what they learn (the first method is the default), and "
         "their size.", "methods.command", "models_command", "ModelsOptions"),
     "train": Command("Train a bridge, or a baseline, on a data set, or continue the run of this name.",

@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..core.errors import InputError
-from ..core.files import open_npy, read_json
+from ..core.files import read_json
 from ..core.sealed import conform, Schema, unsealed
-from .generated import generated_with
-from .openfwi import discover, Family
+from .layouts import discover, known_facts
+from .openfwi import Family
 from .scale import OPENFWI_SCALE, PressureRange, VelocityScale
 from .sources import changed_sources, describe_sources, known_digests
 from ..physics.wave import fit_survey, OPENFWI, Survey
@@ -119,13 +119,16 @@ def default_time_samples(survey:Survey, # of the raw records
 )->int: # samples kept per trace
     "Samples of the largest decimation that divides a trace and keeps 4 ms or less at 15 Hz, in proportion at others."
     longest = 4e-3 * 15 / survey.freq * (1 + 1e-6)
-    divisors = [f for f in range(1, survey.nt + 1) if survey.nt % f == 0]
-    return survey.nt // max(f for f in divisors if f == 1 or f * survey.dt <= longest)
+    whole = lambda n: max(f for f in range(1, n + 1) if f == 1 or n % f == 0 and f * survey.dt <= longest)
+    factor = whole(survey.nt)
+    # an odd number of samples, as 10001: then the last sample kept is the last of the trace
+    if factor == 1 and survey.nt > 1: factor = whole(survey.nt - 1)
+    return -(-survey.nt // factor)
 
 # %% ../../nbs/02_data/11_manifest.ipynb #9b5c60cd
 def _planned(split, family, survey, scale, pairs, root, cells, time_samples, dtype, known):
     "The manifest of one split but for what only the records tell: pressure range, findings and checksums."
-    factor = survey.nt // time_samples
+    factor = -(-survey.nt // time_samples)
     settings = dict(
         format=FORMAT, split=split, family=family.name, count=sum(p.count for p in pairs),
         time_samples=time_samples, factor=factor,
@@ -173,7 +176,7 @@ def survey_and_scale(source:Path, # folder of the records' files
     survey:Survey|None=None, scale:VelocityScale|None=None, # what is given
 )->tuple[Survey, VelocityScale, bool]: # and whether anything but the default says so
     "Survey and velocity range of some records. Raises `InputError` for a damaged file that should tell."
-    made, old = generated_with(source), known_manifest(root)
+    made, old = known_facts(source), known_manifest(root)
     known = survey is not None or made is not None or old is not None
     if made: survey, scale = survey or made[0], scale or made[1]
     if old: survey, scale = (survey or Survey.from_dict(old["survey"]),
@@ -192,7 +195,7 @@ def _extremes(pairs):
     low, high = math.inf, -math.inf
     for p in pairs:
         for i in range(0, p.count, 16):
-            d = open_npy(p.seismic)
+            d = p.open()[0]
             d = np.asarray(d[i:i + 16] if d.ndim == 4 else d)
             if len(d := d[np.isfinite(d)]): low, high = min(low, float(d.min())), max(high, float(d.max()))
     if not low < high: raise InputError(f"{pairs[0].seismic.parent}: all records hold one constant pressure")
@@ -235,7 +238,7 @@ def planned_manifests(source:Path, # folder of the files
     if time_samples is None:
         there = known_manifest(root)
         time_samples = there["time_samples"] if there else default_time_samples(survey)
-    if time_samples < 1 or survey.nt % time_samples:
+    if time_samples < 1 or -(-survey.nt // -(-survey.nt // time_samples)) != time_samples:
         raise InputError(f"--time-samples {time_samples} does not divide the {survey.nt} samples of the records")
     pairs = {s: discover(source, family, split=s, val_files=val_files) for s in ("val", "train") if s in splits}
     cells = check_shapes([pair for several in pairs.values() for pair in several], survey)

@@ -23,7 +23,8 @@ from .findings import check_accepted
 from fwi_i2sb.data.manifest import (
     load_manifest, manifest_difference, planned_manifests, pressure_of, read_manifest, same_range,
     survey_and_scale)
-from .openfwi import any_family, FAMILIES, Family, find_root, get_family, store_bytes
+from .layouts import find_root
+from .openfwi import any_family, FAMILIES, Family, get_family, store_bytes
 from .prepare import (
     decode_record, prepared_batches, PreparedRecords, refuse_damage, Summary, TAIL, value_parts)
 from .rules import inspect_pair
