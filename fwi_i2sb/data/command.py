@@ -32,10 +32,8 @@ class GenerateOptions:
     "Make velocity maps and simulate their records, in OpenFWI's own file format or the Speed & Structure challenge's."
     out: tyro.conf.Positional[Path]  # folder; the family's own folder is made inside, or train/ and test/ of samples
     family: str | None = None  # OpenFWI family, e.g. CurveVel_A; default with --layout speed-structure: several
-    layout: Literal["openfwi", "speed-structure"] = "openfwi"  # speed-structure: a folder per sample
     train: Natural = 2000  # training records
     val: Natural | None = None  # validation records, written under validation file names; default: 100
-    test: Natural | None = None  # with --layout speed-structure: samples whose maps lie apart; default: 150
     shard_size: Count | None = None  # records per file; default: 500, as OpenFWI has
     layers: tuple[int, int] | None = None  # least and largest number of layers, where the family has layers
     shape: tuple[int, int] | None = None  # cells of a map in depth and x; default: 70 70, of samples 1259 300
@@ -44,6 +42,8 @@ class GenerateOptions:
     seed: Natural = 0  # seed of the maps
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator; openfwi is exact and much slower
     workers: Workers | None = None  # processes; default: one per core
+    layout: Literal["openfwi", "speed-structure"] = "openfwi"  # of the files; speed-structure: a folder per sample
+    test: Natural | None = None  # with --layout speed-structure: samples whose maps lie apart; default: 150
 
 # %% ../../nbs/02_data/19_command.ipynb #9eb25be6
 def _survey_and_scale(options) -> dict:

@@ -89,7 +89,7 @@ def read_map(path:Path, # a file vp_model.npy
     "The map of a sample. Raises `InputError` for a file that cannot be read."
     vp = open_npy(path, ndim=2)
     check_memory(24 * vp.size, f"the map {path}")
-    return to_depth_first(vp).astype(np.float32)
+    return np.ascontiguousarray(to_depth_first(vp), dtype=np.float32)
 
 # %% ../../nbs/02_data/22_speed_structure.ipynb #1384e63d
 def write_sample(sample:Path, # the folder, which must not be there yet
