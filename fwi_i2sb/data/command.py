@@ -20,6 +20,7 @@ from .check import check_record, inspect_folder
 from .generate import generate
 from .generate_samples import FAULTED, generate_samples
 from .layouts import is_challenge
+from .manifest import read_manifest
 from .openfwi_config import load_ranges
 from .scale import OPENFWI_SCALE, VelocityScale
 from .spec import load_survey
@@ -151,5 +152,7 @@ def convert_command(options: ConvertOptions) -> Path:
         root = convert(options.dataset_dir, family, store_dir=options.store_dir,
                        time_samples=options.time_samples, dtype=options.dtype, accept=options.accept,
                        val_files=options.val_files, workers=options.workers, progress=progress, **given)
-    print(f"store in {root}")
+    manifest = read_manifest(root / "train")
+    print(f"store in {root}: {manifest['time_samples']} samples a trace, {1e3 * manifest['dt']:g} ms apart "
+        f"({manifest['filter']})")
     return root
