@@ -117,11 +117,12 @@ def check_shapes(pairs:list, # from `discover`
 # %% ../../nbs/02_data/11_manifest.ipynb #e3deba4f
 def default_time_samples(survey:Survey, # of the raw records
 )->int: # samples kept per trace
-    "Samples of the largest decimation that divides a trace and keeps 4 ms or less at 15 Hz, in proportion at others."
+    """Samples of the largest decimation that divides a trace and keeps 4 ms or less at 15 Hz, in proportion at others.
+
+    Where none divides the samples, one that keeps the last of them, too."""
     longest = 4e-3 * 15 / survey.freq * (1 + 1e-6)
     whole = lambda n: max(f for f in range(1, n + 1) if f == 1 or n % f == 0 and f * survey.dt <= longest)
     factor = whole(survey.nt)
-    # an odd number of samples, as 10001: then the last sample kept is the last of the trace
     if factor == 1 and survey.nt > 1: factor = whole(survey.nt - 1)
     return -(-survey.nt // factor)
 
