@@ -55,10 +55,10 @@ COMMANDS = {
         "inference.command", "invert_command", "InvertOptions"),
     "evaluate": Command("Judge a run on validation records, as they are or perturbed: table on screen.",
         "evaluation.command", "evaluate_command", "EvaluateOptions"),
-    "submit": Command("Invert the test folder of the Speed & Structure challenge into one submission; repeat to "
-        "continue.", "evaluation.submit", "submit_command", "SubmitOptions"),
-    "submission-check": Command("Check a submission to the Speed & Structure challenge, and score it where maps are "
-        "known.", "evaluation.submit", "submission_check_command", "SubmissionCheckOptions"),
+    "submit": Command("Invert every sample of a test folder of the Speed & Structure challenge into one "
+        "submission; repeat to continue.", "evaluation.submit", "submit_command", "SubmitOptions"),
+    "submission-check": Command("Check a submission to the Speed & Structure challenge: names, number, shape, type; "
+        "score it where maps are known.", "evaluation.submit", "submission_check_command", "SubmissionCheckOptions"),
     "serve": Command("Serve trained runs and pipelines: predictions by HTTP, for clients with a key from "
         "SECRET_API_KEY.", "serving.command", "serve_command", "ServeOptions"),
     "experiment": Command("Run a notebook once per cell of a grid file; skip what is finished, collect one table.",
@@ -74,7 +74,7 @@ COMMANDS = {
 
 def usage() -> str:
     "The commands in the order of a working day."
-    lines = [f"  {name:<16}{command.about}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<18}{command.about}" for name, command in COMMANDS.items()]
     head = "usage: fwi-i2sb COMMAND [options]    (fwi-i2sb COMMAND --help lists them; --version)"
     return "\n".join([head, "", *lines])
 
