@@ -148,8 +148,8 @@ def convert_command(options: ConvertOptions) -> Path:
             f"challenge, whose family is known")
     family = family or CHALLENGE
     if options.json_data_config: given = load_ranges(options.json_data_config, family) | given
-    with progress_bar("convert", "records") as progress:
-        root = convert(options.dataset_dir, family, store_dir=options.store_dir,
+    with progress_bar("measure", "records") as measuring, progress_bar("convert", "records") as progress:
+        root = convert(options.dataset_dir, family, measuring=measuring, store_dir=options.store_dir,
                        time_samples=options.time_samples, dtype=options.dtype, accept=options.accept,
                        val_files=options.val_files, workers=options.workers, progress=progress, **given)
     manifest = read_manifest(root / "train")

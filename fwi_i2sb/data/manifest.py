@@ -191,14 +191,16 @@ def is_benchmark(family:Family, survey:Survey, scale:VelocityScale)->bool:
         and scale.same_as(OPENFWI_SCALE))
 
 # %% ../../nbs/02_data/11_manifest.ipynb #f0ed8b78
-def _extremes(pairs):
+def _extremes(pairs, measuring=None):
     "The range of the finite pressures in some files, read in small pieces."
-    low, high = math.inf, -math.inf
+    low, high, total, done = math.inf, -math.inf, sum(p.count for p in pairs), 0
     for p in pairs:
         for i in range(0, p.count, 16):
             d = p.open()[0]
             d = np.asarray(d[i:i + 16] if d.ndim == 4 else d)
             if len(d := d[np.isfinite(d)]): low, high = min(low, float(d.min())), max(high, float(d.max()))
+        done += p.count
+        if measuring: measuring(done, total)
     if not low < high: raise InputError(f"{pairs[0].seismic.parent}: all records hold one constant pressure")
     return PressureRange(low, high)
 
@@ -213,7 +215,7 @@ def _training_pairs(source, family, val_files, pairs):
     try: return pairs.get("train") or discover(source, family, split="train", val_files=val_files)
     except InputError: return pairs["val"]
 
-def _pressure(root, wanted, pairs, training):
+def _pressure(root, wanted, pairs, training, measuring):
     "The pressure range of some splits: as in the store there, if it is of the same files, else of `training()`."
     for split in ("train",) if "train" in wanted else ("val",):
         if not (root / split / "manifest.json").is_file(): continue
@@ -221,7 +223,7 @@ def _pressure(root, wanted, pairs, training):
         if same_files(old, new) and not changed_sources(old, new): return pressure_of(old)
     if "train" not in wanted and (root / "train" / "manifest.json").is_file():
         return pressure_of(load_manifest(root / "train"))
-    return _extremes(training())
+    return _extremes(training(), measuring)
 
 # %% ../../nbs/02_data/11_manifest.ipynb #091e64d2
 def planned_manifests(source:Path, # folder of the files
@@ -234,6 +236,7 @@ def planned_manifests(source:Path, # folder of the files
     val_files,     # as for `discover`
     families:dict|None, # table with the family's data range
     splits:tuple[str, ...], # which are wanted
+    measuring=None, # called with (records read, records in all) where the pressure range must be measured
 )->tuple[dict[str, dict], dict[str, list]]: # by split: manifests but for the checksums, pairs of files
     "What the stores asked for will say of themselves. Raises `InputError` for files that do not fit."
     if time_samples is None:
@@ -248,6 +251,6 @@ def planned_manifests(source:Path, # folder of the files
     wanted = {s: settings(s, p) for s, p in pairs.items()}
     given = family.name in (families or ()) or is_benchmark(family, survey, scale)
     training = lambda: _training_pairs(source, family, val_files, pairs)
-    pressure = family.pressure if given else _pressure(root, wanted, pairs, training)
+    pressure = family.pressure if given else _pressure(root, wanted, pairs, training, measuring)
     for manifest in wanted.values(): manifest["seismic"] |= pressure.to_dict() | dict(measured=not given)
     return wanted, pairs
