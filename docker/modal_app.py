@@ -11,7 +11,7 @@
 Without Modal the same happens here: python docker/modal_app.py analyse, and so on, on the folder FWI_MODAL_MOUNT.
 Names, GPU, time and secrets are settings: environment variables FWI_MODAL_..., see `Settings`.
 """
-import importlib.util, inspect, shlex, sys, warnings
+import contextlib, importlib.util, inspect, shlex, sys, warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -55,7 +55,7 @@ def read_settings() -> Settings:
         raise InputError(f"FWI_MODAL_{str(first['loc'][0]).upper()}: {first['msg']}") from None
 
 
-settings = read_settings()
+with exit_codes() if __name__ == "__main__" else contextlib.nullcontext(): settings = read_settings()
 
 
 def _below(name: str) -> Path:
