@@ -14,6 +14,7 @@ from torch import nn
 from .compact import Compact
 from .inversionnet import InversionNet
 from .unet import build_network, PRESETS
+from .vae_unet import VAE_ENCODERS, VAEUNet
 from ..core.errors import InputError
 from ..core.registry import Registry
 
@@ -89,6 +90,16 @@ register("inversionnet", methods=("regression", "gan"), about="InversionNet (Wu 
     reads_map=False)(_inversionnet)
 register("velocitygan", methods=("gan",), about="VelocityGAN (Zhang and Lin 2020), seismic alone",
     reads_map=False)(_inversionnet);
+
+# %% ../../nbs/04_models/04_registry.ipynb #a23cc45d
+def _autoencoder(encoder):
+    @register(f"vae_{encoder}", methods=("vae",), reads_map=False,
+        about=f"autoencoder with a latent Gaussian, encoder {encoder}; seismic alone")
+    def build(shapes, options):
+        return VAEUNet(encoder, shapes.shots, shapes.time_samples, shapes.receivers, shapes.map_size)
+
+
+for _name in VAE_ENCODERS: _autoencoder(_name)
 
 # %% ../../nbs/04_models/04_registry.ipynb #0ef672f0
 def build_net(model: Model, shapes: Shapes, options) -> nn.Module:
