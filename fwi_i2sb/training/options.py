@@ -17,6 +17,7 @@ from pydantic import BeforeValidator
 
 from ..core.commands import (
     Count, Few, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share, up_to, Workers)
+from ..core.registry import named
 from ..methods.options import ModelOptions
 
 # %% ../../nbs/07_training/00_options.ipynb #dd7d7e0f
@@ -46,6 +47,7 @@ class DataOptions:
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
     loader_workers: Workers | None = None  # processes that read ahead; default: 4 for a GPU, 0 for a CPU
     in_memory: bool = False  # read the whole store into memory at the start: for slow or remote disks
+    augment: named("augmentation", str | None) = None  # changes of training records, as flip,noise:0.02@0.3
 
 # %% ../../nbs/07_training/00_options.ipynb #489fbd5e
 @option_group
