@@ -101,6 +101,22 @@ def _autoencoder(encoder):
 
 for _name in VAE_ENCODERS: _autoencoder(_name)
 
+# %% ../../nbs/04_models/04_registry.ipynb #83b1a829
+from . import speed_structure
+
+
+def _speed_structure(name):
+    sizes = speed_structure.PRESETS[name]
+
+    @register(name, methods=("regression",), about="multi-scale blocks, attention over the tokens of all sources, "
+        f"bounded map; seismic alone; {sizes.members} of them make an ensemble", reads_map=False)
+    def build(shapes, options):
+        return speed_structure.SpeedStructure(sizes, shapes.shots, shapes.time_samples, shapes.receivers,
+            shapes.map_size)
+
+
+for _name in speed_structure.PRESETS: _speed_structure(_name)
+
 # %% ../../nbs/04_models/04_registry.ipynb #0ef672f0
 def build_net(model: Model, shapes: Shapes, options) -> nn.Module:
     "The network of a model, with fresh weights. Raises `InputError` where its function fails or gives something else."
