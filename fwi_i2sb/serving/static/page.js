@@ -79,6 +79,29 @@ function settings() {
   return asked;
 }
 
+const post = (path, asked, body, signal) => call(`${path}?${asked}`, withKey({method: "POST", body, signal,
+  headers: {"Content-Type": BYTES}}));
+
+const prediction = (bytes, signal) =>
+  post(`api/v1/predict/${encodeURIComponent(model.model_name)}`, settings(), bytes, signal);
+
+// steps of waveform inversion take long
+const isLong = () => Number($("refine").value || model.model_configuration.settings.refine || 0) > 0;
+
+// the answer of a job, whose progress is shown, and which ends when it is given up
+async function job(bytes, signal) {
+  const asked = settings();
+  asked.set("model", model.model_name);
+  let state = await (await post("jobs", asked, bytes, signal)).json();
+  signal.addEventListener("abort", () => fetch(`jobs/${state.id}`, withKey({method: "DELETE"})).catch(() => {}));
+  while (["queued", "running"].includes(state.state)) {
+    [$("progress").hidden, $("progress").value] = [false, state.progress];
+    await new Promise(resolve => setTimeout(resolve, 500));
+    state = await (await call(`jobs/${state.id}`, withKey({signal}))).json();
+  }
+  return call(`jobs/${state.id}/result`, withKey({signal}));
+}
+
 async function invert(event) {
   event.preventDefault();
   running?.abort();
@@ -89,9 +112,7 @@ async function invert(event) {
     $("status").textContent = `Working… ${Math.round((Date.now() - began) / 1000)} s`;
   }, 500);
   try {
-    const {bytes, truth} = await chosen(mine.signal), path = `api/v1/predict/${encodeURIComponent(model.model_name)}`;
-    const answer = await call(`${path}?${settings()}`, withKey({method: "POST", body: bytes, signal: mine.signal,
-      headers: {"Content-Type": BYTES, Accept: BYTES}}));
+    const {bytes, truth} = await chosen(mine.signal), answer = await (isLong() ? job : prediction)(bytes, mine.signal);
     show(await answer.arrayBuffer(), truth);
     $("status").textContent = `Done in ${short((Date.now() - began) / 1000)} s.`;
   } catch (error) { if (running === mine) fail(error); } finally {
@@ -103,6 +124,7 @@ async function invert(event) {
 function busy(on) {
   [$("go").disabled, $("stop").hidden] = [on, !on];
   if (on) $("status").textContent = "Working…";
+  $("progress").hidden = true;
 }
 
 // --- the answer
@@ -150,11 +172,11 @@ function draw() {
 }
 
 function verdict(reasons) {
-  const {model_configuration: {kind}} = shown.model, doubtful = reasons.length > 0;
-  $("verdict").classList.toggle("doubtful", doubtful);
-  $("trust").textContent = doubtful ? "✗ Not to be trusted. About this record:" : kind === "pipeline"
+  const doubtful = reasons.length > 0, judged = shown.provenance.signs !== undefined;
+  $("verdict").className = `verdict ${doubtful ? "doubtful" : judged ? "" : "open"}`;
+  $("trust").textContent = doubtful ? "✗ Not to be trusted. About this record:" : judged
     ? "✓ Trusted: record and map are like those that the model was calibrated on."
-    : "✓ Nothing odd was found in the record; this model has no calibration that could judge its map.";
+    : "? Not judged: there is no calibration for this map. Nothing odd was found in the record.";
   items($("reasons"), reasons);
 }
 
@@ -174,10 +196,11 @@ function maps(k) {
   const error = truth && mean(truth.values.map((value, cell) => Math.abs(value - map.values[cell])));
   figures.truth.show(truth && panel("True map of the example", truth, velocity));
   const found = panel("Velocity map", map, velocity);
-  if (truth) found.note += `; mean absolute error ${Math.round(error)} m/s`;
+  if (truth) found.note = `mean absolute error ${Math.round(error)} m/s`;
   figures.map.show(found);
   figures.std.show(panel("Standard deviation", std, {limits: [0, Math.max(1, range(std.values)[1])], unit: "m/s",
-    bar: "standard deviation", colours: colours.lajolla, note: `on average ${short(mean(std.values))} m/s`}));
+    bar: "standard deviation", colours: colours.lajolla, note: shown.provenance.samples > 1 || shown.provenance.calibrated
+      ? `on average ${short(mean(std.values))} m/s` : "one sample has none"}));
 }
 
 // the size that a share of the samples of a gather does not exceed
