@@ -9,7 +9,7 @@ __all__ = ['create_app']
 import asyncio, contextlib
 from importlib.resources import files
 
-from fastapi import FastAPI, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.openapi.docs import get_swagger_ui_html
@@ -19,16 +19,16 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 import fwi_i2sb
 from ..core.errors import InputError
 from .batches import Full
-from .depends import Refusal
 from .example import examples
 from .logs import Numbered, policy, request_id
 from .models import log, ModelFault
 from .page import add_page
-from .routes import information, work
+from .routes import information, refusals, work
 from .service import Service
 from .settings import Settings
 
@@ -37,11 +37,21 @@ def _refuse(status: int, detail: str, headers: dict | None = None) -> JSONRespon
     return JSONResponse(dict(detail=" ".join(detail.split()), request_id=request_id.get()), status, headers)
 
 
+def _allowed(request: Request) -> str:
+    "The methods of a path: Starlette tells those of the first of its routes alone."
+    own = [route.methods for route in (*information.routes, *examples.routes, *work.routes)
+        if route.matches(request.scope)[0] != Match.NONE]
+    return ", ".join(sorted(set().union(*own)))
+
+
 def _add_refusals(app: FastAPI, service: Service):
     said = service.models.without_paths
 
     @app.exception_handler(AnyHTTPException)
-    async def known(request, error): return _refuse(error.status_code, said(str(error.detail)), error.headers)
+    async def known(request, error):
+        headers = dict(error.headers or {})
+        if error.status_code == 405: headers["allow"] = _allowed(request) or headers.get("allow", "GET")
+        return _refuse(error.status_code, said(str(error.detail)), headers)
 
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(ValidationError)
@@ -85,9 +95,8 @@ def create_app(settings: Settings) -> FastAPI:
         yield
         await service.stop()
 
-    codes = {code: dict(model=Refusal) for code in (400, 404, 422, 500, 503)}
     app = FastAPI(title=settings.app_name, version=fwi_i2sb.__version__, description=_ABOUT, docs_url=None,
-        redoc_url=None, lifespan=lifespan, responses=codes)
+        redoc_url=None, lifespan=lifespan, responses=refusals(400, 404, 422, 500, 503))
     app.state.service = service
     _add_refusals(app, service)
     _add_docs(app)

@@ -20,7 +20,7 @@ from ..inference.run import TrainedRun
 from ..physics.wave import simulate, Survey
 from .depends import limited, TheService
 from .requests import BYTES
-from .routes import Name
+from .routes import BINARY, Name, refusals
 
 # %% ../../nbs/11_serving/12_example.ipynb #6488e4c3
 EXAMPLES, _SEED = 10, 2027
@@ -50,7 +50,7 @@ examples = APIRouter(tags=["models"])
 
 
 @examples.get("/api/v1/models/{name}/example", response_class=Response,
-    responses={200: dict(content={BYTES: dict(schema=dict(type="string", format="binary"))})})
+    responses={200: dict(content=BINARY)} | refusals(401, 429))
 async def example_file(service: TheService, name: Name, client: Annotated[str, Depends(limited)],
         number: Annotated[int, Query(ge=0, lt=EXAMPLES)] = 0, part: Literal["record", "map"] = "record") -> Response:
     "An example record for a model, or the map that it is of, as .npy."
