@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -142,6 +143,38 @@ def test_malformed_bytes_are_one_sentence(client, what):
     answer = predict(client, MALFORMED[what])
     assert 400 <= answer.status_code < 500 and set(answer.json()) == {"detail", "request_id"}, answer.text
     assert "\n" not in answer.json()["detail"] and "/" + "root" not in answer.text
+
+
+def packed(method: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive: archive.writestr("a.npy", HEADER)
+    return file.getvalue()
+
+
+def damaged(count: int):
+    "Arrays and archives with bytes that were changed at random, or cut off."
+    chance, whole = random.Random(1), [HEADER, *map(packed, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED,
+        zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))]
+    for _ in range(count):
+        body = bytearray(chance.choice(whole))
+        for _ in range(chance.choice((1, 2, 4))):
+            place = chance.randrange(80)  # headers are at the beginning, of archives at the end, too
+            body[place if chance.random() < 0.7 else -1 - place] = chance.randrange(256)
+        yield bytes(body[: chance.choice((None, None, chance.randrange(len(body))))])
+
+
+def header(text: str, version: int = 1) -> bytes:
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 * version, "little") + text.encode() + bytes(560)
+
+
+def test_damaged_bytes_never_harm_the_service(client):
+    deep = "{'descr': '<f4', 'fortran_order': False, 'shape': %s}"
+    bodies = [*damaged(80), header("(" * 9000), header("-" * 9000 + "1"), header(deep % ("-" * 4000 + "1")),
+        header(deep % "(5L, 4L, 7L)"), header(deep % f"({10**30}, 7)"), header("{'descr': [" + "[" * 3000, 2)]
+    answers = [predict(client, body, **FAST) for body in bodies]
+    assert {answer.status_code for answer in answers} <= {200, 400}  # a changed value is another record
+    assert all("\n" not in answer.json()["detail"] for answer in answers if answer.status_code == 400)
+    assert sum(answer.status_code == 400 for answer in answers) >= 60 and client.get("/ready").status_code == 200
 
 
 LISTS = {"no object": "[]", "no JSON": "{", "no data": "{}", "text": '{"data": "x"}',

@@ -6,7 +6,7 @@
 __all__ = ['GATHERS', 'read_npy', 'read_npz', 'read_lists', 'as_records', 'arrays_of', 'as_json', 'as_npz']
 
 # %% ../../nbs/11_serving/01_bodies.ipynb #4d0c65b9
-import io, json, math, zipfile, zlib
+import io, json, math, warnings, zipfile, zlib
 
 import numpy as np
 import torch
@@ -15,15 +15,18 @@ from ..core.errors import InputError
 from ..inference.inversion import Inversion
 
 # %% ../../nbs/11_serving/01_bodies.ipynb #d6e39848
+def _header(file):
+    version = np.lib.format.read_magic(file)
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+    with warnings.catch_warnings(action="error"): return read(file, max_header_size=10_000)
+
+
 def read_npy(content: bytes) -> np.ndarray:
     "Numbers of a `.npy`. Raises `InputError` for another file, other types and a wrong length."
     file = io.BytesIO(content)
-    try:
-        version = np.lib.format.read_magic(file)
-        read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
-        shape, order, dtype = read(file, max_header_size=10_000)
-    except (ValueError, KeyError, EOFError, TypeError, OverflowError):
-        raise InputError("the body is no .npy file") from None
+    # a header is a text that numpy gives to Python's own parser, which has many ways to fail
+    try: shape, order, dtype = _header(file)
+    except Exception: raise InputError("the body is no .npy file") from None
     if dtype.hasobject or dtype.kind not in "fiu": raise InputError(f"the array is of type {dtype}: send numbers")
     if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise InputError(f"the array of shape {shape} and type {dtype} is not as long as the body: it is cut off, or "
@@ -36,9 +39,11 @@ def read_npz(content: bytes, most: int) -> np.ndarray:
     "The array of a `.npz` of one, unpacked to at most so many bytes. Raises `InputError` as `read_npy`."
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            if len(names := archive.namelist()) != 1:
-                raise InputError(f"the archive holds {len(names)} arrays: send one")
-            with archive.open(names[0]) as file: unpacked = file.read(most + 1)
+            if len(parts := archive.infolist()) != 1:
+                raise InputError(f"the archive holds {len(parts)} arrays: send one")
+            if parts[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                raise InputError("the archive is packed as numpy packs none: use numpy.savez or savez_compressed")
+            with archive.open(parts[0]) as file: unpacked = file.read(most + 1)
     except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OSError,
             ValueError, zlib.error) as error:
         if isinstance(error, InputError): raise
