@@ -1,4 +1,5 @@
-"The service keeps to its own OpenAPI schema, whatever is asked: requests made from the schema by schemathesis."
+"The service at a port: it keeps to its own OpenAPI schema, whatever schemathesis asks, and to its time."
+import socket
 import subprocess
 import sys
 import threading
@@ -23,7 +24,7 @@ KEY = "secret-of-tests"
 def address(mini):
     "A service at a port of this machine."
     app = create_app(read_settings(secret_api_key=KEY, model_artifacts_dir=mini.parent, device="cpu",
-        api_rate_limit="100000/minute"))
+        api_rate_limit="100000/minute", body_seconds=1.0, queue_size=1))
     server = uvicorn.Server(uvicorn.Config(app, port=free_port(), log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -41,3 +42,22 @@ def test_no_answer_breaks_the_schema(address, tmp_path):
     done = subprocess.run([str(Path(sys.executable).with_name("schemathesis")), *words], cwd=tmp_path,
         capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr
+
+
+def test_a_body_that_stops_is_told_and_its_place_is_free(address):
+    def begin():
+        client = socket.create_connection(("127.0.0.1", int(address.rpartition(":")[2])), timeout=30)
+        client.sendall(f"POST /api/v1/predict/mini HTTP/1.1\r\nHost: x\r\nX-API-Key: {KEY}\r\nContent-Type: "
+            "application/octet-stream\r\nContent-Length: 1000\r\n\r\nhalf a body".encode())
+        return client
+
+    def status(client): return int(client.recv(100).split()[1])
+
+    first = begin()
+    time.sleep(0.3)
+    assert status(begin()) == 503  # the only place is taken
+    assert status(first) == 408
+    left = begin()
+    left.close()
+    time.sleep(0.3)
+    assert status(begin()) == 408
