@@ -35,7 +35,8 @@ from .data.starting_models import parse_start
 from .methods.base import Method
 from .methods.registry import build_method, resolve, try_network
 from .training.best import best_so_far, drop_best, write_best
-from .training.batches import check_batch, microbatches, start_moments
+from .training.batches import (
+    check_augment, check_batch, microbatches, start_moments, training_augment)
 from .training.checkpoint import checkpoints, drop_checkpoints
 from .training.launch import start_processes
 from .training.options import OptimOptions, run_identity, TrainOptions
@@ -94,6 +95,7 @@ def check_options(options: TrainOptions):
     resolve(options.model)
     parse_start(options.model.corrupt)
     check_starts(options)
+    check_augment(options)
     check_same_options(options)
     check_sources(options)
     if options.log.log_writer in ("wandb", "mlflow"):
@@ -203,6 +205,7 @@ def _prepare(options: TrainOptions, report, accelerator: Accelerator):
     stores = open_store(options, report)
     spec = same_spec(options, data_spec(stores[0], options.data.scaler))
     for store in stores: store.input_scale = spec.input_scale
+    training_augment(options, stores[0])  # refused before anything is written
     starts = []
     for store, split, records in zip(stores, ("train", "val"), (None, VAL_BATCH * options.log.val_batches)):
         with progress_bar(f"starts, {split}", "records") if report else contextlib.nullcontext() as tell:

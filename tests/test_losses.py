@@ -200,3 +200,13 @@ def test_a_loss_by_waves_moves_a_network(trained):
         "--loss", "mae:1,misfit:0.5"))
     assert 0 < row["loss_misfit"] < math.inf
     np.testing.assert_allclose(row["loss"], row["loss_mae"] + 0.5 * row["loss_misfit"], rtol=1e-5)
+
+
+def test_what_has_a_name_is_listed(fwi):
+    listed = fwi("models").out
+    for kind, some in (("loss", ("mape", "misfit", "kl", "log_cosh")), ("loss preset", ("seed000", "seed002")),
+            ("sampler", ("draws", "sde")), ("starting model", ("linear", "first-guess")), ("method", ("vae",))):
+        row = next(line for line in listed.splitlines() if line.startswith(f"{kind}  "))
+        assert {*some} <= {*row.removeprefix(kind).replace(",", " ").split()}
+    shown = " ".join(fwi("train", "--help").out.replace("│", "").split())
+    assert "hard_fraction" in shown and "vae_mamba" in shown

@@ -21,7 +21,8 @@ from fwi_i2sb.physics.wave import simulate, surface_survey
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEC = replace(OPENFWI_SPEC, survey=surface_survey(24, 3, nt=280), time_samples=70, map_size=(24, 26))
-PAIRS = [(model, method) for model in ("tiny", "compact", "inversionnet", "velocitygan", "vae_unet", "vae_mamba")
+PAIRS = [(model, method) for model in ("tiny", "compact", "inversionnet", "velocitygan", "vae_unet", "vae_mamba",
+        "speed-structure")
     for method in methods_of(MODELS[model])]
 SEEDS = [3, (3, 1), (3, 2)]
 

@@ -43,6 +43,7 @@ class Inversion:
     start: torch.Tensor
     provenance: dict
     recalibration: Recalibration | None = None  # of the pipeline, where it was asked as it was calibrated
+    raw_std: torch.Tensor | None = None  # spread of joined answers; default: that of the samples
 
     def __repr__(self):
         (n, k, _, depth, x), p = self.samples.shape, self.provenance
@@ -53,10 +54,15 @@ class Inversion:
         "Whether each record and its answer are as usual: (batch,), bool. `provenance['trust_reasons']` says why not."
         return torch.tensor([not reasons for reasons in self.provenance["trust_reasons"]])
 
+    @property
+    def spread(self) -> torch.Tensor:
+        "Standard deviation before any calibration (batch, 1, depth, x), m/s: that of samples or of joined answers."
+        return deviation(self.samples) if self.raw_std is None else self.raw_std
+
     def _calibrated(self):
         if self.recalibration is None:
             raise InputError("these maps have no calibrated spread: it takes a pipeline, asked with its own settings")
-        return self.recalibration, self.mean, deviation(self.samples)
+        return self.recalibration, self.mean, self.spread
 
     def interval(self, level: float = 0.9) -> tuple[torch.Tensor, torch.Tensor]:
         "The ends of the calibrated central intervals, m/s. Raises `InputError` where there is no calibration."

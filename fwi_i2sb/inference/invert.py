@@ -23,6 +23,7 @@ from .first_guess import starting_models
 from .refine import Guide, refine_samples
 from .run import default_start, own_settings, prepare_seismic, stable_range, TrainedRun
 from .trust import doubts, signs
+from .tta import asked_more_than_once
 from ..training.conditions import lacks_as_trained, read_by_network, reads_residual
 from ..training.trained import is_first_guess
 from ..methods.trajectories import draw_samples, trajectories
@@ -31,6 +32,7 @@ from .inversion import deviation, Inversion
 
 # %% ../../nbs/08_inference/06_invert.ipynb #4b99e3d1
 @method_of(TrainedRun)
+@asked_more_than_once
 @torch.inference_mode()
 def invert(
     self,

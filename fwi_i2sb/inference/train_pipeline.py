@@ -32,6 +32,7 @@ from ..methods.options import ModelOptions
 from ..methods.registry import resolve
 from ..models.registry import MODELS
 from ..train import train
+from ..training.batches import check_augment
 from ..training.options import (
     DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions)
 from ..training.ranks import find_ranks
@@ -134,7 +135,9 @@ def _check(options: PipelineOptions) -> MultiFamilyStore:
         raise InputError("a pipeline starts the processes of its trainings itself: give --proc-per-node, and "
             "no launcher of several")
     _settings(options)
-    for stage in (first, last): resolve(stage.model)
+    for stage in (first, last):
+        resolve(stage.model)
+        check_augment(stage)
     if options.stages.passes > 1 and "residual" not in options.stages.condition:
         raise InputError("--passes has no effect without --condition seismic,residual: remove it")
     check_writable(options.out, "pipeline.json", "calibration.json")

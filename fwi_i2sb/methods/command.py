@@ -13,6 +13,7 @@ from ..core.files import write_json
 from ..core.locks import check_writable
 from ..core.registry import import_plugin, named, names_of
 from ..core.tables import text_table
+from ..data.starting_models import STARTING_MODELS
 from .options import ModelOptions
 from .registry import model_sizes
 from ..models.registry import Shapes
@@ -41,6 +42,6 @@ def models_command(options: ModelsOptions) -> list[dict]:
     about = lambda row: row["about"] + (f"; critic {row['critic']}" if row["critic"] else "")
     print(text_table(["model", "methods", "weights", "about"],
         [[row["name"], ", ".join(row["methods"]), row["weights"], about(row)] for row in rows], "<14 < > <"))
-    kinds = ("method", "encoder", "loss", "starting model", "sampler")
+    kinds = "method", "encoder", "loss", "loss preset", STARTING_MODELS.kind, "sampler"
     print("\n" + text_table(["kind", "names"], [[kind, ", ".join(names_of(kind))] for kind in kinds], "<14 <"))
     return rows

@@ -17,6 +17,7 @@ from pydantic import BeforeValidator
 
 from ..core.commands import (
     Count, Few, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share, up_to, Workers)
+from ..core.registry import named
 from ..data.scale import SCALERS
 from ..methods.options import ModelOptions
 
@@ -48,6 +49,7 @@ class DataOptions:
     scaler: Literal[SCALERS] = "range"  # pressure to the network: log and range, or linear by mean or median
     loader_workers: Workers | None = None  # processes that read ahead; default: 4 for a GPU, 0 for a CPU
     in_memory: bool = False  # read the whole store into memory at the start: for slow or remote disks
+    augment: named("augmentation", str | None) = None  # changes of training records, as flip,noise:0.02@0.3
 
 # %% ../../nbs/07_training/00_options.ipynb #489fbd5e
 @option_group
