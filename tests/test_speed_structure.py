@@ -49,7 +49,7 @@ def run(folder, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     cli.main(["train", "--result-dir", str(root), "--name", "speed", "--dataset-dir", str(folder), "--dataset-name",
         FAMILY, "--model", "tiny", "--batch-size", "4", "--num-itr", "2", "--save-every", "1", "--val-nfe", "1",
-        "--val-maps", "0", "--log-writer", "none", "--device", "cpu", "--lr", "1e-3"])
+        "--val-maps", "0", "--log-writer", "none", "--device", "cpu", "--lr", "1e-3", "--best", "mae"])
     return root / "speed"
 
 
@@ -233,6 +233,8 @@ def test_checkpoints_names_and_post_processing(folder, run, tmp_path, fwi, refus
     with np.load(tmp_path / "s-epoch-0.npz") as maps:
         assert all(2 <= v.min() and v.max() <= 2.5 + 1e-6 for v in maps.values())
     assert json.loads((tmp_path / "s-epoch-0.json").read_text())["step"] == 1
+    assert fwi(*words, "--checkpoint", "best", "--stamp", "step").code == 0
+    assert (tmp_path / "s-step-2.npz").exists()  # validated at the end alone
     for more, saying in ((("--checkpoint", "best-ever"), "unknown checkpoint"),
             (("--count", 4), "holds 3 samples, not 4"),
             (("--bounds", 1, 2), "--bounds has no effect without --post-process"),

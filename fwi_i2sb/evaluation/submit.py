@@ -30,6 +30,7 @@ from .submission import (
 from ..inference.options import check_samples, SamplingOptions
 from ..inference.run import check_survey, default_start, load_run, TrainedRun
 from ..physics.smoothing import blur_benchmark
+from ..training.best import named_checkpoint
 
 # %% ../../nbs/09_evaluation/06_submit.ipynb #df919312
 @option_group
@@ -38,7 +39,7 @@ class SubmitOptions:
     run: tyro.conf.Positional[Path]  # run directory, pipeline, or one of the folders checkpoints/step-N of a run
     test_dir: tyro.conf.Positional[Path]  # folder of the samples: the challenge's test/, or the folder that holds it
     out: Annotated[Path, tyro.conf.arg(aliases=["-o"])] = Path("submission.npz")  # file of the submission
-    checkpoint: str | None = None  # checkpoint of the run by name, e.g. step-250; default: the newest
+    checkpoint: str | None = None  # checkpoint of the run by name, e.g. step-250 or best; default: the newest
     stamp: Literal["none", "step", "epoch"] = "none"  # put the step, or the epoch, of the weights into the file's name
     count: Count | None = None  # samples that there must be; the challenge has 150; default: as many as there are
     post_process: bool = False  # clip the maps to bounds, then blur them
@@ -115,10 +116,10 @@ def _load(options):
     "The run, at the checkpoint that is asked for."
     path = options.run
     if options.checkpoint is not None:
-        folder = path / "checkpoints"
-        there = sorted(p.name for p in folder.glob("*") if p.is_dir() and not p.name.startswith("."))
-        if options.checkpoint not in there: raise unknown("checkpoint", options.checkpoint, there or ["none"])
-        path = folder / options.checkpoint
+        path = named_checkpoint(path / "checkpoints" / options.checkpoint)
+        if not path.is_dir():
+            there = sorted(p.name for p in path.parent.glob("step-*") if p.is_dir())
+            raise unknown("checkpoint", options.checkpoint, there or ["none"])
     return load_run(path, device=options.device, plugin=options.plugin)
 
 def _test_samples(options, run):
