@@ -18,7 +18,8 @@ import torch
 from ..core.errors import InputError
 from ..core.files import check_regular, read_json, read_npy, warn_once, write_json, write_text
 from ..core.sealed import seal
-from ..data.openfwi import discover, find_root, parse_families
+from ..data.layouts import discover, find_root
+from ..data.openfwi import parse_families
 from ..data.openfwi_config import load_ranges
 from ..core.commands import options_from_dict, options_to_dict
 from .options import absolute, DataOptions, first_difference, TrainOptions
