@@ -153,8 +153,9 @@ def _refine_batch(observed, velocity, noise, *, survey, factor, steps, low, high
         value = seen.square() + tv / (high - low) * _variation(v)
         return value.detach(), torch.autograd.grad(value.sum(), z)[0]
     # the first value of a band is that of its start: few steps are for the whole record
-    low = min(LOW_STEPS, steps // 2) if steps >= 4 else 0
-    for skipped, plan in ((False, ((None, steps),)), (True, ((frequency_bands(survey)[1], low), (None, steps - low)))):
+    early = min(LOW_STEPS, steps // 2) if steps >= 4 else 0
+    both = (frequency_bands(survey)[1], early), (None, steps - early)
+    for skipped, plan in ((False, ((None, steps),)), (True, both)):
         rows = (far == skipped).nonzero()[:, 0]
         z = unbounded(velocity[rows], low, high)
         for cut, count in plan:
