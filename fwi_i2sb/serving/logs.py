@@ -6,7 +6,7 @@
 __all__ = ['request_id', 'log_json', 'policy', 'Numbered']
 
 # %% ../../nbs/11_serving/06_logs.ipynb #8465cfaa
-import base64, hashlib, logging, re, secrets, sys, time
+import asyncio, base64, contextlib, hashlib, logging, re, secrets, sys, time
 from contextvars import ContextVar
 
 from pythonjsonlogger.json import JsonFormatter
@@ -47,6 +47,26 @@ def policy(page: str = "") -> str:
     style = "style-src 'self' 'unsafe-inline'; " if hashes else ""  # Swagger writes its styles into the page
     return f"{_POLICY}; {style}script-src 'self' {hashes}".rstrip()
 
+# %% ../../nbs/11_serving/06_logs.ipynb #b706827e
+class _Body:
+    "The body of a request; what is left of it can be dropped."
+
+    def __init__(self, scope, receive):
+        self._receive, self.ended = receive, False
+        # who waits for a word before it sends has not begun
+        self._waits = any(name == b"expect" for name, _ in scope["headers"])
+
+    async def receive(self):
+        message = await self._receive()
+        self.ended = message["type"] != "http.request" or not message.get("more_body")
+        return message
+
+    async def drop(self, most: int = 10**8, seconds: float = 2.0):
+        if self._waits: return
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while not self.ended and most > 0: most -= len((await self.receive()).get("body", b""))
+
 # %% ../../nbs/11_serving/06_logs.ipynb #f13c1a03
 _FAULT = "an error of the service, noted under this request_id"
 
@@ -58,13 +78,14 @@ class Numbered:
 
     async def __call__(self, scope, receive, send):
         if scope["type"] != "http": return await self.app(scope, receive, send)
-        number, began, status = secrets.token_hex(8), time.perf_counter(), [0]
+        number, began, status, body = secrets.token_hex(8), time.perf_counter(), [0], _Body(scope, receive)
         token = request_id.set(number)
         scope.setdefault("state", {})["request_id"] = number
 
         async def numbered(message):
             if message["type"] == "http.response.start":
                 status[0] = message["status"]
+                if status[0] >= 400 and status[0] != 408: await body.drop()
                 there = {name for name, _ in message["headers"]}
                 own = _HEADERS | {"x-request-id": number, "x-process-time": f"{time.perf_counter() - began:.4f}",
                     "content-security-policy": policy()}
@@ -72,11 +93,11 @@ class Numbered:
                     own.items() if name.encode() not in there)]
             await send(message)
 
-        try: await self.app(scope, receive, numbered)
+        try: await self.app(scope, body.receive, numbered)
         except Exception:
             self.log.exception("an error of the service")
             if status[0]: raise  # the answer has begun: the connection ends
-            await JSONResponse(dict(detail=_FAULT, request_id=number), 500)(scope, receive, numbered)
+            await JSONResponse(dict(detail=_FAULT, request_id=number), 500)(scope, body.receive, numbered)
         finally:
             self.log.info("request", extra=dict(method=scope["method"], path=scope["path"], status=status[0],
                 seconds=round(time.perf_counter() - began, 4)))

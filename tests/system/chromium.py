@@ -93,6 +93,14 @@ def tensorboard(browser: Browser, runs: Path):
         yield page
 
 
+@contextlib.contextmanager
+def service(runs: Path, key: str):
+    "A service of some runs and of the pipeline that comes with the package; its address."
+    port = free_port()
+    words = [sys.executable, "-m", "fwi_i2sb", "serve", runs, "--hub", "curvevel-a", "--port", port, "--device", "cpu"]
+    with server(words, f"http://127.0.0.1:{port}/ready", SECRET_API_KEY=key): yield f"http://127.0.0.1:{port}/"
+
+
 def run_cells(page: Page, address: str):
     "Open a notebook and run it, by the menu."
     page.goto(address)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Build docker/Dockerfile without a Docker engine, on a Debian root made here, and try what the image promises. FOLDER holds everything.
+# Build docker/Dockerfile and docker/Dockerfile.serve without a Docker engine, on a Debian root made here, and try what the images promise.
+# FOLDER holds everything.
 set -euo pipefail
 folder=$1
 cd "$(dirname "$0")/../.."
@@ -12,17 +13,26 @@ base=$(buildah from scratch)
 debootstrap --variant=minbase bookworm "$(buildah mount "$base")" >"$folder/debootstrap.log" || { tail -5 "$folder/debootstrap.log"; exit 1; }
 buildah commit --quiet --rm "$base" localhost/debian >/dev/null
 
-say "docker/Dockerfile"
-buildah bud --network host $(python3 tests/system/pip_mounts.py "$folder") --build-arg BASE=localhost/debian \
-    --ignorefile docker/Dockerfile.dockerignore -f docker/Dockerfile -t localhost/fwi-i2sb . >"$folder/build.log" 2>&1 || { tail -30 "$folder/build.log"; exit 1; }
+build() { # FILE TAG
+    say "docker/$1"
+    buildah bud --network host $(python3 tests/system/pip_mounts.py "$folder") --build-arg BASE=localhost/debian \
+        --ignorefile "docker/$1.dockerignore" -f "docker/$1" -t "localhost/$2" . >"$folder/build.log" 2>&1 || { tail -30 "$folder/build.log"; exit 1; }
+}
+build Dockerfile fwi-i2sb
 
 say "from inside docker/ the build says what to type"
 if (cd docker && buildah bud --build-arg BASE=localhost/debian --ignorefile Dockerfile.dockerignore -f Dockerfile .) \
     >"$folder/wrong.log" 2>&1; then echo "it was built"; exit 1; fi
 grep -qx "    docker build -f docker/Dockerfile -t fwi-i2sb ." "$folder/wrong.log"
 
-say "inside the image"
-container=$(buildah from localhost/fwi-i2sb)
-du -sh "$(buildah mount "$container")"
-buildah run --network host --volume "$PWD/tests/system/inside.sh:/mnt/inside.sh:ro" "$container" bash /mnt/inside.sh
+try_inside() { # TAG SCRIPT
+    say "inside the image $1"
+    container=$(buildah from "localhost/$1")
+    du -sh "$(buildah mount "$container")"
+    buildah run --network host --volume "$PWD/tests/system/$2:/mnt/$2:ro" "$container" bash "/mnt/$2"
+    buildah rm "$container" >/dev/null
+}
+try_inside fwi-i2sb inside.sh
+build Dockerfile.serve fwi-i2sb-serve
+try_inside fwi-i2sb-serve inside_serve.sh
 say "done"

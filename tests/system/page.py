@@ -1,12 +1,11 @@
 "The page of the service in a headless Chromium: an example is inverted, what is wrong is said."
 import base64
-import sys
 from io import BytesIO
 from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
-from chromium import chromium, free_port, new_page, server
+from chromium import chromium, new_page, service
 from PIL import Image
 
 KEY = "secret-of-tests"
@@ -14,22 +13,19 @@ FIGURES = "truth", "map", "std", "observed", "again", "rest"
 
 
 @pytest.fixture(scope="module")
-def page(mini, tmp_path_factory):
+def page(mini):
     "The page of a service of the mini run and of the pipeline that comes with the package."
-    port = free_port()
-    words = [sys.executable, "-m", "fwi_i2sb", "serve", mini.parent, "--hub", "curvevel-a", "--port", port,
-        "--device", "cpu"]
-    with chromium() as browser, server(words, f"http://127.0.0.1:{port}/ready", SECRET_API_KEY=KEY):
+    with chromium() as browser, service(mini.parent, KEY) as address:
         page = new_page(browser, 1400, 1150)
         page.faults, page.places = [], set()
         page.on("pageerror", lambda error: page.faults.append(str(error)))
         page.on("console", lambda said: said.type == "error" and page.faults.append(said.text))
         page.on("request", lambda request: page.places.add(urlsplit(request.url).netloc))
-        page.goto(f"http://127.0.0.1:{port}/")
+        page.goto(address)
         page.locator("#model option", has_text="mini").wait_for(state="attached")
         yield page
         # whatever was shown came from the service, and of what the browser complains are refusals that were meant
-        assert {place for place in page.places if place} == {f"127.0.0.1:{port}"}
+        assert {place for place in page.places if place} == {urlsplit(address).netloc}
         assert [fault for fault in page.faults if "status of 4" not in fault] == []
 
 

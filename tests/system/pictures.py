@@ -6,7 +6,7 @@ from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
 
-from chromium import ROOT, chromium, lab, new_page, run_cells, tensorboard
+from chromium import ROOT, chromium, lab, new_page, run_cells, service, tensorboard
 from PIL import Image
 from playwright.sync_api import Browser, Page
 
@@ -43,9 +43,23 @@ def explorer(browser: Browser, run: Path, folder: Path):
         keep(page, "explorer")
 
 
+def page_of_service(browser: Browser, runs: Path):
+    "An example of the pipeline that comes with the package, inverted on the page of the service."
+    with service(runs, "key-of-the-picture") as address:
+        page = new_page(browser, 1400, 1160)
+        page.goto(address)
+        page.locator("#key").fill("key-of-the-picture")
+        page.locator("#model").select_option("curvevel-a")
+        page.locator("#model-hint", has_text="A pipeline").wait_for()
+        page.get_by_role("button", name="Invert").click()
+        page.locator("#status", has_text="Done").wait_for()
+        keep(page, "page")
+
+
 if __name__ == "__main__":
     with tempfile.TemporaryDirectory() as name:
         run = trained(Path(name))
         with chromium() as browser:
             with tensorboard(browser, run.parent) as page: keep(page, "tensorboard")
             explorer(browser, run, Path(name))
+            page_of_service(browser, run.parent)
