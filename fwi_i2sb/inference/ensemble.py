@@ -160,7 +160,7 @@ def invert(
     each = [{name: a.provenance[name] for name in ("run", "method", "model", "step")} for a in answers]
     found = join(answers, self.plan["weights"], "median" if self.plan["combine"] == "median" else "mean",
         run=str(self.path), method="ensemble", model=None, members=each, member_weights=self.plan["weights"],
-        combine=self.plan["combine"])
+        combined_by=self.plan["combine"])
     made = self.recalibration if _as_calibrated(self, start, settings) else None
     if made is None: return found
     return replace(found, std=made.std(found.spread), recalibration=made,

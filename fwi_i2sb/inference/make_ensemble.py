@@ -136,7 +136,8 @@ def _member(path: Path, run: TrainedRun, out: Path) -> dict:
 def make_ensemble(options: EnsembleOptions) -> Path:
     "Write an ensemble, and print what it is worth on the records that were kept for it."
     if options.combine == "learned" and options.records == 0:
-        raise InputError("--combine learned fits weights to validation records: give --records 1 or more, or leave it out")
+        raise InputError("--combine learned fits weights to validation records: give --records 1 or more, or leave it "
+            "out")
     members, count, kept = _open_all(options), len(options.runs), None
     weights, made, about = [1 / count] * count, None, {}
     if options.records != 0:
@@ -159,5 +160,6 @@ def _report(options: EnsembleOptions, weights: list[float], kept, made, about: d
         each = ", ".join(f"{value:.1f}" for value in about["mae_members"])
         lines.append(f"MAE on the last {kept['records']} validation records, which are kept from evaluations: members "
             f"{each} m/s, ensemble {about['mae']:.1f} m/s")
-        lines.append("the spread is calibrated on them" if made else "the spread is not calibrated: it takes 10 records")
+        lines.append("the spread is calibrated on them" if made
+            else "the spread is not calibrated: it takes 10 records or more")
     return "\n".join(lines)
