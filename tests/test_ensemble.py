@@ -17,7 +17,6 @@ from fwi_i2sb.physics.wave import simulate
 from fwi_i2sb.train import train
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-QUICK = dict(nfe=1, samples=1)
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +26,9 @@ def runs(mini, data, tmp_path_factory):
     options = mini_options(root, data)
     optim = replace(options.optim, num_itr=8, batch_size=8, microbatch=8)
     model = replace(options.model, method="regression", corrupt="linear", drop_cond=0.0)
-    made = [train(replace(options, run=replace(options.run, result_dir=root, name=f"seed-{seed}", seed=seed), optim=optim,
-        model=model), progress=False) for seed in (0, 1)]
+    log = replace(options.log, val_nfe=None)
+    made = [train(replace(options, run=replace(options.run, result_dir=root, name=f"seed-{seed}", seed=seed),
+        optim=optim, model=model, log=log), progress=False) for seed in (0, 1)]
     return [*made, shutil.copytree(mini, root / "mini")]
 
 
@@ -65,7 +65,8 @@ def test_spread_is_that_within_the_members_and_between_them(runs, records, tmp_p
         for a in answers]).astype(float)
     mean = np.tensordot(w, means, 1)
     np.testing.assert_allclose(joined.mean, mean, rtol=1e-5)
-    np.testing.assert_allclose(joined.std, np.sqrt(np.tensordot(w, within**2 + (means - mean)**2, 1)), rtol=1e-3, atol=0.05)
+    expected = np.sqrt(np.tensordot(w, within**2 + (means - mean)**2, 1))
+    np.testing.assert_allclose(joined.std, expected, rtol=1e-3, atol=0.05)
     assert joined.samples.shape[1] == 1 + 1 + 8 == joined.provenance["samples"]
     middle = join_runs(members, tmp_path, plan(3, combine="median")).invert(records[0], "linear")
     np.testing.assert_allclose(middle.mean, np.median(means, 0), rtol=1e-6)
@@ -113,8 +114,8 @@ def test_calibration_holds_for_the_members_own_settings(runs, records, tmp_path)
 
 def test_commands_take_an_ensemble_like_a_run(fwi, learned, records, tmp_path):
     run = load_run(learned)
-    told = fwi("invert", learned, "--records", 2, "--start", "linear", "--out", tmp_path, "--tta", "flip,noise:0.02:1",
-        "--post", "bounds,gaussian:0.5", "--samples", 1, "--device", "cpu")
+    told = fwi("invert", learned, "--records", 2, "--start", "linear", "--out", tmp_path, "--samples", 1, "--device",
+        "cpu", "--tta", "flip,noise:0.02:1", "--post", "bounds,gaussian:0.5")
     assert told.code == 0, told
     with np.load(tmp_path / "validation-2.npz") as found:
         about, mean = json.loads(str(found["provenance"])), found["mean"]
@@ -149,14 +150,12 @@ def test_what_is_no_ensemble_is_refused(refused, learned, runs, data, tmp_path):
     refused("ensemble", *runs, "--out", learned, saying=("name a new folder with --out",))
     refused("invert", runs[0], "--tta", "flop", saying=("did you mean 'flip'",))
     refused("invert", runs[0], "--post", "gaussian", saying=("gaussian:SIGMA",))
-    refused("train", "--result-dir", tmp_path, "--dataset-dir", data, "--dataset-name", "CurveVel_A", "--ckpt", learned,
-        saying=("ensemble",))
     assert not (tmp_path / "new").exists()
-    for change in (lambda p: p | dict(weights=[1.0, 1.0, 1.0]), lambda p: p | dict(extra=1), lambda p: p | dict(format=9)):
+    for change in (dict(weights=[1.0, 1.0, 1.0]), dict(extra=1), dict(format=9)):
         broken = tmp_path / "broken"
         broken.mkdir(exist_ok=True)
         rest = {k: v for k, v in json.loads((learned / "ensemble.json").read_text()).items() if k != "checksum"}
-        (broken / "ensemble.json").write_text(json.dumps(change(rest)))
+        (broken / "ensemble.json").write_text(json.dumps(rest | change))
         refused("invert", broken, saying=("ensemble.json",))
 
 
