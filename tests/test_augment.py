@@ -92,7 +92,8 @@ def test_a_shift_fills_with_zeros_and_is_one_for_all_shots(velocity, seismic):
     seen = set()
     for key in range(20):
         _, d = Augment("shift:0.02@1", WHERE)(velocity, seismic, [key])
-        delays = {int(np.argmax(np.correlate(d[0, s, :, 12].numpy(), seismic[0, s, :, 12].numpy(), "full"))) - 299 for s in range(2)}
+        pairs = [(d[0, s, :, 12].numpy(), seismic[0, s, :, 12].numpy()) for s in range(2)]
+        delays = {int(np.argmax(np.correlate(*pair, "full"))) - 299 for pair in pairs}
         assert len(delays) == 1
         n, = delays
         assert abs(n) <= 20 and not (d[..., :n, :] if n > 0 else d[..., 300 + n:, :]).any()

@@ -126,8 +126,8 @@ def test_commands_take_an_ensemble_like_a_run(fwi, learned, records, tmp_path):
     np.save(tmp_path / "r.npy", simulate(records[1][:1], run.survey)[0].numpy())
     told = fwi("invert", learned, "--record", tmp_path / "r.npy", "--out", tmp_path, "--device", "cpu")
     assert told.code == 0 and (tmp_path / "r.png").exists()
-    told = fwi("evaluate", learned, "--records", 2, "--starts", "linear", "--samples", 1, "--misfit-records", 1, "--out",
-        tmp_path / "card", "--tta", "flip", "--device", "cpu")
+    told = fwi("evaluate", learned, "--records", 2, "--starts", "linear", "--samples", 1, "--misfit-records", 1,
+        "--out", tmp_path / "card", "--tta", "flip", "--device", "cpu")
     card = json.loads((tmp_path / "card" / "card.json").read_text())
     assert told.code == 0 and card["settings"]["tta"] == "flip" and card["rows"][1]["method"] == "ensemble"
 
