@@ -37,12 +37,12 @@ class Command(NamedTuple):
 
 # %% ../nbs/13_cli/00_cli.ipynb #18453d45
 COMMANDS = {
-    "generate": Command("Make OpenFWI-like velocity maps and simulate their records, in OpenFWI's own file format.",
-        "data.command", "generate_command", "GenerateOptions"),
+    "generate": Command("Make velocity maps and simulate their records, in OpenFWI's own file format or the Speed & "
+        "Structure challenge's.", "data.command", "generate_command", "GenerateOptions"),
     "check": Command("Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, damage, "
         "disk needed.", "data.command", "check_command", "CheckOptions"),
-    "convert": Command("Convert OpenFWI files, or others like them, to the store that training reads.",
-        "data.command", "convert_command", "ConvertOptions"),
+    "convert": Command("Convert OpenFWI files, others like them, or samples of the Speed & Structure challenge to the "
+        "store for training.", "data.command", "convert_command", "ConvertOptions"),
     "models": Command("List the networks that can be trained: what they learn (the first method is the default), and "
         "their size.", "methods.command", "models_command", "ModelsOptions"),
     "train": Command("Train a bridge, or a baseline, on a data set, or continue the run of this name.",
@@ -57,6 +57,10 @@ COMMANDS = {
         "inference.command", "invert_command", "InvertOptions"),
     "evaluate": Command("Judge a run on validation records, as they are or perturbed: table on screen.",
         "evaluation.command", "evaluate_command", "EvaluateOptions"),
+    "submit": Command("Invert every sample of a test folder of the Speed & Structure challenge into one "
+        "submission; repeat to continue.", "evaluation.submit", "submit_command", "SubmitOptions"),
+    "submission-check": Command("Check a submission to the Speed & Structure challenge: names, number, shape, type; "
+        "score it where maps are known.", "evaluation.submit", "submission_check_command", "SubmissionCheckOptions"),
     "serve": Command("Serve trained runs and pipelines: predictions by HTTP, for clients with a key from "
         "SECRET_API_KEY.", "serving.command", "serve_command", "ServeOptions"),
     "experiment": Command("Run a notebook once per cell of a grid file; skip what is finished, collect one table.",
@@ -72,7 +76,7 @@ COMMANDS = {
 
 def usage() -> str:
     "The commands in the order of a working day."
-    lines = [f"  {name:<16}{command.about}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:<18}{command.about}" for name, command in COMMANDS.items()]
     head = "usage: fwi-i2sb COMMAND [options]    (fwi-i2sb COMMAND --help lists them; --version)"
     return "\n".join([head, "", *lines])
 

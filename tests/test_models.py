@@ -21,7 +21,8 @@ from fwi_i2sb.physics.wave import simulate, surface_survey
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SPEC = replace(OPENFWI_SPEC, survey=surface_survey(24, 3, nt=280), time_samples=70, map_size=(24, 26))
-PAIRS = [(model, method) for model in ("tiny", "compact", "inversionnet", "velocitygan", "speed-structure")
+PAIRS = [(model, method) for model in ("tiny", "compact", "inversionnet", "velocitygan", "vae_unet", "vae_mamba",
+        "speed-structure")
     for method in methods_of(MODELS[model])]
 SEEDS = [3, (3, 1), (3, 2)]
 
@@ -43,7 +44,7 @@ def batch():
     maps = [torch.randn(3, 1, 24, 26, generator=g) for _ in range(3)]
     return dict(zip(("x0", "x1", "noise"), maps)) | dict(
         seismic=torch.randn(3, 3, 70, 24, generator=g), t_index=torch.tensor([3, 500, 990]),
-        keep=torch.tensor([1.0, 1.0, 0.0]), mix=torch.tensor([0.2, 0.5, 0.8]))
+        keep=torch.tensor([1.0, 1.0, 0.0]), mix=torch.tensor([0.2, 0.5, 0.8]), key=torch.tensor([1, 2, 3]))
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)

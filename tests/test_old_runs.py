@@ -10,7 +10,7 @@ from forkserver import run as python
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.scale import OPENFWI_SCALE
 from fwi_i2sb.inference.run import load_run
-from fwi_i2sb.training.run_dir import read_config
+from fwi_i2sb.training.run_dir import FORMAT, read_config
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def test_an_old_run_inverts_to_the_same_numbers(mini, old):
 
 def test_a_newer_format_is_refused(old):
     config = json.loads((old / "config.json").read_text())
-    (old / "config.json").write_text(json.dumps(config | dict(format=3)))
-    with pytest.raises(InputError, match="format 3"): read_config(old)
+    (old / "config.json").write_text(json.dumps(config | dict(format=FORMAT + 1)))
+    with pytest.raises(InputError, match=f"format {FORMAT + 1}"): read_config(old)
 
 
 @pytest.mark.parametrize("path", ["fwi_i2sb", "fwi_i2sb.inference", "fwi_i2sb.inference.run"])

@@ -2,6 +2,7 @@
 import io
 import json
 import os
+import random
 import re
 import shutil
 import signal
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 pytest.importorskip("fastapi")
@@ -24,9 +26,13 @@ from processes import free_port
 
 from fwi_i2sb import load_run
 from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.inference.run import resimulate
+from fwi_i2sb.physics.filters import decimate
+from fwi_i2sb.physics.wave import simulate
 from fwi_i2sb.serving.app import create_app
 from fwi_i2sb.serving.depends import caller
 from fwi_i2sb.serving.settings import read_settings, Settings
+from fwi_i2sb.training.checkpoint import newest_checkpoint, save_checkpoint
 
 KEY = {"X-API-Key": "secret-of-tests"}
 FAST = dict(nfe=1, samples=1)
@@ -121,6 +127,84 @@ def test_other_sizes_are_interpolated_and_said_and_other_counts_of_shots_refused
     assert refused.status_code == 400 and "4 shots" in refused.json()["detail"]
 
 
+def arrays(answer) -> dict:
+    assert answer.status_code == 200, answer.text
+    with np.load(io.BytesIO(answer.content)) as file: return {name: file[name] for name in file.files}
+
+
+def test_a_browser_gets_a_page_of_the_service_alone_and_others_a_message(client):
+    page = client.get("/", headers={"accept": "text/html,application/xhtml+xml,*/*;q=0.8"})
+    assert page.headers["content-type"].startswith("text/html") and page.headers["vary"] == "accept"
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'self'" in policy and "script-src 'self'" in policy and "unsafe" not in policy
+    files = re.findall(r'(?:src|href)="(static/[^"]+)"', page.text)
+    assert len(files) == 3 and all(client.get(f"/{name}").status_code == 200 for name in files)
+    for accept in ("application/json", "*/*"):
+        assert client.get("/", headers={"accept": accept}).json() == {"docs_url": "/docs",
+            "message": "Velocity maps from seismic records"}
+    about = client.get("/static/page.json").json()
+    assert about["examples"] == 10 and len(about["colours"]["batlow"]) == 256
+    assert client.get("/static/page/../../settings.py").status_code == 404
+
+
+def test_an_example_is_a_record_that_the_model_reads_and_its_map(client, runs):
+    ask = lambda **asked: client.get("/api/v1/models/mini/example", params=asked, headers=KEY)
+    record, velocity = (np.load(io.BytesIO(ask(part=part).content)) for part in ("record", "map"))
+    again = simulate(torch.from_numpy(velocity)[None, None], load_run(runs / "mini", device="cpu").survey)
+    np.testing.assert_array_equal(record, again[0])
+    assert not np.array_equal(np.load(io.BytesIO(ask(number=1, part="map").content)), velocity)
+    assert ask(number=10).status_code == 422 and client.get("/api/v1/models/mini/example").status_code == 401
+    assert client.get("/api/v1/models/none/example", headers=KEY).status_code == 404
+    assert predict(client, ask().content, **FAST).status_code == 200
+
+
+def test_an_answer_holds_the_record_of_its_map_and_has_the_form_that_is_accepted(client, runs, record):
+    asked = dict(FAST, resimulate=True)
+    found = arrays(predict(client, npz(seismic=np.stack([record] * 2)), **asked))
+    run = load_run(runs / "mini", device="cpu")
+    assert found["record"].shape == found["resimulated"].shape == (2, *run.spec.gathers)
+    again = resimulate(run, torch.from_numpy(found["map"])[:, None])
+    np.testing.assert_allclose(found["resimulated"], again, atol=1e-4 * float(again.abs().max()))
+    np.testing.assert_allclose(found["record"][1], decimate(torch.tensor(record), run.spec.factor), atol=1e-5)
+    lists = predict(client, npy(record), headers=KEY | {"accept": "application/json"}, **asked).json()
+    np.testing.assert_allclose(lists["resimulated"], found["resimulated"][0], atol=1e-4 * float(again.abs().max()))
+    assert "resimulated" not in arrays(predict(client, npy(record), **FAST))
+
+
+def test_a_checkpoint_that_is_swapped_answers_as_one_of_both_and_then_as_the_new_one(runs, record, tmp_path):
+    shutil.copytree(runs / "mini", tmp_path / "own")
+    old = newest_checkpoint(tmp_path / "own")
+    state = {name: value for name, value in old.state.items() if name not in ("step", "sha256")}
+    ema = {name: 1.02 * value for name, value in old.tensors["ema"].items()}
+    with TestClient(service(tmp_path)) as client:
+        ask = lambda: arrays(predict(client, npy(record), name="own", **FAST))["map"]
+        before, seen, over = ask(), [], threading.Event()
+
+        def go():
+            while not over.is_set(): seen.append(ask())
+
+        asking = threading.Thread(target=go)
+        asking.start()
+        save_checkpoint(tmp_path / "own", old.step + 1, state, dict(ema=ema))
+        while len(seen) < 6: time.sleep(0.01)
+        over.set()
+        asking.join()
+        after = ask()
+        assert np.abs(after - before).max() > 1
+        assert all(np.array_equal(one, before) or np.array_equal(one, after) for one in seen)
+        # one that cannot be loaded is told without a path, and the service goes on
+        (tmp_path / "own" / "config.json").write_text("{}")
+        save_checkpoint(tmp_path / "own", old.step + 2, state, dict(ema=ema))
+        broken = predict(client, npy(record), name="own", **FAST)
+        assert broken.status_code == 500 and broken.json()["detail"] == "the model own cannot be loaded"
+        assert client.get("/health").status_code == 200
+
+
+def test_sentences_name_no_folder_of_the_machine(client, runs, record):
+    answer = predict(client, npy(record), start="first-guess")
+    assert answer.status_code == 400 and str(runs) not in answer.text and "first-guess" in answer.json()["detail"]
+
+
 BOMB = io.BytesIO()
 with zipfile.ZipFile(BOMB, "w", zipfile.ZIP_DEFLATED) as archive: archive.writestr("a.npy", bytes(200_000_000))
 GOOD = np.zeros((5, 40, 7), np.float32)
@@ -142,6 +226,39 @@ def test_malformed_bytes_are_one_sentence(client, what):
     answer = predict(client, MALFORMED[what])
     assert 400 <= answer.status_code < 500 and set(answer.json()) == {"detail", "request_id"}, answer.text
     assert "\n" not in answer.json()["detail"] and "/" + "root" not in answer.text
+
+
+def packed(method: int) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", method) as archive: archive.writestr("a.npy", HEADER)
+    return file.getvalue()
+
+
+def damaged(count: int):
+    "Arrays and archives with bytes that were changed at random, or cut off."
+    chance, whole = random.Random(1), [HEADER, *map(packed, (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED,
+        zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA))]
+    for _ in range(count):
+        body = bytearray(chance.choice(whole))
+        for _ in range(chance.choice((1, 2, 4))):
+            place = chance.randrange(80)  # headers are at the beginning, of archives at the end, too
+            body[place if chance.random() < 0.7 else -1 - place] = chance.randrange(256)
+        yield bytes(body[: chance.choice((None, None, chance.randrange(len(body))))])
+
+
+def header(text: str, version: int = 1) -> bytes:
+    return b"\x93NUMPY" + bytes([version, 0]) + len(text).to_bytes(2 * version, "little") + text.encode() + bytes(560)
+
+
+@pytest.mark.filterwarnings("ignore:Reading")  # one looks like an array of Python 2
+def test_damaged_bytes_never_harm_the_service(client):
+    deep = "{'descr': '<f4', 'fortran_order': False, 'shape': %s}"
+    bodies = [*damaged(80), header("(" * 9000), header("-" * 9000 + "1"), header(deep % ("-" * 4000 + "1")),
+        header(deep % "(5L, 4L, 7L)"), header(deep % f"({10**30}, 7)"), header("{'descr': [" + "[" * 3000, 2)]
+    answers = [predict(client, body, **FAST) for body in bodies]
+    assert {answer.status_code for answer in answers} <= {200, 400}  # a changed value is another record
+    assert all("\n" not in answer.json()["detail"] for answer in answers if answer.status_code == 400)
+    assert sum(answer.status_code == 400 for answer in answers) >= 60 and client.get("/ready").status_code == 200
 
 
 LISTS = {"no object": "[]", "no JSON": "{", "no data": "{}", "text": '{"data": "x"}',
@@ -292,7 +409,10 @@ def test_an_error_inside_shows_nothing_of_it(runs, record):
         def broken(key, given): raise RuntimeError("/secret/path")
         app.state.service.batches.work = broken
         answer = predict(client, npy(record), headers={})
-        assert answer.status_code == 500 and "secret" not in answer.text and answer.json()["request_id"]
+        assert answer.status_code == 500 and "secret" not in answer.text
+        number = answer.headers["x-request-id"]
+        assert answer.json()["request_id"] == number and len(number) == 16
+        assert answer.headers["x-frame-options"] == "DENY"
 
 
 def test_the_command_serves_logs_json_and_ends_in_order(runs, record, refused, monkeypatch, tmp_path):

@@ -19,7 +19,7 @@ from ..diffusion.bridge import Bridge
 from ..core.devices import check_compiler, resolve_precision
 from ..diffusion.gaussian_mixture import calls_for_error, GaussianMixtureBridge
 from ..models.unet import build_network
-from ..methods.losses import Denoiser
+from ..methods.base import Denoiser
 from ..training.step import update_ema
 from ..core.errors import InputError
 from ..methods.options import ModelOptions

@@ -16,9 +16,9 @@ from ..core.files import check_memory
 from ..core.formats import phrase, read_array, recognise
 from .findings import fingerprint, inspect_map, Report, Tally
 from .gathers import to_survey
+from .layouts import family_of, find_root, match_files, open_pair, split_files, unlabelled
 from .openfwi import (
-    any_family, FAMILIES, Family, find_root, get_family, match_files, open_pair, read_pair, refuse_half,
-    split_files, store_bytes)
+    any_family, FAMILIES, Family, get_family, read_pair, refuse_half, store_bytes)
 from .rules import inspect_pair, velocity_at_sources
 from .scale import OPENFWI_SCALE, VelocityScale
 from .segy import is_segy, read_gathers
@@ -113,9 +113,11 @@ def _read_all(splits, survey, scale, pressure, accept, progress):
     tally, seismic, velocity = Tally(accept), _Range(), _Range()
     fits = len(survey.sources), survey.nt, len(survey.receivers)
     for done, (p, i) in enumerate(records):
-        d, v = read_pair(p, i)
-        seismic.add(d, p.seismic); velocity.add(v, p.velocity)
-        found = inspect_pair(d, v, survey, scale, pressure=pressure) if d.shape == fits else inspect_map(v, scale)
+        d, v = read_pair(p, i) if p.cells else (p.open()[0], None)
+        seismic.add(d, p.seismic)
+        if v is not None: velocity.add(v, p.velocity)
+        found = (inspect_pair(d, v, survey, scale, pressure=pressure) if d.shape == fits
+            else [] if v is None else inspect_map(v, scale))
         tally.add(f"{p.seismic}: record {i}", found, fingerprint(d))
         if progress: progress(done + 1, len(records))
     return seismic, velocity, tally
@@ -129,17 +131,29 @@ def _stale(root, splits):
         if same_files(old, new) and (changed := changed_sources(old, new)):
             yield f"the store {root / split} was made of what {', '.join(changed)} held before: convert again"
 
+def _unlabelled(root, problems):
+    "The records of a folder that have no maps: those of a challenge that are to be inverted."
+    folders, lost = unlabelled(root)
+    problems += lost
+    good = []
+    for folder in folders:
+        try: good.append(open_pair(folder, None))
+        except InputError as error: problems.append(str(error))
+    return {"test": good} if folders else {}
+
 def _check_files(root, family, survey, scale, val_files, accept, progress):
     "Properties, problems and doubts of a folder of source files."
     problems, doubts = [], []
     splits = _pairs_by_split(root, family, val_files, problems)
-    problems += [f"{root} holds no {split} records" for split, pairs in splits.items() if not pairs]
+    tests = _unlabelled(root, problems)
+    if any(splits.values()) or not tests:
+        problems += [f"{root} holds no {split} records" for split, pairs in splits.items() if not pairs]
     problems += _stale(root, splits)
     pressure = family.pressure if is_benchmark(family, survey, scale) else None
-    seismic, velocity, tally = _read_all(splits, survey, scale, pressure, accept, progress)
+    seismic, velocity, tally = _read_all(splits | tests, survey, scale, pressure, accept, progress)
     problems += tally.problems; doubts += tally.doubts
     facts = dict(family=family.name, velocity_range=str(scale),
-        **{s: dict(files=len(p), records=sum(x.count for x in p)) for s, p in splits.items()})
+        **{s: dict(files=len(p), records=sum(x.count for x in p)) for s, p in (splits | tests).items()})
     if pairs := [p for split in splits.values() for p in split]:
         problems += _differing(seismic, velocity)
         try: check_shapes(pairs, survey)
@@ -169,7 +183,7 @@ def inspect_folder(root:str|Path, # a folder `find_root` understands, several of
     refuse_half(root)
     if family is not None: family = any_family(family)
     facts, problems = _check_stores(root, family, survey, scale, progress)
-    try: source = find_root(root, named := any_family(root.resolve().name) if family is None else family)
+    try: source = find_root(root, named := family_of(root) if family is None else family)
     except InputError:
         if facts or problems: return Report(str(root), facts, problems)
         if family is None and (inside := _data_sets(root)):

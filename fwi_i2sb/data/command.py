@@ -18,27 +18,33 @@ from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from .check import check_record, inspect_folder
 from .generate import generate
+from .generate_samples import FAULTED, generate_samples
+from .layouts import is_challenge
+from .manifest import read_manifest
 from .openfwi_config import load_ranges
 from .scale import OPENFWI_SCALE, VelocityScale
 from .spec import load_survey
+from .speed_structure import CHALLENGE
 from .store import convert
 
 # %% ../../nbs/02_data/19_command.ipynb #be5ba1f3
 @option_group
 class GenerateOptions:
-    "Make OpenFWI-like velocity maps and simulate their records, in OpenFWI's own file format."
-    out: tyro.conf.Positional[Path]  # folder; the family's own folder is made inside
-    family: str  # OpenFWI family, e.g. CurveVel_A
+    "Make velocity maps and simulate their records, in OpenFWI's own file format or the Speed & Structure challenge's."
+    out: tyro.conf.Positional[Path]  # folder; the family's own folder is made inside, or train/ and test/ of samples
+    family: str | None = None  # OpenFWI family, e.g. CurveVel_A; default with --layout speed-structure: several
     train: Natural = 2000  # training records
-    val: Natural = 100  # validation records, written under validation file names
-    shard_size: Count = 500  # records per file (OpenFWI: 500)
+    val: Natural | None = None  # validation records, written under validation file names; default: 100
+    shard_size: Count | None = None  # records per file; default: 500, as OpenFWI has
     layers: tuple[int, int] | None = None  # least and largest number of layers, where the family has layers
-    shape: tuple[int, int] = (70, 70)  # cells of a map in depth and x
-    survey: Path | None = None  # JSON of a survey: dx, dt, nt, freq, sources, receivers; default: OpenFWI's
+    shape: tuple[int, int] | None = None  # cells of a map in depth and x; default: 70 70, of samples 1259 300
+    survey: Path | None = None  # JSON of a survey: dx, dt, nt, freq, sources, receivers; default: that of the layout
     velocity_range: tuple[float, float] = (OPENFWI_SCALE.low, OPENFWI_SCALE.high)  # m/s, in which the maps are drawn
     seed: Natural = 0  # seed of the maps
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator; openfwi is exact and much slower
     workers: Workers | None = None  # processes; default: one per core
+    layout: Literal["openfwi", "speed-structure"] = "openfwi"  # of the files; speed-structure: a folder per sample
+    test: Natural | None = None  # with --layout speed-structure: samples whose maps lie apart; default: 150
 
 # %% ../../nbs/02_data/19_command.ipynb #9eb25be6
 def _survey_and_scale(options) -> dict:
@@ -47,14 +53,38 @@ def _survey_and_scale(options) -> dict:
         scale=VelocityScale(*options.velocity_range) if options.velocity_range else None)
 
 
+def _refuse_idle(options, *names):
+    "Raise `InputError` for options that say nothing to a layout."
+    for name in names:
+        if getattr(options, name) not in (None, "deepwave"):
+            raise InputError(f"{flag_of(name)} has no effect with --layout {options.layout}: remove it")
+
+
+def _samples(options, same) -> tuple[Path, int]:
+    "Generate samples in the challenge's layout."
+    _refuse_idle(options, "val", "shard_size", "engine")
+    test = 150 if options.test is None else options.test
+    families = FAULTED if options.family is None else (options.family,)
+    return generate_samples(options.out, n_train=options.train, n_test=test, families=families,
+        shape=options.shape or (1259, 300), **same), test
+
+
+def _shards(options, same) -> tuple[Path, int]:
+    "Generate files in OpenFWI's layout."
+    _refuse_idle(options, "test")
+    if options.family is None: raise InputError("--family is needed with --layout openfwi, e.g. CurveVel_A")
+    val = 100 if options.val is None else options.val
+    return generate(options.out, options.family, n_train=options.train, n_val=val, engine=options.engine,
+        shard_size=options.shard_size or 500, shape=options.shape or (70, 70), **same), val
+
+
 def generate_command(options: GenerateOptions) -> Path:
     "Generate a data set, or continue one."
     with progress_bar("generate", "records") as progress:
-        folder = generate(options.out, options.family, n_train=options.train, n_val=options.val,
-                          shard_size=options.shard_size, layers=options.layers, shape=options.shape,
-                          seed=options.seed, engine=options.engine, workers=options.workers, progress=progress,
-                          **_survey_and_scale(options))
-    print(f"{options.train} + {options.val} records in {folder}")
+        same = dict(layers=options.layers, seed=options.seed, workers=options.workers, progress=progress,
+            **_survey_and_scale(options))
+        folder, others = {"openfwi": _shards, "speed-structure": _samples}[options.layout](options, same)
+    print(f"{options.train} + {others} records in {folder}")
     return folder
 
 # %% ../../nbs/02_data/19_command.ipynb #69e2c473
@@ -62,7 +92,7 @@ def generate_command(options: GenerateOptions) -> Path:
 class CheckOptions:
     "Report on a folder of OpenFWI files, a store, or one record: counts, shapes, ranges, damage, disk needed."
     path: tyro.conf.Positional[Path]  # data set, folder of several, store, or records: .npy, SEG-Y or SU
-    family: str | None = None  # family; default: the one the folder is named after
+    family: str | None = None  # family; default: the one the folder is named after, or the challenge's
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
     survey: Path | None = None  # JSON of the survey of the records; default: as generated or stored, or OpenFWI's
     velocity_range: tuple[float, float] | None = None  # m/s of the maps; default: as generated or stored, or OpenFWI's
@@ -94,11 +124,11 @@ def check_command(options: CheckOptions):
 # %% ../../nbs/02_data/19_command.ipynb #d877af6c
 @option_group
 class ConvertOptions:
-    """Convert OpenFWI files, or others like them, to the store that training reads.
+    """Convert OpenFWI files, others like them, or samples of the Speed & Structure challenge to the store for training.
 
     Repeat after an interruption to continue."""
-    dataset_dir: tyro.conf.Positional[Path]  # folder of OpenFWI files
-    family: str  # OpenFWI family, e.g. CurveVel_A; with --survey any name, for data of others
+    dataset_dir: tyro.conf.Positional[Path]  # folder of OpenFWI files, or of the challenge's train/
+    family: str | None = None  # OpenFWI family, e.g. CurveVel_A; with --survey any name; default: the challenge's
     store_dir: Path | None = None  # where to build the store when the data are read-only; default: beside the data
     time_samples: Count | None = None  # time samples kept (zero-phase anti-alias filter); default: 4 ms apart at 15 Hz
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
@@ -112,11 +142,17 @@ class ConvertOptions:
 # %% ../../nbs/02_data/19_command.ipynb #0e7f3047
 def convert_command(options: ConvertOptions) -> Path:
     "Convert, or continue a conversion."
-    given = {name: value for name, value in _survey_and_scale(options).items() if value}
-    if options.json_data_config: given = load_ranges(options.json_data_config, options.family) | given
-    with progress_bar("convert", "records") as progress:
-        root = convert(options.dataset_dir, options.family, store_dir=options.store_dir,
+    given, family = {name: value for name, value in _survey_and_scale(options).items() if value}, options.family
+    if family is None and not is_challenge(options.dataset_dir):
+        raise InputError(f"--family is needed: {options.dataset_dir} holds no samples of the Speed & Structure "
+            f"challenge, whose family is known")
+    family = family or CHALLENGE
+    if options.json_data_config: given = load_ranges(options.json_data_config, family) | given
+    with progress_bar("measure", "records") as measuring, progress_bar("convert", "records") as progress:
+        root = convert(options.dataset_dir, family, measuring=measuring, store_dir=options.store_dir,
                        time_samples=options.time_samples, dtype=options.dtype, accept=options.accept,
                        val_files=options.val_files, workers=options.workers, progress=progress, **given)
-    print(f"store in {root}")
+    manifest = read_manifest(root / "train")
+    print(f"store in {root}: {manifest['time_samples']} samples a trace, {1e3 * manifest['dt']:g} ms apart "
+        f"({manifest['filter']})")
     return root

@@ -71,7 +71,8 @@ def check_accepted(reasons:Iterable[str], # e.g. from `--accept`
 # %% ../../nbs/02_data/06_findings.ipynb #03d63737
 _UNITS = (("km/s", "multiply it by 1000", lambda v: 1000 * v), ("s/m, slowness", "take 1 / it", lambda v: 1 / v),
     ("s/km, slowness", "take 1000 / it", lambda v: 1000 / v), ("ft/s", "multiply it by 0.3048", lambda v: 0.3048 * v),
-    ("cm/s", "divide it by 100", lambda v: v / 100))
+    ("cm/s", "divide it by 100", lambda v: v / 100),
+    ("a thousand times m/s, of a file in m/s that is read as km/s", "divide it by 1000", lambda v: v / 1000))
 
 def _unit(low, high, scale):
     "What a range of numbers may be if it is not velocities in m/s."

@@ -16,10 +16,10 @@ import numpy as np
 from pydantic import FiniteFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 from ..core.errors import InputError
-from ..core.files import open_npy, read_json
+from ..core.files import read_json
 from ..core.sealed import conform, Schema, unsealed
-from .generated import generated_with
-from .openfwi import discover, Family
+from .layouts import discover, known_facts
+from .openfwi import Family
 from .scale import OPENFWI_SCALE, PressureRange, VelocityScale
 from .sources import changed_sources, describe_sources, known_digests
 from ..physics.wave import fit_survey, OPENFWI, Survey
@@ -117,15 +117,19 @@ def check_shapes(pairs:list, # from `discover`
 # %% ../../nbs/02_data/11_manifest.ipynb #e3deba4f
 def default_time_samples(survey:Survey, # of the raw records
 )->int: # samples kept per trace
-    "Samples of the largest decimation that divides a trace and keeps 4 ms or less at 15 Hz, in proportion at others."
+    """Samples of the largest decimation that divides a trace and keeps 4 ms or less at 15 Hz, in proportion at others.
+
+    Where none divides the samples, one that keeps the last of them, too."""
     longest = 4e-3 * 15 / survey.freq * (1 + 1e-6)
-    divisors = [f for f in range(1, survey.nt + 1) if survey.nt % f == 0]
-    return survey.nt // max(f for f in divisors if f == 1 or f * survey.dt <= longest)
+    whole = lambda n: max(f for f in range(1, n + 1) if f == 1 or n % f == 0 and f * survey.dt <= longest)
+    factor = whole(survey.nt)
+    if factor == 1 and survey.nt > 1: factor = whole(survey.nt - 1)
+    return -(-survey.nt // factor)
 
 # %% ../../nbs/02_data/11_manifest.ipynb #9b5c60cd
 def _planned(split, family, survey, scale, pairs, root, cells, time_samples, dtype, known):
     "The manifest of one split but for what only the records tell: pressure range, findings and checksums."
-    factor = survey.nt // time_samples
+    factor = -(-survey.nt // time_samples)
     settings = dict(
         format=FORMAT, split=split, family=family.name, count=sum(p.count for p in pairs),
         time_samples=time_samples, factor=factor,
@@ -173,7 +177,7 @@ def survey_and_scale(source:Path, # folder of the records' files
     survey:Survey|None=None, scale:VelocityScale|None=None, # what is given
 )->tuple[Survey, VelocityScale, bool]: # and whether anything but the default says so
     "Survey and velocity range of some records. Raises `InputError` for a damaged file that should tell."
-    made, old = generated_with(source), known_manifest(root)
+    made, old = known_facts(source), known_manifest(root)
     known = survey is not None or made is not None or old is not None
     if made: survey, scale = survey or made[0], scale or made[1]
     if old: survey, scale = (survey or Survey.from_dict(old["survey"]),
@@ -187,14 +191,16 @@ def is_benchmark(family:Family, survey:Survey, scale:VelocityScale)->bool:
         and scale.same_as(OPENFWI_SCALE))
 
 # %% ../../nbs/02_data/11_manifest.ipynb #f0ed8b78
-def _extremes(pairs):
+def _extremes(pairs, measuring=None):
     "The range of the finite pressures in some files, read in small pieces."
-    low, high = math.inf, -math.inf
+    low, high, total, done = math.inf, -math.inf, sum(p.count for p in pairs), 0
     for p in pairs:
         for i in range(0, p.count, 16):
-            d = open_npy(p.seismic)
+            d = p.open()[0]
             d = np.asarray(d[i:i + 16] if d.ndim == 4 else d)
             if len(d := d[np.isfinite(d)]): low, high = min(low, float(d.min())), max(high, float(d.max()))
+        done += p.count
+        if measuring: measuring(done, total)
     if not low < high: raise InputError(f"{pairs[0].seismic.parent}: all records hold one constant pressure")
     return PressureRange(low, high)
 
@@ -209,7 +215,7 @@ def _training_pairs(source, family, val_files, pairs):
     try: return pairs.get("train") or discover(source, family, split="train", val_files=val_files)
     except InputError: return pairs["val"]
 
-def _pressure(root, wanted, pairs, training):
+def _pressure(root, wanted, pairs, training, measuring):
     "The pressure range of some splits: as in the store there, if it is of the same files, else of `training()`."
     for split in ("train",) if "train" in wanted else ("val",):
         if not (root / split / "manifest.json").is_file(): continue
@@ -217,7 +223,7 @@ def _pressure(root, wanted, pairs, training):
         if same_files(old, new) and not changed_sources(old, new): return pressure_of(old)
     if "train" not in wanted and (root / "train" / "manifest.json").is_file():
         return pressure_of(load_manifest(root / "train"))
-    return _extremes(training())
+    return _extremes(training(), measuring)
 
 # %% ../../nbs/02_data/11_manifest.ipynb #091e64d2
 def planned_manifests(source:Path, # folder of the files
@@ -230,12 +236,13 @@ def planned_manifests(source:Path, # folder of the files
     val_files,     # as for `discover`
     families:dict|None, # table with the family's data range
     splits:tuple[str, ...], # which are wanted
+    measuring=None, # called with (records read, records in all) where the pressure range must be measured
 )->tuple[dict[str, dict], dict[str, list]]: # by split: manifests but for the checksums, pairs of files
     "What the stores asked for will say of themselves. Raises `InputError` for files that do not fit."
     if time_samples is None:
         there = known_manifest(root)
         time_samples = there["time_samples"] if there else default_time_samples(survey)
-    if time_samples < 1 or survey.nt % time_samples:
+    if time_samples < 1 or -(-survey.nt // -(-survey.nt // time_samples)) != time_samples:
         raise InputError(f"--time-samples {time_samples} does not divide the {survey.nt} samples of the records")
     pairs = {s: discover(source, family, split=s, val_files=val_files) for s in ("val", "train") if s in splits}
     cells = check_shapes([pair for several in pairs.values() for pair in several], survey)
@@ -244,6 +251,6 @@ def planned_manifests(source:Path, # folder of the files
     wanted = {s: settings(s, p) for s, p in pairs.items()}
     given = family.name in (families or ()) or is_benchmark(family, survey, scale)
     training = lambda: _training_pairs(source, family, val_files, pairs)
-    pressure = family.pressure if given else _pressure(root, wanted, pairs, training)
+    pressure = family.pressure if given else _pressure(root, wanted, pairs, training, measuring)
     for manifest in wanted.values(): manifest["seismic"] |= pressure.to_dict() | dict(measured=not given)
     return wanted, pairs

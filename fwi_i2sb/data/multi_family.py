@@ -14,7 +14,7 @@ import numpy as np, torch
 from ..core.errors import InputError
 from ..core.registry import method_of
 from .openfwi import Family
-from .scale import PressureRange, VelocityScale
+from .scale import PressureRange, PressureScaler, VelocityScale
 from .store import StoreDataset
 
 # %% ../../nbs/02_data/14_multi_family.ipynb #225644bd
@@ -93,6 +93,7 @@ class MultiFamilyStore(torch.utils.data.Dataset):
         if 0 in self.sizes: raise InputError(f"the part {part} has no record of {self.names[self.sizes.index(0)]}")
         self.family: Family = joint_family(s.family for s in self.stores)
         self.pressure: PressureRange = self.family.pressure
+        self.input_scale: PressureRange | PressureScaler = self.pressure  # a run may have another one
         self.velocity: VelocityScale = self.stores[0].velocity
         self.survey, self.factor = self.stores[0].survey, self.stores[0].factor
         prints = [s.fingerprint for s in self.stores]
@@ -103,7 +104,7 @@ class MultiFamilyStore(torch.utils.data.Dataset):
 
     def __getitem__(self, i):
         velocity, seismic = self.physical(i)
-        return dict(velocity=self.velocity.normalize(velocity), seismic=self.pressure.normalize(seismic),
+        return dict(velocity=self.velocity.normalize(velocity), seismic=self.input_scale.normalize(seismic),
             index=int(i) % len(self))
 
 # %% ../../nbs/02_data/14_multi_family.ipynb #b18398d2

@@ -203,6 +203,10 @@ class Pair:
     shape: tuple    # of a record: (shots, time, receivers)
     cells: tuple    # of a map: (depth, x)
 
+    def open(self)->tuple[np.ndarray, np.ndarray]:
+        "Both files, mapped into memory."
+        return open_npy(self.seismic), open_npy(self.velocity)
+
 def open_pair(seismic:Path, velocity:Path)->Pair:
     "Look at the headers of two files that belong together. Raises `InputError` where they do not fit."
     d, v = open_npy(seismic, ndim=(3, 4)), open_npy(velocity, ndim=(2, 3, 4))
@@ -236,10 +240,10 @@ def discover(root:str|Path,      # a folder `find_root` understands
 # %% ../../nbs/02_data/01_openfwi.ipynb #6a8719f7
 def read_pair(pair:Pair, # a pair of files
     i:int,     # which record of the files
-    opened=None, # both files as `open_npy` gives them, where they are open already
+    opened=None, # both files as `Pair.open` gives them, where they are open already
 )->tuple[np.ndarray, np.ndarray]: # seismic (shots, time, receivers) and velocity (1, depth, x), float32
     "Read one record; the rest of the files stays on disk."
-    d, v = opened or (open_npy(pair.seismic), open_npy(pair.velocity))
+    d, v = opened or pair.open()
     d, v = d[i] if d.ndim == 4 else d, v[i] if v.ndim == 4 else v
     return np.array(d, dtype=np.float32), np.array(v, dtype=np.float32).reshape(1, *v.shape[-2:])
 

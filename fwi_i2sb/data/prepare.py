@@ -15,7 +15,6 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import InputError
-from ..core.files import open_npy
 from ..core.workers import end_on_failure, read_ahead
 from .findings import from_bits, to_bits
 from .manifest import pressure_of
@@ -67,12 +66,13 @@ class PreparedRecords(Dataset):
         self.place = [(k, i) for k, p in enumerate(pairs) for i in range(p.count)]  # pair and record in it
         # a pair's files, opened again every 16 records: a map that is read on and on fills memory
         self.opened = None, None
+        self.bytes = sum(kind.itemsize * count for kind, count, *_ in value_parts(manifest))
 
     def __getitem__(self, i):
         k, i = self.place[i]; pair = self.pairs[k]
-        if self.opened[0] != (k, i // 16): self.opened = (k, i // 16), (open_npy(pair.seismic), open_npy(pair.velocity))
         where = f"{pair.seismic} and {pair.velocity.name}: record {i}"
         try:
+            if self.opened[0] != (k, i // 16): self.opened = (k, i // 16), pair.open()
             seismic, velocity = read_pair(pair, i, self.opened[1])
             found = inspect_pair(seismic, velocity, self.survey, self.scale, pressure=self.pressure)
             refuse_damage(where, found, self.accept)
@@ -86,9 +86,10 @@ def _leave_with_parent(worker):
     threading.Thread(target=leave, daemon=True).start()
 
 def prepared_batches(records, done, workers):
-    "The values after the first `done`, in lists of 64; the first bad one is raised."
-    loader = DataLoader(records, 64, sampler=range(done, len(records.place)), num_workers=workers, collate_fn=list,
-                        worker_init_fn=_leave_with_parent, multiprocessing_context="spawn" if workers else None)
+    "The values after the first `done`, in lists of 64, fewer where they are large; the first bad one is raised."
+    loader = DataLoader(records, max(1, min(64, 2**24 // records.bytes)), sampler=range(done, len(records.place)),
+                        num_workers=workers, collate_fn=list, worker_init_fn=_leave_with_parent,
+                        multiprocessing_context="spawn" if workers else None)
     for batch in read_ahead(loader):
         for value in batch:
             if isinstance(value, InputError): raise value

@@ -157,7 +157,7 @@ def _multiplied(gain, odd, survey, spots, exact):
 def _arrivals(d, peak, velocity, survey, spots):
     "Whether no first arrival, where a tenth of a trace's peak is reached, is later than straight along the receivers."
     if spots.beside_cell is None: return []
-    rows, columns = spots.line
+    rows, columns = spots.line[0], spots.line[1].clip(max=velocity.shape[-1] - 1)
     line = survey.dx * spots.steps * np.mean(1 / velocity[rows, columns], -1)
     come = (np.abs(d) > 0.1 * np.maximum(peak, 1e-30)[:, None]).argmax(1) * survey.dt
     shot = np.arange(len(d))[:, None]
@@ -170,10 +170,11 @@ def _arrivals(d, peak, velocity, survey, spots):
 
 # %% ../../nbs/02_data/08_rules.ipynb #4509cc82
 def _shape(d, velocity, survey, factor, spots):
-    expected = len(survey.sources), survey.nt // factor, len(survey.receivers)
+    expected = len(survey.sources), -(-survey.nt // factor), len(survey.receivers)
     if d.shape != expected:
         return [Finding("shape", f"has shape {d.shape}, but the survey gives {expected} (shots, time, receivers)")]
-    if velocity is None or all(c < n for c, n in zip(spots.corner, velocity.shape[-2:])): return []
+    beside = 0, round(survey.margin / survey.dx)  # where the map is continued
+    if velocity is None or all(c < n + m for c, n, m in zip(spots.corner, velocity.shape[-2:], beside)): return []
     return [Finding("shape", f"has a map of {velocity.shape[-2:]} cells, but the survey reaches to {spots.corner}")]
 
 def inspect_pair(seismic:np.ndarray, # one record (shots, time, receivers), float32

@@ -13,11 +13,16 @@ from ..core.errors import InputError
 from ..core.files import read_json, write_json
 
 # %% ../../nbs/02_data/10_sources.ipynb #9b5c60a1
-def _stamp(path):
-    stat = os.stat(path)
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+def _files(path):
+    "A file, or the files of a folder that are one source together."
+    return sorted(Path(path).glob("*.npy")) if os.path.isdir(path) else [path]
 
-def source_digest(path:str|Path, # .npy
+def _stamp(path):
+    size, changed, moved, number = zip(*((s.st_size, s.st_mtime_ns, s.st_ctime_ns, s.st_ino) for s in
+        map(os.stat, _files(path))))
+    return [sum(size), max(changed), max(moved), sum(number)]
+
+def source_digest(path:str|Path, # .npy, or a folder of several
     count:int, # records in it
     known:dict|None=None, # digests by path, with the stamps of the files, as `remember_sources` keeps them
 )->str: # hexadecimal
@@ -25,9 +30,11 @@ def source_digest(path:str|Path, # .npy
     stamp = _stamp(path)
     if (seen := (known or {}).get(str(path))) and seen["stamp"] == stamp: return seen["digest"]
     digest = hashlib.blake2b(str(stamp[0]).encode(), digest_size=8)
-    with open(path, "rb", buffering=0) as file:
-        places = (stamp[0] * (2 * i + 1) // (2 * count) for i in range(count))
-        for place in (0, *places): digest.update(os.pread(file.fileno(), 4096, place))
+    for one in _files(path):
+        with open(one, "rb", buffering=0) as file:
+            size = os.fstat(file.fileno()).st_size
+            places = (size * (2 * i + 1) // (2 * count) for i in range(count))
+            for place in (0, *places): digest.update(os.pread(file.fileno(), 4096, place))
     return digest.hexdigest()
 
 # %% ../../nbs/02_data/10_sources.ipynb #9b5c60a2
@@ -37,7 +44,7 @@ def describe_sources(pairs:list, # from `discover`
 )->list[dict]: # names below the folder, records, bytes, digests
     "What a manifest says of the source files."
     return [dict(seismic=str(p.seismic.relative_to(root)), velocity=str(p.velocity.relative_to(root)), count=p.count,
-        bytes=[f.stat().st_size for f in (p.seismic, p.velocity)],
+        bytes=[_stamp(f)[0] for f in (p.seismic, p.velocity)],
         digest=[source_digest(f, p.count, known) for f in (p.seismic, p.velocity)]) for p in pairs]
 
 def known_digests(folder):

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core.errors import InputError
 from ..core.files import read_json
 from ..core.registry import method_of
-from .scale import OPENFWI_SCALE, PressureRange, VelocityScale
+from .scale import OPENFWI_SCALE, PressureRange, PressureScaler, VelocityScale
 from ..physics.wave import OPENFWI, Survey
 
 # %% ../../nbs/02_data/18_spec.ipynb #3740f2af
@@ -31,6 +31,12 @@ class DataSpec:
     records: int  # training records
     fingerprint: str  # changes with any stored value
     moments: tuple[float, float, float] | None = None  # variance of x0, of x1, covariance; with --precondition
+    scaler: PressureScaler | None = None  # how pressure reaches the network; None: by its range
+
+    @property
+    def input_scale(self) -> PressureRange | PressureScaler:
+        "How the pressure of records reaches the network."
+        return self.scaler or self.pressure
 
     @property
     def shots(self) -> int: return len(self.survey.sources)
@@ -53,7 +59,8 @@ class DataSpec:
         values = {name: getattr(self, name) for name in ("family", "time_samples", "factor", "records", "fingerprint")}
         parts = {name: getattr(self, name).to_dict() for name in ("velocity", "pressure", "survey")}
         lists = {name: list(getattr(self, name)) for name in ("map_size", "linear")}
-        return values | parts | lists | dict(moments=None if self.moments is None else list(self.moments))
+        scaler = dict(scaler=self.scaler.to_dict()) if self.scaler else {}
+        return values | parts | lists | scaler | dict(moments=None if self.moments is None else list(self.moments))
 
 # %% ../../nbs/02_data/18_spec.ipynb #3dfc6ae8
 def _numbers(values, name, kind, count=1):
@@ -72,7 +79,8 @@ def _from_values(values):
         Survey.from_dict(values["survey"]), *_numbers(values, "time_samples", int), *_numbers(values, "factor", int),
         _numbers(values, "map_size", int, 2), _numbers(values, "linear", float, 2), int(values.get("records", 0)),
         str(values.get("fingerprint", "")),
-        None if values.get("moments") is None else _numbers(values, "moments", float, 3))
+        None if values.get("moments") is None else _numbers(values, "moments", float, 3),
+        PressureScaler(**values["scaler"]) if values.get("scaler") else None)
 
 
 @method_of(DataSpec)

@@ -23,7 +23,8 @@ from .findings import check_accepted
 from fwi_i2sb.data.manifest import (
     load_manifest, manifest_difference, planned_manifests, pressure_of, read_manifest, same_range,
     survey_and_scale)
-from .openfwi import any_family, FAMILIES, Family, find_root, get_family, store_bytes
+from .layouts import find_root
+from .openfwi import any_family, FAMILIES, Family, get_family, store_bytes
 from .prepare import (
     decode_record, prepared_batches, PreparedRecords, refuse_damage, Summary, TAIL, value_parts)
 from .rules import inspect_pair
@@ -176,6 +177,7 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     build:bool=True,       # False: use a finished store, and write nothing
     workers:int|None=None, # spawned processes that prepare; 0: none; default: one per core for thousands of records
     progress=None, # called with (records done, records in all)
+    measuring=None, # likewise, where the pressure range of the records must be measured first
 )->Path: # the folder that holds train/ and val/
     """Build the stores of the splits, continue an interrupted build, or find them there already.
 
@@ -192,7 +194,8 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     root = Path(store_dir or source)
     survey, scale, known = survey_and_scale(source, root, survey, scale)
     if not known: get_family(family, families)
-    asked = dict(time_samples=time_samples, dtype=dtype, val_files=val_files, families=families, splits=splits)
+    asked = dict(time_samples=time_samples, dtype=dtype, val_files=val_files, families=families, splits=splits,
+        measuring=measuring)
     wanted, pairs = planned_manifests(source, root, named, survey, scale, **asked)
     with _advice(root):
         if not all([_finished(root / s, w) for s, w in wanted.items()]):

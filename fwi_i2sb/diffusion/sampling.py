@@ -36,7 +36,7 @@ def t_sequence(
 # %% ../../nbs/03_diffusion/01_sampling.ipynb #f3344345
 # last number of every random key: no two uses share one
 STREAMS = {"order": 1, "draw": 2, "start": 3, "sample": 4, "validation": 5, "base": 6, "missing": 7,
-    "augment": 8, "tta": 9}
+    "augment": 8, "tta": 9, "latent": 10}
 
 # %% ../../nbs/03_diffusion/01_sampling.ipynb #f740f1b4
 def noise_source(

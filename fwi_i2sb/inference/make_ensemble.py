@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import tyro
 
-from ..core.commands import option_group, Plugin, up_to
+from ..core.commands import need, option_group, Plugin, up_to
 from ..core.errors import InputError
 from ..core.formats import phrase, recognise
 from ..core.locks import check_writable
@@ -48,6 +48,7 @@ def learned_weights(
     errors: np.ndarray,  # (members, members): mean products of their errors
 ) -> list[float]:  # of 0 or more, their sum is 1
     "Weights that make the mean square error of a weighted mean least."
+    need("scipy", "--combine learned", "signal")
     from scipy.linalg import solve_triangular
     from scipy.optimize import nnls
 
@@ -138,6 +139,7 @@ def make_ensemble(options: EnsembleOptions) -> Path:
     if options.combine == "learned" and options.records == 0:
         raise InputError("--combine learned fits weights to validation records: give --records 1 or more, or leave it "
             "out")
+    if options.combine == "learned": need("scipy", "--combine learned", "signal")
     members, count, kept = _open_all(options), len(options.runs), None
     weights, made, about = [1 / count] * count, None, {}
     if options.records != 0:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import InputError
 from ..core.registry import method_of
-from .encoders import crop_map
+from .encoders import crop_map, halvings
 
 # %% ../../nbs/04_models/03_compact.ipynb #f8090f7b
 _READ = (24, 48, 96, 128, 128)  # channels of the encoder, one halving each
@@ -24,14 +24,6 @@ _VECTOR = 512
 def _layer(c_in, c_out, kernel=3, stride=1):
     padding = tuple(k // 2 for k in kernel) if isinstance(kernel, tuple) else kernel // 2
     return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, stride, padding), nn.GroupNorm(8, c_out), nn.SiLU())
-
-
-def _strides(samples, receivers):
-    "Strides of the encoder in time and along the receivers: each halves while more than eight values are left."
-    for _ in _READ:
-        stride = 2 if samples > 8 else 1, 2 if receivers > 8 and samples < 4 * receivers else 1
-        yield stride
-        samples, receivers = -(-samples // stride[0]), -(-receivers // stride[1])
 
 # %% ../../nbs/04_models/03_compact.ipynb #7c89878a
 class Compact(nn.Module):
@@ -52,7 +44,7 @@ class Compact(nn.Module):
         if min(*self.gathers, *self.map_size) < 1:
             raise InputError(f"a compact network cannot turn gathers of {shots} x {time_samples} x {receivers} into a "
                 f"map of {' x '.join(map(str, map_size))} cells: every size must be at least 1")
-        strides = list(_strides(time_samples, receivers))
+        strides = list(halvings(time_samples, receivers, len(_READ)))
         sizes = [math.prod(step[axis] for step in strides) for axis in (0, 1)]
         left = -(-time_samples // sizes[0]) * -(-receivers // sizes[1])
         kernels = ((7, 5), *[3] * (len(_READ) - 1))

@@ -27,15 +27,12 @@ def _taps(factor):
 @torch.inference_mode(False)  # kept for gradients to come
 def _decimation(nt, factor, dtype=torch.float64, device=None):
     "Matrix `(ceil(nt / factor), nt)` that continues, filters and thins a trace; computed in float64."
-    half = 8 * factor
-    i = torch.arange(-half, nt + half)
+    i = torch.arange(0, nt, factor)[:, None] + torch.arange(-8 * factor, 8 * factor + 1)
     inside = i.clamp(0, nt - 1)
     mirror = (2 * inside - i).clamp(0, nt - 1)
-    eye = torch.eye(nt, dtype=torch.float64)
-    continued = torch.where((i == inside)[:, None], eye[inside], 2 * eye[inside] - eye[mirror])
-    columns = torch.arange(0, nt, factor)[:, None] + torch.arange(2 * half + 1)
-    thin = torch.zeros(len(columns), len(i), dtype=torch.float64)
-    return (thin.scatter_(1, columns, _taps(factor).expand(columns.shape)) @ continued).to(device, dtype)
+    taps, thin = _taps(factor).expand(i.shape), torch.zeros(len(i), nt, dtype=torch.float64)
+    thin.scatter_add_(1, inside, taps * torch.where(i == inside, 1, 2))
+    return thin.scatter_add_(1, mirror, torch.where(i == inside, 0, -taps)).to(device, dtype)
 
 # %% ../../nbs/01_physics/01_filters.ipynb #9741c2bb
 _ROWS = 32

@@ -28,6 +28,7 @@ class Survey:
     freq: float  # peak frequency of the Ricker wavelet (Hz)
     sources: tuple  # `((x, z), ...)` in metres, one per shot
     receivers: tuple  # `((x, z), ...)` in metres, one per trace
+    margin: float = 0.0  # m by which the map's last column is continued to the right, for positions beside it
 
     def __post_init__(self):
         for name in ("dx", "dt", "nt", "freq"):
@@ -39,10 +40,13 @@ class Survey:
             points = tuple((float(x), float(z)) for x, z in getattr(self, name))
             if not points: raise InputError(f"a survey needs at least one position in {name}")
             object.__setattr__(self, name, points)
+        cells = self.margin / self.dx
+        if not 0 <= cells <= 1000 or abs(cells - round(cells)) > 1e-3:
+            raise InputError(f"a survey's margin must be 0 to 1000 whole cells of {self.dx:g} m (got {self.margin} m)")
 
     def to_dict(self) -> dict:
         "The survey as plain numbers and lists, ready for JSON."
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "margin" or value}
 
     @staticmethod
     def from_dict(fields: dict) -> "Survey":
@@ -55,7 +59,7 @@ class Survey:
 def difference(self, other: Survey) -> str | None:
     "The first field in which two surveys differ, as a phrase, or None; equal up to single precision."
     same = lambda a, b: math.isclose(a, b, rel_tol=1e-6)
-    for name, unit in (("dx", " m"), ("dt", " s"), ("nt", " samples"), ("freq", " Hz")):
+    for name, unit in (("dx", " m"), ("dt", " s"), ("nt", " samples"), ("freq", " Hz"), ("margin", " m")):
         a, b = getattr(self, name), getattr(other, name)
         if not same(a, b): return f"{name} {a:g}{unit}, not {b:g}{unit}"
     for name in ("sources", "receivers"):
@@ -96,7 +100,8 @@ def _nodes(points, survey, shape, what):
 def fit_survey(survey, # positions
                shape, # (depth, x) of the map in cells
                ) -> None:
-    "Raise `InputError` for the first source or receiver that is not on a node of a map."
+    "Raise `InputError` for the first source or receiver that is not on a node of a map, or of its margin."
+    shape = shape[0], shape[1] + round(survey.margin / survey.dx)
     for points, what in ((survey.sources, "source"), (survey.receivers, "receiver")):
         _nodes(points, survey, shape, what)
 
@@ -227,4 +232,5 @@ def simulate(velocity,  # `(batch, 1, depth, x)` in m/s, float32 or float64, any
     unit, a source or receiver off the map, and a time step beyond the stability limit of the exact scheme."""
     if engine not in ENGINES: raise unknown("engine", engine, ENGINES)
     _check_velocity(velocity)
+    if survey.margin: velocity = F.pad(velocity, (0, round(survey.margin / survey.dx), 0, 0), mode="replicate")
     return ENGINES[engine](velocity, survey, max_velocity)

@@ -6,7 +6,7 @@
 __all__ = ['Full', 'Batches', 'close']
 
 # %% ../../nbs/11_serving/03_batches.ipynb #4ea9cdbb
-import asyncio, time
+import asyncio, contextlib, time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -36,20 +36,30 @@ class Batches:
             observe: Callable = lambda **seen: None):
         self.work, self.queue_size, self.batch_size, self.wait, self.observe = (work, queue_size, batch_size, wait,
             observe)
-        self.waiting, self.open, self.running = [], True, 0
+        self.waiting, self.open, self.running, self.entering = [], True, 0, 0
         self._more, self._pace = asyncio.Event(), 1.0
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="model")
         self._task = asyncio.get_running_loop().create_task(self._serve())
 
     def __len__(self): return sum(not one.future.done() for one in self.waiting)
 
-    async def ask(self, key: tuple, given: object, size: int = 1):
-        "The answer to a request. Raises `Full`, and what `work` raises for it."
-        if not self.open or len(self) >= self.queue_size: raise Full(self.retry_after())
+    @property
+    def alive(self) -> bool: return not self._task.done()
+
+    @contextlib.contextmanager
+    def place(self):
+        "A place in the queue for a request that is being read. Raises `Full`."
+        if not self.open or len(self) + self.entering >= self.queue_size: raise Full(self.retry_after())
+        self.entering += 1
+        try: yield
+        finally: self.entering -= 1
+
+    def put(self, key: tuple, given: object, size: int = 1) -> asyncio.Future:
+        "Let a request wait in its place; its answer comes, or what `work` raises for it."
         one = _Waiting(key, size, given, asyncio.get_running_loop().create_future())
         self.waiting.append(one)
         self._more.set()
-        return await one.future
+        return one.future
 
     def retry_after(self) -> int:
         "Seconds until what waits now is likely to be done."
@@ -95,7 +105,7 @@ async def _answer(self, batch: list):
         return
     finally: self.running = 0
     self._pace += 0.3 * ((time.monotonic() - began) / sum(one.size for one in batch) - self._pace)
-    for one, answer in zip(batch, answers, strict=True): _tell(one.future.set_result, one.future, answer)
+    for one, answer in answers: _tell(one.future.set_result, one.future, answer)
 
 # %% ../../nbs/11_serving/03_batches.ipynb #540dbfbc
 def _tell(tell, future, value):
@@ -106,7 +116,8 @@ def _tell(tell, future, value):
 @method_of(Batches)
 async def _run(self, batch: list) -> list:
     loop = asyncio.get_running_loop()
-    return await loop.run_in_executor(self._thread, self.work, batch[0].key, [one.given for one in batch])
+    answers = await loop.run_in_executor(self._thread, self.work, batch[0].key, [one.given for one in batch])
+    return list(zip(batch, answers, strict=True))
 
 
 @method_of(Batches)

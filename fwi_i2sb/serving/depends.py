@@ -6,7 +6,7 @@
 __all__ = ['TheService', 'Refusal', 'service_of', 'caller', 'limited', 'read_body', 'unless_gone']
 
 # %% ../../nbs/11_serving/10_depends.ipynb #6c6e302c
-import asyncio, time
+import asyncio, re, time
 from collections.abc import Awaitable
 from typing import Annotated
 
@@ -50,16 +50,19 @@ async def limited(service: TheService, client: Annotated[str, Depends(caller)]) 
     return client
 
 # %% ../../nbs/11_serving/10_depends.ipynb #bc3d15c5
-async def read_body(request: Request, most: int) -> bytes:
-    "The body of a request."
+async def read_body(request: Request, most: int, seconds: float = 60.0) -> bytes:
+    "The body of a request, of so many bytes at most, that arrives in time."
     declared = request.headers.get("content-length", "0")
-    if not declared.isdigit(): raise HTTPException(400, "the header Content-Length is no number")
+    if not re.fullmatch(r"[0-9]{1,20}", declared): raise HTTPException(400, "the header Content-Length is no number")
     parts, size = [], int(declared)
-    if size <= most:
-        size = 0
-        async for part in request.stream():
-            parts.append(part)
-            if (size := size + len(part)) > most: break
+    try:
+        if size <= most:
+            size = 0
+            async with asyncio.timeout(seconds):
+                async for part in request.stream():
+                    parts.append(part)
+                    if (size := size + len(part)) > most: break
+    except TimeoutError: raise HTTPException(408, f"the body has not arrived in {seconds:g} s") from None
     if size > most: raise HTTPException(413, f"the body is longer than {most} bytes: send fewer records")
     return b"".join(parts)
 

@@ -18,14 +18,19 @@ from .batches import Full
 
 # %% ../../nbs/11_serving/05_jobs.ipynb #1c808889
 class Memory:
-    "Values that end with this process."
+    "Values that end with this process; of more than `most` bytes the oldest go first."
     shared = False
 
-    def __init__(self): self._values = {}
+    def __init__(self, most: int = 256_000_000): self._values, self._most = {}, most
 
     async def put(self, key: str, value: bytes, seconds: float):
+        self._values.pop(key, None)  # the newest stands last
         self._values = {k: v for k, v in self._values.items() if v[1] > time.monotonic()}
         self._values[key] = value, time.monotonic() + seconds
+        size = sum(len(value) for value, _ in self._values.values())
+        for old in list(self._values)[:-1]:
+            if size <= self._most: break
+            size -= len(self._values.pop(old)[0])
 
     async def get(self, key: str) -> bytes | None:
         value, until = self._values.get(key, (None, 0))
@@ -65,9 +70,13 @@ class Jobs:
         self._queue, self._cancelled, self._ends = asyncio.Queue(), set(), threading.Event()
         self._tasks = [asyncio.create_task(self._serve()), asyncio.create_task(self._breathe())]
 
+    def check(self):
+        "Raise `Full` where no job is accepted."
+        if not self.open or self._queue.qsize() >= self.most: raise Full(60)
+
     async def send(self, given: object, client: str = "", kind: str = "") -> dict:
         "Accept a job of a client, whose result is of a media type. Raises `Full`."
-        if not self.open or self._queue.qsize() >= self.most: raise Full(60)
+        self.check()
         job = dict(id=secrets.token_hex(12), state="queued", progress=0.0, created=time.time(), owner=self.owner,
             client=client, kind=kind)
         await self._save(job)
@@ -126,7 +135,9 @@ async def _serve(self):
         job, given = await self._queue.get()
         try:
             with contextlib.suppress(*_GONE): await self._do(job, given)
-        finally: self._queue.task_done()
+        finally:
+            self._cancelled.discard(job["id"])
+            self._queue.task_done()
 
 # %% ../../nbs/11_serving/05_jobs.ipynb #398d1e82
 @method_of(Jobs)

@@ -6,6 +6,7 @@
 __all__ = ['Metrics']
 
 # %% ../../nbs/11_serving/07_metrics.ipynb #12ea0acf
+from fastapi.responses import PlainTextResponse
 from prometheus_client import CollectorRegistry, Gauge, Histogram
 from prometheus_fastapi_instrumentator import Instrumentator
 
@@ -41,4 +42,4 @@ class Metrics:
     def serve(self, app):
         "Count the requests of an app, and give it `/metrics`."
         Instrumentator(excluded_handlers=["/metrics"], registry=self.registry).instrument(app).expose(app,
-            tags=["service"], summary="Numbers for Prometheus")
+            tags=["service"], summary="Numbers for Prometheus", response_class=PlainTextResponse)

@@ -17,9 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..core.errors import InputError
 from ..inference.inversion import Inversion
 from ..inference.records import PER_RECORD
+from ..inference.run import prepare_seismic, resimulate
 from .bodies import as_records, read_lists, read_npy, read_npz
 from .metrics import Metrics
-from .models import Models
+from .models import ModelFault, Models, own_start
 from .settings import Settings
 
 # %% ../../nbs/11_serving/08_requests.ipynb #8ea0e35d
@@ -38,6 +39,8 @@ class Asked(BaseModel):
     passes: Annotated[int | None, Field(ge=1, le=10, description="times that the answer is the next start")] = None
     refine: Annotated[int | None, Field(ge=0, le=10_000, description="steps of waveform inversion")] = None
     snr: Annotated[float | None, Field(ge=-200, le=200, description="of the record in dB, where steps end")] = None
+    resimulate: Annotated[bool, Field(description="answer with the record as the model reads it, and with that of the "
+        "map")] = False
 
 
 Lists = Annotated[list[list[list[float]]] | list[list[list[list[float]]]], Field(description="pressure: shots x time x "
@@ -65,6 +68,8 @@ class Prediction(BaseModel):
     std: list = Field(description="in m/s, the same shape: of a pipeline the error to be expected")
     interval90_low: list | None = None
     interval90_high: list | None = None
+    record: list | None = Field(None, description="of resimulate: pressure, shots x time x receivers, as it was read")
+    resimulated: list | None = Field(None, description="of resimulate: the record of the map, the same shape")
     trust: bool | list[bool] = Field(description="whether record and answer are as usual")
     trust_reasons: list = Field(description="why not")
     units: Literal["m/s"] = "m/s"
@@ -118,7 +123,7 @@ def prepare(models: Models, name: str, values: np.ndarray, asked: Asked, setting
 
 def _part(result: Inversion, a: int, b: int, name: str) -> Inversion:
     "The answer to some records of a batch; paths of this machine are left out."
-    about = result.provenance | dict(run=name)
+    about = result.provenance | dict(run=name, start=own_start(result.provenance["start"]))
     about |= {key: about[key][a:b] for key in PER_RECORD if key in about}
     if "signs" in about: about["signs"] = {key: values[a:b] for key, values in about["signs"].items()}
     return replace(result, **{key: getattr(result, key)[a:b] for key in ("mean", "std", "samples", "start")},
@@ -126,16 +131,21 @@ def _part(result: Inversion, a: int, b: int, name: str) -> Inversion:
 
 # %% ../../nbs/11_serving/08_requests.ipynb #a8e2e0a3
 def invert_together(models: Models, metrics: Metrics, name: str, asked: Asked, requests: list[Request],
-        progress=None) -> list[Inversion]:
+        progress=None) -> list[tuple[Inversion, dict]]:
     "Answer requests with the same settings by one inversion; noise does not depend on who else has asked."
     run, sizes = models.get(name), [len(request.records) for request in requests]
-    settings = asked.model_dump() | dict(record_ids=[i for size in sizes for i in range(size)])
+    settings = asked.model_dump(exclude={"resimulate"}) | dict(record_ids=[i for size in sizes for i in range(size)])
     # records of one shape: raw, or as they are stored
     same = len({request.records.shape[1:] for request in requests}) == 1
     if not same: return [a for r in requests for a in invert_together(models, metrics, name, asked, [r], progress)]
     # a job can be cancelled between two batches of samples
     if progress: settings |= dict(progress=progress, batch_size=4)
-    result = run.invert(np.concatenate([request.records for request in requests]), **settings)
+    records = np.concatenate([request.records for request in requests])
+    result = run.invert(records, **settings)
+    if not result.mean.isfinite().all(): raise ModelFault(f"the model {name} has no finite map for this record")
     metrics.inversion(name, result.provenance)
+    gathers = dict(record=prepare_seismic(run, records).numpy(), resimulated=resimulate(run, result.mean).numpy()
+        ) if asked.resimulate else {}
     ends = np.cumsum([0, *sizes]).tolist()
-    return [_part(result, a, b, name) for a, b in zip(ends, ends[1:])]
+    return [(_part(result, a, b, name), {key: values[a:b] for key, values in gathers.items()})
+        for a, b in zip(ends, ends[1:])]

@@ -30,6 +30,7 @@ class _Given(BaseSettings):
     cors_allowed_origins: str = ""  # separated by commas; * allows all, without credentials
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_body_bytes: Annotated[int, Field(ge=1000, le=10**10)] = 64_000_000
+    body_seconds: Annotated[float, Field(gt=0, le=10_000)] = 60.0  # time that a body may take to arrive
     max_records: Annotated[int, Field(ge=1, le=10_000)] = 16  # in a request
     max_samples: Annotated[int, Field(ge=1, le=10_000)] = 64  # per record; refined ones of a prediction cost time
     max_refine: Annotated[int, Field(ge=0, le=10_000)] = 30  # steps of a prediction; more as a job
@@ -65,7 +66,7 @@ class Settings(_Given):
     def origins(self) -> list[str]: return _words(self.cors_allowed_origins)
 
     @property
-    def hub(self) -> list[str]: return _words(self.hub_models)
+    def hub(self) -> list[str]: return [name.removeprefix("hub:") for name in _words(self.hub_models)]
 
 
 def _words(text): return [word.strip() for word in text.split(",") if word.strip()]

@@ -95,7 +95,8 @@ def seconds_per_step(
 
     Builds the stores where they are missing."""
     store = open_store(options)[0]
-    spec = data_spec(store)
+    spec = data_spec(store, options.data.scaler)
+    store.input_scale = spec.input_scale
     start = prepare_starts(options, spec, store, "train", device=resolve_device(options.hardware.device))
     if options.model.precondition:
         spec = replace(spec, moments=tuple(start_moments(store, start, options.model, options.run.seed)))

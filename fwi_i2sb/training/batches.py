@@ -106,7 +106,8 @@ class TrainingSamples(Dataset):
                     keep=torch.tensor([float(rng.random() >= self.model.drop_cond) for rng in rngs]),
                     noise=torch.from_numpy(np.stack([rng.standard_normal(x0.shape[1:], dtype=np.float32)
                         for rng in rngs])),
-                    mix=torch.tensor([rng.random() for rng in rngs], dtype=torch.float32))
+                    mix=torch.tensor([rng.random() for rng in rngs], dtype=torch.float32),
+                    key=torch.tensor([int(rng.integers(2**62)) for rng in rngs]))
 
 
 def already_collated(batch: dict) -> dict:

@@ -66,6 +66,7 @@ class _State(Schema):
     seed: NonNegativeInt
     next_sample: NonNegativeInt
     skipped: NonNegativeInt
+    loss_averages: dict[str, float] = {}  # of the terms of the loss; earlier checkpoints have none
 
 
 @dataclass(frozen=True)
@@ -144,9 +145,14 @@ def drop_checkpoints(folder: Path, after: int):
         if int(path.name[5:]) > after: shutil.rmtree(path)
 
 # %% ../../nbs/07_training/02_checkpoint.ipynb #b35c4711
-def prune_checkpoints(folder: Path, keep: int):
-    "Delete all but the newest `keep` checkpoints, and the remains of interrupted saves."
-    for path in checkpoints(folder)[keep:]: shutil.rmtree(path)
+def prune_checkpoints(
+    folder: Path,
+    keep: int,  # of the newest
+    best: int | None = None,  # step of one that stays
+):
+    "Delete all but the newest checkpoints and the best one, and the remains of interrupted saves."
+    for path in checkpoints(folder)[keep:]:
+        if path.name != f"step-{best}": shutil.rmtree(path)
     for path in (Path(folder) / "checkpoints").glob(".step-*.part"): shutil.rmtree(path, ignore_errors=True)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.scale import PressureRange
+from ..data.scale import PressureRange, PressureScaler
 from ..data.spec import DataSpec
 from ..methods.options import ModelOptions
 from ..physics.filters import decimate
@@ -80,7 +80,7 @@ GONE = 0.5  # by which the mask of a missing trace is more than silence, normali
 
 def network_input(
     model: ModelOptions,
-    pressure: PressureRange,  # of the run's data
+    pressure: PressureRange | PressureScaler,  # how the run's pressure reaches the network
     seismic: Tensor,  # (batch, shots, time_samples, receivers), pressure; traces of zeros are missing
     left: Tensor | None = None,  # residuals of the same shape, pressure
 ) -> Tensor:  # (batch, n * shots, time_samples, receivers), normalised
@@ -104,4 +104,4 @@ def read_by_network(
 ) -> Tensor:  # as of `network_input`
     "What a network reads of records and their starting models; one wave solve each where it reads residuals."
     left = start_residual(seismic, x1, spec, device, model.residual_engine) if reads_residual(model) else None
-    return network_input(model, spec.pressure, seismic, left)
+    return network_input(model, spec.input_scale, seismic, left)

@@ -18,6 +18,7 @@ from pydantic import BeforeValidator
 from ..core.commands import (
     Count, Few, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share, up_to, Workers)
 from ..core.registry import named
+from ..data.scale import SCALERS
 from ..methods.options import ModelOptions
 
 # %% ../../nbs/07_training/00_options.ipynb #dd7d7e0f
@@ -45,6 +46,7 @@ class DataOptions:
     json_data_config: Path | None = None  # OpenFWI's dataset_config.json, or a file like it; default: its values
     time_samples: Count | None = None  # time samples kept; default: the store's, else 4 ms apart at 15 Hz
     dtype: Literal["float16", "float32"] = "float16"  # number type of the stored seismic
+    scaler: Literal[SCALERS] = "range"  # pressure to the network: log and range, or linear by mean or median
     loader_workers: Workers | None = None  # processes that read ahead; default: 4 for a GPU, 0 for a CPU
     in_memory: bool = False  # read the whole store into memory at the start: for slow or remote disks
     augment: named("augmentation", str | None) = None  # changes of training records, as flip,noise:0.02@0.3
@@ -86,6 +88,8 @@ class LogOptions:
     val_maps: up_to(32, 0) = 4  # records in the figure of each validation, of its first microbatch; 0: no figure
     save_every: Count = 5000  # steps between two checkpoints; one more at the end
     keep: Count = 2  # newest checkpoints that are kept
+    best: Literal["mae", "rmse", "ssim"] | None = None  # keep the best by this validation metric: RUN/checkpoints/best
+    patience: Count | None = None  # end when it has not improved in this many validations, one after the other
 
 # %% ../../nbs/07_training/00_options.ipynb #ce95df00
 @option_group
@@ -137,7 +141,7 @@ FREE_OPTIONS = {
     "data.time_samples",  # the data specification compares what is stored
     "optim.microbatch", "optim.max_skipped",
     "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.val_nfe", "log.val_maps",
-    "log.save_every", "log.keep",
+    "log.save_every", "log.keep", "log.best", "log.patience",
     "hardware.device", "hardware.gpu", "hardware.compile",
     "hardware.num_proc_node", "hardware.node_rank", "hardware.proc_per_node", "hardware.master_address",
     "hardware.master_port",

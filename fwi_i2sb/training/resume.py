@@ -13,6 +13,7 @@ from pathlib import Path
 from ..core.commands import flag_of
 from ..core.errors import InputError
 from .options import TrainOptions
+from .best import named_checkpoint
 from .checkpoint import Checkpoint, checkpoints, newest_checkpoint, read_checkpoint
 from .run_dir import read_config, read_metrics, truncate_metrics, write_metrics
 from .step import load_weights, parts, put_back, TrainState
@@ -31,6 +32,7 @@ def find_source(
     places = list(dict.fromkeys(Path(os.path.abspath(root / given)) for root in roots))
     # the file of weights in a checkpoint stands for the checkpoint
     places = [place.parent if place.suffix == ".safetensors" and place.is_file() else place for place in places]
+    places = [named_checkpoint(place) if (place.parent.parent / "best.json").exists() else place for place in places]
     if found := next((place for place in places if _is_source(place)), None): return found
     if _named_before(name, options) in places: return _named_before(name, options)
     if found := next((place for place in places if place.exists()), None): return found

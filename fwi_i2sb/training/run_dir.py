@@ -18,11 +18,13 @@ import torch
 from ..core.errors import InputError
 from ..core.files import check_regular, read_json, read_npy, warn_once, write_json, write_text
 from ..core.sealed import seal
-from ..data.openfwi import discover, find_root, parse_families
+from ..data.layouts import discover, find_root
+from ..data.openfwi import parse_families
 from ..data.openfwi_config import load_ranges
 from ..core.commands import options_from_dict, options_to_dict
 from .options import absolute, DataOptions, first_difference, TrainOptions
 from ..data.multi_family import MultiFamilyStore
+from ..data.scale import PressureScaler
 from ..data.spec import DataSpec, OPENFWI_SPEC
 from ..data.starting_models import fit_linear, parse_start, Start
 from ..data.store import convert, StoreDataset
@@ -30,7 +32,7 @@ from ..physics.wave import surface_survey
 from ..data.manifest import default_time_samples, known_manifest, survey_and_scale
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #92795798
-FORMAT = 2  # of config.json
+FORMAT = 3  # of config.json
 
 
 def write_config(folder: Path, options: TrainOptions, spec: DataSpec):
@@ -72,10 +74,13 @@ def read_config(
 # %% ../../nbs/07_training/01_run_dir.ipynb #c240dc60
 def _from_config(values: dict) -> tuple[TrainOptions, DataSpec]:
     whole, version, _ = _is_whole(values), values.pop("format", 1), values.pop("checksum", None)
-    if version not in (1, FORMAT): raise InputError(f"format {version!r} is not known: install a newer fwi_i2sb")
+    if version not in range(1, FORMAT + 1):
+        raise InputError(f"format {version!r} is not known: install a newer fwi_i2sb")
     spec = DataSpec.from_dict(values.pop("facts" if version == 1 else "data_spec"))
     run = values["run"]
     if "fine_tune" not in run: run["fine_tune"] = run.pop("ckpt", None)  # that was its name
+    model = values["model"]
+    if version < 3 and (model.get("method") or model["model"]) in ("gan", "velocitygan"): model["loss"] = "l1,l2"
     options = options_from_dict(TrainOptions, values)
     if options.model.precondition and spec.moments is None:
         raise InputError("the data specification has no 'moments', which --precondition needs")
@@ -137,12 +142,19 @@ def make_start(
         maps=read_start_maps(corrupt))
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #486b3b7d
-def data_spec(store: MultiFamilyStore) -> DataSpec:
+def data_spec(
+    store: MultiFamilyStore,
+    scaler: str = "range",  # one of SCALERS; zscore and robust are measured on up to 256 records
+) -> DataSpec:
     "What the model needs to know about its data: ranges, survey, sizes, decimation and the fitted linear start."
     velocity, seismic = store.physical(0)
+    chosen = np.linspace(0, len(store) - 1, min(len(store), 256))
+    fitted = None if scaler == "range" else PressureScaler.fit(scaler, torch.stack([store.physical(int(i))[1]
+        for i in chosen]))
     maps = (store.physical(int(i))[0] for i in np.linspace(0, len(store) - 1, min(len(store), 2000)))
     return DataSpec(store.family.name, store.velocity, store.pressure, store.survey, seismic.shape[1], store.factor,
-        tuple(velocity.shape[1:]), fit_linear(maps, store.velocity), len(store), store.fingerprint)
+        tuple(velocity.shape[1:]), fit_linear(maps, store.velocity), len(store), store.fingerprint,
+        scaler=fitted)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #486b3b7f
 def expected_spec(data: DataOptions) -> DataSpec:

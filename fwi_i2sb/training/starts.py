@@ -100,7 +100,7 @@ def starts_and_gathers(
 ) -> tuple[Tensor, Tensor]:
     "Starting models, and what the network reads of records; both normalised."
     x1, left = start(records, keys) if isinstance(start, StoredStarts) else (start(x0, keys), None)
-    return x1, network_input(model, store.pressure, seismic, left)
+    return x1, network_input(model, store.input_scale, seismic, left)
 
 # %% ../../nbs/07_training/09_starts.ipynb #9930d5f0
 class _Manifest(Schema):

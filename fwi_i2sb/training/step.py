@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['TrainState', 'new_state', 'parts', 'checkpoint_bytes', 'save_state', 'put_back', 'load_weights', 'learning_rate',
-           'update_ema', 'train_step']
+           'update_ema', 'train_step', 'log_name']
 
 # %% ../../nbs/07_training/11_step.ipynb #561f9e72
 import copy, math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
@@ -27,6 +27,7 @@ class TrainState:
     optimizers: dict[str, torch.optim.Optimizer]
     step: int = 0  # optimiser steps done, skipped ones counted
     skipped: int = 0  # steps skipped because the gradient was not finite
+    loss_averages: dict[str, float] = field(default_factory=dict)  # of the terms of the loss, with --adaptive-loss
 
 # %% ../../nbs/07_training/11_step.ipynb #63421580
 def new_state(nets: dict[str, nn.Module], options: TrainOptions, device: torch.device,
@@ -50,14 +51,19 @@ def checkpoint_bytes(nets: dict[str, nn.Module]) -> tuple[int, int]:
     return 3 * sum(sizes.values()) + sizes["net"], 2 * max(sizes.values())
 
 
-def save_state(state: TrainState, options: TrainOptions):
-    "Write a checkpoint of the run, and delete those beyond the newest `keep`."
+def save_state(
+    state: TrainState,
+    options: TrainOptions,
+    best: int | None = None,  # step of the best checkpoint, which stays
+):
+    "Write a checkpoint of the run, and delete those beyond the newest `keep` and the best one."
     tensors = dict(ema=state.average.state_dict())
     for name, net in state.nets.items():
         tensors |= zip(parts(name), (net.state_dict(), optimizer_tensors(state.optimizers[name])))
-    about = dict(seed=options.run.seed, next_sample=state.step * options.optim.batch_size, skipped=state.skipped)
+    about = dict(seed=options.run.seed, next_sample=state.step * options.optim.batch_size, skipped=state.skipped,
+        loss_averages=state.loss_averages)
     save_checkpoint(options.folder, state.step, about, tensors)
-    prune_checkpoints(options.folder, options.log.keep)
+    prune_checkpoints(options.folder, options.log.keep, best)
 
 # %% ../../nbs/07_training/11_step.ipynb #4c1c4cd7
 def put_back(
@@ -71,6 +77,7 @@ def put_back(
         load_weights(net, found, weights)
         load_optimizer(state.optimizers[name], found.tensors[moments])
     state.step, state.skipped = found.step, found.state["skipped"]
+    state.loss_averages = dict(found.state.get("loss_averages", {}))
 
 
 def load_weights(module: nn.Module, checkpoint: Checkpoint, part: str = "ema"):
@@ -117,30 +124,45 @@ def train_step(
     method: Method,
     options: TrainOptions,
     accelerator: Accelerator,
-) -> dict[str, torch.Tensor]:  # by loss module, this process's part of its global loss; without those skipped
+) -> dict[str, torch.Tensor]:  # by name in the log, this process's part of global losses; without those skipped
     "One optimiser step of every loss module that is due, on the next microbatches, and one of the average."
     parts = options.optim.batch_size // (options.optim.microbatch * accelerator.num_processes)
-    turns, losses = method.due(state.step), {}
+    turns, losses, skipped, criterion = method.due(state.step), {}, False, method.criterion
+    criterion.step, criterion.averages = state.step, state.loss_averages
     own = ({k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()} for _ in range(parts))
     if len(turns) > 1: own = list(own)
     for name in turns:
         before = [buffer.clone() for buffer in state.nets[name].buffers()]
-        total = _add_gradients(loss_modules[name], own, parts, options.optim, accelerator)
+        values = _add_gradients(loss_modules[name], own, parts, options.optim, accelerator,
+            lambda: criterion.terms if name == "net" else {})
         _share_buffers(state.nets[name], before, accelerator)
-        if _update(name, state, method, options): losses[name] = total
-    state.step, state.skipped = state.step + 1, state.skipped + (len(losses) < len(turns))
+        if _update(name, state, method, options): losses |= {log_name(name, term): v for term, v in values.items()}
+        else: skipped = True
+    if criterion.adaptive is not None and log_name("net") in losses:
+        criterion.learn({term: accelerator.reduce(losses[log_name("net", term)], "sum").item()
+            for term in criterion.weights})
+    state.step, state.skipped = state.step + 1, state.skipped + skipped
     return losses
 
 # %% ../../nbs/07_training/11_step.ipynb #03138768
-def _add_gradients(loss_module: LossModule, own, parts: int, optim: OptimOptions,
-        accelerator: Accelerator) -> torch.Tensor:
-    "Forward and backward over this process's own microbatches; its part of the loss."
-    total = torch.zeros((), device=accelerator.device)
+def log_name(
+    module: str,  # a loss module
+    term: str = "",  # of its loss; default: the sum
+) -> str:
+    "What a loss is called in the log: `loss`, `loss_critic`, `loss_mae`."
+    return "_".join(part for part in ("loss", "" if module == "net" else module, term) if part)
+
+
+def _add_gradients(loss_module: LossModule, own, parts: int, optim: OptimOptions, accelerator: Accelerator,
+        terms) -> dict[str, torch.Tensor]:
+    "Forward and backward over this process's own microbatches; its part of the loss, \"\", and of its terms."
+    total = {}
     for part, batch in enumerate(own):
         with accelerator.no_sync(loss_module) if part < parts - 1 else contextlib.nullcontext():
             loss = loss_module(batch).sum() / optim.batch_size
             accelerator.backward(loss * accelerator.num_processes)
-        total += loss.detach()
+        found = {"": loss.detach()} | {name: value.sum() / optim.batch_size for name, value in terms().items()}
+        total = {name: total.get(name, 0.0) + value for name, value in found.items()}
     return total
 
 # %% ../../nbs/07_training/11_step.ipynb #c694f1a6

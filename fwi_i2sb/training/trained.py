@@ -24,6 +24,7 @@ from ..diffusion.sampling import STREAMS
 from ..methods.base import Method
 from ..methods.registry import build_method
 from ..methods.trajectories import draw_samples
+from .best import named_checkpoint
 from .checkpoint import checkpoints, newest_checkpoint, read_checkpoint
 from .conditions import read_by_network
 from .options import TrainOptions
@@ -60,7 +61,7 @@ def restore(
     """Read a run: the newest valid checkpoint, or the one given.
 
     Raises `InputError` if it is not a run, or damaged, or needs a plug-in that was not given."""
-    path = home(path)
+    path = named_checkpoint(home(path))
     given = path.parent.name == "checkpoints"
     folder = path.parent.parent if given else path
     if recognise(folder) not in ("run", "folder", "empty folder", "none"): raise refuse(folder, "a trained run")

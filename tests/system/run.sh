@@ -21,6 +21,9 @@ timeout 3600 bash tests/system/image.sh "$folder" >"$folder/image.log" 2>&1 & im
 printf '\n== %s\n' "the explorer in JupyterLab, in a browser"
 timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/browser" --durations 3 tests/system/browser.py
 
+printf '\n== %s\n' "the page of the service, in a browser"
+timeout --signal INT 1200 python -m pytest -q --basetemp "$folder/page" --durations 3 tests/system/page.py
+
 printf '\n== %s\n' "the service with Redis, which is killed and restarted"
 timeout --signal INT 1200 python -m pytest -q --basetemp "$folder/serving" --durations 3 tests/system/serving.py
 

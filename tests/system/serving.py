@@ -1,6 +1,10 @@
-"The service with a real Redis: limits over processes, jobs that outlive their process, Redis killed and restarted."
+"The service with a real Redis: limits over processes, jobs that outlive their process, faults and loads."
+import asyncio
+import json
 import os
+import resource
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -8,8 +12,11 @@ import time
 
 import httpx2 as httpx
 import numpy as np
+import psutil
 import pytest
 from processes import free_port
+
+from fwi_i2sb.bench.load import load, throughput
 
 KEY = {"X-API-Key": "secret-of-tests"}
 BYTES = KEY | {"Content-Type": "application/octet-stream"}
@@ -53,11 +60,11 @@ def serve(mini, redis):
     "Start a service; its address and its process."
     started = []
 
-    def start(**settings):
+    def start(limits=None, **settings):
         port = free_port()
         env = os.environ | {"SECRET_API_KEY": KEY["X-API-Key"], "REDIS_URL": f"redis://127.0.0.1:{redis.port}/0"}
         process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", "serve", str(mini.parent), "--port", str(port),
-            "--device", "cpu"], env=env | settings, stderr=subprocess.PIPE, text=True)
+            "--device", "cpu"], env=env | settings, stderr=subprocess.PIPE, text=True, preexec_fn=limits)
         started.append(process)
         threading.Thread(target=lambda: setattr(process, "said", process.stderr.read()), daemon=True).start()
         address = f"http://127.0.0.1:{port}"
@@ -104,6 +111,8 @@ def test_redis_may_die_and_come_back_under_load(serve, redis, record):
     redis.kill()
     wait(lambda: code(f"{address}/ready") == 503)
     before = len(codes)
+    job = httpx.get(f"{address}/jobs/{'0' * 24}", headers=KEY, timeout=60)
+    assert job.status_code == 503 and "does not answer" in job.json()["detail"] and job.headers["retry-after"]
     assert code(f"{address}/health") == 200 and code(f"{address}/api/v1/models/mini") == 200
     wait(lambda: len(codes) > before + 2)
     redis.start()
@@ -132,3 +141,50 @@ def test_a_job_is_seen_by_all_and_lost_in_clear_words(serve, record):
     process.kill()
     wait(lambda: look(long)["state"] == "lost")
     assert "send it again" in look(long)["error"]
+
+
+def test_no_disk_and_a_full_redis_harm_no_prediction(serve, redis, record):
+    def nothing_is_written(): resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+    address, _ = serve(limits=nothing_is_written)
+    subprocess.run(["redis-cli", "-p", str(redis.port), "config", "set", "maxmemory", "1"], check=True)
+    assert [predict(address, record).status_code for _ in range(3)] == [200] * 3
+    assert predict(address, b"x").status_code == 400 and code(f"{address}/api/v1/models/mini") == 200
+    job = httpx.post(f"{address}/jobs", params=dict(model="mini"), content=record, headers=BYTES, timeout=60)
+    assert job.status_code == 503 and set(job.json()) == {"detail", "request_id"}
+
+
+def ask(address, record, seconds, **kind):
+    "A load of predictions; what became of them."
+    return asyncio.run(load(f"{address}/api/v1/predict/mini", seconds, content=record, headers=BYTES,
+        params=dict(nfe=1, samples=1), **kind))
+
+
+def test_a_service_that_is_told_to_end_under_load_answers_what_it_accepted(serve, record):
+    address, process = serve(API_RATE_LIMIT="1000000/minute")
+    threading.Timer(3.0, process.send_signal, (signal.SIGTERM,)).start()
+    answers = ask(address, record, 6.0, rate=40)
+    process.wait(60)
+    wait(lambda: hasattr(process, "said"))
+    lines = [json.loads(line) for line in process.said.splitlines()]
+    done = [line["status"] for line in lines if line["message"] == "request" and "/predict/" in line["path"]]
+    assert {answer.status for answer in answers} <= {200, 503, 0} and answers[-1].status == 0
+    # every answer that the service gave has arrived
+    for status in (200, 503): assert done.count(status) == sum(answer.status == status for answer in answers), status
+    assert not [line for line in lines if line["levelname"] == "ERROR"]
+
+
+def test_at_twice_the_capacity_answers_stay_as_fast_and_nothing_is_lost(serve, record):
+    address, process = serve(API_RATE_LIMIT="1000000/minute", QUEUE_SIZE="16")
+    full = ask(address, record, 5.0, clients=12)
+    capacity, memory = throughput(full), psutil.Process(process.pid).memory_info().rss
+    answers = ask(address, record, 20.0, rate=2 * capacity)
+    accepted = [answer for answer in answers if answer.status == 200]
+    assert {answer.status for answer in answers} == {200, 503} and len(accepted) > 0.3 * len(answers)
+    early, late = (np.median([a.seconds for a in accepted if begin <= a.sent < begin + 8]) for begin in (4, 12))
+    assert late < 2 * early
+    numbers = {line.split()[0]: float(line.split()[-1]) for line in httpx.get(f"{address}/metrics").text.splitlines()
+        if not line.startswith("#")}
+    assert numbers["fwi_i2sb_batch_records_sum"] == len(full) + len(accepted)
+    assert numbers["fwi_i2sb_queue_requests"] == 0
+    assert psutil.Process(process.pid).memory_info().rss < memory + 150e6
