@@ -49,6 +49,8 @@ COMMANDS = {
         "train", "train", "TrainOptions"),
     "train-pipeline": Command("Train a pipeline that needs nothing but a record: first guess, bridge, refinement, "
         "calibration.", "inference.train_pipeline", "train_pipeline", "PipelineOptions"),
+    "ensemble": Command("Join trained runs and pipelines: their answers' mean, median, or a mean with weights learnt "
+        "on validation records.", "inference.make_ensemble", "make_ensemble", "EnsembleOptions"),
     "pack": Command("Make a finished pipeline ready to be handed on: float16 weights, checksums, a model card.",
         "inference.pack", "pack", "PackOptions"),
     "invert": Command("Invert validation records of a run's data set, or records given as .npy, SEG-Y or SU.",

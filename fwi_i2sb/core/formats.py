@@ -35,6 +35,7 @@ KINDS = {  # name: (phrase, how a .npy is made of it)
     "pickle": ("pickled Python objects, which are never read", "save plain numbers with numpy.save"),
     "empty": ("empty", None), "file": ("a file of a kind that is not known here", None),
     "run": ("a trained run", None), "pipeline": ("a pipeline of trained runs", None),
+    "ensemble": ("an ensemble of trained runs", None),
     "checkpoint": ("a checkpoint of a run", None),
     "store": ("a store", None),
     "data set": ("a data set (data/ and model/, or seis*.npy and vel*.npy)", None),
@@ -78,6 +79,7 @@ def _folder(path):
     has = lambda *names: all((path / name).exists() for name in names)
     if has("config.json", "checkpoints"): return "run"
     if has("pipeline.json"): return "pipeline"
+    if has("ensemble.json"): return "ensemble"
     if has("state.json") and path.parent.name == "checkpoints": return "checkpoint"
     if has("manifest.json") or any(has(f"{split}/manifest.json") for split in ("train", "val")): return "store"
     if any(has(f"{sub}data", f"{sub}model") for sub in ("", "train/", "val/")): return "data set"

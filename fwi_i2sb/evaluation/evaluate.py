@@ -221,6 +221,7 @@ def evaluate(
     clip_denoise: bool | None = None,  # as in `invert`
     passes: int | None = None, refine_tv: float | None = None,  # as in `invert`
     guide: int | None = None, refine: int | None = None,  # likewise; steps end at the noise of the degradation
+    tta: str | None = None, post: str | None = None,  # as in `invert`
     seed: int = 0,  # of starts, samples and perturbations
     misfit_records: int = 8,  # records, from the first, that are simulated for the data misfit
     engine: str = "deepwave",  # forward operator of the misfit, and of records that are re-simulated
@@ -240,8 +241,9 @@ def evaluate(
         refine_tv=refine_tv)
     data = validation_data(run) if data is None else data
     asked, same = dict(nfe=own.pop("nfe"), sampler=sampler, eta=eta, w=w), own | dict(seed=seed)
-    settings = run.method.sampling_settings(**asked, clip=clip_denoise) | same
-    given = dict(clip_denoise=clip_denoise, snr=degradation.snr if own["refine"] or own["guide"] else None)
+    settings = run.method.sampling_settings(**asked, clip=clip_denoise) | same | dict(tta=tta, post=post)
+    more = {name: text for name, text in (dict(tta=tta, post=post)).items() if text is not None}
+    given = more | dict(clip_denoise=clip_denoise, snr=degradation.snr if own["refine"] or own["guide"] else None)
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records), asked | same | given,
         degradation, engine, misfit_records, fwi_records, controls)
     _check(job, starts)

@@ -148,7 +148,7 @@ def _invert(options: InvertOptions, run: TrainedRun, work: Work, spool: Spool, p
         result = _answer(options, run, given, dict(start=starts if isinstance(starts, str | Path) else starts[i:j],
             seed=options.seed, record_ids=work.record_ids[i:j], truth=truth, survey=work.survey, original=work.original,
             progress=tell))
-        spool.add(**{k: getattr(result, k) for k in ("mean", "std", "samples", "start")},
+        spool.add(**{k: getattr(result, k) for k in ("mean", "std", "samples", "start")}, raw_std=result.spread,
             **({} if truth is None else {"truth": truth}))
         provenance = joined(provenance, result.provenance, i, j)
     return provenance | work.about
@@ -191,7 +191,7 @@ def _write(options: InvertOptions, run: TrainedRun, work: Work, folder: Path, pr
     with Spool(folder) as spool:
         provenance = _invert(options, run, work, spool, progress)
         arrays = spool.tensors(); truth = arrays.pop("truth", None)
-        made = run.pipeline.recalibration if provenance["calibrated"] else None
+        made = run.recalibration if provenance["calibrated"] else None
         result, path = Inversion(**arrays, provenance=provenance, recalibration=made), folder / f"{work.name}.npz"
         more = {} if truth is None else {"truth": truth}
         result.save(path, **more)

@@ -25,7 +25,7 @@ def first_guess(
 
     Of a run that was trained on a first guess, as it is; else smoothed as its training smooths the truth, or as
     `blur-openfwi_custom`. Raises `InputError` if there is no regression, or if its own start has seen the truth."""
-    guess = read_first_guess(guess_folder(start, run.path.resolve().parent), str(run.device))
+    guess = read_first_guess(guess_folder(start, run.beside), str(run.device))
     mean = run.scale.normalize(guess(seismic, record_ids, seed)).clamp(-1, 1)
     if is_first_guess(run.options.model.corrupt): return run.scale.denormalize(mean)
     blurs = (tuple(spec for spec in parse_start(run.options.model.corrupt, dx=run.survey.dx) if spec.uses_truth)

@@ -11,7 +11,10 @@ from typing import Literal
 from ..core.commands import Count, NonNegative, option_group, Share, up_to
 from ..core.errors import InputError
 from ..core.registry import named
+from .post_process import parse_post
 from .run import own_settings, TrainedRun
+from .tta import parse_tta
+from ..physics.mirror import mirror
 
 # %% ../../nbs/08_inference/09_options.ipynb #57a43753
 @option_group
@@ -28,17 +31,22 @@ class SamplingOptions:
     guide: up_to(10_000, 0) | None = None  # steps of waveform inversion inside the sampler, per sample; default: 0
     refine: up_to(10_000, 0) | None = None  # steps of waveform inversion from mean and samples; default: 0
     refine_tv: NonNegative | None = None  # weight in them of the total variation; default: 0
+    tta: str | None = None  # ask more than once: flip, noise[:SHARE[:COPIES]], or both joined by a comma
+    post: str | None = None  # change the mean maps: bounds[:LOW:HIGH], gaussian:SIGMA, joined by commas
 
     @property
     def settings(self) -> dict:
         "As arguments of `TrainedRun.invert`."
-        same = ("samples", "nfe", "w", "sampler", "eta", "passes", "guide", "refine", "refine_tv")
+        same = ("samples", "nfe", "w", "sampler", "eta", "passes", "guide", "refine", "refine_tv", "tta",
+            "post")
         return {name: getattr(self, name) for name in same} | dict(
             clip_denoise={"run": None, "on": True, "off": False}[self.clip_denoise])
 
 # %% ../../nbs/08_inference/09_options.ipynb #57a43755
 def check_samples(run: TrainedRun, options: SamplingOptions) -> None:
     "Raise `InputError` where a command asks for several samples that would be equal, or weighs steps that are none."
+    if options.post is not None: parse_post(options.post)
+    if options.tta is not None and parse_tta(options.tta).flip: mirror(run.survey, run.spec.map_size[1])
     refine = own_settings(run, refine=options.refine)["refine"]
     if options.refine_tv and not refine:
         raise InputError("--refine-tv has no effect without --refine: give a number of steps, or remove it")

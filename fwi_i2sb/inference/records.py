@@ -29,7 +29,7 @@ def record_files(given: Iterable[Path], # files, and folders of such
     files = []
     for path in given:
         if not path.is_dir(): files.append(path); continue
-        if (kind := recognise(path)) in ("run", "pipeline", "checkpoint", "store", "data set"):
+        if (kind := recognise(path)) in ("run", "pipeline", "ensemble", "checkpoint", "store", "data set"):
             raise InputError(f"{path} is {phrase(kind)}, and records are .npy, SEG-Y or SU files: leave --record out, "
                 f"and name a data set or a store with --dataset-dir")
         found = sorted(p for p in path.iterdir() if p.suffix.lower() in RECORD_SUFFIXES and not p.name.startswith("."))
@@ -96,7 +96,8 @@ class Work:
         return dict(start=str(self.start), record=self.source, record_changes=self.changes, missing_traces=self.missing)
 
 
-PER_RECORD = "records", "record_checks", "trust_reasons", "refine_misfit", "refine_noise"
+PER_RECORD = ("records", "record_checks", "trust_reasons", "refine_misfit", "refine_noise", "post_mae_before",
+    "post_mae_after")
 
 
 def joined(all_: dict, new: dict, before: int, n: int) -> dict:
@@ -126,6 +127,9 @@ def report(result: Inversion, misfits: dict, truth=None) -> str:
     if p.get("refine"):
         lines.append(f"refined by up to {p['refine']} steps of waveform inversion, {p['wave_solves']:.0f} wave solves "
             f"per record")
+    if p.get("post") and "post_mae_before" in p:
+        lines.append("post-processing {}: MAE {:.1f} m/s before, {:.1f} m/s after".format(p["post"],
+            *(np.mean(p[f"post_mae_{when}"]) for when in ("before", "after"))))
     if pair := mean_misfits(misfits):
         lines.append(f"relative data misfit: start {pair[0]:.3f}, {p['method']} mean {pair[1]:.3f}"
             + (" - it got WORSE: do not trust this map" if pair[1] > pair[0] else ""))

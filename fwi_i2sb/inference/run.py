@@ -20,8 +20,9 @@ from ..diffusion.bridge import Bridge
 from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
 from ..core.files import check_memory, home
-from ..core.formats import read_array
+from ..core.formats import read_array, recognise
 from ..hub import hub_folder, is_hub, read_index
+from ..data.multi_family import MultiFamilyStore
 from ..data.scale import PressureRange, VelocityScale
 from .pipeline import is_pipeline, LAST, Pipeline, read_pipeline
 from ..data.spec import DataSpec
@@ -30,6 +31,7 @@ from ..training.run_dir import make_start
 from ..training.trained import is_first_guess, restore
 from ..data.starting_models import check_start, parse_start, STARTING_MODELS
 from ..methods.base import Method
+from ..metrics.recalibration import Recalibration
 from ..physics.filters import decimate
 from ..physics.wave import simulate, Survey
 
@@ -60,6 +62,25 @@ class TrainedRun:
         return self.method.bridge
 
     @property
+    def recalibration(self) -> Recalibration | None:
+        "What its errors are, where that is known."
+        return self.pipeline.recalibration if self.pipeline else None
+
+    @property
+    def usual(self) -> dict:
+        "The settings of `invert` that are meant where none are given."
+        return dict(passes=1, guide=0, refine=0, refine_tv=0.0) | (self.pipeline.settings if self.pipeline else {})
+
+    @property
+    def beside(self) -> Path:
+        "The folder where a run named `first-guess` is looked for."
+        return self.path.resolve().parent
+
+    def judged_on(self, store: MultiFamilyStore) -> MultiFamilyStore:
+        "The validation records that nothing was fitted to."
+        return store
+
+    @property
     def survey(self) -> Survey: return self.spec.survey
 
     @property
@@ -70,17 +91,21 @@ class TrainedRun:
 
 # %% ../../nbs/08_inference/00_run.ipynb #f3e489a1
 def load_run(
-    path: Path | str,  # a run directory, one of its folders checkpoints/step-N, the folder of a pipeline, or hub:NAME
+    path: Path | str,  # a run directory, one of its checkpoints/step-N, a pipeline, an ensemble, or hub:NAME
     *, device: str = "auto",  # auto, cpu or cuda
     plugin: Path | None = None,  # Python file that registers the run's model, if it is not one of ours
 ) -> TrainedRun:
-    """Load a trained run: the newest valid checkpoint, or the one given; of a pipeline its last run.
+    """Load a trained run: the newest valid checkpoint, or the one given; of a pipeline its last run, or an ensemble.
 
     Raises `InputError` if it is not a run, or a pipeline that is not finished, or damaged, or needs a plug-in that was
     not given."""
     import fwi_i2sb.inference.invert  # noqa: F401 (gives runs their methods; it imports this module)
 
     path = hub_folder(path) if is_hub(path) else home(path)
+    if recognise(path) == "ensemble":
+        from fwi_i2sb.inference.ensemble import open_ensemble  # which is made of runs, and imports this module
+
+        return open_ensemble(path, device=device, plugin=plugin)
     pipeline = read_pipeline(path) if is_pipeline(path) else None
     run = restore(path / LAST if pipeline else path, device=device, plugin=plugin)
     return TrainedRun(run.folder, run.options, run.spec, run.method, run.step, run.device, pipeline)
@@ -168,8 +193,7 @@ def results_folder(run: TrainedRun) -> Path:
 
 def own_settings(run: TrainedRun, **given) -> dict:
     "Settings of `TrainedRun.invert`; those that are None are the pipeline's, or of a run alone the usual ones."
-    usual = dict(passes=1, guide=0, refine=0, refine_tv=0.0) | (run.pipeline.settings if run.pipeline else {})
-    return {name: usual.get(name) if value is None else value for name, value in given.items()}
+    return {name: run.usual.get(name) if value is None else value for name, value in given.items()}
 
 # %% ../../nbs/08_inference/00_run.ipynb #f4a9a008
 def is_map_file(start) -> bool:

@@ -61,7 +61,7 @@ def validation_data(
             raise InputError(f"{folder} holds {what} of shape {tuple(theirs)}, the run was trained on {ours}")
     if not run.scale.holds(torch.tensor([store.velocity.low, store.velocity.high])):
         raise InputError(f"{folder} holds velocities from {store.velocity}, the run was trained on {run.scale}")
-    return store
+    return run.judged_on(store)
 
 # %% ../../nbs/08_inference/07_validation_data.ipynb #35902d2d
 def validation_records(

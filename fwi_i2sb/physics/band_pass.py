@@ -10,13 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.commands import need
 from ..core.errors import InputError
 
 # %% ../../nbs/01_physics/06_band_pass.ipynb #c5d6cafe
 def _sections(low: float, high: float, dt: float | None, order: int) -> np.ndarray:
     "The filter in second-order sections. Raises `InputError` for a band that samples of this step cannot hold."
-    from scipy.signal import butter
-
     if dt is None:
         raise InputError("a band-pass needs the time between two samples: give dt in s, of a decimated record its own")
     if not 0 < dt < np.inf: raise InputError(f"dt must be a positive number of seconds (got {dt})")
@@ -24,6 +23,9 @@ def _sections(low: float, high: float, dt: float | None, order: int) -> np.ndarr
     if high >= 0.5 / dt:
         raise InputError(f"the band ends at {high:g} Hz, and samples {1e3 * dt:g} ms apart hold only what is below "
             f"{0.5 / dt:g} Hz")
+    need("scipy", "a band-pass", "signal")
+    from scipy.signal import butter
+
     return butter(order, (low, high), "bandpass", fs=1 / dt, output="sos")
 
 # %% ../../nbs/01_physics/06_band_pass.ipynb #2a926e66
@@ -35,9 +37,9 @@ def band_pass(
     order: int = 4,  # of the Butterworth filter, which is run twice
 ) -> Tensor:  # shape, dtype and device of the record
     "The part of records between two frequencies, without phase shift. Raises `InputError` without dt or a band."
+    sections = _sections(low, high, dt, order)
     from scipy.signal import sosfiltfilt
 
-    sections = _sections(low, high, dt, order)
     values = seismic.detach().double().cpu().numpy()
     # as the library extends by default, but never by more than there is
     extra = min(3 * (2 * len(sections) + 1), values.shape[-2] - 1)
