@@ -6,7 +6,7 @@
 __all__ = ['Tta', 'parse_tta', 'ask_all', 'asked_more_than_once']
 
 # %% ../../nbs/08_inference/20_tta.ipynb #c3b16c36
-import functools, inspect
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -110,7 +110,5 @@ def asked_more_than_once(invert: Callable) -> Callable:
         else: found = ask_all(self, invert, seismic, start, tta, **settings)
         return found if post is None else post_processed(found, post, self.scale, settings.get("truth"))
 
-    own, added = (inspect.signature(f, follow_wrapped=False).parameters for f in (invert, asked))
-    asked.__signature__ = inspect.Signature(sorted([*own.values(), added["tta"], added["post"]],
-        key=lambda parameter: parameter.kind))
+    asked.__doc__ = f"{invert.__doc__}\n\n    `tta` asks more than once, and `post` changes the mean maps; both are texts."
     return asked
