@@ -73,7 +73,7 @@ COMMANDS = {
         "bench.__main__", "bench_command", "BenchOptions"),
 }
 
-
+# %% ../nbs/13_cli/00_cli.ipynb #cd5221a7
 def usage() -> str:
     "The commands in the order of a working day."
     lines = [f"  {name:<18}{command.about}" for name, command in COMMANDS.items()]

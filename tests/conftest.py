@@ -113,6 +113,16 @@ def fwi(capsys):
 
 
 @pytest.fixture
+def trained(fwi, data, tmp_path):
+    "Train a run by the command; the run directory."
+    def train(name, *words):
+        outcome = fwi("train", *arguments(data, tmp_path, name, *words))
+        assert outcome.code == 0, outcome.err
+        return tmp_path / name
+    return train
+
+
+@pytest.fixture
 def refused(fwi):
     "Run a command that must be refused: exit code 2 and one sentence that holds the given words."
     def check(*words, saying: tuple[str, ...] = ()):

@@ -30,13 +30,13 @@ from fwi_i2sb.core.workers import end_on_failure, read_ahead
 from fwi_i2sb.data.check import inspect_folder
 from fwi_i2sb.data.openfwi import discover, find_root
 from fwi_i2sb.data.store import StoreDataset
-from fwi_i2sb.train import stop_signal
 from fwi_i2sb.training import checkpoint as checkpoint_module
 from fwi_i2sb.training.options import DataOptions, DeviceOptions, first_difference, RunOptions, TrainOptions
 from fwi_i2sb.training.processes import environment, join, open_accelerator, rank_variables
 from fwi_i2sb.training.ranks import find_ranks, Ranks
 from fwi_i2sb.training.checkpoint import checkpoints, save_checkpoint
 from fwi_i2sb.training.run_dir import read_config, read_metrics, write_config
+from fwi_i2sb.training.watch import stop_signal
 
 
 @pytest.fixture(autouse=True)
@@ -343,7 +343,7 @@ def test_processes_that_cannot_start_are_one_sentence(monkeypatch):
 
 
 def test_a_signal_ends_a_training_whose_batch_does_not_come(monkeypatch):
-    monkeypatch.setattr("fwi_i2sb.train.PATIENCE", 0.5)
+    monkeypatch.setattr("fwi_i2sb.training.watch.PATIENCE", 0.5)
     waiting = [time.monotonic()]
     with pytest.raises(KeyboardInterrupt), stop_signal(waiting) as stopped:
         os.kill(os.getpid(), signal.SIGTERM)

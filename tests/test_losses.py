@@ -21,15 +21,6 @@ from fwi_i2sb.training.run_dir import read_config, read_metrics, write_config
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.fixture
-def trained(fwi, data, tmp_path):
-    def train(name, *words):
-        outcome = fwi("train", *arguments(data, tmp_path, name, *words))
-        assert outcome.code == 0, outcome.err
-        return tmp_path / name
-    return train
-
-
 def rows(run): return [row for row in read_metrics(run) if "loss" in row]
 
 

@@ -59,15 +59,6 @@ def names_of_a_test_leave_with_it(monkeypatch):
     monkeypatch.setattr(registry, "_IMPORTED", set())
 
 
-@pytest.fixture
-def trained(fwi, data, tmp_path):
-    def train(name, *words):
-        outcome = fwi("train", *arguments(data, tmp_path, name, *words))
-        assert outcome.code == 0, outcome.err
-        return tmp_path / name
-    return train
-
-
 @pytest.mark.parametrize("name", VARIANTS)
 def test_a_method_continues_as_if_nothing_had_happened_and_inverts(trained, name):
     half = 1 if name == "inversionnet" else 2  # its steps are the slowest

@@ -235,7 +235,12 @@ def test_checkpoints_names_and_post_processing(folder, run, tmp_path, fwi, refus
     assert json.loads((tmp_path / "s-epoch-0.json").read_text())["step"] == 1
     assert fwi(*words, "--checkpoint", "best", "--stamp", "step").code == 0
     assert (tmp_path / "s-step-2.npz").exists()  # validated at the end alone
+    asked_twice = (*words[:-1], tmp_path / "t.npz", "--tta", "noise:0.1:1")
+    assert fwi(*asked_twice).code == 0
+    with np.load(tmp_path / "t.npz") as changed, np.load(tmp_path / "s-step-2.npz") as plain:
+        assert all(0 < np.abs(changed[name] - plain[name]).max() < 3 for name in plain)
     for more, saying in ((("--checkpoint", "best-ever"), "unknown checkpoint"),
+            (("--tta", "nois"), "did you mean 'noise'"),
             (("--count", 4), "holds 3 samples, not 4"),
             (("--bounds", 1, 2), "--bounds has no effect without --post-process"),
             (("--post-process", "--bounds", 3000, 2000), "the smaller first"),

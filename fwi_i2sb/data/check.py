@@ -141,6 +141,7 @@ def _unlabelled(root, problems):
         except InputError as error: problems.append(str(error))
     return {"test": good} if folders else {}
 
+# %% ../../nbs/02_data/17_check.ipynb #0fcfefe5
 def _check_files(root, family, survey, scale, val_files, accept, progress):
     "Properties, problems and doubts of a folder of source files."
     problems, doubts = [], []

@@ -14,7 +14,8 @@ import torch
 from ..core.errors import InputError
 from ..core.locks import check_space, check_writable, locked
 from ..core.sealed import write_sealed
-from .generate import cannot_write, run_tasks
+from ..core.tasks import run_tasks
+from .generate import cannot_write
 from .geology import RECIPES, sample_velocity
 from .openfwi import get_family
 from .scale import VelocityScale

@@ -54,13 +54,15 @@ class DataSpec:
         "Time between two stored samples in s."
         return self.survey.dt * self.factor
 
-    def to_dict(self) -> dict:
-        "Plain numbers, texts and lists, ready for JSON."
-        values = {name: getattr(self, name) for name in ("family", "time_samples", "factor", "records", "fingerprint")}
-        parts = {name: getattr(self, name).to_dict() for name in ("velocity", "pressure", "survey")}
-        lists = {name: list(getattr(self, name)) for name in ("map_size", "linear")}
-        scaler = dict(scaler=self.scaler.to_dict()) if self.scaler else {}
-        return values | parts | lists | scaler | dict(moments=None if self.moments is None else list(self.moments))
+# %% ../../nbs/02_data/18_spec.ipynb #988c7a97
+@method_of(DataSpec)
+def to_dict(self) -> dict:
+    "Plain numbers, texts and lists, ready for JSON."
+    values = {name: getattr(self, name) for name in ("family", "time_samples", "factor", "records", "fingerprint")}
+    parts = {name: getattr(self, name).to_dict() for name in ("velocity", "pressure", "survey")}
+    lists = {name: list(getattr(self, name)) for name in ("map_size", "linear")}
+    scaler = dict(scaler=self.scaler.to_dict()) if self.scaler else {}
+    return values | parts | lists | scaler | dict(moments=None if self.moments is None else list(self.moments))
 
 # %% ../../nbs/02_data/18_spec.ipynb #3dfc6ae8
 def _numbers(values, name, kind, count=1):

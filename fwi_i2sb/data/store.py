@@ -162,6 +162,10 @@ def _unbuilt(family, root):
     return InputError(f"there is no finished store of these files of {family.name} in {root}, and nothing is built "
         f"there unasked: give --store-dir, a folder for it, or --dataset-dir, the data to build it beside")
 
+
+def _remember(root, source, wanted):
+    for s, w in wanted.items(): remember_sources(root / s, source, w)
+
 # %% ../../nbs/02_data/13_store.ipynb #c7c68c87
 def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, without source files, one that holds a store
     family:str,            # the family of the records; of others' data any name
@@ -194,15 +198,13 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     root = Path(store_dir or source)
     survey, scale, known = survey_and_scale(source, root, survey, scale)
     if not known: get_family(family, families)
-    asked = dict(time_samples=time_samples, dtype=dtype, val_files=val_files, families=families, splits=splits,
-        measuring=measuring)
-    wanted, pairs = planned_manifests(source, root, named, survey, scale, **asked)
+    wanted, pairs = planned_manifests(source, root, named, survey, scale, time_samples=time_samples, dtype=dtype,
+        val_files=val_files, families=families, splits=splits, measuring=measuring)
     with _advice(root):
         if not all([_finished(root / s, w) for s, w in wanted.items()]):
             if not build: raise _unbuilt(named, root)
             _convert(root, wanted, source, pairs, accept, workers, progress)
-        elif build:
-            for s, w in wanted.items(): remember_sources(root / s, source, w)
+        elif build: _remember(root, source, wanted)
     return root
 
 # %% ../../nbs/02_data/13_store.ipynb #1360fd05

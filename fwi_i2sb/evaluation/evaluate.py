@@ -217,8 +217,7 @@ def evaluate(
     starts: tuple[str, ...] | None = None,  # starting models; default: as `_named_starts`
     samples: int | None = None,  # as in `invert`
     nfe: int | None = None, sampler: str | None = None, eta: float | None = None,  # as in `invert`
-    w: float = 1.0,  # as in `invert`
-    clip_denoise: bool | None = None,  # as in `invert`
+    w: float = 1.0, clip_denoise: bool | None = None,  # as in `invert`
     passes: int | None = None, refine_tv: float | None = None,  # as in `invert`
     guide: int | None = None, refine: int | None = None,  # likewise; steps end at the noise of the degradation
     tta: str | None = None, post: str | None = None,  # as in `invert`
@@ -234,16 +233,15 @@ def evaluate(
     """The evaluation card of a run. The second default start alone serves a network that reads no start.
 
     Raises `InputError` for a single record where a wrong one is asked, and for what run or records do not allow."""
-    if batch_size < 1: raise InputError(f"batch_size must be 1 or more (got {batch_size})")
-    if seed < 0: raise InputError(f"seed must be 0 or more (got {seed})")
-    starts = _named_starts(run, starts)
-    own = own_settings(run, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine,
-        refine_tv=refine_tv)
-    data = validation_data(run) if data is None else data
+    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+        if value < least: raise InputError(f"{name} must be {least} or more (got {value})")
+    own = own_settings(run, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine, refine_tv=refine_tv)
+    starts, data = _named_starts(run, starts), validation_data(run) if data is None else data
     asked, same = dict(nfe=own.pop("nfe"), sampler=sampler, eta=eta, w=w), own | dict(seed=seed)
-    settings = run.method.sampling_settings(**asked, clip=clip_denoise) | same | dict(tta=tta, post=post)
-    more = {name: text for name, text in (dict(tta=tta, post=post)).items() if text is not None}
-    given = more | dict(clip_denoise=clip_denoise, snr=degradation.snr if own["refine"] or own["guide"] else None)
+    more = dict(tta=tta, post=post)
+    settings = run.method.sampling_settings(**asked, clip=clip_denoise) | same | more
+    given = {name: value for name, value in more.items() if value is not None} | dict(clip_denoise=clip_denoise,
+        snr=degradation.snr if own["refine"] or own["guide"] else None)
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records), asked | same | given,
         degradation, engine, misfit_records, fwi_records, controls)
     _check(job, starts)

@@ -53,7 +53,7 @@ class _Plan(Schema):
     recalibration: RecalibrationSchema | None
     about: dict[str, Any]  # accuracy on the kept records, for the reader
 
-
+# %% ../../nbs/08_inference/19_ensemble.ipynb #835e9a6d
 def write_ensemble(folder: Path, **content):
     "Write `ensemble.json`. Makes the folder."
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -72,7 +72,7 @@ def read_ensemble(folder: Path) -> dict:
         raise InputError(f"{path} is damaged: it must have two members or more, and weights whose sum is 1")
     return plan
 
-
+# %% ../../nbs/08_inference/19_ensemble.ipynb #d8949b12
 def weights_of(run: TrainedRun) -> list[str]:
     "SHA-256 of the weights of a run, or of all runs of a pipeline."
     if run.pipeline: return weights_of_stages(run.pipeline.folder)

@@ -64,10 +64,12 @@ class Inversion:
             raise InputError("these maps have no calibrated spread: it takes a pipeline, asked with its own settings")
         return self.recalibration, self.mean, self.spread
 
-    def interval(self, level: float = 0.9) -> tuple[torch.Tensor, torch.Tensor]:
-        "The ends of the calibrated central intervals, m/s. Raises `InputError` where there is no calibration."
-        made, *maps = self._calibrated()
-        return made.interval(*maps, level)
+# %% ../../nbs/08_inference/05_inversion.ipynb #a9c71c48
+@method_of(Inversion)
+def interval(self, level: float = 0.9) -> tuple[torch.Tensor, torch.Tensor]:
+    "The ends of the calibrated central intervals, m/s. Raises `InputError` where there is no calibration."
+    made, *maps = self._calibrated()
+    return made.interval(*maps, level)
 
 # %% ../../nbs/08_inference/05_inversion.ipynb #b298f48b
 @method_of(Inversion)

@@ -66,17 +66,17 @@ def invert(
     settings = self.method.sampling_settings(nfe=own["nfe"], sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     d, ids = _records(self, seismic, survey, record_ids)
     own["samples"], began = _n_samples(self, settings, own["samples"], batch_size, seed, len(d)), time.perf_counter()
-    start, x1, seconds = _started(self, d, start, ids, truth, seed)
+    start, x1, about = _started(self, d, start, ids, truth, seed)
     mean, maps, cost = _maps(self, d, x1, ids, own, settings, snr, seed, batch_size, progress)
-    about = _settings(settings, own, start) | cost | dict(start_seconds=seconds)
-    found = record_checks(self, seismic, x1, original)
-    return _inversion(self, d, x1, mean, maps, settings, found, about | _provenance(self, start, seed, ids, began))
+    about |= _settings(settings, own, start) | cost | _provenance(self, start, seed, ids, began)
+    return _inversion(self, d, x1, mean, maps, settings, record_checks(self, seismic, x1, original), about)
 
 # %% ../../nbs/08_inference/06_invert.ipynb #fa790fdd
 def _started(run, d, start, ids, truth, seed):
-    "The start that is meant, its maps in m/s, and the seconds that these take per record."
+    "The start that is meant, its maps in m/s, and the seconds that these take per record, for the provenance."
     start, began = default_start(run) if start is None else start, time.perf_counter()
-    return start, starting_models(run, start, d, ids, truth, seed), (time.perf_counter() - began) / len(d)
+    x1 = starting_models(run, start, d, ids, truth, seed)
+    return start, x1, dict(start_seconds=(time.perf_counter() - began) / len(d))
 
 
 def _maps(run, d, x1, ids, own, settings, snr, seed, batch_size, progress):

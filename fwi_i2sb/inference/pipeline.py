@@ -40,7 +40,7 @@ class _Pipeline(Schema):
     settings: _Settings
     parts: list[PositiveInt]  # equal parts of the training records: of the first guess, the bridge, the calibration
 
-
+# %% ../../nbs/08_inference/15_pipeline.ipynb #ef322c47
 class RecalibrationSchema(Schema):
     "A `Recalibration` as `to_dict` gives it."
     floor: list[NonNegativeFloat]

@@ -117,7 +117,7 @@ def mean_misfits(
     pairs = [pair for pair in zip(misfits["start"], misfits["mean"]) if None not in pair]
     return tuple(np.mean(pairs, axis=0).tolist()) if pairs else None
 
-
+# %% ../../nbs/08_inference/08_records.ipynb #c96f6728
 def report(result: Inversion, misfits: dict, truth=None) -> str:
     "A text report: misfit before and after, and the error where there is a truth."
     p = result.provenance

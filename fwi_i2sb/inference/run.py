@@ -21,6 +21,7 @@ from ..diffusion.sampling import STREAMS
 from ..core.errors import InputError
 from ..core.files import check_memory, home
 from ..core.formats import read_array, recognise
+from ..core.registry import method_of
 from ..hub import hub_folder, is_hub, read_index
 from ..data.multi_family import MultiFamilyStore
 from ..data.scale import PressureRange, VelocityScale
@@ -61,33 +62,47 @@ class TrainedRun:
             raise InputError(f"run {self.path} learnt the method {self.method.name} and has no bridge")
         return self.method.bridge
 
-    @property
-    def recalibration(self) -> Recalibration | None:
-        "What its errors are, where that is known."
-        return self.pipeline.recalibration if self.pipeline else None
+# %% ../../nbs/08_inference/00_run.ipynb #6efbd917
+@method_of(TrainedRun)
+@property
+def recalibration(self) -> Recalibration | None:
+    "What its errors are, where that is known."
+    return self.pipeline.recalibration if self.pipeline else None
 
-    @property
-    def usual(self) -> dict:
-        "The settings of `invert` that are meant where none are given."
-        return dict(passes=1, guide=0, refine=0, refine_tv=0.0) | (self.pipeline.settings if self.pipeline else {})
 
-    @property
-    def beside(self) -> Path:
-        "The folder where a run named `first-guess` is looked for."
-        return self.path.resolve().parent
+@method_of(TrainedRun)
+@property
+def usual(self) -> dict:
+    "The settings of `invert` that are meant where none are given."
+    return dict(passes=1, guide=0, refine=0, refine_tv=0.0) | (self.pipeline.settings if self.pipeline else {})
 
-    def judged_on(self, store: MultiFamilyStore) -> MultiFamilyStore:
-        "The validation records that nothing was fitted to."
-        return store
 
-    @property
-    def survey(self) -> Survey: return self.spec.survey
+@method_of(TrainedRun)
+@property
+def beside(self) -> Path:
+    "The folder where a run named `first-guess` is looked for."
+    return self.path.resolve().parent
 
-    @property
-    def scale(self) -> VelocityScale: return self.spec.velocity
 
-    @property
-    def pressure(self) -> PressureRange: return self.spec.pressure
+@method_of(TrainedRun)
+def judged_on(self, store: MultiFamilyStore) -> MultiFamilyStore:
+    "The validation records that nothing was fitted to."
+    return store
+
+# %% ../../nbs/08_inference/00_run.ipynb #61cebb78
+@method_of(TrainedRun)
+@property
+def survey(self) -> Survey: return self.spec.survey
+
+
+@method_of(TrainedRun)
+@property
+def scale(self) -> VelocityScale: return self.spec.velocity
+
+
+@method_of(TrainedRun)
+@property
+def pressure(self) -> PressureRange: return self.spec.pressure
 
 # %% ../../nbs/08_inference/00_run.ipynb #f3e489a1
 def load_run(

@@ -11,9 +11,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from ..core.errors import InputError
 from ..core.registry import method_of
-from .encoders import crop_map, halvings
+from .encoders import crop_map, halvings, SeismicNet
 
 # %% ../../nbs/04_models/03_compact.ipynb #f8090f7b
 _READ = (24, 48, 96, 128, 128)  # channels of the encoder, one halving each
@@ -26,27 +25,19 @@ def _layer(c_in, c_out, kernel=3, stride=1):
     return nn.Sequential(nn.Conv2d(c_in, c_out, kernel, stride, padding), nn.GroupNorm(8, c_out), nn.SiLU())
 
 # %% ../../nbs/04_models/03_compact.ipynb #7c89878a
-class Compact(nn.Module):
+class Compact(SeismicNet):
     """Seismic in, map out; called as `net(xt, t, net.encode(seismic))`, where of `xt` only the size counts.
 
     Raises `InputError` for sizes below 1."""
-    conditional = True  # it needs seismic
 
     def __init__(
         self,
-        shots: int = 5,  # gathers per record
-        time_samples: int = 250,  # samples per trace
-        receivers: int = 70,  # traces per gather
-        map_size: tuple[int, int] = (70, 70),  # cells in depth and x
+        *given, **named,  # as of `SeismicNet`
     ):
-        super().__init__()
-        self.gathers, self.map_size = (shots, time_samples, receivers), tuple(map_size)
-        if min(*self.gathers, *self.map_size) < 1:
-            raise InputError(f"a compact network cannot turn gathers of {shots} x {time_samples} x {receivers} into a "
-                f"map of {' x '.join(map(str, map_size))} cells: every size must be at least 1")
-        strides = list(halvings(time_samples, receivers, len(_READ)))
-        sizes = [math.prod(step[axis] for step in strides) for axis in (0, 1)]
-        left = -(-time_samples // sizes[0]) * -(-receivers // sizes[1])
+        super().__init__(*given, **named)
+        shots, *traces = self.gathers
+        strides = list(halvings(*traces, len(_READ)))
+        left = math.prod(-(-n // math.prod(steps)) for n, steps in zip(traces, zip(*strides)))
         kernels = ((7, 5), *[3] * (len(_READ) - 1))
         self.read = nn.Sequential(*map(_layer, (shots, *_READ), _READ, kernels, strides))
         self.vector = nn.Linear(_READ[-1] * left, _VECTOR)
@@ -63,17 +54,13 @@ def encode(
     seismic: Tensor,  # normalised gathers (batch, shots, time, receivers)
 ) -> Tensor:  # (batch, 512, 1, 1)
     "Encode records as vectors. Raises `InputError` for gathers of another size than built for."
-    if tuple(seismic.shape[1:]) != self.gathers:
-        raise InputError(f"this network reads gathers of {' x '.join(map(str, self.gathers))} (shots x time x "
-            f"receivers), not {' x '.join(map(str, seismic.shape[1:]))}: build it for your records")
+    self.check_gathers(seismic)
     return self.vector(self.read(seismic.float()).flatten(1))[..., None, None]
 
 
 @method_of(Compact)
 def forward(self, xt, t, cond=None):
-    if tuple(xt.shape[-2:]) != self.map_size:
-        raise InputError(f"this network makes maps of {' x '.join(map(str, self.map_size))} cells, not "
-            f"{' x '.join(map(str, xt.shape[-2:]))}")
+    self.check_map(xt)
     if cond is None: cond = xt.new_zeros(len(xt), _VECTOR, 1, 1)
     x = self.spread(nn.functional.silu(cond.flatten(1))).unflatten(1, (_DRAW[0], *self.coarse))
     for layer in self.draw: x = layer(nn.functional.interpolate(x, scale_factor=2))

@@ -11,7 +11,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from .encoders import crop_map
+from .encoders import crop_map, SeismicNet
 from ..core.errors import InputError
 from ..core.registry import method_of
 
@@ -58,12 +58,11 @@ def _decoder(map_size):
     return nn.Sequential(*blocks)
 
 # %% ../../nbs/04_models/02_inversionnet.ipynb #2f673932
-class InversionNet(nn.Module):
+class InversionNet(SeismicNet):
     """InversionNet (Wu & Lin 2020) in the sizes of OpenFWI (arXiv 2111.02926): seismic in, map out.
 
     Called as `net(xt, t, net.encode(seismic))`. Of `xt` it uses only the size. Raises `InputError` for sizes below 1.
     """
-    conditional = True  # it needs seismic
 
     def __init__(
         self,
@@ -72,11 +71,7 @@ class InversionNet(nn.Module):
         receivers: int = 70,  # traces per gather
         map_size: tuple[int, int] = (70, 70),  # cells in depth and x
     ):
-        super().__init__()
-        self.gathers, self.map_size = (shots, time_samples, receivers), tuple(map_size)
-        if min(*self.gathers, *self.map_size) < 1:
-            raise InputError(f"InversionNet cannot turn gathers of {shots} x {time_samples} x {receivers} into a map "
-                f"of {' x '.join(map(str, map_size))} cells: every size must be at least 1")
+        super().__init__(shots, time_samples, receivers, map_size)
         self.encoder, self.decoder = _encoder(*self.gathers), _decoder(self.map_size)
         self.last = _block(nn.Conv2d(_WIDTHS[-1], 1, 3, padding=1), nn.Tanh())
 
@@ -90,10 +85,7 @@ def encode(
 
     Raises `InputError` for gathers of another size than built for, and for training on a single record.
     """
-    if tuple(seismic.shape[1:]) != self.gathers:
-        raise InputError(f"this InversionNet reads gathers of {' x '.join(map(str, self.gathers))} (shots x time x "
-                         f"receivers), not {' x '.join(map(str, seismic.shape[1:]))}: build it for your records, or "
-                         f"sample them as in its training")
+    self.check_gathers(seismic)
     if self.training and len(seismic) == 1:
         raise InputError("batch normalisation cannot learn from one record at a time: train InversionNet with a "
             "microbatch of 2 or more")
@@ -102,9 +94,7 @@ def encode(
 # %% ../../nbs/04_models/02_inversionnet.ipynb #cb18506e
 @method_of(InversionNet)
 def forward(self, xt, t, cond=None):
-    if tuple(xt.shape[-2:]) != self.map_size:
-        raise InputError(f"this InversionNet makes maps of {' x '.join(map(str, self.map_size))} cells, not "
-            f"{' x '.join(map(str, xt.shape[-2:]))}")
+    self.check_map(xt)
     if cond is None: cond = xt.new_zeros(len(xt), _LATENT, 1, 1, dtype=torch.float32)
     if len(cond) != len(xt): raise InputError(f"{len(xt)} maps were requested, but {len(cond)} records were encoded")
     features = crop_map(self.decoder(cond), self.map_size)

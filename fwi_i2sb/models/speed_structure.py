@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..core.errors import InputError
 from ..core.registry import method_of
-from .encoders import crop_map
+from .encoders import crop_map, SeismicNet
 
 # %% ../../nbs/04_models/06_speed_structure.ipynb #a175aa6f
 @dataclass(frozen=True)
@@ -98,26 +97,19 @@ def _patch_grid(map_size: tuple[int, int], most: int) -> tuple[int, tuple[int, i
     return doublings, grid
 
 # %% ../../nbs/04_models/06_speed_structure.ipynb #91c1186c
-class SpeedStructure(nn.Module):
+class SpeedStructure(SeismicNet):
     """Seismic in, bounded map out; called as `net(xt, t, net.encode(seismic))`, where of `xt` only the size counts.
 
     Raises `InputError` for sizes below 1."""
-    conditional = True  # it needs seismic
 
     def __init__(
         self,
         sizes: Sizes,
-        shots: int = 5,  # gathers per record
-        time_samples: int = 250,  # samples per trace
-        receivers: int = 70,  # traces per gather
-        map_size: tuple[int, int] = (70, 70),  # cells in depth and x
+        *given, **named,  # as of `SeismicNet`
     ):
-        super().__init__()
-        self.gathers, self.map_size = (shots, time_samples, receivers), tuple(map_size)
-        if min(*self.gathers, *self.map_size) < 1:
-            raise InputError(f"this network cannot turn gathers of {shots} x {time_samples} x {receivers} into a map "
-                f"of {' x '.join(map(str, map_size))} cells: every size must be at least 1")
-        self.read = _Gathers(sizes, time_samples, receivers)
+        super().__init__(*given, **named)
+        shots, *traces = self.gathers
+        self.read = _Gathers(sizes, *traces)
         doublings, self.patches = _patch_grid(self.map_size, sizes.patches)
         place = lambda *shape: nn.Parameter(0.02 * torch.randn(*shape, sizes.embed))
         self.source, self.token = place(shots, 1), place(math.prod(self.read.grid))
@@ -137,9 +129,7 @@ def encode(
     seismic: Tensor,  # normalised gathers (batch, shots, time, receivers)
 ) -> Tensor:  # (batch, embed + 1, tokens of all shots, 1), the last channel 1 where a token may be asked
     "Read records as tokens. Raises `InputError` for gathers of another size than built for."
-    if tuple(seismic.shape[1:]) != self.gathers:
-        raise InputError(f"this network reads gathers of {' x '.join(map(str, self.gathers))} (shots x time x "
-            f"receivers), not {' x '.join(map(str, seismic.shape[1:]))}: build it for your records")
+    self.check_gathers(seismic)
     silent = (seismic == seismic[..., :1, :1]).flatten(2).all(2)
     silent = silent & ~silent.all(1, keepdim=True)
     x = self.read(seismic.float().flatten(0, 1)).unflatten(0, seismic.shape[:2]) + self.source + self.token
@@ -152,9 +142,7 @@ def encode(
 
 @method_of(SpeedStructure)
 def forward(self, xt, t, cond=None):
-    if tuple(xt.shape[-2:]) != self.map_size:
-        raise InputError(f"this network makes maps of {' x '.join(map(str, self.map_size))} cells, not "
-            f"{' x '.join(map(str, xt.shape[-2:]))}")
+    self.check_map(xt)
     if cond is None: cond = xt.new_zeros(len(xt), self.query.shape[1] + 1, 1, 1)
     memory, asked = cond[..., 0].mT.split((self.query.shape[1], 1), 2)
     masked = asked[..., 0] == 0

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core.errors import InputError
 from ..core.registry import method_of, Registry
-from .encoders import grid_size, halvings, pad_map
+from .encoders import grid_size, halvings, pad_map, SeismicNet
 
 # %% ../../nbs/04_models/05_vae_unet.ipynb #38517867
 VAE_ENCODERS = Registry("VAE encoder")  # name -> (shots, time samples, receivers) -> module with `shapes`
@@ -170,26 +169,18 @@ class _Mamba(nn.Module):
 _LATENT, _WIDTHS = 64, (128, 64, 32)
 
 
-class VAEUNet(nn.Module):
+class VAEUNet(SeismicNet):
     """Seismic in, map out, by way of a latent Gaussian; called as `net(xt, t, net.encode(seismic), noise)`.
 
     Of `xt` only the size counts; without noise the map is that of the Gaussian's mean. Raises `InputError` for sizes
     below 1 and an unknown encoder."""
-    conditional = True  # it needs seismic
 
     def __init__(
         self,
         encoder: str = "unet",  # a key of VAE_ENCODERS
-        shots: int = 5,  # gathers per record
-        time_samples: int = 250,  # samples per trace
-        receivers: int = 70,  # traces per gather
-        map_size: tuple[int, int] = (70, 70),  # cells in depth and x
+        *given, **named,  # as of `SeismicNet`
     ):
-        super().__init__()
-        self.gathers, self.map_size = (shots, time_samples, receivers), tuple(map_size)
-        if min(*self.gathers, *self.map_size) < 1:
-            raise InputError(f"an autoencoder cannot turn gathers of {shots} x {time_samples} x {receivers} into a map "
-                f"of {' x '.join(map(str, map_size))} cells: every size must be at least 1")
+        super().__init__(*given, **named)
         self.read = VAE_ENCODERS[encoder](*self.gathers)
         *skips, last = self.read.shapes
         self.latent_shape = (_LATENT, *last[1:])
@@ -208,9 +199,7 @@ def encode(
     seismic: Tensor,  # normalised gathers (batch, shots, time, receivers)
 ) -> Tensor:  # (batch, values, 1, 1)
     "Features, mean and logarithm of the variance of records. Raises `InputError` for gathers of another size."
-    if tuple(seismic.shape[1:]) != self.gathers:
-        raise InputError(f"this network reads gathers of {' x '.join(map(str, self.gathers))} (shots x time x "
-            f"receivers), not {' x '.join(map(str, seismic.shape[1:]))}: build it for your records")
+    self.check_gathers(seismic)
     *skips, last = self.read(seismic.float())
     found = [*skips[-len(_WIDTHS):], self.mean(last), self.log_var(last).clamp(-30, 20)]
     return torch.cat([part.flatten(1) for part in found], 1)[..., None, None]
@@ -228,9 +217,7 @@ def unpack(
 # %% ../../nbs/04_models/05_vae_unet.ipynb #30542939
 @method_of(VAEUNet)
 def forward(self, xt, t, cond=None, noise=None):
-    if tuple(xt.shape[-2:]) != self.map_size:
-        raise InputError(f"this network makes maps of {' x '.join(map(str, self.map_size))} cells, not "
-            f"{' x '.join(map(str, xt.shape[-2:]))}")
+    self.check_map(xt)
     if cond is None: cond = xt.new_zeros(len(xt), sum(math.prod(part) for part in self.parts), 1, 1)
     *skips, mean, log_var = self.unpack(cond)
     x = mean if noise is None else mean + (log_var / 2).exp() * noise

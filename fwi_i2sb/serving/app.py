@@ -63,6 +63,8 @@ def _add_refusals(app: FastAPI, service: Service):
     @app.exception_handler(InputError)
     async def wrong(request, error): return _refuse(400, said(str(error)))
 
+# %% ../../nbs/11_serving/14_app.ipynb #aa57a73a
+def _add_failures(app: FastAPI):
     @app.exception_handler(ModelFault)
     async def fault(request, error): return _refuse(500, str(error))
 
@@ -99,6 +101,7 @@ def create_app(settings: Settings) -> FastAPI:
         redoc_url=None, lifespan=lifespan, responses=refusals(400, 404, 422, 500, 503))
     app.state.service = service
     _add_refusals(app, service)
+    _add_failures(app)
     _add_docs(app)
     add_page(app)
     for router in (information, examples, work): app.include_router(router)

@@ -129,7 +129,7 @@ def _documented(asked: type[Asked], body: type[BaseModel], answers: dict | None 
     return dict(openapi_extra=dict(parameters=query, requestBody=dict(required=True, content=content)),
         responses=refusals(401, 408, 413, 415, 429) | (answers or {}))
 
-
+# %% ../../nbs/11_serving/11_routes.ipynb #327b795b
 def _form(request: Request, kind: str) -> str:
     "The form of an answer: that of the body, or the one that the client accepts."
     accepted = request.headers.get("accept", "")
@@ -152,7 +152,7 @@ async def _read(service: Service, request: Request, query: Asked, form: type[Ask
     plain = Asked.model_validate(asked.model_dump(exclude={"model"}))
     return kind, name, plain, await service.aside(prepare, service.models, name, values, plain, service.settings, job)
 
-
+# %% ../../nbs/11_serving/11_routes.ipynb #685e40f2
 @work.post("/api/v1/predict/{name}", **_documented(Asked, Body, {200: dict(content=BINARY)}))
 async def predict(service: TheService, request: Request, name: Name,
         client: Annotated[str, Depends(limited)]) -> Prediction:

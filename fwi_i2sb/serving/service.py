@@ -58,18 +58,22 @@ class Service:
         await self.cache.close()
         self._bodies.shutdown()
 
-    async def aside(self, work, *given):
-        "What takes time, in one of a few threads of its own: health is asked in others."
-        run = contextvars.copy_context().run
-        return await asyncio.get_running_loop().run_in_executor(self._bodies, run, work, *given)
+# %% ../../nbs/11_serving/09_service.ipynb #d187e57e
+@method_of(Service)
+async def aside(self, work, *given):
+    "What takes time, in one of a few threads of its own: health is asked in others."
+    run = contextvars.copy_context().run
+    return await asyncio.get_running_loop().run_in_executor(self._bodies, run, work, *given)
 
-    async def redis_state(self) -> str:
-        "Whether Redis answers: up, down, or none where it is not configured."
-        if not self.redis_url: return "none"
-        client = redis.from_url(self.redis_url, socket_timeout=1, socket_connect_timeout=1)
-        try: return "up" if await client.ping() else "down"
-        except (redis.RedisError, OSError): return "down"
-        finally: await client.aclose()
+
+@method_of(Service)
+async def redis_state(self) -> str:
+    "Whether Redis answers: up, down, or none where it is not configured."
+    if not self.redis_url: return "none"
+    client = redis.from_url(self.redis_url, socket_timeout=1, socket_connect_timeout=1)
+    try: return "up" if await client.ping() else "down"
+    except (redis.RedisError, OSError): return "down"
+    finally: await client.aclose()
 
 # %% ../../nbs/11_serving/09_service.ipynb #4f498bd8
 def _answer(service: Service, key: tuple, requests: list[Request]):
