@@ -34,7 +34,7 @@ from .data.spec import DataSpec
 from .data.starting_models import parse_start
 from .methods.base import Method
 from .methods.registry import build_method, resolve, try_network
-from .training.best import best_so_far, drop_best, write_best
+from .training.best import best_so_far, renew_best, write_best
 from .training.batches import (
     check_augment, check_batch, microbatches, start_moments, training_augment)
 from .training.checkpoint import checkpoints, drop_checkpoints
@@ -151,14 +151,14 @@ def _train(options: TrainOptions, progress: bool) -> int:
         about = {f"data {k}": v for k, v in spec.to_dict().items() if k not in ("linear", "moments")}
         # all processes have read the folder before one writes to it
         peers.agree(run_identity(options) | about | dict(step=state.step, precision=accelerator.mixed_precision))
+        best = best_so_far(options.folder, options.log, state.step)
         if accelerator.is_main_process:
             if source: _tell_set_aside(options.folder, state.step, source)
             write_config(options.folder, options, spec)
             truncate_metrics(options.folder, state.step)
             drop_checkpoints(options.folder, after=state.step)
-            drop_best(options.folder, state.step)
+            renew_best(options.folder, best)
         journal = partial(Journal, options, accelerator, state.step, progress, spec)
-        best = best_so_far(options.folder, options.log, state.step)
         number = 0 if state.step >= options.optim.num_itr or best.over else _loop(
             options, accelerator, state, method, stores, starts, journal(), best)
         if progress and accelerator.is_main_process and not number:

@@ -18,7 +18,7 @@ from fwi_i2sb.inference.widget import explore
 from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.physics.wave import Survey
 from fwi_i2sb.training.batches import TrainingSamples
-from fwi_i2sb.training.run_dir import read_metrics
+from fwi_i2sb.training.run_dir import FORMAT, read_metrics
 
 SCALE, CELLS = VelocityScale(1480, 5500), (48, 40)
 SURVEY = Survey(12.5, 2e-3, 500, 15.0, tuple((x, 12.5) for x in (0.0, 250.0, 487.5)),
@@ -177,7 +177,7 @@ def own_run(own_data, tmp_path_factory) -> Path:
 def test_a_run_knows_its_survey_and_validates_in_metres_per_second(own_run):
     run = load_run(own_run)
     assert run.survey.difference(SURVEY) is None and run.scale.same_as(SCALE) and run.spec.map_size == CELLS
-    assert json.loads((own_run / "config.json").read_text())["format"] == 2
+    assert json.loads((own_run / "config.json").read_text())["format"] == FORMAT
     row = next(r for r in read_metrics(own_run) if "val_mae" in r)
     assert row["val_records"] == 4 and row["val_mae_norm"] == pytest.approx(row["val_mae"] / SCALE.unit)
     assert (own_run / "samples" / "step-3.png").stat().st_size > 10_000
