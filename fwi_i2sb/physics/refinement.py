@@ -103,7 +103,7 @@ def refine(
     noise: float | Tensor = 0.0,  # relative misfit that is reached within 2 %, of all records or of each (batch,)
     tv: float = 0.0,  # weight of the map's total variation beside the squared relative misfit
     smooth: float = 1.0,  # width in cells of the Gaussian that the first guess of the curvature is
-    depth: float = 0.0,  # power of the depth that it grows with: deep cells are seen by weaker waves
+    depth: float = 1.0,  # power of the depth that it grows with: deep cells are seen by weaker waves
     low: float = 1500.0,  # smallest velocity of a changed map (m/s)
     high: float = 4500.0,  # largest velocity of a changed map (m/s)
     batch_size: int = 8,  # maps simulated at once: memory and speed
