@@ -8,6 +8,7 @@ __all__ = ['OPENFWI', 'NBC', 'ENGINES', 'Survey', 'surface_survey', 'fit_survey'
 # %% ../../nbs/01_physics/00_wave.ipynb #397c4cc4
 import math
 from dataclasses import asdict, dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -185,18 +186,32 @@ def _check_courant(velocity, survey):
                          f"{survey.dx:g} m, dt = {survey.dt:g} s is more than the largest stable {largest:.3g} s")
 
 # %% ../../nbs/01_physics/00_wave.ipynb #097b5dd8
+def _in_band(gradient, survey):
+    "The part of a gradient of traces `(..., time)` that a wave of the survey's wavelet can see, without phase shift."
+    n = gradient.shape[-1]
+    f = torch.fft.rfftfreq(2 * n, survey.dt, device=gradient.device, dtype=gradient.dtype) / survey.freq
+    gain = torch.sin(((5.5 - f) / 2).clamp(0, 1) * math.pi / 2)**2
+    return torch.fft.irfft(torch.fft.rfft(gradient, 2 * n) * gain, 2 * n)[..., :n].contiguous()
+
+
+# %% ../../nbs/01_physics/00_wave.ipynb #5d0c1a77
 def _deepwave(velocity, survey, max_velocity):
     import deepwave
-    n, shape, s = len(velocity), velocity.shape[-2:], len(survey.sources)
+    n, shape, s, nt = len(velocity), velocity.shape[-2:], len(survey.sources), survey.nt + 1
     place = lambda points, name: torch.tensor(_nodes(points, survey, shape, name), device=velocity.device).T
-    w = -ricker(survey)[:survey.nt + 1].to(velocity)
+    w = -ricker(survey)[:nt].to(velocity)
+    backwards, period = velocity.requires_grad and torch.is_grad_enabled(), 1 / (survey.freq * survey.dt)
+    every = max(1, int(period / 9)) if backwards else 1  # steps from one stored wave to the next
+    steps = math.ceil((nt + backwards * period) / every) * every  # a period on: see _in_band
     pressure = deepwave.scalar(velocity.expand(-1, s, -1, -1).flatten(0, 1), survey.dx, survey.dt,
-        source_amplitudes=F.pad(w, (0, survey.nt + 1 - len(w))).expand(n * s, 1, -1),
+        source_amplitudes=F.pad(w, (0, steps - len(w))).expand(n * s, 1, -1),
         source_locations=place(survey.sources, "source")[:, None].repeat(n, 1, 1),
         receiver_locations=place(survey.receivers, "receiver").expand(n * s, -1, -1),
         accuracy=4, pml_width=20, pml_freq=survey.freq, courant_number=0.7,
-        max_vel=max(velocity.max().item(), max_velocity))[-1]
-    return pressure[..., 1:].unflatten(0, (n, s)).transpose(-1, -2).contiguous()
+        max_vel=max(velocity.max().item(), max_velocity), model_gradient_sampling_interval=every)[-1]
+    if backwards: pressure.register_hook(partial(_in_band, survey=survey))
+    return pressure[..., 1:nt].unflatten(0, (n, s)).transpose(-1, -2).contiguous()
+
 
 # %% ../../nbs/01_physics/00_wave.ipynb #33a857d4
 def _check_velocity(velocity):
