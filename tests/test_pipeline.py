@@ -255,6 +255,37 @@ def test_damaged_starts_are_named(refused, copied, own):
     database.write_bytes(whole)
 
 
+def test_folds_let_two_stages_share_their_records(fwi, refused, copied, tmp_path):
+    out = tmp_path / "folds"
+    told = fwi(*words(copied, out, "--folds", 2, "--first-guess-itr", 2, "--num-itr", 2))
+    assert told.code == 0, told.err
+    names = ("first-guess", "first-guess-1", "first-guess-2", "bridge")
+    assert [read_config(out / name)[0].data.part for name in names] == ["1-3/4", "2/4", "1,3/4", "1-3/4"]
+    options, spec = read_config(out / "bridge")
+    store, val = open_store(options)
+    assert load_run(out).invert(val.physical(0)[1][None]).provenance["start"] == "first-guess"
+    kept = starts.prepare_starts(options, spec, store, "train")
+    x1, _ = kept([0, 1, 2, 3, 4], [(0, 0)] * 5)
+    unseen = ["first-guess-1", "first-guess-2", "first-guess-1", "first-guess-1", "first-guess-2"]  # of 0, 1, 2, 4, 5
+    for i, name in enumerate(unseen):
+        guess = FirstGuess(out / name, "cpu")(store.physical(i)[1][None], [i])
+        torch.testing.assert_close(x1[i], spec.velocity.normalize(guess)[0], rtol=0, atol=1e-5)
+    x1, _ = starts.prepare_starts(options, spec, val, "val", records=1)([0], [(0, 0)])
+    guess = FirstGuess(out / "first-guess", "cpu")(val.physical(0)[1][None], [0])
+    torch.testing.assert_close(x1, spec.velocity.normalize(guess), rtol=0, atol=1e-5)
+    refused(*words(copied, out, "--folds", 3), saying=("--folds 2", "--out"))
+    refused(*words(copied, tmp_path / "new", "--folds", 1), saying=("--folds", "got 1"))
+    refused(*words(copied, tmp_path / "new", "--folds", 9), saying=("--folds", "got 9"))
+    refused(*words(copied, tmp_path / "new", "--start-folds", 2), saying=("--folds",))
+    alone = ("train", "--dataset-dir", copied, "--dataset-name", "CurveVel_A", "--result-dir", tmp_path, "--name", "x",
+        "--model", "tiny", "--num-itr", 1, "--device", "cpu", "--start-folds", 2)
+    refused(*alone, saying=("--start-folds", "--corrupt first-guess"))
+    with pytest.raises(InputError, match="trained on record 0 .*--part"):
+        starts.CrossFit([FirstGuess(out / "first-guess-2", "cpu")] * 2, store)
+    refused(*alone[:-1], 3, "--corrupt", f"first-guess:{out / 'first-guess'}", saying=("first-guess-3",))
+    assert not (tmp_path / "new").exists() and not (tmp_path / "x").exists()
+
+
 def test_a_launcher_of_several_processes_is_refused(refused, copied, tmp_path, monkeypatch):
     for name, value in (("SIZE", 2), ("RANK", 0), ("LOCAL_RANK", 0), ("LOCAL_SIZE", 2)):
         monkeypatch.setenv(f"OMPI_COMM_WORLD_{name}", str(value))

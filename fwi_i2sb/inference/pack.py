@@ -120,7 +120,8 @@ def model_card(options: PackOptions, folder: Path) -> str:
         f"{' x '.join(map(str, spec.map_size))} cells of {survey.dx:g} m, {spec.velocity.low:g} to "
         f"{spec.velocity.high:g} m/s",
         f"- Training records: {options.data}; dealt as {' : '.join(map(str, plan['parts']))} to first guess, bridge "
-        f"and calibration (of which {made['recalibration']['records']} records are used)",
+        f"and calibration (of which {made['recalibration']['records']} records are used)"
+        + f"; the first two share theirs, in {plan['folds']} folds" * bool(plan["folds"]),
         *_settings_text(folder),
         f"- Answer: mean of {s['samples']} samples at NFE {s['nfe']}, {s['passes']} pass(es), up to {s['refine']} "
         f"steps of waveform inversion of the mean and of each sample",
@@ -162,7 +163,7 @@ def _fill(options: PackOptions, source: Path, part: Path) -> dict:
     "Write everything of a packed pipeline; its index."
     for name in STAGES: _pack_run(source / name, part / name)
     plan, made = read_plan(source), read_calibration(source)
-    write_plan(part, plan["settings"], plan["parts"])
+    write_plan(part, plan["settings"], plan["parts"], plan["folds"])
     write_calibration(part, **made | dict(weights=weights_of_stages(part)))
     write_text(part / "MODEL_CARD.md", model_card(options, source))
     files = {str(path.relative_to(part)): dict(sha256=sha256(path), bytes=path.stat().st_size)

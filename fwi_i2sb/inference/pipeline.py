@@ -39,6 +39,7 @@ class _Pipeline(Schema):
     format: PositiveInt
     settings: _Settings
     parts: list[PositiveInt]  # equal parts of the training records: of the first guess, the bridge, the calibration
+    folds: NonNegativeInt = 0  # of the first two together: their starts come from first guesses that left one out
 
 # %% ../../nbs/08_inference/15_pipeline.ipynb #ef322c47
 class RecalibrationSchema(Schema):
@@ -91,10 +92,10 @@ def read_plan(folder: Path) -> dict:
     return plan
 
 
-def write_plan(folder: Path, settings: dict, parts: list[int]):
+def write_plan(folder: Path, settings: dict, parts: list[int], folds: int = 0):
     "Write `pipeline.json`. Makes the folder."
     Path(folder).mkdir(parents=True, exist_ok=True)
-    write_sealed(Path(folder) / "pipeline.json", dict(format=FORMAT, settings=settings, parts=parts))
+    write_sealed(Path(folder) / "pipeline.json", dict(format=FORMAT, settings=settings, parts=parts, folds=folds))
 
 
 def weights_of_stages(folder: Path) -> list[str]:

@@ -62,6 +62,7 @@ class StageOptions:
     microbatch: Count = 64  # samples one process takes at once
     lr: NonNegative = 2e-3  # peak learning rate of both, which falls to 0 by a cosine
     parts: tuple[Natural, Natural, Natural] = (9, 9, 2)  # shares of the records: first guess, second stage, calibration
+    folds: up_to(1000, 0) = 0  # K: the first two share their records, by K more first guesses that leave out 1/K each
     calibration_records: up_to(10**6, 10) = 100  # of the last share, at most
     samples: up_to(10_000) | None = None  # per record of an inversion; default: 8, or 1 where they would be equal
     nfe: Count | None = None  # network calls per sample; default: 5 of a bridge, 1 of a regression
@@ -82,28 +83,38 @@ class PipelineOptions:
     hardware: DeviceOptions = DeviceOptions()
 
 # %% ../../nbs/08_inference/16_train_pipeline.ipynb #cf76d63e
-def part_texts(parts: tuple[int, int, int]) -> list[str]:
-    "The parts of the records of every stage, as of --part. Raises `InputError` for a stage without records."
+def part_texts(parts: tuple[int, int, int], folds: int = 0) -> list[str]:
+    """The parts of the records of every stage, as of --part; with folds, those of their first guesses at the end.
+
+    Raises `InputError` for a stage without records, and folds that are none."""
     if min(parts) < 1: raise InputError(f"--parts must be three numbers of 1 or more (got {' '.join(map(str, parts))})")
     ends = np.cumsum((0, *parts))
-    return [f"{a + 1}-{b}/{ends[-1]}" if b > a + 1 else f"{b}/{ends[-1]}" for a, b in zip(ends, ends[1:])]
+    texts = [f"{a + 1}-{b}/{ends[-1]}" if b > a + 1 else f"{b}/{ends[-1]}" for a, b in zip(ends, ends[1:])]
+    if not folds: return texts
+    shared = ends[2]
+    if not 2 <= folds <= shared:
+        raise InputError(f"--folds must be 0, or from 2 to the {shared} parts of the first two stages (got {folds})")
+    left = [",".join(str(k + 1) for k in range(shared) if k % folds != fold) for fold in range(folds)]
+    return [f"1-{shared}/{ends[-1]}"] * 2 + texts[2:] + [f"{numbers}/{ends[-1]}" for numbers in left]
 
 
 def stage_options(options: PipelineOptions) -> list[TrainOptions]:
     "The trainings of a pipeline, in order."
-    s, parts = options.stages, part_texts(options.stages.parts)
+    s, parts = options.stages, part_texts(options.stages.parts, options.stages.folds)
     missing = dict(drop_traces=s.drop_traces, drop_shots=s.drop_shots)
     models = (ModelOptions(s.first_guess_model, "regression", **_encoder(s.first_guess_model, s.first_guess_encoder),
             **_reads_map(s.first_guess_model, corrupt="linear", drop_cond=0.0), **missing),
         ModelOptions(s.model, s.method, s.encoder, s.condition, corrupt="first-guess", drop_cond=s.drop_cond,
             base_noise=s.base_noise, residual_engine=s.residual_engine, precondition=s.precondition,
             step_power=s.step_power, **missing))
-    made = []
-    for name, model, part, steps in zip(STAGES, models, parts, (s.first_guess_itr, s.num_itr)):
+    made, names = [], [STAGES[0], *(f"{STAGES[0]}-{k + 1}" for k in range(s.folds)), LAST]
+    for name, part in zip(names, (parts[0], *parts[3:], parts[1])):
+        steps, model = (s.num_itr, models[1]) if name == LAST else (s.first_guess_itr, models[0])
+        data = replace(options.data, part=part, start_folds=s.folds if name == LAST else 0)
         optim = OptimOptions(s.batch_size, s.microbatch, steps, lr=s.lr, lr_schedule="cosine",
             warmup=min(100, steps // 10), clip_grad_norm=1.0, ema=0.99)
-        made.append(TrainOptions(RunOptions(options.out, name, options.seed), replace(options.data, part=part), model,
-            optim, options.log, options.hardware))
+        made.append(TrainOptions(RunOptions(options.out, name, options.seed), data, model, optim, options.log,
+            options.hardware))
     return made
 
 
@@ -129,20 +140,21 @@ def _check(options: PipelineOptions) -> MultiFamilyStore:
     "Refuse what cannot become a pipeline; the records of its calibration."
     if options.data.part is not None:
         raise InputError("--part has no effect here, where --parts deals records: remove it")
-    first, last = stage_options(options)
+    if options.data.start_folds: raise InputError("--start-folds has no effect here: give --folds")
+    *_, last = stages = stage_options(options)
     ranks = find_ranks(options.hardware)
     if ranks.world > max(1, ranks.starts):
         raise InputError("a pipeline starts the processes of its trainings itself: give --proc-per-node, and "
             "no launcher of several")
     _settings(options)
-    for stage in (first, last):
+    for stage in stages:
         resolve(stage.model)
         check_augment(stage)
     if options.stages.passes > 1 and "residual" not in options.stages.condition:
         raise InputError("--passes has no effect without --condition seismic,residual: remove it")
     check_writable(options.out, "pipeline.json", "calibration.json")
     with progress_bar("convert", "records") as progress:
-        part = replace(last, data=replace(last.data, part=part_texts(options.stages.parts)[2]))
+        part = replace(last, data=replace(last.data, part=part_texts(options.stages.parts, options.stages.folds)[2]))
         data, = open_store(part, progress, splits=("train",))
     if len(data) < 10:
         raise InputError(f"{len(data)} records are left for the calibration, which needs 10 or more: give it a larger "
@@ -197,11 +209,14 @@ def calibrate(
 # %% ../../nbs/08_inference/16_train_pipeline.ipynb #8173e31a
 def train_pipeline(options: PipelineOptions) -> Path:
     "Train what is missing of a pipeline, calibrate it, and return its folder."
-    data, settings, parts = _check(options), _settings(options), list(options.stages.parts)
-    if is_pipeline(options.out) and (old := read_plan(options.out)["parts"]) != parts:
-        raise InputError(f"the pipeline {options.out} deals records as --parts {' '.join(map(str, old))}: use these, "
-            f"or another --out")
-    write_plan(options.out, settings, parts)
+    data, settings = _check(options), _settings(options)
+    parts, folds = list(options.stages.parts), options.stages.folds
+    if is_pipeline(options.out):
+        old = read_plan(options.out)
+        if (old["parts"], old["folds"]) != (parts, folds):
+            raise InputError(f"the pipeline {options.out} deals records as --parts {' '.join(map(str, old['parts']))} "
+                f"--folds {old['folds']}: use these, or another --out")
+    write_plan(options.out, settings, parts, folds)
     for stage in stage_options(options):
         print(f"== {stage.run.name}", flush=True)
         train(stage)

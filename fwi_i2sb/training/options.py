@@ -40,6 +40,7 @@ class DataOptions:
     dataset_name: str  # OpenFWI family, e.g. CurveVel_A; several joined by commas, or all: joint training, one range
     balance: Literal["size", "uniform"] = "size"  # several families: each record once an epoch, or each family as often
     part: str | None = None  # parts of the training records, as 1-9/20 (record i is in part i mod 20 + 1); default: all
+    start_folds: up_to(1000, 0) = 0  # K: first guesses by that of the runs NAME-1 to NAME-K that has not seen it
     start_draws: Count = 4  # starts simulated per record, of a random --corrupt with --condition seismic,residual
     store_dir: Path | None = None  # where the stores are built when DATASET_DIR is read-only; default: beside the data
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies

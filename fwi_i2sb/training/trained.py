@@ -104,6 +104,7 @@ class FirstGuess:
 
     def __init__(self, path: Path, device: str = "auto"):
         self.run = run = restore(path, device=device)
+        self.weights = run.weights
         self.start = run.options.model.corrupt if run.method.model.reads_map else "linear"
         if not run.method.net.conditional:
             raise InputError(f"the run {path} was trained without seismic: its map is not a first guess for a record")
