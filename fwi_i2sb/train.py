@@ -23,23 +23,28 @@ from .core.progress import progress_bar
 
 # %% ../nbs/07_training/17_train.ipynb #d485a5ad
 from .core.commands import need, run_command
+from .core.determinism import deterministic
 from .core.devices import check_compiler
 from .core.errors import InputError
 from .core.files import warn_once
 from .core.locks import check_space, check_writable, claim, leave
 from .core.modules import make_callable
 from .core.registry import import_plugin
+from .data.folds import Fold
 from .data.openfwi import parse_families
 from .data.spec import DataSpec
 from .data.starting_models import parse_start
 from .methods.base import Method
 from .methods.registry import build_method, resolve, try_network
-from .training.best import best_so_far, renew_best, write_best
+from .training.best import best_so_far, check_metric, renew_best, write_best
 from .training.batches import (
     check_augment, check_batch, microbatches, start_moments, training_augment)
 from .training.checkpoint import checkpoints, drop_checkpoints
+from .training.fresh import archive, check_fresh
+from .training.history import write_history
 from .training.launch import start_processes
-from .training.options import OptimOptions, run_identity, TrainOptions
+from .training.optimisers import check_optimizer
+from .training.options import run_identity, TrainOptions
 from .training.processes import open_accelerator
 from .training.ranks import find_ranks
 from .training.resume import check_sources, restore_state, resumes_from, set_aside, with_sources
@@ -47,9 +52,10 @@ from .training.run_dir import (
     check_links, check_same_options, data_spec, expected_spec, open_store, read_start_maps,
     same_spec, truncate_metrics, write_config)
 from .training.step import (
-    checkpoint_bytes, learning_rate, log_name, new_state, save_state, train_step, TrainState)
+    checkpoint_bytes, log_name, new_state, note_validation, save_state, train_step, TrainState)
+from .training.schedules import check_schedule, learning_rate
 from .training.starts import check_starts, prepare_starts
-from .training.validate import VAL_BATCH, validate
+from .training.validate import metric_names, VAL_BATCH, validate
 from .training.watch import stop_signal
 
 # %% ../nbs/07_training/17_train.ipynb #83171777
@@ -57,36 +63,52 @@ def check_options(options: TrainOptions):
     "Refuse bad options before any data is converted; the sizes are read from the headers of the files."
     micro = check_batch(options.optim, find_ranks(options.hardware).world).microbatch
     _check_name(options.run.name)
-    if options.optim.lr_schedule == "cosine":
-        for name in ("lr_gamma", "lr_step"):
-            if getattr(options.optim, name) != getattr(OptimOptions, name):
-                raise InputError(f"--{name.replace('_', '-')} has no effect with --lr-schedule cosine: remove it")
-    parse_families(options.data.dataset_name)
+    families = parse_families(options.data.dataset_name)
     read_start_maps(options.model.corrupt)
     import_plugin(options.run.plugin)
+    _check_training(options, families)
     resolve(options.model)
     parse_start(options.model.corrupt)
     check_starts(options)
     check_augment(options)
-    check_same_options(options)
-    check_sources(options)
+    if options.run.fresh: check_fresh(options)
+    else: _check_folder(options)
     if options.log.log_writer in ("wandb", "mlflow"):
         need(options.log.log_writer, f"--log-writer {options.log.log_writer}", "track")
-    if options.log.patience and not options.log.best:
-        raise InputError("--patience waits for a better validation: say with --best METRIC by which it is judged")
     if options.hardware.compile: check_compiler()
     method = _check_method(options, expected_spec(options.data), micro)
-    check_links(options.folder)
     if find_ranks(options.hardware).rank == 0:
         check_writable(options.folder, "config.json", "metrics.jsonl", flag="--result-dir")
         each, largest = checkpoint_bytes(method.nets)
         # a new one is written before an old one goes
         kept = options.log.keep + (options.log.best is not None)
         most = min(kept + 1, -(-options.optim.num_itr // options.log.save_every))
-        needed = each * max(1, most - len(checkpoints(options.folder)))
+        there = 0 if options.run.fresh else len(checkpoints(options.folder))
+        needed = each * max(1, most - there)
         check_space(options.folder, needed, largest, "its checkpoints", flag="--result-dir")
 
 # %% ../nbs/07_training/17_train.ipynb #83171778
+def _check_training(options: TrainOptions, families: tuple[str, ...]):
+    "How is trained: optimiser, schedule, averages, judging, folds."
+    optim, data = options.optim, options.data
+    check_optimizer(optim)
+    check_schedule(optim)
+    check_metric(options.log, metric_names(families))
+    if optim.swa_from is not None and optim.swa_from >= optim.num_itr:
+        raise InputError(f"--swa-from {optim.swa_from} must be less than --num-itr {optim.num_itr}: no weights would "
+            f"be averaged")
+    if data.fold is not None:
+        Fold.parse(data.fold)
+        for flag, given in (("--part", data.part), ("--val-files", data.val_files)):
+            if given: raise InputError(f"{flag} and --fold both choose records: give one of them")
+
+
+def _check_folder(options: TrainOptions):
+    check_same_options(options)
+    check_sources(options)
+    check_links(options.folder)
+
+
 def _check_name(name: str | None):
     if name is not None and (name in ("", ".", "..") or Path(name).name != name or "\\" in name):
         raise InputError(f"--name must be the name of one folder inside --result-dir (got {name!r})")
@@ -137,9 +159,11 @@ def _train_on_node(options: TrainOptions, ranks, progress: bool) -> int:
 
 # %% ../nbs/07_training/17_train.ipynb #ff36cdf5
 def _train(options: TrainOptions, progress: bool) -> int:
-    with open_accelerator(options.hardware, options.folder / "logs", options.log.log_writer) as (accelerator, peers):
+    opened = open_accelerator(options.hardware, options.folder / "logs", options.log.log_writer)
+    with deterministic(options.hardware.deterministic), opened as (accelerator, peers):
         with progress_bar("convert", "records") if progress else contextlib.nullcontext() as report:
             stores, spec, starts, lock = peers.rank_zero_first(partial(_prepare, options, report, accelerator))
+        options = replace(options, run=replace(options.run, fresh=False))  # begun
         method = build_method(options.model, spec, options.run.seed)
         state = new_state(method.nets, options, accelerator.device, method.betas)
         source = resumes_from(options)
@@ -174,6 +198,7 @@ def _tell_set_aside(folder: Path, step: int, source: Path):
 
 
 def _prepare(options: TrainOptions, report, accelerator: Accelerator):
+    if options.run.fresh and accelerator.is_main_process: archive(options.folder)
     stores = open_store(options, report)
     spec = same_spec(options, data_spec(stores[0], options.data.scaler))
     for store in stores: store.input_scale = spec.input_scale
@@ -207,7 +232,8 @@ def _loop(options, accelerator, state, method, stores, starts, journal, best) ->
             number, last = _agree(stopped(), accelerator), state.step == optim.num_itr
             if last or number or state.step % log.log_every == 0:
                 journal.write(state.step, **_mean_losses(losses, loss_modules, accelerator),
-                    lr=learning_rate(optim, state.step - 1), skipped=state.skipped, **journal.pace(state.step))
+                    lr=learning_rate(optim, state.step - 1, state.validations), skipped=state.skipped,
+                    **journal.pace(state.step))
                 losses = []
             _check_skipped(state, options)
             better = False
@@ -216,10 +242,12 @@ def _loop(options, accelerator, state, method, stores, starts, journal, best) ->
                 journal.write(state.step, **{f"val_{k}": v for k, v in values.items()})
                 journal.show(state.step, maps)
                 better = best.see(state.step, values)
+                note_validation(state, options, values)
             if last or number or best.over or better or state.step % log.save_every == 0:
                 if accelerator.is_main_process:
                     save_state(state, options, best.step)
                     if better: write_best(options.folder, best)
+                    write_history(options.folder)
                 accelerator.wait_for_everyone()
             if number: break
     return number

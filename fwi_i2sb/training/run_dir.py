@@ -18,6 +18,7 @@ import torch
 from ..core.errors import InputError
 from ..core.files import check_regular, read_json, read_npy, warn_once, write_json, write_text
 from ..core.sealed import seal
+from ..data.folds import Fold, fold_records
 from ..data.layouts import discover, find_root
 from ..data.openfwi import parse_families
 from ..data.openfwi_config import load_ranges
@@ -95,10 +96,20 @@ def open_store(
     build: bool = True,  # False: use finished stores, and write nothing
 ) -> tuple[MultiFamilyStore, ...]:  # one per split
     "The records of a run's data set; the first process converts a split that is not converted yet."
-    roots = {name: _convert(options.data, name, progress, splits, build)
+    held = tuple(dict.fromkeys("train" if options.data.fold else split for split in splits))
+    roots = {name: _convert(options.data, name, progress, held, build)
         for name in parse_families(options.data.dataset_name)}
-    return tuple(MultiFamilyStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
-        for name, root in roots.items()], options.data.part if split == "train" else None) for split in splits)
+    stores = {split: [StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
+        for name, root in roots.items()] for split in held}
+    if options.data.fold: return tuple(_fold(options, stores["train"], split) for split in splits)
+    return tuple(MultiFamilyStore(stores[split], options.data.part if split == "train" else None) for split in splits)
+
+
+def _fold(options: TrainOptions, stores: list[StoreDataset], split: str) -> MultiFamilyStore:
+    "The training records of a fold, or those that it holds out."
+    fold = Fold.parse(options.data.fold)
+    return MultiFamilyStore(stores, numbers=[fold_records([source["count"] for source in one.manifest["sources"]],
+        fold, options.run.seed)[split] for one in stores])
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #6b22a545
 def _folders(data: DataOptions, name: str) -> tuple[Path, Path | None]:
