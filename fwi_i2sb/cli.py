@@ -65,6 +65,8 @@ COMMANDS = {
         "SECRET_API_KEY.", "serving.command", "serve_command", "ServeOptions"),
     "experiment": Command("Run a notebook once per cell of a grid file; skip what is finished, collect one table.",
         "sweeps.runner", "experiment_command", "ExperimentOptions"),
+    "kfold": Command("Train one run per fold and judge each on the source files that it has not seen; repeat to "
+        "continue.", "sweeps.kfold", "kfold_command", "KFoldOptions"),
     "demo": Command("Make a few unseen records, invert them with the pipeline that comes with the package, and judge "
         "the maps.", "demo", "demo", "DemoOptions"),
     "demo-train": Command("Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to "

@@ -30,7 +30,7 @@ from .core.files import warn_once
 from .core.locks import check_space, check_writable, claim, leave
 from .core.modules import make_callable
 from .core.registry import import_plugin
-from .data.folds import Fold
+from .data.folds import Fold, fold_records
 from .data.openfwi import parse_families
 from .data.spec import DataSpec
 from .data.starting_models import parse_start
@@ -50,7 +50,7 @@ from .training.ranks import find_ranks
 from .training.resume import check_sources, restore_state, resumes_from, set_aside, with_sources
 from .training.run_dir import (
     check_links, check_same_options, data_spec, expected_spec, open_store, read_start_maps,
-    same_spec, truncate_metrics, write_config)
+    same_spec, training_sources, truncate_metrics, write_config)
 from .training.step import (
     checkpoint_bytes, log_name, new_state, note_validation, save_state, train_step, TrainState)
 from .training.schedules import check_schedule, learning_rate
@@ -98,9 +98,9 @@ def _check_training(options: TrainOptions, families: tuple[str, ...]):
         raise InputError(f"--swa-from {optim.swa_from} must be less than --num-itr {optim.num_itr}: no weights would "
             f"be averaged")
     if data.fold is not None:
-        Fold.parse(data.fold)
-        for flag, given in (("--part", data.part), ("--val-files", data.val_files)):
-            if given: raise InputError(f"{flag} and --fold both choose records: give one of them")
+        if data.part: raise InputError("--part and --fold both choose records: give one of them")
+        for sources in training_sources(data).values():
+            fold_records([count for _, count in sources], Fold.parse(data.fold), options.run.seed)
 
 
 def _check_folder(options: TrainOptions):

@@ -107,7 +107,8 @@ def config_values(options_type: type, path: Path | str) -> dict:
         for group, key, value in _items(content, {group for group, _ in known.values()} - {""}):
             inside, f = known.get(key.replace("-", "_"), (None, None))
             if f is None: raise unknown("option", key, known)
-            if group and group != inside: raise InputError(f"{key} is an option of {inside or 'the command'}, not of {group}")
+            if group and group != inside:
+                raise InputError(f"{key} is an option of {inside or 'the command'}, not of {group}")
             if f.name in values: raise InputError(f"{key} stands there twice")
             values[f.name] = _checked(key, f, value)
     except OSError as error: raise InputError(f"--config {path} cannot be read: {error.strerror or error}") from None

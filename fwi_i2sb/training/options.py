@@ -172,7 +172,7 @@ def run_identity(options: TrainOptions) -> dict:
     from fwi_i2sb.training.schedules import SCHEDULERS  # which reads these options
 
     schedule = SCHEDULERS[options.optim.lr_schedule]
-    free = FREE_OPTIONS | (set() if schedule.to_end else {"optim.num_itr"}) - (JUDGING if schedule.judged else set())
+    free = (FREE_OPTIONS | (set() if schedule.to_end else {"optim.num_itr"})) - (JUDGING if schedule.judged else set())
     return {flag_of(name): value for group, values in options_to_dict(options).items()
         for name, value in values.items() if f"{group}.{name}" not in free}
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'write_config', 'read_config', 'open_store', 'first_records', 'read_start_maps', 'make_start', 'data_spec',
-           'expected_spec', 'check_same_options', 'check_links', 'same_spec', 'append_metrics', 'read_metrics',
-           'write_metrics', 'truncate_metrics']
+           'expected_spec', 'training_sources', 'check_same_options', 'check_links', 'same_spec', 'append_metrics',
+           'read_metrics', 'write_metrics', 'truncate_metrics']
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #24b7c65f
 import contextlib, json
@@ -30,7 +30,7 @@ from ..data.spec import DataSpec, OPENFWI_SPEC
 from ..data.starting_models import fit_linear, parse_start, Start
 from ..data.store import convert, StoreDataset
 from ..physics.wave import surface_survey
-from ..data.manifest import default_time_samples, known_manifest, survey_and_scale
+from ..data.manifest import default_time_samples, known_manifest, read_manifest, survey_and_scale
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #92795798
 FORMAT = 3  # of config.json
@@ -172,12 +172,12 @@ def expected_spec(data: DataOptions) -> DataSpec:
     """The sizes of a run's records before anything is converted; everything else is OpenFWI's.
 
     Raises `InputError` where there are no data."""
-    name = parse_families(data.dataset_name)[0]
+    name, split = parse_families(data.dataset_name)[0], "train" if data.fold else "val"
     source, root = _folders(data, name)
-    try: pair = discover(find_root(source, name), name, split="val", val_files=data.val_files)[0]
+    try: pair = discover(find_root(source, name), name, split=split, val_files=data.val_files)[0]
     except InputError:
-        if not ((root or source) / "val" / "manifest.json").exists(): raise
-        return data_spec(MultiFamilyStore([StoreDataset(root or source, "val", family=name)]))
+        if not ((root or source) / split / "manifest.json").exists(): raise
+        return data_spec(MultiFamilyStore([StoreDataset(root or source, split, family=name)]))
     shots, nt, receivers = pair.shape
     there = known_manifest(root or find_root(source, name))
     kept = default_time_samples(survey_and_scale(find_root(source, name), root or find_root(source, name))[0])
@@ -185,6 +185,23 @@ def expected_spec(data: DataOptions) -> DataSpec:
         time_samples=data.time_samples or (there["time_samples"] if there else kept))
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #1f2be42e
+def training_sources(data: DataOptions) -> dict[str, list[tuple[str, int]]]:
+    """The source files of the training records, by family: names, records.
+
+    From the files, else from the store that was made of them. Raises `InputError` where there is neither."""
+    found = {}
+    for name in parse_families(data.dataset_name):
+        source, root = _folders(data, name)
+        try:
+            pairs = discover(find_root(source, name), name, split="train", val_files=data.val_files)
+            found[name] = [(pair.seismic.name, pair.count) for pair in pairs]
+        except InputError:
+            if not ((root or source) / "train" / "manifest.json").exists(): raise
+            sources = read_manifest((root or source) / "train")["sources"]
+            found[name] = [(Path(one["seismic"]).name, one["count"]) for one in sources]
+    return found
+
+
 def check_same_options(options: TrainOptions):
     "Refuse to continue a run of this name that has other options; `InputError` names the first difference."
     if not (options.folder / "config.json").exists(): return
