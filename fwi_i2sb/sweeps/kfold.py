@@ -15,14 +15,12 @@ from ..core.errors import InputError
 from ..core.files import write_json, write_text
 from ..core.locks import claim
 from ..core.progress import progress_bar
-from ..core.registry import import_plugin
 from ..data.folds import MOST_FOLDS, source_folds
 from .jobs import run_jobs, threads_each
 from .runner import raise_signal
 from .train_job import finished, result, slots_for, start_training, why
-from ..train import check_options
+from ..train import check_options, settled
 from ..training.options import TrainOptions
-from ..training.resume import with_sources
 from ..training.run_dir import training_sources
 from ..training.watch import handled
 
@@ -41,13 +39,13 @@ KFoldOptions.PRESETS = TrainOptions.PRESETS
 def own_runs(
     train: TrainOptions,
     command: str,  # that makes runs in the folder RESULT_DIR/NAME
-) -> TrainOptions:  # with absolute paths
+) -> TrainOptions:  # as of `settled`
     "Options for several runs in one folder. Raises `InputError` for those that are about a single run."
     for flag, given in (("--ckpt", train.run.ckpt), ("--fresh", train.run.fresh), ("--fold", train.data.fold)):
         if given: raise InputError(f"{flag} is about a single run, and {command} trains several: remove it")
     if (train.folder / "config.json").exists():
         raise InputError(f"{train.folder} is a run, not a folder of several: use another --name")
-    return with_sources(train)
+    return settled(train)
 
 
 def fold_options(train: TrainOptions, k: int, folds: int) -> TrainOptions:
@@ -119,7 +117,6 @@ def kfold_command(options: KFoldOptions) -> list[dict]:
     """Train and judge all folds that are not finished; one row per fold.
 
     Raises `InputError` for what `train` refuses, and `ChildProcessError` at the end if a fold failed."""
-    import_plugin(options.train.run.plugin)
     train, failed = own_runs(options.train, "kfold"), []
     parts = [fold_options(train, k, options.folds) for k in range(1, options.folds + 1)]
     check_options(parts[0])

@@ -92,7 +92,9 @@ def result(options: TrainOptions) -> dict:
     return dict(step=best[0], **best[1])
 
 
-def finished(options: TrainOptions) -> bool:
+def finished(
+    options: TrainOptions,  # as of `settled`
+) -> bool:
     "Whether a training has come to its end. Raises `InputError` where its folder holds another run."
     check_same_options(options)
     steps = [int(path.name[5:]) for path in checkpoints(options.folder)[:1]]
