@@ -65,6 +65,11 @@ COMMANDS = {
         "SECRET_API_KEY.", "serving.command", "serve_command", "ServeOptions"),
     "experiment": Command("Run a notebook once per cell of a grid file; skip what is finished, collect one table.",
         "sweeps.runner", "experiment_command", "ExperimentOptions"),
+    "kfold": Command("Train one run per fold and judge each on the source files that it has not seen; repeat to "
+        "continue.", "sweeps.kfold", "kfold_command", "KFoldOptions"),
+    "hpo": Command("Search for the options that train best; repeat to continue.", "sweeps.hpo", "hpo_command",
+        "HPOOptions"),
+    "tune": Command("Another name for hpo.", "sweeps.hpo", "hpo_command", "HPOOptions"),
     "demo": Command("Make a few unseen records, invert them with the pipeline that comes with the package, and judge "
         "the maps.", "demo", "demo", "DemoOptions"),
     "demo-train": Command("Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to "

@@ -259,8 +259,7 @@ def test_a_number_out_of_its_limits_is_refused_in_python_as_on_the_command_line(
     refused("convert", "data", "--family", "CurveVel_A", "--time-samples", 0,
         saying=("--time-samples must be 1 or more (got 0)",))
     for values, words in ((dict(ema=1.5), "--ema must be 1 or less"),
-            (dict(lr=float("nan")), "--lr must be a finite number"), (dict(num_itr=0), "--num-itr must be 1 or more"),
-            (dict(lr_schedule="line"), "'step' or 'cosine'")):
+            (dict(lr=float("nan")), "--lr must be a finite number"), (dict(num_itr=0), "--num-itr must be 1 or more")):
         with pytest.raises(InputError, match=words): OptimOptions(**values)
         with pytest.raises(InputError, match=words): replace(OptimOptions(), **values)
 

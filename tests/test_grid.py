@@ -16,7 +16,8 @@ from forkserver import PATIENCE, start
 from processes import wait_for
 
 from fwi_i2sb.sweeps import equal_budget as compare, run_cell
-from fwi_i2sb.sweeps.run_cell import prepare_cell, threads_each
+from fwi_i2sb.sweeps.jobs import threads_each
+from fwi_i2sb.sweeps.run_cell import prepare_cell
 from fwi_i2sb.sweeps.runner import _await, experiment_command, ExperimentOptions
 from fwi_i2sb.sweeps.grid import read_grid
 from fwi_i2sb.sweeps.grid_table import collect, write_tables

@@ -84,11 +84,13 @@ class MultiFamilyStore(torch.utils.data.Dataset):
     family."""
     def __init__(self, stores, # one or more `StoreDataset`
         part:str|None=None, # the records that it is to hold, of every store: see `Part`; default: all
+        numbers:list|None=None, # instead of a part: numbers of records, an array for every store
     ):
         self.stores: tuple[StoreDataset, ...] = tuple(stores)
         _check_fit(self.stores)
         self.names = tuple(s.family.name for s in self.stores)
-        self.numbers = [np.arange(len(s)) if part is None else Part.parse(part).among(len(s)) for s in self.stores]
+        self.numbers = numbers or [np.arange(len(s)) if part is None else Part.parse(part).among(len(s))
+            for s in self.stores]
         self.sizes = tuple(map(len, self.numbers))
         if 0 in self.sizes: raise InputError(f"the part {part} has no record of {self.names[self.sizes.index(0)]}")
         self.family: Family = joint_family(s.family for s in self.stores)

@@ -34,7 +34,8 @@ def _located(
         if (source / new[0]).is_dir(): source = source / new[0]
         if store and not store_dir: store = store / new[0]
     return replace(data, dataset_dir=source, store_dir=store, dataset_name=",".join(new),
-        val_files=data.val_files if set(new) <= set(old) else None, in_memory=False)
+        val_files=data.val_files if set(new) <= set(old) else None, in_memory=False,
+        fold=None if dataset_dir or new != old else data.fold)
 
 # %% ../../nbs/08_inference/07_validation_data.ipynb #ada5eca7
 def validation_data(

@@ -11,12 +11,11 @@ import ast, functools, hashlib, itertools, json, re
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 # %% ../../nbs/10_sweeps/00_grid.ipynb #1b5ef757
 import fwi_i2sb
+from ..core.config_file import read_yaml
 from ..core.errors import InputError, unknown
-from ..core.files import check_regular, read_json
+from ..core.files import read_json
 from ..core.registry import method_of
 
 # %% ../../nbs/10_sweeps/00_grid.ipynb #c45f4c3c
@@ -113,31 +112,13 @@ def finished(self) -> bool:
     "Whether this very run has ended well."
     return self.state().get("state") == "finished" and not self.stale() and self.metrics() is not None
 
-# %% ../../nbs/10_sweeps/00_grid.ipynb #20df9bd6
-class _Loader(yaml.SafeLoader):
-    "YAML in which keys are texts, and stand only once."
-
-# %% ../../nbs/10_sweeps/00_grid.ipynb #b321ebd3
-def _mapping(loader, node):
-    pairs = loader.construct_pairs(node, deep=True)
-    keys = [key for key, _ in pairs]
-    for key in keys:
-        if not isinstance(key, str): raise InputError(f"the key {key!r} is not text: write it in quotes")
-        if keys.count(key) > 1: raise InputError(f"{key!r} stands there twice")
-    return dict(pairs)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
 # %% ../../nbs/10_sweeps/00_grid.ipynb #38d3a9e6
 ENTRIES = {"notebook": str, "out": str, "fixed": dict, "cross": dict, "cells": list}  # of a grid file, with their types
 
 
 def _read(path: Path) -> dict:
     "The file's entries, with the optional ones filled in."
-    check_regular(path)
-    try: grid = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error: raise InputError(f"it is not YAML: {error}") from None
+    grid = read_yaml(path)
     if not isinstance(grid, dict): raise InputError("it must hold the entries notebook, out and cross")
     for key, value in grid.items():
         if key not in ENTRIES: raise unknown("entry", key, ENTRIES)

@@ -67,6 +67,7 @@ class _State(Schema):
     next_sample: NonNegativeInt
     skipped: NonNegativeInt
     loss_averages: dict[str, float] = {}  # of the terms of the loss; earlier checkpoints have none
+    validations: list[list[float]] = []  # step and value, of those that the learning rate depends on; likewise
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from ..core.files import atomic
 from ..core.progress import duration
 from ..core.registry import method_of
 from ..data.spec import DataSpec
+from .history import write_history
 from .options import TrainOptions
 from .run_dir import append_metrics
 from .trackers import open_tracker, SHOW_FIGURE
@@ -96,5 +97,6 @@ def estimate(self, step: int):
 
 @method_of(Journal)
 def close(self):
+    if self.main: write_history(self.options.folder)
     self.bar.close()
     for tracker in self.accelerator.trackers: tracker.finish()

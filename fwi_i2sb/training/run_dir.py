@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FORMAT', 'write_config', 'read_config', 'open_store', 'first_records', 'read_start_maps', 'make_start', 'data_spec',
-           'expected_spec', 'check_same_options', 'check_links', 'same_spec', 'append_metrics', 'read_metrics',
-           'write_metrics', 'truncate_metrics']
+           'expected_spec', 'training_sources', 'check_same_options', 'check_links', 'same_spec', 'append_metrics',
+           'read_metrics', 'write_metrics', 'truncate_metrics']
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #24b7c65f
 import contextlib, json
@@ -18,6 +18,7 @@ import torch
 from ..core.errors import InputError
 from ..core.files import check_regular, read_json, read_npy, warn_once, write_json, write_text
 from ..core.sealed import seal
+from ..data.folds import Fold, fold_records
 from ..data.layouts import discover, find_root
 from ..data.openfwi import parse_families
 from ..data.openfwi_config import load_ranges
@@ -29,7 +30,7 @@ from ..data.spec import DataSpec, OPENFWI_SPEC
 from ..data.starting_models import fit_linear, parse_start, Start
 from ..data.store import convert, StoreDataset
 from ..physics.wave import surface_survey
-from ..data.manifest import default_time_samples, known_manifest, survey_and_scale
+from ..data.manifest import default_time_samples, known_manifest, read_manifest, survey_and_scale
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #92795798
 FORMAT = 3  # of config.json
@@ -95,10 +96,20 @@ def open_store(
     build: bool = True,  # False: use finished stores, and write nothing
 ) -> tuple[MultiFamilyStore, ...]:  # one per split
     "The records of a run's data set; the first process converts a split that is not converted yet."
-    roots = {name: _convert(options.data, name, progress, splits, build)
+    held = tuple(dict.fromkeys("train" if options.data.fold else split for split in splits))
+    roots = {name: _convert(options.data, name, progress, held, build)
         for name in parse_families(options.data.dataset_name)}
-    return tuple(MultiFamilyStore([StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
-        for name, root in roots.items()], options.data.part if split == "train" else None) for split in splits)
+    stores = {split: [StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
+        for name, root in roots.items()] for split in held}
+    if options.data.fold: return tuple(_fold(options, stores["train"], split) for split in splits)
+    return tuple(MultiFamilyStore(stores[split], options.data.part if split == "train" else None) for split in splits)
+
+
+def _fold(options: TrainOptions, stores: list[StoreDataset], split: str) -> MultiFamilyStore:
+    "The training records of a fold, or those that it holds out."
+    fold = Fold.parse(options.data.fold)
+    return MultiFamilyStore(stores, numbers=[fold_records([source["count"] for source in one.manifest["sources"]],
+        fold, options.run.seed)[split] for one in stores])
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #6b22a545
 def _folders(data: DataOptions, name: str) -> tuple[Path, Path | None]:
@@ -161,12 +172,12 @@ def expected_spec(data: DataOptions) -> DataSpec:
     """The sizes of a run's records before anything is converted; everything else is OpenFWI's.
 
     Raises `InputError` where there are no data."""
-    name = parse_families(data.dataset_name)[0]
+    name, split = parse_families(data.dataset_name)[0], "train" if data.fold else "val"
     source, root = _folders(data, name)
-    try: pair = discover(find_root(source, name), name, split="val", val_files=data.val_files)[0]
+    try: pair = discover(find_root(source, name), name, split=split, val_files=data.val_files)[0]
     except InputError:
-        if not ((root or source) / "val" / "manifest.json").exists(): raise
-        return data_spec(MultiFamilyStore([StoreDataset(root or source, "val", family=name)]))
+        if not ((root or source) / split / "manifest.json").exists(): raise
+        return data_spec(MultiFamilyStore([StoreDataset(root or source, split, family=name)]))
     shots, nt, receivers = pair.shape
     there = known_manifest(root or find_root(source, name))
     kept = default_time_samples(survey_and_scale(find_root(source, name), root or find_root(source, name))[0])
@@ -174,6 +185,23 @@ def expected_spec(data: DataOptions) -> DataSpec:
         time_samples=data.time_samples or (there["time_samples"] if there else kept))
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #1f2be42e
+def training_sources(data: DataOptions) -> dict[str, list[tuple[str, int]]]:
+    """The source files of the training records, by family: names, records.
+
+    From the files, else from the store that was made of them. Raises `InputError` where there is neither."""
+    found = {}
+    for name in parse_families(data.dataset_name):
+        source, root = _folders(data, name)
+        try:
+            pairs = discover(find_root(source, name), name, split="train", val_files=data.val_files)
+            found[name] = [(pair.seismic.name, pair.count) for pair in pairs]
+        except InputError:
+            if not ((root or source) / "train" / "manifest.json").exists(): raise
+            sources = read_manifest((root or source) / "train")["sources"]
+            found[name] = [(Path(one["seismic"]).name, one["count"]) for one in sources]
+    return found
+
+
 def check_same_options(options: TrainOptions):
     "Refuse to continue a run of this name that has other options; `InputError` names the first difference."
     if not (options.folder / "config.json").exists(): return

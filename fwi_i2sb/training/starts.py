@@ -185,6 +185,7 @@ def _plan(options: TrainOptions, spec: DataSpec, store: MultiFamilyStore, split:
         part=options.data.part if split == "train" else None, fingerprint=store.fingerprint,
         velocity=spec.velocity.to_dict(), pressure=spec.pressure.to_dict())
     engine = options.model.residual_engine
+    if options.data.fold: same["fold"] = f"{options.data.fold} of seed {options.run.seed}"
     if dtype and engine != "deepwave": same["engine"] = engine  # folders of earlier versions do not name it
     return _Plan(about | same, draws, dtype, engine, make)
 
