@@ -120,7 +120,7 @@ from ..methods.base import LossModule, Method
 def train_step(
     loss_modules: dict[str, nn.Module],  # the method's loss_modules, prepared
     state: TrainState,
-    batches,  # iterator over this process's microbatches
+    batches,  # iterator over this process's microbatches, on its device
     method: Method,
     options: TrainOptions,
     accelerator: Accelerator,
@@ -129,7 +129,7 @@ def train_step(
     parts = options.optim.batch_size // (options.optim.microbatch * accelerator.num_processes)
     turns, losses, skipped, criterion = method.due(state.step), {}, False, method.criterion
     criterion.step, criterion.averages = state.step, state.loss_averages
-    own = ({k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()} for _ in range(parts))
+    own = (next(batches) for _ in range(parts))
     if len(turns) > 1: own = list(own)
     for name in turns:
         before = [buffer.clone() for buffer in state.nets[name].buffers()]
