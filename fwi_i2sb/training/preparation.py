@@ -26,7 +26,7 @@ def draw_t_index(
 ) -> Tensor:
     "Time indices from 0 to n_steps - 1, with a density that grows as t_index ** power."
     if not power: return words * n_steps >> 32
-    return (n_steps * ((words + 0.5) * 2.0**-32).double() ** (1 / (1 + power))).long().clamp(max=n_steps - 1)
+    return (n_steps * ((words.double() + 0.5) * 2.0**-32) ** (1 / (1 + power))).long().clamp(max=n_steps - 1)
 
 # %% ../../nbs/07_training/19_preparation.ipynb #66a988aa
 def _drawn(model: ModelOptions, draws: Draws, shape: torch.Size) -> dict[str, Tensor]:
@@ -34,7 +34,7 @@ def _drawn(model: ModelOptions, draws: Draws, shape: torch.Size) -> dict[str, Te
     time, condition, mix, _ = draws.words(4).unbind(1)
     low, high = draws.words(2).unbind(1)
     return dict(t_index=draw_t_index(time, model.interval, model.step_power),
-        keep=(condition >= model.drop_cond * 2.0**32).float(), mix=mix * 2.0**-32, key=high >> 2 << 32 | low,
+        keep=(condition >= round(model.drop_cond * 2**32)).float(), mix=mix * 2.0**-32, key=high >> 2 << 32 | low,
         noise=draws.normal(shape))
 
 # %% ../../nbs/07_training/19_preparation.ipynb #84e67198

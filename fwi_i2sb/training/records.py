@@ -6,7 +6,7 @@
 __all__ = ['Records', 'StoredRecords', 'already_collated', 'ResidentRecords', 'check_place', 'data_place']
 
 # %% ../../nbs/07_training/18_records.ipynb #a8987cb4
-import math, os, shutil
+import os, shutil
 from typing import NamedTuple
 
 import psutil
