@@ -23,14 +23,14 @@ _WORD = 0xFFFFFFFF
 
 def philox(
     counter: Sequence[Tensor],  # four int64 tensors of words, 0 to 2**32 - 1, whose shapes go together
-    key: Sequence[Tensor | int],  # two words
+    key: Sequence[Tensor | int],  # two words, or tensors that each counter's shape includes
 ) -> tuple[Tensor, ...]:  # four int64 tensors of words
     "Philox-4x32-10 (Salmon et al. 2011): four random words for every counter, on the device of the tensors."
     (a, b, c, d), (k, m) = counter, key
     for _ in range(10):
         left, right = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]
-        a, b = ((right >> 32) ^ (b ^ k)) & _WORD, right
-        c, d = ((left >> 32) ^ (d ^ m)) & _WORD, left
+        a, b = ((right >> 32) ^ b).bitwise_xor_(k).bitwise_and_(_WORD), right
+        c, d = ((left >> 32) ^ d).bitwise_xor_(m).bitwise_and_(_WORD), left
         k, m = (k + _WEYL[0]) & _WORD, (m + _WEYL[1]) & _WORD
     return a, b & _WORD, c, d & _WORD
 
@@ -56,6 +56,7 @@ class Draws:
             raise InputError(f"steps and samples must be numbered from 0 to 2**32 - 1 (got step {step})")
         self.key, self.stream, self.step = (seed & _WORD, seed >> 32 & _WORD), stream, step
         self.seed, self.places, self.device, self.used = seed, list(places), torch.device(device), 0
+        self.spare = torch.empty(len(self.places), 0, dtype=torch.int64)  # words that were made and not yet used
 
     def __len__(self): return len(self.places)
 
@@ -65,7 +66,7 @@ class Draws:
     def __getitem__(self, rows: Sequence[int]) -> "Draws":
         "The draws of some of the samples, from here on."
         some = copy.copy(self)
-        some.places = [self.places[row] for row in rows]
+        some.places, some.spare = [self.places[row] for row in rows], self.spare[rows]
         return some
 
     def choices(self) -> np.ndarray:
@@ -80,14 +81,17 @@ def _blocks(self, count: int, device: torch.device | str) -> Iterator[tuple[Tens
     place = torch.tensor(self.places, dtype=torch.int64, device=device)[:, None]
     self.used += count
     last = [torch.full((1, 1), value, device=device) for value in (self.step, self.stream)]
-    rows = len(self) if number.is_cuda else _CHUNK // count
+    rows = max(1, _CHUNK // count) if count > 2 and not number.is_cuda else len(self)
     for part in place.split(max(1, rows)): yield philox((number, part, *last), self.key)
 
 
 @method_of(Draws)
 def _few(self, count: int) -> Tensor:
-    "Up to four words of every sample, on the CPU: a copy costs a GPU less than a hundred small kernels."
-    return torch.cat([torch.cat(block, 1) for block in self._blocks(1, "cpu")])[:, :count]
+    "Up to eight words of every sample, on the CPU: a copy costs a GPU less than a hundred small kernels."
+    if count > self.spare.shape[1]:
+        self.spare = torch.cat([self.spare, *(torch.cat(block, 1) for block in self._blocks(2, "cpu"))], 1)
+    found, self.spare = self.spare.split((count, self.spare.shape[1] - count), 1)
+    return found
 
 
 @method_of(Draws)
@@ -96,7 +100,7 @@ def words(
     count: int,  # per sample
 ) -> Tensor:  # int64 (batch, count), 0 to 2**32 - 1
     "Random words."
-    if count <= 4: return self._few(count).to(self.device, non_blocking=True)
+    if count <= 8: return self._few(count).to(self.device, non_blocking=True)
     return torch.cat([torch.cat(block, 1)[:, :count] for block in self._blocks(-(-count // 4), self.device)])
 
 
@@ -148,10 +152,10 @@ def normal_of(
     shape: Sequence[int],  # of one sample
 ) -> Tensor:  # float32 (batch, *shape)
     "Standard normal numbers, each sample's under a key of its own; can be compiled."
-    count = math.prod(shape)
-    zero, keys = keys.new_zeros(1, 1), keys[:, None]
-    number = torch.arange(-(-count // 4), device=keys.device)[None]
-    return _box_muller(philox((number, zero, zero, zero), (keys & _WORD, keys >> 32)))[:, :count].reshape(-1, *shape)
+    count, keys = math.prod(shape), keys[:, None]
+    number = torch.arange(-(-count // 4), device=keys.device).expand(len(keys), -1)
+    zeros = [torch.zeros_like(number)] * 3
+    return _box_muller(philox((number, *zeros), (keys & _WORD, keys >> 32)))[:, :count].reshape(-1, *shape)
 
 # %% ../../nbs/A0_core/13_philox.ipynb #30826643
 class GeneratorDraws:

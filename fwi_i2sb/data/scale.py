@@ -155,11 +155,17 @@ def _halves(scale: PressureRange | PressureScaler) -> Tensor:
     return scale.normalize(bits.view(torch.float16).float())
 
 
+_PIECE = 2**16  # values
+
+
 def normalize_stored(
     scale: PressureRange | PressureScaler,
     pressure: Tensor,  # as stored, any shape
 ) -> Tensor:  # float32
     "Stored pressure on the network's scale."
     if pressure.dtype != torch.float16 or pressure.device.type != "cpu": return scale.normalize(pressure.float())
-    bits = pressure.view(torch.int16).to(torch.int32).bitwise_and_(0xFFFF)
-    return _halves(scale).index_select(0, bits.flatten()).view(pressure.shape)
+    out = torch.empty(pressure.shape)
+    # in pieces, for which the processor's cache is large enough
+    for bits, part in zip(pressure.view(torch.int16).flatten().split(_PIECE), out.view(-1).split(_PIECE)):
+        torch.index_select(_halves(scale), 0, bits.to(torch.int32).bitwise_and_(0xFFFF), out=part)
+    return out

@@ -31,8 +31,7 @@ def draw_t_index(
 # %% ../../nbs/07_training/19_preparation.ipynb #66a988aa
 def _drawn(model: ModelOptions, draws: Draws, shape: torch.Size) -> dict[str, Tensor]:
     "The draws of the samples, with noise of a shape: the first numbers of their stream."
-    time, condition, mix, _ = draws.words(4).unbind(1)
-    low, high = draws.words(2).unbind(1)
+    time, condition, mix, low, high = draws.words(5).unbind(1)
     return dict(t_index=draw_t_index(time, model.interval, model.step_power),
         keep=(condition >= round(model.drop_cond * 2**32)).float(), mix=mix * 2.0**-32, key=high >> 2 << 32 | low,
         noise=draws.normal(shape))
