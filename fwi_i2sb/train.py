@@ -23,7 +23,7 @@ from .core.progress import progress_bar
 
 # %% ../nbs/07_training/17_train.ipynb #d485a5ad
 from .core.commands import need, run_command
-from .core.devices import check_compiler
+from .core.devices import check_compiler, precision_words
 from .core.errors import InputError
 from .core.files import warn_once
 from .core.locks import check_space, check_writable, claim, leave
@@ -200,7 +200,7 @@ def _loop(options, accelerator, state, method, stores, starts, journal, best) ->
     if options.hardware.compile: method.compile()
     loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
     place, told = data_place(fitted, stores[0], accelerator.device)
-    journal.say(told)
+    journal.say(f"{told}; {precision_words(options.hardware.precision, accelerator.device.type)}")
     waiting = []
     batches = microbatches(fitted, stores[0], starts[0], state.step, accelerator, waiting, place)
     with stop_signal(waiting) as stopped, contextlib.closing(journal), contextlib.closing(batches):
