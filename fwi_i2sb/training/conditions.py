@@ -65,7 +65,7 @@ def leave_out(
 _HALF = 2**31  # of a word
 
 
-def _ranks(values: Tensor) -> Tensor: return values.argsort(-1, stable=True).argsort(-1)
+def _ranks(values: Tensor) -> Tensor: return values.argsort(dim=-1, stable=True).argsort(-1)
 
 # %% ../../nbs/07_training/07_conditions.ipynb #22ae6114
 def lacks_as_trained(model: ModelOptions, seismic: Tensor) -> list[bool]:
