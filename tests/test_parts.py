@@ -49,9 +49,32 @@ def test_what_cannot_be_split_is_refused(refused, survey, tmp_path):
     refused(*words, "--part", "x", saying=("--part must be",))
     refused(*words, "--jobs", 2, saying=("--jobs", "--workers"))
     refused(*words, "--slurm", saying=("--slurm needs --jobs",))
-    refused(*words, "--slurm", "--jobs", 2, saying=("--slurm needs Slurm",) if shutil.which("sbatch") is None else ("squeue",))
+    refused(*words, "--slurm", "--jobs", 2, saying=("squeue",) if shutil.which("sbatch") else ("needs Slurm",))
     refused(*words, "--gpus", 1, saying=("add --slurm",))
     refused(*words, "--part", "1/2", "--slurm", "--jobs", 2, saying=("remove one",))
     refused("generate", tmp_path / "out", "--layout", "speed-structure", "--part", "1/2", saying=("no effect",))
     refused("generate", tmp_path / "out", "--layout", "speed-structure", "--device", "cuda", saying=("no effect",))
     assert not (tmp_path / "out").exists()
+
+
+def card(folder):
+    "The card without what a clock says."
+    found = json.loads((folder / "card.json").read_text())
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in found["rows"]], found["settings"]
+
+
+def test_an_evaluation_in_parts_is_the_whole(fwi, mini, tmp_path):
+    words = ("--records", 5, "--batch-size", 2, "--samples", 1, "--nfe", 1, "--starts", "linear", "--misfit-records", 1,
+        "--device", "cpu")
+    # in two processes
+    together = fwi("evaluate", mini, *words, "--jobs", 2, "--out", tmp_path / "jobs")
+    assert together.code == 0, together.err
+    # by hand: the last part writes the card, and a damaged batch is made again
+    first = fwi("evaluate", mini, *words, "--part", "2/2", "--out", tmp_path / "parts")
+    assert first.code == 0 and "part 2/2 is done" in first.out and not (tmp_path / "parts" / "card.json").exists()
+    kept, = (tmp_path / "parts").glob(".parts-*")
+    batch, = kept.glob("*.npz")
+    batch.write_bytes(batch.read_bytes()[:-50])
+    assert fwi("evaluate", mini, *words, "--part", "1/2", "--out", tmp_path / "parts").code == 0
+    assert fwi("evaluate", mini, *words, "--out", tmp_path / "parts").code == 0 and not kept.exists()
+    assert card(tmp_path / "parts") == card(tmp_path / "jobs")

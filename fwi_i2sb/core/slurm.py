@@ -7,7 +7,7 @@ __all__ = ['PartOf', 'parse_part', 'SlurmOptions', 'SplitOptions', 'refuse_job_o
            'job_name', 'cancel', 'open_executor', 'submitted', 'carry_out_noted', 'run_jobs', 'do_parts']
 
 # %% ../../nbs/A0_core/13_slurm.ipynb #cdb4987d
-import hashlib, re, shutil, subprocess, time
+import hashlib, os, re, shutil, subprocess, time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -199,7 +199,8 @@ def do_parts(
         for k in range(count)]
     gpus = range(torch.cuda.device_count()) if device == "cuda" and not split.slurm else ()
     name = job_name(out.absolute(), f"this work in {out}") if split.slurm else None
-    done = run_jobs(tasks, out / ".slurm", name, split.job) if split.slurm else run_tasks(tasks, count, gpus)
+    threads = max(1, len(os.sched_getaffinity(0)) // count)
+    done = run_jobs(tasks, out / ".slurm", name, split.job) if split.slurm else run_tasks(tasks, count, gpus, threads)
     progress(0, count)
     try:
         for k, _ in enumerate(done, 1): progress(k, count)

@@ -18,9 +18,9 @@ def carry_out(task:dict): # JSON values: `work`, and what it takes by name
     module, _, function = task["work"].partition(":")
     getattr(importlib.import_module(module), function)(**rest)
 
-def _serve(gpu=None):
+def _serve(threads, gpu=None):
     "A worker's whole life, on a GPU or none: a JSON task per line of standard input, a reply per line of its output."
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     if gpu is not None: torch.cuda.set_device(gpu)
     for line in sys.stdin:
         try:
@@ -31,10 +31,11 @@ def _serve(gpu=None):
         print(json.dumps(reply), flush=True)
 
 # %% ../../nbs/A0_core/12_tasks.ipynb #db36f25b
-def _start_worker(gpu=None):
-    env = dict(os.environ, OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", OMP_WAIT_POLICY="PASSIVE",
+def _start_worker(threads=1, gpu=None):
+    env = dict(os.environ, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), OMP_WAIT_POLICY="PASSIVE",
                PYTHONPATH=os.pathsep.join(filter(None, sys.path)))
-    return subprocess.Popen([sys.executable, "-c", f"from fwi_i2sb.core.tasks import _serve; _serve({gpu})"], env=env,
+    code = f"from fwi_i2sb.core.tasks import _serve; _serve({threads}, {gpu})"
+    return subprocess.Popen([sys.executable, "-c", code], env=env,
                             text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True)
 
 # %% ../../nbs/A0_core/12_tasks.ipynb #54d07fd5
@@ -67,6 +68,7 @@ def _stop(worker):
 def run_tasks(tasks:list[dict], # JSON values: `work`, `first` and `count` of samples, and what else the work takes
     workers:int, # processes
     gpus=(), # their numbers, which the processes take in turn
+    threads:int=1, # of each process
 ): # yields each task when it is done
     """Give tasks to worker processes, or where there are none carry them out here.
 
@@ -79,7 +81,7 @@ def run_tasks(tasks:list[dict], # JSON values: `work`, `first` and `count` of sa
         if task := next(tasks, None): busy[worker.stdout] = worker, task; _send(worker, task)
     try:
         for i in range(workers):
-            pool.append(_start_worker(gpus[i % len(gpus)] if gpus else None)); next_task(pool[-1])
+            pool.append(_start_worker(threads, gpus[i % len(gpus)] if gpus else None)); next_task(pool[-1])
         while busy:
             for output in wait(list(busy)):
                 worker, task = busy.pop(output)
