@@ -23,7 +23,7 @@ from .core.progress import progress_bar
 
 # %% ../nbs/07_training/17_train.ipynb #d485a5ad
 from .core.commands import need, run_command
-from .core.devices import check_compiler
+from .core.devices import check_compiler, precision_words
 from .core.errors import InputError
 from .core.files import warn_once
 from .core.locks import check_space, check_writable, claim, leave
@@ -42,6 +42,7 @@ from .training.launch import start_processes
 from .training.options import OptimOptions, run_identity, TrainOptions
 from .training.processes import open_accelerator
 from .training.ranks import find_ranks
+from .training.records import check_place, data_place
 from .training.resume import check_sources, restore_state, resumes_from, set_aside, with_sources
 from .training.run_dir import (
     check_links, check_same_options, data_spec, expected_spec, open_store, read_start_maps,
@@ -68,6 +69,7 @@ def check_options(options: TrainOptions):
     parse_start(options.model.corrupt)
     check_starts(options)
     check_augment(options)
+    check_place(options)
     check_same_options(options)
     check_sources(options)
     if options.log.log_writer in ("wandb", "mlflow"):
@@ -197,8 +199,10 @@ def _loop(options, accelerator, state, method, stores, starts, journal, best) ->
     fitted = replace(options, optim=check_batch(optim, accelerator.num_processes), model=resolve(options.model)[0])
     if options.hardware.compile: method.compile()
     loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
+    place, told = data_place(fitted, stores[0], accelerator.device)
+    journal.say(f"{told}; {precision_words(options.hardware.precision, accelerator.device.type)}")
     waiting = []
-    batches = microbatches(fitted, stores[0], starts[0], state.step, accelerator, waiting)
+    batches = microbatches(fitted, stores[0], starts[0], state.step, accelerator, waiting, place)
     with stop_signal(waiting) as stopped, contextlib.closing(journal), contextlib.closing(batches):
         while state.step < optim.num_itr and not best.over:
             losses.append(train_step(loss_modules, state, batches, method, fitted, accelerator))

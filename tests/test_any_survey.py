@@ -17,7 +17,8 @@ from fwi_i2sb.inference.run import load_run, stable_range
 from fwi_i2sb.inference.widget import explore
 from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.physics.wave import Survey
-from fwi_i2sb.training.batches import TrainingSamples
+from fwi_i2sb.training.preparation import Preparation
+from fwi_i2sb.training.records import StoredRecords
 from fwi_i2sb.training.run_dir import FORMAT, read_metrics
 
 SCALE, CELLS = VelocityScale(1480, 5500), (48, 40)
@@ -123,8 +124,8 @@ def test_data_of_others_under_a_name_of_their_own(own_data, survey_file, tmp_pat
         scale=VelocityScale(1400, 5500))
     with pytest.raises(InputError, match="velocities from 1400 to 5500 m/s, not 1480 to 5500"):
         MultiFamilyStore([train, StoreDataset(narrow, "train")])
-    sample = TrainingSamples(joint, Start(parse_start("linear:1480:5500"), scale=SCALE), ModelOptions(), seed=0)
-    batch = sample.__getitems__([(0, 0, 2)])
+    start = Start(parse_start("linear:1480:5500"), scale=SCALE)
+    batch = Preparation(joint, start, ModelOptions(), 0, "cpu")(StoredRecords(joint, start, 0).__getitems__([(0, 0, 2)]))
     torch.testing.assert_close(batch["x0"][0], SCALE.normalize(joint.physical(2)[0]))
     assert batch["x1"].min() == pytest.approx(-1) and batch["x1"].max() == pytest.approx(1)
     words = ("train", "--result-dir", tmp_path / "runs", "--name", "field", "--dataset-dir", tmp_path / "Field",

@@ -15,7 +15,9 @@ from fwi_i2sb.physics.band_pass import band_pass
 from fwi_i2sb.physics.mirror import flip_map, flip_record, mirror
 from fwi_i2sb.physics.time_scaling import scale_time
 from fwi_i2sb.physics.wave import ricker, simulate, Survey, surface_survey
-from fwi_i2sb.training.batches import check_augment, TrainingSamples
+from fwi_i2sb.training.batches import check_augment
+from fwi_i2sb.training.preparation import Preparation
+from fwi_i2sb.training.records import StoredRecords
 from fwi_i2sb.training.options import DataOptions, RunOptions, TrainOptions
 from fwi_i2sb.training.run_dir import make_start, open_store, read_config
 
@@ -131,18 +133,18 @@ def test_starts_are_made_of_the_changed_record_and_draws_belong_to_step_and_slot
     options, spec, store, _ = stored
     start = make_start("linear:1600:4000", spec)
     where = Recording(store.survey, spec.dt, store.velocity, 70)
-    changed = TrainingSamples(store, start, options.model, 3, Augment("flip@1,gain:0.5:2@1", where))
-    plain = TrainingSamples(store, start, options.model, 3)
-    keys = [(4, 0, 5), (4, 1, 6), (9, 0, 5)]
-    a, b = changed.__getitems__(keys), plain.__getitems__(keys)
+    prepare, change = Preparation(store, start, options.model, 3, "cpu"), Augment("flip@1,gain:0.5:2@1", where)
+    batch = lambda augment, keys: prepare(StoredRecords(store, start, 3, augment).__getitems__(keys))
+    keys = [(9, 0, 5), (9, 1, 6), (9, 2, 5)]
+    a, b = batch(change, keys), batch(None, keys)
     assert torch.equal(a["x0"], b["x0"].flip(-1)) and torch.equal(a["x1"], b["x1"])
     assert all(torch.equal(a[name], b[name]) for name in ("noise", "t_index", "keep"))
     record = store.physical(5)[1]
     gain = np.random.default_rng((3, 9, 0, STREAMS["augment"]))
     gain.random(), gain.random()
     expected = flip_record(record, mirror(store.survey, 70)) * float(gain.uniform(0.5, 2))
-    torch.testing.assert_close(a["seismic"][2], store.pressure.normalize(expected))
-    alone = changed.__getitems__(keys[1:2])
+    torch.testing.assert_close(a["seismic"][0], store.pressure.normalize(expected))
+    alone = batch(change, keys[1:2])
     assert all(torch.equal(alone[name], a[name][1:2]) for name in a)
 
 

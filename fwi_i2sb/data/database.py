@@ -121,7 +121,11 @@ class Values:
         self._checksums, self._unread = checksums, bytearray(b"\1") * (count if checksums else 0)
         self._held = _checked(self._path, count)
         self._identity = self._held.identity
-        if in_memory: self._memory, self._held = _read_all(self), None
+        if in_memory: self.into_memory()
+
+    def into_memory(self):
+        "Read all now, as with `in_memory`. Raises `InputError` where there is too little."
+        if self._memory is None: self._memory, self._held = _read_all(self), None
 
     def __len__(self): return self._count
 
@@ -168,7 +172,7 @@ def _read_all(values):
     copies = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # every process of a node reads its own
     if copies * math.prod(shape) > free:
         raise InputError(f"{values._path} takes {copies * math.prod(shape) / 1e9:.3g} GB of shared memory, "
-            f"{free / 1e9:.3g} GB are free: remove --in-memory")
+            f"{free / 1e9:.3g} GB are free: remove --in-memory, or use --data-on disk")
     memory = torch.empty(shape, dtype=torch.uint8).share_memory_()
     for i, row in enumerate(memory.numpy()): row[:] = np.frombuffer(values[i], np.uint8)
     return memory

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.philox import Draws, GeneratorDraws
 from ..core.registry import Registry
 from .scale import OPENFWI_SCALE, VelocityScale
 from ..physics.wave import OPENFWI
@@ -73,7 +74,7 @@ def fit_linear(
 @dataclass(frozen=True)
 class StartingModel:
     "A kind of starting model: what follows its name, whether it is made from the true map, and what makes it."
-    make: Callable  # make(start, args, x0, generators): maps like x0, normalised; one random generator per map
+    make: Callable  # make(start, args, x0, draws): maps like x0, normalised; see `register_starting_model`
     counts: tuple[int, ...] = (0,)  # how many numbers may follow the name; empty: a path, or nothing
     number: Callable = float  # reads one of them: number(word, dx)
     uses_truth: bool = False  # whether it looks at more than the shape of x0
@@ -85,9 +86,10 @@ def register_starting_model(
     name: str,  # as in --corrupt and --start
     **settings,  # fields of `StartingModel`
 ) -> Callable:
-    """Decorator that makes a function `make(start, args, x0, generators)` a starting model.
+    """Decorator that makes a function `make(start, args, x0, draws)` a starting model.
 
-    `InputError` for a taken name."""
+    `draws` has random numbers for all maps at once, `draws.uniform(low, high)` and `draws.normal(shape)`; iterated
+    over, it gives a numpy generator per map. `InputError` for a taken name."""
     def add(make: Callable) -> Callable:
         STARTING_MODELS.register(name)(StartingModel(make, **settings))
         return make
@@ -127,15 +129,14 @@ def _widths(start, args):
 
 
 @register_starting_model("blur-openfwi_custom", counts=(0, 2), number=width_in_cells, uses_truth=True, ready=_widths)
-def _custom(start, args, x0, generators):
+def _custom(start, args, x0, draws):
     low, high = args or (8.0, 16.0)
-    draws = np.array([(g.uniform(0, 0.2), g.uniform(low, high)) for g in generators])
-    noise = np.stack([g.standard_normal(x0.shape[1:], dtype=np.float32) for g in generators])
-    return blur_custom(x0, draws[:, 0], draws[:, 1], torch.from_numpy(noise).to(x0))
+    amount, width = draws.uniform(0, 0.2), draws.uniform(low, high)
+    return blur_custom(x0, amount, width, draws.normal(x0.shape[1:]).to(x0), most=high)
 
 
 @register_starting_model("blur-openfwi_benchmark", counts=(0, 1), number=width_in_cells, uses_truth=True)
-def _benchmark(start, args, x0, generators): return blur_benchmark(x0, *args)
+def _benchmark(start, args, x0, draws): return blur_benchmark(x0, *args)
 
 # %% ../../nbs/02_data/15_starting_models.ipynb #f521d4c3
 def _line(start, args):
@@ -145,7 +146,7 @@ def _line(start, args):
 
 
 @register_starting_model("linear", counts=(0, 2), number=velocity_number, ready=_line)
-def _linear(start, args, x0, generators):
+def _linear(start, args, x0, draws):
     v = linear_velocity(x0.shape[-2:], *(args or start.linear))
     return start.scale.normalize(v).to(x0).expand_as(x0)
 
@@ -160,7 +161,7 @@ def _has_map(start, args):
 
 
 @register_starting_model("file", counts=(), ready=_has_map)
-def _file(start, args, x0, generators):
+def _file(start, args, x0, draws):
     v = start.maps[args[0]]
     if v.shape != x0.shape[-2:]:
         raise InputError(f"the starting model {args[0]} has {tuple(v.shape)} cells, the maps have "
@@ -245,16 +246,19 @@ class Start:
     def __call__(
         self,
         x0: Tensor,  # clean maps (batch, 1, depth, x), normalised; truth-free kinds use only the shape
-        seeds: Sequence,  # one key (int or tuple of ints) per sample
+        seeds: Sequence | Draws,  # one key (int or tuple of ints) per sample, or what draws for all of them
     ) -> Tensor:  # starting models, shape, dtype and device of x0
         "Make one starting model per map, each from its own key."
         if len(seeds) != len(x0):
             raise InputError(f"{len(seeds)} seeds were given for {len(x0)} maps: give one seed per map")
-        generators = [np.random.default_rng(seed) for seed in seeds]
-        choice = np.searchsorted(self._edges[:-1], [g.random() for g in generators], side="right")
+        draws = seeds if isinstance(seeds, Draws) else GeneratorDraws(seeds)
+        choice = np.searchsorted(self._edges[:-1], draws.choices(), side="right")
+        if len(self.specs) == 1: return self._made(0, x0, draws)
         x1 = torch.empty_like(x0)
         for kind in np.unique(choice):
-            rows, spec = np.flatnonzero(choice == kind), self.specs[kind]
-            make = STARTING_MODELS[spec.name].make
-            x1[rows] = make(self, spec.args, x0[rows], [generators[r] for r in rows])
+            rows = np.flatnonzero(choice == kind)
+            x1[rows] = self._made(kind, x0[rows], draws[rows])
         return x1
+
+    def _made(self, kind, x0, draws):
+        return STARTING_MODELS[self.specs[kind].name].make(self, self.specs[kind].args, x0, draws)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import lmdb, torch
+import numpy as np
 from torch.utils.data import Dataset
 
 from ..core.errors import InputError, out_of_memory, unknown
@@ -264,3 +265,15 @@ def physical(self, i:int, # record
     pair = self._values.read(i, lambda buffer: decode_record(buffer, self._parts))
     if self._unjudged: _judge(self, int(i) % len(self), *pair)
     return pair
+
+@method_of(StoreDataset)
+def copy_record(self, i:int, # record
+    velocity:torch.Tensor, # (1, depth, x), any number type: becomes the map in m/s
+    seismic:torch.Tensor,  # (shots, time, receivers), likewise: becomes the pressure
+):
+    "Put a record where it is wanted; in the types in which it is stored nothing is converted."
+    def put(buffer):
+        for part, (kind, count, place, shape) in zip((velocity, seismic), self._parts):
+            part.numpy()[...] = np.frombuffer(buffer, kind, count, place).reshape(shape)
+    self._values.read(i, put)
+    if self._unjudged: _judge(self, int(i) % len(self), velocity.float(), seismic.float())

@@ -9,9 +9,10 @@ __all__ = ['VAE_SAMPLERS', 'Latent', 'VAEMethod']
 import torch
 from torch import Tensor, nn
 
+from ..core.philox import normal_of
 from ..core.registry import method_of, Registry
 from ..data.spec import OPENFWI_SPEC
-from ..diffusion.sampling import noise_source, STREAMS, TrajectoryPoint
+from ..diffusion.sampling import noise_source, TrajectoryPoint
 from .base import LossModule, Method
 
 # %% ../../nbs/06_methods/08_vae.ipynb #94c13938
@@ -25,8 +26,7 @@ class Latent(nn.Module):
     def forward(self, seismic, like, keys):
         cond = self.net.encode(seismic)
         *_, mean, log_var = self.net.unpack(cond)
-        noise = noise_source([(*key, STREAMS["latent"]) for key in keys], mean)()
-        return self.net(like, None, cond, noise), mean, log_var
+        return self.net(like, None, cond, normal_of(keys, mean.shape[1:])), mean, log_var
 
 # %% ../../nbs/06_methods/08_vae.ipynb #855d22a1
 VAE_SAMPLERS = Registry("sampler")  # name -> whether the latent is drawn
@@ -54,7 +54,7 @@ class VAEMethod(Method):
 
     def loss(self, latent_, batch):
         "Error of a drawn map and divergence of its latent, per sample."
-        answer, *moments = latent_(batch["seismic"], batch["x0"], [(key,) for key in batch["key"].tolist()])
+        answer, *moments = latent_(batch["seismic"], batch["x0"], batch["key"])
         return self.judge(batch, answer, latent=tuple(part.float() for part in moments))
 
 # %% ../../nbs/06_methods/08_vae.ipynb #78cfddd9

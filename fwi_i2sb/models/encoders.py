@@ -9,6 +9,7 @@ __all__ = ['ENCODERS', 'grid_size', 'pad_map', 'crop_map', 'halvings', 'SeismicN
 import math
 from collections.abc import Iterator
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -29,8 +30,13 @@ def pad_map(
     size: tuple[int, int],  # cells wanted, not fewer than there are
 ) -> Tensor:
     "Repeat the edges until the last two axes have a size; the same margin on both sides, give or take one cell."
-    down, right = size[0] - x.shape[-2], size[1] - x.shape[-1]
-    return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2), mode="replicate")
+    for axis, wanted in zip((-2, -1), size):
+        more = wanted - x.shape[axis]
+        if not more: continue
+        # not F.pad, which inductor cannot compile where patches are taken of the result
+        edges = [x.narrow(axis, at, 1) for at in (0, x.shape[axis] - 1)]
+        x = torch.cat([edges[0]] * (more // 2) + [x] + [edges[1]] * (more - more // 2), axis)
+    return x
 
 # %% ../../nbs/04_models/00_encoders.ipynb #88d40b2b
 def crop_map(

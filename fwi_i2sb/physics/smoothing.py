@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 # %% ../../nbs/01_physics/02_smoothing.ipynb #6bf584fc
-def _blur_matrix(n, sigma, radius, dtype=torch.float64):
+def _blur_matrix(n, sigma, radius, dtype=torch.float64, widest=None):
     "Matrices (batch, n, n) that blur an axis of n cells by Gaussians cut off at a radius, with mirrored ends."
     sigma, radius = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in (sigma, radius))
-    periods = int(radius.max()) // (2 * n) + 1
+    periods = int(radius.max() if widest is None else widest) // (2 * n) + 1  # a GPU would be waited for
     offset = torch.arange(-2 * n * periods, 2 * n * periods, device=sigma.device).reshape(-1, 2 * n)
     g = torch.exp(-0.5 * (offset / sigma) ** 2) * (offset.abs() <= radius)
     period = sum(g.unbind(1))  # in a fixed order, so that the wider neighbours of a batch change nothing
@@ -22,9 +22,9 @@ def _blur_matrix(n, sigma, radius, dtype=torch.float64):
     return windows[:, 1:n + 1] + windows[:, n + 1:2 * n + 1].flip(1)
 
 # %% ../../nbs/01_physics/02_smoothing.ipynb #da231213
-def _blur(x, sigma, radius):
+def _blur(x, sigma, radius, widest=None):
     "Blur maps (batch, 1, depth, x), each with its own width, along both axes."
-    matrix = {n: _blur_matrix(n, sigma, radius, x.dtype)[:, None] for n in set(x.shape[-2:])}
+    matrix = {n: _blur_matrix(n, sigma, radius, x.dtype, widest)[:, None] for n in set(x.shape[-2:])}
     return matrix[x.shape[-2]] @ x @ matrix[x.shape[-1]].mT
 
 # %% ../../nbs/01_physics/02_smoothing.ipynb #c66c443e
@@ -33,6 +33,7 @@ def blur_custom(
     amount: Tensor,  # noise share, 0 to 0.2 as published (batch,)
     sigma: Tensor,  # Gaussian width in cells, 8 to 16 as published (batch,)
     noise: Tensor,  # unit noise with mean zero, shape of x0
+    most: float | None = None,  # cells that no width exceeds; default: looked up
 ) -> Tensor:  # starting models, shape and dtype of x0
     """Truth mixed with noise, blurred, clipped to [-1, 1]: the smoothing of conditional I²SB (arXiv 2506.15346).
 
@@ -40,7 +41,7 @@ def blur_custom(
     """
     amount, sigma = torch.as_tensor(amount).to(x0), torch.as_tensor(sigma, dtype=torch.float64, device=x0.device)
     mixed = torch.lerp(x0, noise, amount.reshape(-1, 1, 1, 1))
-    return _blur(mixed, sigma, (4 * sigma + 0.5).floor()).clamp(-1, 1)
+    return _blur(mixed, sigma, (4 * sigma + 0.5).floor(), None if most is None else 4 * most + 0.5).clamp(-1, 1)
 
 # %% ../../nbs/01_physics/02_smoothing.ipynb #43efa316
 def blur_benchmark(
@@ -49,4 +50,4 @@ def blur_benchmark(
     taps: int = 9,  # length of the window in cells, odd
 ) -> Tensor:  # starting models, shape and dtype of x0
     "Truth blurred with a short Gaussian window, ends mirrored; no noise."
-    return _blur(x0, torch.tensor(sigma, device=x0.device), torch.tensor(taps // 2, device=x0.device))
+    return _blur(x0, torch.tensor(sigma, device=x0.device), torch.tensor(taps // 2, device=x0.device), taps // 2)

@@ -169,3 +169,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, torch.Te
         index, quantity = name.split(".", 1)
         state.setdefault(int(index), {})[quantity] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    # fused kernels walk through weight and moments side by side: they must lie alike, channels last too
+    for weight, values in optimizer.state.items():
+        for quantity, value in values.items():
+            if value.shape == weight.shape:
+                values[quantity] = torch.empty_like(weight, dtype=value.dtype, requires_grad=False).copy_(value)

@@ -6,11 +6,11 @@
 __all__ = ['GONE', 'reads_residual', 'start_residual', 'leave_out', 'lacks_as_trained', 'network_input', 'read_by_network']
 
 # %% ../../nbs/07_training/07_conditions.ipynb #a9d8845d
-import numpy as np
 import torch
 from torch import Tensor
 
-from ..data.scale import PressureRange, PressureScaler
+from ..core.philox import Draws
+from ..data.scale import normalize_stored, PressureRange, PressureScaler
 from ..data.spec import DataSpec
 from ..methods.options import ModelOptions
 from ..physics.filters import decimate
@@ -49,19 +49,23 @@ def _most_missing(model, seismic):
 def leave_out(
     model: ModelOptions,
     seismic: Tensor,  # (batch, shots, time_samples, receivers), pressure
-    keys: list,  # of the random draws, one per record
+    draws: Draws,  # of the records, on the device of `seismic`
 ) -> Tensor:  # the same, where nothing is to be left out; else a copy
     "Records for a training, in every second of which traces and shots are missing: zeros."
     if not model.reads_mask: return seismic
     (shots, _, receivers), most = seismic.shape[1:], _most_missing(model, seismic)
-    there = torch.ones(len(seismic), shots, 1, receivers)
-    for part, rng in zip(there, map(np.random.default_rng, keys)):
-        if rng.random() < 0.5: continue
-        alike = rng.random() < 0.5  # the same receivers in every shot
-        rank = rng.random((1 if alike else shots, receivers)).argsort(1).argsort(1)
-        part *= torch.from_numpy(rank >= rng.integers(most[0], endpoint=True))[:, None]
-        part[rng.permutation(shots)[:rng.integers(most[1], endpoint=True)]] = 0
-    return seismic * there
+    whole, alike, *numbers = draws.words(4)[..., None].unbind(1)
+    traces, gathers = (number * (n + 1) >> 32 for number, n in zip(numbers, most))
+    order = draws.words(shots * receivers).unflatten(1, (shots, receivers))
+    order = torch.where(alike[..., None] < _HALF, order[:, :1], order)  # the same receivers in every shot
+    there = (_ranks(order) >= traces[..., None]) & (_ranks(draws.words(shots)) >= gathers)[..., None]
+    return seismic * (there | (whole[..., None] < _HALF))[:, :, None]
+
+
+_HALF = 2**31  # of a word
+
+
+def _ranks(values: Tensor) -> Tensor: return values.argsort(-1, stable=True).argsort(-1)
 
 # %% ../../nbs/07_training/07_conditions.ipynb #22ae6114
 def lacks_as_trained(model: ModelOptions, seismic: Tensor) -> list[bool]:
@@ -81,17 +85,18 @@ GONE = 0.5  # by which the mask of a missing trace is more than silence, normali
 def network_input(
     model: ModelOptions,
     pressure: PressureRange | PressureScaler,  # how the run's pressure reaches the network
-    seismic: Tensor,  # (batch, shots, time_samples, receivers), pressure; traces of zeros are missing
-    left: Tensor | None = None,  # residuals of the same shape, pressure
+    seismic: Tensor,  # (batch, shots, time_samples, receivers), pressure, as stored; traces of zeros are missing
+    left: Tensor | None = None,  # residuals of the same shape, pressure, likewise
 ) -> Tensor:  # (batch, n * shots, time_samples, receivers), normalised
     "Gathers, residuals where they are given, and where the network reads one a mask: silence, `GONE` more if missing."
-    live = (seismic != 0).any(-2, keepdim=True)
-    parts = [pressure.normalize(seismic)]
-    if left is not None: parts.append(pressure.normalize(torch.where(live, left, 0.0)))
+    gathers = normalize_stored(pressure, seismic)
+    if left is None and not model.reads_mask: return gathers
+    live, parts = (seismic != 0).any(-2, keepdim=True), [gathers]
+    if left is not None: parts.append(normalize_stored(pressure, torch.where(live, left, 0.0)))
     if model.reads_mask:
         # around silence, as the gathers: networks take the mean of all that they read away
-        silence = pressure.normalize(torch.zeros((), dtype=seismic.dtype))
-        parts.append((silence + GONE * ~live).expand_as(seismic))
+        silence = pressure.normalize(gathers.new_zeros(()))
+        parts.append((silence + GONE * ~live).expand_as(gathers))
     return torch.cat(parts, 1)
 
 # %% ../../nbs/07_training/07_conditions.ipynb #6b0aefd2

@@ -85,6 +85,12 @@ def show(self, step: int, maps: dict):
 
 # %% ../../nbs/07_training/16_journal.ipynb #3915d263
 @method_of(Journal)
+def say(self, text: str):
+    "One line on the terminal, where progress is shown."
+    if self.lines or not self.bar.disable: print(f"train: {text}", file=sys.stderr, flush=True)
+
+
+@method_of(Journal)
 def estimate(self, step: int):
     "Say once, some steps after the beginning, how long the rest will take."
     if not self.lines and self.bar.disable or step != self.first + PACE: return

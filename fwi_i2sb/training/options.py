@@ -49,6 +49,7 @@ class DataOptions:
     scaler: Literal[SCALERS] = "range"  # pressure to the network: log and range, or linear by mean or median
     loader_workers: Workers | None = None  # processes that read ahead; default: 4 for a GPU, 0 for a CPU
     in_memory: bool = False  # read the whole store into memory at the start: for slow or remote disks
+    data_on: Literal["auto", "device", "host", "disk"] = "auto"  # where records lie; auto: on a GPU if half its memory
     augment: named("augmentation", str | None) = None  # changes of training records, as flip,noise:0.02@0.3
 
 # %% ../../nbs/07_training/00_options.ipynb #489fbd5e
@@ -137,7 +138,7 @@ TrainOptions.PRESETS = {
 # %% ../../nbs/07_training/00_options.ipynb #0a53fa4c
 FREE_OPTIONS = {
     "run.result_dir", "run.ckpt", "run.plugin",
-    "data.dataset_dir", "data.store_dir", "data.loader_workers", "data.in_memory",
+    "data.dataset_dir", "data.store_dir", "data.loader_workers", "data.in_memory", "data.data_on",
     "data.time_samples",  # the data specification compares what is stored
     "optim.microbatch", "optim.max_skipped",
     "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.val_nfe", "log.val_maps",

@@ -187,13 +187,13 @@ def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "n
 
     Raises `ChildProcessError` where another process died."""
     ranks, device = find_ranks(hardware), resolve_device(hardware.device)
-    precision = {"bf16": "bf16", "fp32": "no"}[resolve_precision(hardware.precision, device)]
     gpu = {} if hardware.gpu is None else {"ACCELERATE_TORCH_DEVICE": f"cuda:{hardware.gpu}"}
     if gpu: torch.cuda.set_device(hardware.gpu)
     with environment(gpu | (rank_variables(ranks) if ranks.world > 1 else _LEFT_OVER)):
         peers = Peers(ranks, join(ranks) if ranks.world > 1 else None)
         try:
             if peers.store: _open_group(ranks, device, peers.store)
+            precision = {"bf16": "bf16", "fp32": "no"}[_precision(hardware, device, peers)]
             yield Accelerator(cpu=device == "cpu", mixed_precision=precision, project_dir=folder,
                 log_with=None if log_writer == "none" else log_writer), peers
             if peers.store: _leave(peers)
@@ -213,6 +213,14 @@ def _lost(error: RuntimeError) -> str | None:
         if "DataLoader worker" in str(error) else None)
 
 # %% ../../nbs/07_training/06_processes.ipynb #44c06327
+def _precision(hardware: DeviceOptions, device: str, peers: Peers) -> str:
+    "The precision; where it is left to a measurement, that of rank 0, so that all compute in the same."
+    if peers.store is None or hardware.precision != "auto": return resolve_precision(hardware.precision, device)
+    if peers.ranks.rank == 0: peers.store.set("precision", resolve_precision("auto", device))
+    _await(peers.store, "precision")
+    return peers.store.get("precision").decode()
+
+
 def _open_group(ranks: Ranks, device: str, store: dist.Store):
     if device == "cuda": torch.cuda.set_device(ranks.local_rank % torch.cuda.device_count())
     else: torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))

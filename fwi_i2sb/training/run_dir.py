@@ -32,7 +32,7 @@ from ..physics.wave import surface_survey
 from ..data.manifest import default_time_samples, known_manifest, survey_and_scale
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #92795798
-FORMAT = 3  # of config.json
+FORMAT = 4  # of config.json; before 4 the random draws of a training were others
 
 
 def write_config(folder: Path, options: TrainOptions, spec: DataSpec):
@@ -179,6 +179,9 @@ def check_same_options(options: TrainOptions):
     if not (options.folder / "config.json").exists(): return
     if difference := first_difference(read_config(options.folder)[0], options):
         raise InputError(f"run {options.folder} exists with another {difference}: use its options, or another --name")
+    if read_json(options.folder / "config.json").get("format", 1) < 4:
+        raise InputError(f"run {options.folder} was begun by an earlier version, which drew other random numbers, and "
+            f"cannot be continued as it began: use another --name, with --ckpt {options.folder} to go on from it")
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #ab03c001
 def check_links(folder: Path):

@@ -67,7 +67,7 @@ class StoredStarts:
     def __init__(self, folders: list[Path], counts: list[int], sizes: tuple[int, ...], draws: int, spec: DataSpec,
             dtype: str | None):
         self._values = [Values(folder / "database.lmdb", count * draws) for folder, count in zip(folders, counts)]
-        self._ends, self._draws, self._dtype = np.cumsum((0, *sizes)), draws, dtype  # dtype None: no residual
+        self._ends, self.draws, self._dtype = np.cumsum((0, *sizes)), draws, dtype  # dtype None: no residual
         self._map, self._gathers = (1, *spec.map_size), spec.gathers
 
     def __call__(
@@ -76,17 +76,25 @@ class StoredStarts:
         keys: list[tuple],  # one per sample: which of the draws
     ) -> tuple[Tensor, Tensor | None]:
         "Starting models (batch, 1, depth, x), normalised; residuals (batch, shots, time_samples, receivers), pressure."
-        maps, left = zip(*(self._read(i, key) for i, key in zip(records, keys)))
+        chosen = [int(np.random.default_rng(key).integers(self.draws)) if self.draws > 1 else 0 for key in keys]
+        x1, left = self.stored(records, chosen)
+        return x1, None if left is None else left.float()
+
+    def stored(
+        self,
+        records: list[int],
+        chosen: list[int],  # for each, which of its draws
+    ) -> tuple[Tensor, Tensor | None]:
+        "The same of chosen draws, the residuals in the number type in which they are stored."
+        maps, left = zip(*map(self._read, records, chosen))
         return torch.stack(maps), None if self._dtype is None else torch.stack(left)
 
-    def _read(self, i, key):
+    def _read(self, i, draw):
         k = int(np.searchsorted(self._ends, i, side="right")) - 1
-        draw = int(np.random.default_rng(key).integers(self._draws)) if self._draws > 1 else 0
-        value, size = self._values[k][int(i - self._ends[k]) * self._draws + draw], 4 * math.prod(self._map)
+        value, size = self._values[k][int(i - self._ends[k]) * self.draws + draw], 4 * math.prod(self._map)
         x1 = torch.from_numpy(np.frombuffer(value, np.float32, size // 4).copy()).view(self._map)
         if self._dtype is None: return x1, None
-        left = np.frombuffer(value, self._dtype, offset=size).astype(np.float32)
-        return x1, torch.from_numpy(left).view(self._gathers)
+        return x1, torch.from_numpy(np.frombuffer(value, self._dtype, offset=size).copy()).view(self._gathers)
 
 # %% ../../nbs/07_training/09_starts.ipynb #e2ea446c
 def starts_and_gathers(

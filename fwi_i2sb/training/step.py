@@ -33,7 +33,8 @@ class TrainState:
 def new_state(nets: dict[str, nn.Module], options: TrainOptions, device: torch.device,
         betas: tuple[float, float] = (0.9, 0.999)) -> TrainState:
     "The state before the first step, on a device, with the decay rates of AdamW's moments."
-    for net in nets.values(): net.to(device)
+    for net in nets.values():
+        net.to(device, memory_format=getattr(net, "gpu_layout", None) if device.type == "cuda" else None)
     average = copy.deepcopy(nets["net"]).requires_grad_(False).eval()
     optimizers = {name: torch.optim.AdamW(net.parameters(), lr=options.optim.lr,
         weight_decay=options.optim.weight_decay, betas=betas, fused=True) for name, net in nets.items()}
@@ -120,7 +121,7 @@ from ..methods.base import LossModule, Method
 def train_step(
     loss_modules: dict[str, nn.Module],  # the method's loss_modules, prepared
     state: TrainState,
-    batches,  # iterator over this process's microbatches
+    batches,  # iterator over this process's microbatches, on its device
     method: Method,
     options: TrainOptions,
     accelerator: Accelerator,
@@ -129,7 +130,7 @@ def train_step(
     parts = options.optim.batch_size // (options.optim.microbatch * accelerator.num_processes)
     turns, losses, skipped, criterion = method.due(state.step), {}, False, method.criterion
     criterion.step, criterion.averages = state.step, state.loss_averages
-    own = ({k: v.to(accelerator.device, non_blocking=True) for k, v in next(batches).items()} for _ in range(parts))
+    own = (next(batches) for _ in range(parts))
     if len(turns) > 1: own = list(own)
     for name in turns:
         before = [buffer.clone() for buffer in state.nets[name].buffers()]
