@@ -247,7 +247,7 @@ def test_a_job_that_leaves_the_queue_without_a_result_is_a_failed_cell(folder, m
     cell = read_grid(write_grid(folder)).cells[0]
     prepare_cell(cell)
     answers = [None, {"7"}, *[set()] * 9]
-    monkeypatch.setattr("fwi_i2sb.sweeps.runner._queue", lambda name: answers.pop(0))
+    monkeypatch.setattr("fwi_i2sb.sweeps.runner.queue", lambda name: answers.pop(0))
     ended = []
     _await({"7": cell}, "name", folder, ended.append, every=0.05, patience=0.1)
     assert ended == [cell] and cell.state()["state"] == "failed" and "ended without a result" in cell.state()["error"]

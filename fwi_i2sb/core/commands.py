@@ -10,7 +10,7 @@ __all__ = ['Count', 'Natural', 'Few', 'Workers', 'NonNegative', 'Share', 'Plugin
 import atexit, contextlib, dataclasses, functools, gc, importlib.util, inspect, io, json, os, re, signal, sys
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Annotated, Callable, dataclass_transform, get_args, get_type_hints
+from typing import Annotated, Callable, dataclass_transform, get_args, get_origin, get_type_hints
 
 import tyro
 from pydantic import ConfigDict, Field, ValidationError
@@ -172,7 +172,7 @@ def options_from_dict(options_type: type, values: dict):
 # %% ../../nbs/A0_core/02_commands.ipynb #393c006b
 def _typed(name, kind, value):
     plain = get_args(kind) or (kind,)
-    if ({*plain} <= {bool, int, float, str, type(None)}
+    if (get_origin(kind) is not tuple and {*plain} <= {bool, int, float, str, type(None)}
             and not (type(value) in plain or float in plain and type(value) is int)):
         raise InputError(
             f"config has {value!r} for the option {name!r}, which is of type {getattr(kind, '__name__', kind)}")
@@ -237,7 +237,7 @@ def exit_codes():
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted: repeat the command to continue (invert and evaluate begin again)", file=sys.stderr)
+        print("interrupted: repeat the command to continue (invert begins again)", file=sys.stderr)
         raise SystemExit(130) from None
 
 # %% ../../nbs/A0_core/02_commands.ipynb #5409895e

@@ -6,17 +6,19 @@
 __all__ = ['CHUNK', 'cannot_write', 'generate']
 
 # %% ../../nbs/02_data/05_generate.ipynb #0b92e8f0
-import math, os, shutil, zipfile, zlib
+import contextlib, math, os, shutil, zipfile, zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import numpy as np
 
+from ..core.devices import resolve_device
 from ..core.errors import InputError
 from ..core.files import atomic, disk_full, open_npy, warn_once
 from ..core.locks import check_writable, locked
 from ..core.sealed import write_sealed
+from ..core.slurm import parse_part
 from ..core.tasks import run_tasks
 from .generated import check_settings, facts_of
 from .geology import sample_velocity
@@ -76,21 +78,23 @@ def _sound(chunk):
         warn_once(f"chunk {chunk}", f"{chunk} is damaged: it is made again")
         return False
 
-def _chunk_file(folder, first): return Path(folder) / ".parts" / f"chunk-{first:07d}.npz"
+def _chunk_folder(folder, part=None): return Path(folder) / (f".parts-{part.k + 1}-of-{part.of}" if part else ".parts")
+
+def _chunk_file(folder, first): return Path(folder) / f"chunk-{first:07d}.npz"
 
 # %% ../../nbs/02_data/05_generate.ipynb #9bbb4cb5
-def _make_chunk(folder, settings, first, count):
-    "Draw and simulate `count` samples and write them to their chunk file."
+def _make_chunk(folder, settings, first, count, device="cpu"):
+    "Draw and simulate `count` samples and write them to their chunk file in a folder."
     survey, scale = facts_of(settings)
     velocity = sample_velocity(settings["family"], count, shape=settings["shape"], seed=settings["seed"],
                                first=first, layers=settings["layers"], scale=scale)
-    seismic = simulate(velocity, survey, engine=settings["engine"], max_velocity=scale.high)
+    seismic = simulate(velocity.to(device), survey, engine=settings["engine"], max_velocity=scale.high).cpu()
     with atomic(_chunk_file(folder, first)) as part, open(part, "wb") as f:
         np.savez(f, velocity=velocity.numpy(), seismic=seismic.numpy())
 
 # %% ../../nbs/02_data/05_generate.ipynb #966bf25d
-def _assemble(folder, shard):
-    chunks = [_chunk_file(folder, first) for first, _ in _chunks(shard)]
+def _assemble(folder, shard, place):
+    chunks = [_chunk_file(place, first) for first, _ in _chunks(shard)]
     for key, name in (("velocity", shard.velocity), ("seismic", shard.seismic)):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with atomic(folder / name) as shard_part, open(shard_part, "wb") as f:
@@ -104,10 +108,10 @@ def _assemble(folder, shard):
     for chunk in chunks: chunk.unlink()
 
 # %% ../../nbs/02_data/05_generate.ipynb #e1db7719
-def _task(folder, settings, first, count):
+def _task(place, settings, first, count, device="cpu"):
     "The task of making a chunk."
-    return dict(work="fwi_i2sb.data.generate:_make_chunk", folder=str(folder.resolve()), settings=settings, first=first,
-        count=count)
+    return dict(work="fwi_i2sb.data.generate:_make_chunk", folder=str(place.resolve()), settings=settings, first=first,
+        count=count, device=device)
 
 
 def _is_little(tasks, settings):
@@ -117,10 +121,10 @@ def _is_little(tasks, settings):
     return settings["engine"] == "deepwave" and count <= CHUNK and count * each <= CHUNK * 5 * 1000 * 70 * 70
 
 # %% ../../nbs/02_data/05_generate.ipynb #c2a35f0b
-def _check_space(folder, settings, samples):
+def _check_space(folder, settings, samples, place):
     survey, (depth, width) = settings["survey"], settings["shape"]
     each = 4 * (len(survey["sources"]) * survey["nt"] * len(survey["receivers"]) + depth * width)
-    there = sum(f.stat().st_size for f in folder.glob(".parts/*"))  # chunks of an interrupted run
+    there = sum(f.stat().st_size for f in place.glob("*"))  # chunks of an interrupted run
     # a shard lies there twice while it is put together
     need = each * (samples + min(samples, settings["shard_size"])) - there
     if (free := shutil.disk_usage(folder).free) < need:
@@ -135,18 +139,19 @@ def cannot_write(folder:Path, error:OSError)->InputError: # to be raised by the 
     return InputError(f"cannot write into {folder} ({error.strerror}): {advice}")
 
 # %% ../../nbs/02_data/05_generate.ipynb #0fea815b
-def _fill(folder, settings, shards, workers, progress, total):
+def _fill(folder, settings, shards, workers, progress, total, place, device):
     "Make the missing chunks of `shards` and put each shard together when its last one is there."
-    left = {s: {c for c in _chunks(s) if not _sound(_chunk_file(folder, c[0]))} for s in shards}
-    tasks = [_task(folder, settings, i, n) for s in shards for i, n in sorted(left[s])]
+    left = {s: {c for c in _chunks(s) if not _sound(_chunk_file(place, c[0]))} for s in shards}
+    tasks = [_task(place, settings, i, n, device) for s in shards for i, n in sorted(left[s])]
+    gpus = range(torch.cuda.device_count()) if device == "cuda" else ()
     owner, done = {i: s for s in shards for i, _ in _chunks(s)}, total - sum(task["count"] for task in tasks)
     progress(done, total)
     for shard in shards:
-        if not left[shard]: _assemble(folder, shard)
-    for task in run_tasks(tasks, 0 if _is_little(tasks, settings) else min(workers, len(tasks))):
+        if not left[shard]: _assemble(folder, shard, place)
+    for task in run_tasks(tasks, 0 if _is_little(tasks, settings) else min(workers, len(tasks)), gpus):
         shard, done = owner[task["first"]], done + task["count"]
         left[shard].remove((task["first"], task["count"]))
-        if not left[shard]: _assemble(folder, shard)
+        if not left[shard]: _assemble(folder, shard, place)
         progress(done, total)
 
 # %% ../../nbs/02_data/05_generate.ipynb #b7bdf4e7
@@ -171,20 +176,23 @@ def _whole(path, shape):
     warn_once(f"generate {path}", f"{why}: it is made again")
     return False
 
-def _generate(folder, settings, shards, workers, progress):
-    "Make what is missing in the folder, as the only process that does."
-    total = sum(s.count for s in shards)
+def _generate(folder, settings, shards, workers, progress, part, device):
+    "Make what is missing in the folder, as the only process that does, or that does this part."
+    total, place = sum(s.count for s in shards), _chunk_folder(folder, part)
     check_settings(folder, settings)
-    if not _missing(folder, shards, settings) and not (folder / ".parts").exists(): return progress(total, total)
+    if not _missing(folder, shards, settings) and not place.exists(): return progress(total, total)
     check_writable(folder, "generate.json", flag="OUT")
-    with locked(folder):
-        check_settings(folder, settings)
-        missing = _missing(folder, shards, settings)
-        _check_space(folder, settings, sum(s.count for s in missing))
-        write_sealed(folder / "generate.json", settings)
-        (folder / ".parts").mkdir(exist_ok=True)
-        _fill(folder, settings, missing, workers, progress, total)
-        shutil.rmtree(folder / ".parts", ignore_errors=True)
+    with contextlib.ExitStack() as inside:
+        with contextlib.ExitStack() as briefly:
+            (briefly if part else inside).enter_context(locked(folder))
+            check_settings(folder, settings)
+            missing = _missing(folder, shards, settings)
+            _check_space(folder, settings, sum(s.count for s in missing), place)
+            write_sealed(folder / "generate.json", settings)
+        if part: inside.enter_context(locked(place))
+        place.mkdir(exist_ok=True)
+        _fill(folder, settings, missing, workers, progress, total, place, device)
+        shutil.rmtree(place, ignore_errors=True)
 
 # %% ../../nbs/02_data/05_generate.ipynb #99b33710
 def generate(out_dir,  # the family's folder is made in it
@@ -198,7 +206,9 @@ def generate(out_dir,  # the family's folder is made in it
              survey=None,  # a `Survey`; OpenFWI's, for the width asked for, if None
              scale=OPENFWI_SCALE,  # range of the velocities, a `VelocityScale`
              engine="deepwave",  # see `simulate`
-             workers=None,  # processes; one per available core if None; none for 25 records of OpenFWI's size or fewer
+             workers=None,  # processes; one per core if None, but 4 per GPU at most; none for 25 records or fewer
+             device="cpu",  # that simulates: "cpu", "cuda" for all GPUs, or "auto"
+             part=None,  # as "2/8", the second of eight: only these files; all if None
              progress=None,  # called as `progress(records done, records in all)`
              ) -> Path:
     """Write a data set of simulated records in OpenFWI's original format; return the family's folder.
@@ -213,9 +223,12 @@ def generate(out_dir,  # the family's folder is made in it
     settings = _settings(family.name, n_train, n_val, shard_size, seed, layers, shape, survey, scale,
         engine)
     folder = Path(out_dir) / family.name
-    if workers is None: workers = len(os.sched_getaffinity(0))
+    device, part = resolve_device(device), parse_part(part)
+    if part: shards = part.among(shards)
+    if workers is None:
+        workers = min(len(os.sched_getaffinity(0)), 4 * torch.cuda.device_count() if device == "cuda" else 512)
     if workers < 1: raise InputError(f"workers must be at least 1, not {workers}")
-    try: _generate(folder, settings, shards, workers, progress or (lambda done, total: None))
+    try: _generate(folder, settings, shards, workers, progress or (lambda done, total: None), part, device)
     except ChildProcessError: raise
     except OSError as error: raise cannot_write(folder, error) from None
     return folder

@@ -44,11 +44,18 @@ class Tally:
         **cost,  # nfe, samples, network_calls, wave_solves, seconds_per_record
     ):
         "Add a batch. Raises `InputError` as the metrics do."
-        n, before = len(maps), len(self)
-        new = _scores(maps, truth, ensemble, self.scale)
+        n, new = len(maps), _scores(maps, truth, ensemble, self.scale)
         for name, values in (misfits or {}).items():
             new[name] = np.pad(values, (0, n - len(values)), constant_values=np.nan)
+        self._grow(new, cost, n)
+
+    def join(self, other: "Tally"):
+        "Add the records of another tally of the same row behind the own ones."
+        self._grow(other.values, dict(other.cost), len(other))
+
+    def _grow(self, new: dict, cost: dict, n: int):
         if "seconds_per_record" in cost:
+            before = len(self)
             total = before * self.cost.get("seconds_per_record", 0) + n * cost["seconds_per_record"]
             cost["seconds_per_record"] = total / (before + n)
         self.values = {name: np.concatenate([self.values.get(name, np.empty((0, *np.shape(values)[1:]))), values])

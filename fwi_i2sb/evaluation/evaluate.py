@@ -7,6 +7,7 @@ __all__ = ['DEFAULT_STARTS', 'evaluate']
 
 # %% ../../nbs/09_evaluation/03_evaluate.ipynb #e855a916
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ import torch
 # %% ../../nbs/09_evaluation/03_evaluate.ipynb #8f31bf38
 import fwi_i2sb
 from .card import assemble, Tally
+from .kept import joined_tallies, read_tallies, Tallies, write_tallies
 from ..data.degrade import at_frequency, Degradation
 from ..inference.first_guess import starting_models
 from ..inference.run import default_start, is_map_file, own_settings, resimulate, TrainedRun
@@ -24,6 +26,7 @@ from ..metrics.recalibration import QUANTILES
 from ..physics.filters import low_band
 from ..core.errors import InputError
 from ..core.files import open_npy
+from ..core.slurm import PartOf
 from ..inference.validation_data import Batch, read_batch, validation_data
 from ..training.run_dir import first_records
 from ..core.devices import device_name
@@ -171,14 +174,15 @@ def _example(job: _Job, start: str) -> dict:
     return dict(number=batch.record_ids[0], start_name=start) | {name: whole(v) for name, v in maps.items()}
 
 # %% ../../nbs/09_evaluation/03_evaluate.ipynb #0036f6b8
-def _score(job: _Job, answers, first: int, size: int, starts: tuple, tallies: dict, tell):
-    "Add a batch to the tallies, which are kept by start and row."
-    batch = job.read(first, size)
+def _score(job: _Job, answers, first: int, size: int, starts: tuple, tell) -> Tallies:
+    "The tallies of a batch."
+    batch, tallies = job.read(first, size), {}
     for place, start in enumerate(starts):
         for name, kind, maps, ensemble, cost in answers(job, batch, start):
             tally = tallies.setdefault((start, name), Tally(start, name, kind, job.run.scale))
             tally.add(maps, batch.truth, ensemble=ensemble, misfits=_misfits(job, batch, maps), **cost)
         tell(first + len(batch.record_ids) * (place + 1) / len(starts))
+    return tallies
 
 # %% ../../nbs/09_evaluation/03_evaluate.ipynb #46b5756b
 def _about(job: _Job) -> dict:
@@ -200,14 +204,28 @@ def _simulator(run: TrainedRun, degradation: Degradation) -> TrainedRun:
     return replace(run, spec=replace(run.spec, survey=survey))
 
 
-def _tallies(job: _Job, starts: tuple, batch_size: int, tell) -> dict:
-    tallies, n_records = {}, len(job.record_ids)
-    for first in range(0, n_records, batch_size):
-        _score(job, _answers, first, batch_size, starts, tallies, lambda i: tell(_done(job, i, 0), n_records))
-    for first in range(job.fwi_records):
-        _score(replace(job, controls=False), _classical, first, 1, starts, tallies,
-            lambda i: tell(_done(job, n_records, i), n_records))
-    return tallies
+def _one_batch(job: _Job, starts: tuple, batch_size: int, place: int, tell) -> Tallies:
+    "The tallies of a batch: of the networks' ones, and after these of the classical ones."
+    n_records = len(job.record_ids)
+    networks = -(-n_records // batch_size)
+    if place < networks:
+        return _score(job, _answers, place * batch_size, batch_size, starts,
+            lambda i: tell(_done(job, i, 0), n_records))
+    return _score(replace(job, controls=False), _classical, place - networks, 1, starts,
+        lambda i: tell(_done(job, n_records, i), n_records))
+
+
+def _tallies(job: _Job, starts: tuple, batch_size: int, tell, part: PartOf | None, kept: Path | None) -> Tallies | None:
+    "The tallies of all batches; those of other parts, and finished ones, are read. None where some are not there."
+    places = list(range(-(-len(job.record_ids) // batch_size) + job.fwi_records))
+    path, found = lambda place: kept / f"batch-{place:06d}.npz", {}
+    for place in part.among(places) if part else places:
+        found[place] = read_tallies(path(place), job.run.scale) if kept else None
+        if found[place] is None:
+            found[place] = _one_batch(job, starts, batch_size, place, tell)
+            if kept: write_tallies(path(place), found[place])
+    whole = [found[place] if place in found else read_tallies(path(place), job.run.scale) for place in places]
+    return None if None in whole else joined_tallies(whole)
 
 # %% ../../nbs/09_evaluation/03_evaluate.ipynb #7488e2ec
 def evaluate(
@@ -228,8 +246,10 @@ def evaluate(
     fwi_records: int = 0,  # records, from the first, that are also inverted classically
     controls: bool = True,  # whether to ask without seismic and with a wrong record too: two thirds of the calls
     batch_size: int = 8,  # records held at a time: memory, not results
+    part: PartOf | None = None,  # do these batches only, and read the others from `kept`
+    kept: Path | None = None,  # folder in which batches are kept, to continue
     progress=None,  # called with (done, total) records
-) -> dict:  # see `09_evaluation/00_card`
+) -> dict | None:  # see `09_evaluation/00_card`; None where batches of other parts are missing
     """The evaluation card of a run. The second default start alone serves a network that reads no start.
 
     Raises `InputError` for a single record where a wrong one is asked, and for what run or records do not allow."""
@@ -245,7 +265,8 @@ def evaluate(
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records), asked | same | given,
         degradation, engine, misfit_records, fwi_records, controls)
     _check(job, starts)
-    tallies = _tallies(job, starts, batch_size, progress or (lambda done, total: None))
+    tallies = _tallies(job, starts, batch_size, progress or (lambda done, total: None), part, kept)
+    if tallies is None: return None
     settings["samples"] = tallies[starts[0], run.method.name].cost["samples"]
     return assemble(list(tallies.values()), job.record_ids, [data.names[data.store_of(i)] for i in job.record_ids],
         settings, example=_example(job, starts[0]), **_about(job))

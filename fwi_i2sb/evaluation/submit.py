@@ -6,7 +6,7 @@
 __all__ = ['SubmitOptions', 'stamped', 'submit_command', 'SubmissionCheckOptions', 'submission_check_command']
 
 # %% ../../nbs/09_evaluation/06_submit.ipynb #c022ee00
-import hashlib, shutil, sys, zlib
+import shutil, sys, zlib
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
@@ -25,6 +25,7 @@ from ..core.sealed import read_sealed, Schema, write_sealed
 from ..data.layouts import known_facts
 from ..data.sources import source_digest
 from ..data.speed_structure import list_samples, read_gathers, to_horizontal_first
+from .kept import weights_digest
 from .submission import (
     challenge_mape, check_submission, COUNT, expected, pack_submission, score_submission, true_maps)
 from ..inference.options import check_samples, SamplingOptions
@@ -81,17 +82,10 @@ class _Settings(Schema):
     seed: int
     files: dict[str, str]
 
-def _digest(net):
-    "Digest of a network's weights."
-    digest = hashlib.blake2b(digest_size=16)
-    for name, value in net.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
 def _settings(options, run, samples):
-    return dict(run=str(run.path), step=run.step, weights=_digest(run.net), start=options.start or default_start(run),
-        samples=options.samples, nfe=options.nfe, tta=options.tta, seed=options.seed,
-        files={sample.name: source_digest(sample, 1) for sample in samples})
+    return dict(run=str(run.path), step=run.step, weights=weights_digest(run.net),
+        start=options.start or default_start(run), samples=options.samples, nfe=options.nfe, tta=options.tta,
+        seed=options.seed, files={sample.name: source_digest(sample, 1) for sample in samples})
 
 def _check_parts(folder, settings):
     "Refuse finished maps of other settings."

@@ -225,13 +225,25 @@ def _check_velocity(velocity):
         raise InputError(f"velocity goes from {slowest:.3g} to {velocity.max().item():.3g}, which is not in m/s: "
             f"multiply km/s, for instance, by 1000")
 
+# %% ../../nbs/01_physics/00_wave.ipynb #0c47bd13
+def _terms(velocity, survey):
+    "The numbers of the exact scheme without arrays of the framed grid's size, as its fused kernels take them."
+    shape, dt = velocity.shape[-2:], survey.dt
+    nodes = [torch.tensor(_nodes(points, survey, shape, name), device=velocity.device)
+        for points, name in ((survey.sources, "source"), (survey.receivers, "receiver"))]
+    return dict(stencil=(velocity[:, 0] * dt / survey.dx)**2 * (4 / 3), kappa=_rate(velocity, survey.dx).flatten() * dt,
+        push=(velocity[:, 0, *nodes[0]] * dt)**2, wavelet=ricker(survey)[:survey.nt].to(velocity),
+        sources=nodes[0] + NBC, receivers=nodes[1] + NBC, nt=survey.nt)
+
 # %% ../../nbs/01_physics/00_wave.ipynb #f4ce770c
 def _openfwi(velocity, survey, max_velocity):
     if velocity.requires_grad and torch.is_grad_enabled():
         raise InputError("engine 'openfwi' has no gradient; use engine 'deepwave', or detach the velocity")
     _check_courant(velocity, survey)
-    maps = 1 if velocity.device.type == "cpu" else 64
-    return torch.cat([_exact(v, survey) for v in velocity.split(maps)])
+    from fwi_i2sb.physics import kernel
+    fused = lambda v, survey: kernel.run_steps(**_terms(v, survey), frame=NBC)
+    run, maps = fused if kernel.usable(velocity.device) else _exact, 1 if velocity.device.type == "cpu" else 64
+    return torch.cat([run(v, survey) for v in velocity.detach().split(maps)])
 
 ENGINES = {"openfwi": _openfwi, "deepwave": _deepwave}
 

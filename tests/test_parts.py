@@ -1,0 +1,80 @@
+"Work in parts: equal results for any split, continued, by processes here and by submitit's local executor."
+import json
+import shutil
+
+import pytest
+
+from fwi_i2sb.core.commands import options_to_dict
+from fwi_i2sb.core.slurm import run_jobs, SlurmOptions
+from fwi_i2sb.data.command import GenerateOptions
+from fwi_i2sb.physics.wave import surface_survey
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+SHAPE = ("--shape", 16, 16, "--train", 6, "--val", 3, "--shard-size", 2, "--family", "FlatVel_A", "--device", "cpu")
+
+
+@pytest.fixture
+def survey(tmp_path):
+    path = tmp_path / "survey.json"
+    path.write_text(json.dumps(surface_survey(16, 2, nt=40).to_dict()))
+    return path
+
+
+def test_generated_parts_are_the_whole(fwi, survey, tmp_path):
+    words = (*SHAPE, "--survey", survey)
+    assert fwi("generate", tmp_path / "whole", *words).code == 0
+    first = fwi("generate", tmp_path / "parts", *words, "--part", "2/3")
+    assert first.code == 0 and "part 2/3" in first.out
+    there = contents(tmp_path / "parts")
+    assert len(there) == 1 + 2 * len([k for k in range(5) if k % 3 == 1])
+    # the others as jobs: submitit's own executor for one machine
+    options = GenerateOptions(tmp_path / "parts", "FlatVel_A", train=6, val=3, shard_size=2, shape=(16, 16),
+        survey=survey, device="cpu")
+    tasks = [dict(work="fwi_i2sb.data.command:generate_part", options=options_to_dict(options), part=f"{k}/2", first=k,
+        count=1) for k in (1, 2)]
+    done = run_jobs(tasks, tmp_path / ".slurm", "test", SlurmOptions(minutes=5), "local", every=0.1)
+    assert {task["part"] for task in done} == {"1/2", "2/2"}
+    assert contents(tmp_path / "parts") == contents(tmp_path / "whole")
+
+
+def test_what_cannot_be_split_is_refused(refused, survey, tmp_path):
+    words = ("generate", tmp_path / "out", *SHAPE, "--survey", survey)
+    refused(*words, "--part", "4/3", saying=("--part must be", "2/8"))
+    refused(*words, "--part", "x", saying=("--part must be",))
+    refused(*words, "--jobs", 2, saying=("--jobs", "--workers"))
+    refused(*words, "--slurm", saying=("--slurm needs --jobs",))
+    refused(*words, "--slurm", "--jobs", 2, saying=("squeue",) if shutil.which("sbatch") else ("needs Slurm",))
+    refused(*words, "--gpus", 1, saying=("add --slurm",))
+    refused(*words, "--part", "1/2", "--slurm", "--jobs", 2, saying=("remove one",))
+    refused("generate", tmp_path / "out", "--layout", "speed-structure", "--part", "1/2", saying=("no effect",))
+    refused("generate", tmp_path / "out", "--layout", "speed-structure", "--device", "cuda", saying=("no effect",))
+    assert not (tmp_path / "out").exists()
+
+
+def card(folder):
+    "The card without what a clock says."
+    found = json.loads((folder / "card.json").read_text())
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in found["rows"]], found["settings"]
+
+
+def test_an_evaluation_in_parts_is_the_whole(fwi, mini, tmp_path):
+    words = ("--records", 5, "--batch-size", 2, "--samples", 1, "--nfe", 1, "--starts", "linear", "--misfit-records", 1,
+        "--device", "cpu")
+    # in two processes
+    together = fwi("evaluate", mini, *words, "--jobs", 2, "--out", tmp_path / "jobs")
+    assert together.code == 0, together.err
+    # by hand: the last part writes the card, and a damaged batch is made again
+    first = fwi("evaluate", mini, *words, "--part", "2/2", "--out", tmp_path / "parts")
+    assert first.code == 0 and "part 2/2 is done" in first.out and not (tmp_path / "parts" / "card.json").exists()
+    kept, = (tmp_path / "parts").glob(".parts-*")
+    batch, = kept.glob("*.npz")
+    batch.write_bytes(batch.read_bytes()[:-50])
+    assert fwi("evaluate", mini, *words, "--part", "1/2", "--out", tmp_path / "parts").code == 0
+    assert fwi("evaluate", mini, *words, "--out", tmp_path / "parts").code == 0 and not kept.exists()
+    assert card(tmp_path / "parts") == card(tmp_path / "jobs")
