@@ -32,6 +32,7 @@ from .core.registry import import_plugin
 from .data.openfwi import parse_families
 from .data.spec import DataSpec
 from .data.starting_models import parse_start
+from .data.targets import TargetSpec
 from .methods.base import Method
 from .methods.registry import build_method, resolve, try_network
 from .training.best import best_so_far, renew_best, write_best
@@ -49,6 +50,7 @@ from .training.run_dir import (
 from .training.step import (
     checkpoint_bytes, learning_rate, log_name, new_state, save_state, train_step, TrainState)
 from .training.starts import check_starts, prepare_starts
+from .training.targets import check_targets, is_targets
 from .training.validate import VAL_BATCH, validate
 from .training.watch import stop_signal
 
@@ -61,7 +63,8 @@ def check_options(options: TrainOptions):
         for name in ("lr_gamma", "lr_step"):
             if getattr(options.optim, name) != getattr(OptimOptions, name):
                 raise InputError(f"--{name.replace('_', '-')} has no effect with --lr-schedule cosine: remove it")
-    parse_families(options.data.dataset_name)
+    if is_targets(options.data): check_targets(options)
+    else: parse_families(options.data.dataset_name)
     read_start_maps(options.model.corrupt)
     import_plugin(options.run.plugin)
     resolve(options.model)
@@ -92,7 +95,7 @@ def _check_name(name: str | None):
         raise InputError(f"--name must be the name of one folder inside --result-dir (got {name!r})")
 
 
-def _check_method(options: TrainOptions, spec: DataSpec, micro: int) -> Method:
+def _check_method(options: TrainOptions, spec: DataSpec | TargetSpec, micro: int) -> Method:
     "The method; one that cannot learn from data of these sizes is refused."
     if options.model.precondition and spec.moments is None: spec = replace(spec, moments=(1.0, 1.0, 0.5))
     method = build_method(options.model, spec)
@@ -176,6 +179,15 @@ def _tell_set_aside(folder: Path, step: int, source: Path):
 def _prepare(options: TrainOptions, report, accelerator: Accelerator):
     stores = open_store(options, report)
     spec = same_spec(options, data_spec(stores[0], options.data.scaler))
+    starts = [None, None]
+    if not isinstance(spec, TargetSpec): spec, starts = _prepare_starts(options, spec, stores, report, accelerator)
+    _check_method(options, spec, check_batch(options.optim, find_ranks(options.hardware).world).microbatch)
+    taken = f"run {options.folder} is being trained by another process: wait for it, or use another --name"
+    return stores, spec, starts, claim(options.folder, taken) if accelerator.is_main_process else None
+
+
+def _prepare_starts(options: TrainOptions, spec: DataSpec, stores: tuple, report, accelerator: Accelerator):
+    "The specification, with moments where they are needed, and the starting models of both splits."
     for store in stores: store.input_scale = spec.input_scale
     training_augment(options, stores[0])  # refused before anything is written
     starts = []
@@ -185,9 +197,7 @@ def _prepare(options: TrainOptions, report, accelerator: Accelerator):
                 progress=tell))
     if options.model.precondition and spec.moments is None:
         spec = replace(spec, moments=tuple(start_moments(stores[0], starts[0], options.model, options.run.seed)))
-    _check_method(options, spec, check_batch(options.optim, find_ranks(options.hardware).world).microbatch)
-    taken = f"run {options.folder} is being trained by another process: wait for it, or use another --name"
-    return stores, spec, starts, claim(options.folder, taken) if accelerator.is_main_process else None
+    return spec, starts
 
 
 # %% ../nbs/07_training/17_train.ipynb #7da770f5

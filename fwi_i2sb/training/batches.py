@@ -171,16 +171,18 @@ from torch.utils.data import DataLoader
 
 from ..core.workers import end_on_failure, read_ahead
 from ..data.multi_family import MultiFamilyStore
+from ..data.target_store import TargetStore
 from .conditions import reads_residual
 from .options import TrainOptions
+from .targets import TargetSamples
 from .watch import STOP_SIGNALS
 from ..data.starting_models import Start
 
 # %% ../../nbs/07_training/10_batches.ipynb #f55374c6
 def microbatches(
     options: TrainOptions,
-    store: MultiFamilyStore,  # training pairs
-    start: Start | StoredStarts,
+    store: MultiFamilyStore | TargetStore,  # training pairs
+    start: Start | StoredStarts | None,  # None of a data set of arrays
     first: int,  # optimiser step to begin with
     accelerator: Accelerator,
     waiting: list | None = None,  # holds the time since which a batch is waited for, while it is
@@ -190,7 +192,8 @@ def microbatches(
     Close it to end early (`contextlib.closing`): the reading processes then end in order."""
     cuda, seed, workers = accelerator.device.type == "cuda", options.run.seed, options.data.loader_workers
     if workers is None: workers = 4 if cuda else 0
-    samples = TrainingSamples(store, start, options.model, seed, training_augment(options, store))
+    samples = (TargetSamples(store) if isinstance(store, TargetStore)
+        else TrainingSamples(store, start, options.model, seed, training_augment(options, store)))
     keys = Microbatches(store.sizes, options.optim, seed, range(first, options.optim.num_itr),
         accelerator.process_index, accelerator.num_processes, options.data.balance)
     over, waiting = [], [] if waiting is None else waiting

@@ -16,6 +16,7 @@ from torch import nn
 from ..core.errors import InputError
 from .checkpoint import (
     Checkpoint, load_optimizer, optimizer_tensors, prune_checkpoints, save_checkpoint)
+from ..models.vector_net import VectorNet
 from .options import OptimOptions, TrainOptions
 
 # %% ../../nbs/07_training/11_step.ipynb #5e98ab83
@@ -35,7 +36,9 @@ def new_state(nets: dict[str, nn.Module], options: TrainOptions, device: torch.d
     "The state before the first step, on a device, with the decay rates of AdamW's moments."
     for net in nets.values(): net.to(device)
     average = copy.deepcopy(nets["net"]).requires_grad_(False).eval()
-    optimizers = {name: torch.optim.AdamW(net.parameters(), lr=options.optim.lr,
+    weights = lambda net: (net.parameter_groups(options.optim.weight_decay) if isinstance(net, VectorNet)
+        else net.parameters())
+    optimizers = {name: torch.optim.AdamW(weights(net), lr=options.optim.lr,
         weight_decay=options.optim.weight_decay, betas=betas, fused=True) for name, net in nets.items()}
     return TrainState(nets, average, optimizers)
 
