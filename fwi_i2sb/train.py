@@ -34,6 +34,7 @@ from .data.folds import Fold, fold_records
 from .data.openfwi import parse_families
 from .data.spec import DataSpec
 from .data.starting_models import parse_start
+from .data.targets import TargetSpec
 from .methods.base import Method
 from .methods.registry import build_method, resolve, try_network
 from .training.best import best_so_far, check_metric, renew_best, write_best
@@ -56,6 +57,7 @@ from .training.step import (
     checkpoint_bytes, log_name, new_state, note_validation, save_state, train_step, TrainState)
 from .training.schedules import check_schedule, learning_rate
 from .training.starts import check_starts, prepare_starts
+from .training.targets import check_targets, is_targets, target_metrics
 from .training.validate import metric_names, VAL_BATCH, validate
 from .training.watch import stop_signal
 
@@ -64,10 +66,13 @@ def check_options(options: TrainOptions):
     "Refuse bad options before any data is converted; the sizes are read from the headers of the files."
     micro = check_batch(options.optim, find_ranks(options.hardware).world).microbatch
     _check_name(options.run.name)
-    families = parse_families(options.data.dataset_name)
+    if is_targets(options.data):
+        check_targets(options)
+        judged = target_metrics(options.data)
+    else: judged = metric_names(parse_families(options.data.dataset_name))
     read_start_maps(options.model.corrupt)
     import_plugin(options.run.plugin)
-    _check_training(options, families)
+    _check_training(options, judged)
     resolve(options.model)
     parse_start(options.model.corrupt)
     check_starts(options)
@@ -90,12 +95,12 @@ def check_options(options: TrainOptions):
         check_space(options.folder, needed, largest, "its checkpoints", flag="--result-dir")
 
 # %% ../nbs/07_training/17_train.ipynb #83171778
-def _check_training(options: TrainOptions, families: tuple[str, ...]):
+def _check_training(options: TrainOptions, judged: list[str]):
     "How is trained: optimiser, schedule, averages, judging, folds."
     optim, data = options.optim, options.data
     check_optimizer(optim)
     check_schedule(optim)
-    check_metric(options.log, metric_names(families))
+    check_metric(options.log, judged)
     if optim.swa_from is not None and optim.swa_from >= optim.num_itr:
         raise InputError(f"--swa-from {optim.swa_from} must be less than --num-itr {optim.num_itr}: no weights would "
             f"be averaged")
@@ -116,7 +121,7 @@ def _check_name(name: str | None):
         raise InputError(f"--name must be the name of one folder inside --result-dir (got {name!r})")
 
 
-def _check_method(options: TrainOptions, spec: DataSpec, micro: int) -> Method:
+def _check_method(options: TrainOptions, spec: DataSpec | TargetSpec, micro: int) -> Method:
     "The method; one that cannot learn from data of these sizes is refused."
     if options.model.precondition and spec.moments is None: spec = replace(spec, moments=(1.0, 1.0, 0.5))
     method = build_method(options.model, spec)
@@ -208,6 +213,15 @@ def _prepare(options: TrainOptions, report, accelerator: Accelerator):
     if options.run.fresh and accelerator.is_main_process: archive(options.folder)
     stores = open_store(options, report)
     spec = same_spec(options, data_spec(stores[0], options.data.scaler))
+    starts = [None, None]
+    if not isinstance(spec, TargetSpec): spec, starts = _prepare_starts(options, spec, stores, report, accelerator)
+    _check_method(options, spec, check_batch(options.optim, find_ranks(options.hardware).world).microbatch)
+    taken = f"run {options.folder} is being trained by another process: wait for it, or use another --name"
+    return stores, spec, starts, claim(options.folder, taken) if accelerator.is_main_process else None
+
+
+def _prepare_starts(options: TrainOptions, spec: DataSpec, stores: tuple, report, accelerator: Accelerator):
+    "The specification, with moments where they are needed, and the starting models of both splits."
     for store in stores: store.input_scale = spec.input_scale
     training_augment(options, stores[0])  # refused before anything is written
     starts = []
@@ -217,9 +231,7 @@ def _prepare(options: TrainOptions, report, accelerator: Accelerator):
                 progress=tell))
     if options.model.precondition and spec.moments is None:
         spec = replace(spec, moments=tuple(start_moments(stores[0], starts[0], options.model, options.run.seed)))
-    _check_method(options, spec, check_batch(options.optim, find_ranks(options.hardware).world).microbatch)
-    taken = f"run {options.folder} is being trained by another process: wait for it, or use another --name"
-    return stores, spec, starts, claim(options.folder, taken) if accelerator.is_main_process else None
+    return spec, starts
 
 
 # %% ../nbs/07_training/17_train.ipynb #7da770f5

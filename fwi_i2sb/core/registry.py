@@ -30,14 +30,18 @@ class Registry(Mapping):
         group: str | None = None,  # entry points through which other packages add to it
     ):
         self.kind, self.group, self.own, self.pending = kind, group, {}, group is not None
+        self.makers = {}  # by prefix: what makes a thing of the rest of a name, as of timm:resnet18
         Registry.every.append(self)
 
     def __getitem__(self, name: str):
         if name not in self.load():
+            if name in self: return self.makers[name.partition(":")[0]](name.partition(":")[2])
             raise InputError(f"{unknown(self.kind, name, self.own)}; one of your own comes with --import FILE.py")
         return self.own[name]
 
-    def __contains__(self, name) -> bool: return name in self.load()
+    def __contains__(self, name) -> bool:
+        return name in self.load() or ":" in str(name) and str(name).partition(":")[0] in self.makers
+
     def __iter__(self) -> Iterator[str]: return iter(self.load())
     def __len__(self) -> int: return len(self.load())
     def __repr__(self) -> str: return f"Registry({self.kind!r}: {', '.join(self)})"
@@ -65,6 +69,21 @@ def register(
     def add(thing):
         self.own[name] = thing
         return thing
+
+    return add
+
+
+@method_of(Registry)
+def register_prefix(
+    self,
+    prefix: str,  # the word in front of the colon
+) -> Callable:
+    "Decorator that adds a function for names `prefix:REST`: it makes the thing of REST. `InputError` for a taken one."
+    if prefix in self.makers: raise InputError(f"there are {self.kind}s {prefix}:... already: take another prefix")
+
+    def add(make):
+        self.makers[prefix] = make
+        return make
 
     return add
 

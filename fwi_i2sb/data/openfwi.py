@@ -91,12 +91,13 @@ def any_family(name:str|Family, # one of OpenFWI's, or any name that can be a fo
         raise InputError(f"the name of a family may contain letters, digits, '_', '-' and '.' (got {name!r})") from None
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #6397c2d6
-def parse_families(text:str, # "CurveVel_A", a comma list such as "CurveVel_A,FlatVel_B", or "all"
+def parse_families(text:str|None, # "CurveVel_A", a comma list such as "CurveVel_A,FlatVel_B", or "all"
 )->tuple[str, ...]: # names, in the order given; for "all" in that of `FAMILIES`
     """The families that a list names.
 
     A name that is not OpenFWI's stands for other records. Raises `InputError` for a name that cannot name a folder,
     and for a name given twice."""
+    if text is None: raise InputError("--dataset-name is needed: an OpenFWI family, e.g. CurveVel_A, or several")
     if text.strip().lower() == "all": return tuple(FAMILIES)
     names = tuple(any_family(name.strip()).name for name in text.split(","))
     for name in names:

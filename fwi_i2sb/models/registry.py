@@ -27,6 +27,18 @@ class Shapes:
     receivers: int = 70
     map_size: tuple[int, int] = (70, 70)  # cells in depth and x
     maps: int = 1  # maps handed to the network side by side
+    inputs: tuple[int, ...] | None = None  # of a data set of arrays: channels, then sizes
+    outputs: tuple[int, ...] | None = None  # of its targets: (numbers,), or channels, depth, x
+
+    @property
+    def reads(self) -> tuple[int, ...]:
+        "Shape of what a network reads: channels, then sizes."
+        return self.inputs or (self.shots, self.time_samples, self.receivers)
+
+    @property
+    def gives(self) -> tuple[int, ...]:
+        "Shape of what it finds: numbers, or channels, depth, x."
+        return self.outputs or (1, *self.map_size)
 
 
 @dataclass(frozen=True)

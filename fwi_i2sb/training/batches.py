@@ -115,6 +115,7 @@ def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
 # %% ../../nbs/07_training/10_batches.ipynb #03840503
 import signal, time
 from collections.abc import Generator, Iterator
+from functools import partial
 from itertools import takewhile
 
 from accelerate import Accelerator
@@ -122,17 +123,19 @@ from torch.utils.data import DataLoader
 
 from ..core.workers import end_on_failure, read_ahead
 from ..data.multi_family import MultiFamilyStore
+from ..data.target_store import TargetStore
 from .options import TrainOptions
 from .preparation import Preparation
 from .records import already_collated, data_place, Records, ResidentRecords, StoredRecords
+from .targets import moved, TargetSamples
 from .watch import STOP_SIGNALS
 from ..data.starting_models import Start
 
 # %% ../../nbs/07_training/10_batches.ipynb #f55374c6
 def microbatches(
     options: TrainOptions,
-    store: MultiFamilyStore,  # training pairs
-    start: Start | StoredStarts,
+    store: MultiFamilyStore | TargetStore,  # training pairs
+    start: Start | StoredStarts | None,  # None of a data set of arrays
     first: int,  # optimiser step to begin with
     accelerator: Accelerator,
     waiting: list | None = None,  # holds the time since which records are waited for, while they are
@@ -145,23 +148,26 @@ def microbatches(
         accelerator.process_index, accelerator.num_processes, options.data.balance)
     place, device = place or data_place(options, store, accelerator.device)[0], accelerator.device
     if place == "host": store.into_memory()
+    if isinstance(store, TargetStore): stored, prepare = TargetSamples(store), partial(moved, device=device)
+    else:
+        stored = StoredRecords(store, start, options.run.seed, training_augment(options, store))
+        prepare = Preparation(store, start, options.model, options.run.seed, device)
     records = (map(ResidentRecords(store, device).__getitems__, keys) if place == "device"
-        else _read(options, store, start, keys, accelerator))
-    prepare = Preparation(store, start, options.model, options.run.seed, device)
+        else _read(options, stored, keys, accelerator))
     try:
         for part in _timed(records, [] if waiting is None else waiting): yield prepare(part)
     finally:
         if place != "device": records.close()
 
 
-def _read(options: TrainOptions, store: MultiFamilyStore, start: Start | StoredStarts, keys: Microbatches,
-        accelerator: Accelerator) -> Generator[Records]:
+def _read(options: TrainOptions, stored: StoredRecords | TargetSamples, keys: Microbatches, accelerator: Accelerator,
+        ) -> Generator[Records]:
     "Records that reading processes hand over, pinned where there is a GPU."
     cuda, workers, over = accelerator.device.type == "cuda", options.data.loader_workers, []
     if workers is None: workers = 4 if cuda else 0
-    stored = StoredRecords(store, start, options.run.seed, training_augment(options, store))
     first = stored.__getitems__([(0, 0, 0)])
-    size = options.optim.microbatch * sum(part.nbytes for part in first[2:] if part is not None)
+    parts = first.values() if isinstance(first, dict) else first[2:]
+    size = options.optim.microbatch * sum(part.nbytes for part in parts if part is not None)
     batches = read_ahead(DataLoader(stored, batch_sampler=takewhile(lambda key: not over, keys),
         collate_fn=already_collated, num_workers=workers, worker_init_fn=_start_reader,
         multiprocessing_context="spawn" if workers else None, pin_memory=cuda), size * accelerator.num_processes)

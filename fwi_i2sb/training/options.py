@@ -37,8 +37,8 @@ class RunOptions:
 @option_group
 class DataOptions:
     "Which pairs of seismic records and velocity maps are used."
-    dataset_dir: Path  # folder of OpenFWI files (original, train|val/model|data, or Kaggle layout) or of its store
-    dataset_name: str  # OpenFWI family, e.g. CurveVel_A; several joined by commas, or all: joint training, one range
+    dataset_dir: Path  # OpenFWI files (original, train|val/model|data, or Kaggle layout), a file of arrays, or a store
+    dataset_name: str | None = None  # OpenFWI family, e.g. CurveVel_A; several joined by commas, or all: joint training
     balance: Literal["size", "uniform"] = "size"  # several families: each record once an epoch, or each family as often
     part: str | None = None  # parts of the training records, as 1-9/20 (record i is in part i mod 20 + 1); default: all
     start_folds: up_to(1000, 0) = 0  # K: first guesses by that of the runs NAME-1 to NAME-K that has not seen it

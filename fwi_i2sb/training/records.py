@@ -20,6 +20,7 @@ from ..core.workers import SHARED
 from ..data.augment import Augment
 from ..data.multi_family import MultiFamilyStore
 from ..data.starting_models import Start
+from ..data.target_store import TargetStore
 from ..diffusion.sampling import STREAMS
 from .options import TrainOptions
 from .starts import kept_starts, StoredStarts
@@ -105,10 +106,11 @@ def check_place(options: TrainOptions):
 # %% ../../nbs/07_training/18_records.ipynb #f06c9866
 def data_place(
     options: TrainOptions,
-    store: MultiFamilyStore,  # training pairs
+    store: MultiFamilyStore | TargetStore,  # training pairs
     device: torch.device,  # that trains
 ) -> tuple[str, str]:  # device, host or disk; and that in words
     "Where the training records will lie. Raises `InputError` where they do not fit into the device that was asked for."
+    if isinstance(store, TargetStore): return "disk", "arrays on disk"
     size, wanted = len(store) * sum(part.nbytes for part in store.stored([0])), options.data.data_on
     free, shared = _free(device), _free_shared()
     told = lambda place, free: (place, f"{size / 1e9:.3g} GB of records on the {place}, where {free / 1e9:.3g} GB are "

@@ -24,9 +24,12 @@ from ..data.openfwi import parse_families
 from ..data.openfwi_config import load_ranges
 from ..core.commands import options_from_dict, options_to_dict
 from .options import absolute, DataOptions, first_difference, TrainOptions
+from .targets import expected_targets, is_targets, open_targets
 from ..data.multi_family import MultiFamilyStore
 from ..data.scale import PressureScaler
 from ..data.spec import DataSpec, OPENFWI_SPEC
+from ..data.target_store import TargetStore
+from ..data.targets import TargetSpec
 from ..data.starting_models import fit_linear, parse_start, Start
 from ..data.store import convert, StoreDataset
 from ..physics.wave import surface_survey
@@ -36,7 +39,7 @@ from ..data.manifest import default_time_samples, known_manifest, read_manifest,
 FORMAT = 4  # of config.json; before 4 the random draws of a training were others
 
 
-def write_config(folder: Path, options: TrainOptions, spec: DataSpec):
+def write_config(folder: Path, options: TrainOptions, spec: DataSpec | TargetSpec):
     "Write `config.json` of a run: its options and the specification of its data. Makes the folder."
     Path(folder).mkdir(parents=True, exist_ok=True)
     content = {"format": FORMAT, **options_to_dict(absolute(options)), "data_spec": spec.to_dict()}
@@ -60,7 +63,7 @@ def _is_whole(config: dict) -> bool:
 # %% ../../nbs/07_training/01_run_dir.ipynb #c240dc5f
 def read_config(
     folder: Path,  # a run directory
-) -> tuple[TrainOptions, DataSpec]:  # its options, and the specification of its data
+) -> tuple[TrainOptions, DataSpec | TargetSpec]:  # its options, and the specification of its data
     "Read `config.json` of a run, of this format or the previous one. `InputError` where it is missing or damaged."
     path = Path(folder) / "config.json"
     try: values = read_json(path)
@@ -73,11 +76,12 @@ def read_config(
         raise InputError(f"{path} is damaged: {error}") from None
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #c240dc60
-def _from_config(values: dict) -> tuple[TrainOptions, DataSpec]:
+def _from_config(values: dict) -> tuple[TrainOptions, DataSpec | TargetSpec]:
     whole, version, _ = _is_whole(values), values.pop("format", 1), values.pop("checksum", None)
     if version not in range(1, FORMAT + 1):
         raise InputError(f"format {version!r} is not known: install a newer fwi_i2sb")
-    spec = DataSpec.from_dict(values.pop("facts" if version == 1 else "data_spec"))
+    about = values.pop("facts" if version == 1 else "data_spec")
+    spec = (TargetSpec if about.get("kind") == "targets" else DataSpec).from_dict(about)
     run = values["run"]
     if "fine_tune" not in run: run["fine_tune"] = run.pop("ckpt", None)  # that was its name
     model = values["model"]
@@ -94,8 +98,9 @@ def open_store(
     progress=None,  # of the conversion, called with (records done, records in all)
     splits: tuple[str, ...] = ("train", "val"),  # splits to open
     build: bool = True,  # False: use finished stores, and write nothing
-) -> tuple[MultiFamilyStore, ...]:  # one per split
+) -> tuple[MultiFamilyStore | TargetStore, ...]:  # one per split
     "The records of a run's data set; the first process converts a split that is not converted yet."
+    if is_targets(options.data): return open_targets(options.data, progress, splits, build)
     held = tuple(dict.fromkeys("train" if options.data.fold else split for split in splits))
     roots = {name: _convert(options.data, name, progress, held, build)
         for name in parse_families(options.data.dataset_name)}
@@ -154,10 +159,11 @@ def make_start(
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #486b3b7d
 def data_spec(
-    store: MultiFamilyStore,
+    store: MultiFamilyStore | TargetStore,
     scaler: str = "range",  # one of SCALERS; zscore and robust are measured on up to 256 records
-) -> DataSpec:
+) -> DataSpec | TargetSpec:
     "What the model needs to know about its data: ranges, survey, sizes, decimation and the fitted linear start."
+    if isinstance(store, TargetStore): return store.spec
     velocity, seismic = store.physical(0)
     chosen = np.linspace(0, len(store) - 1, min(len(store), 256))
     fitted = None if scaler == "range" else PressureScaler.fit(scaler, torch.stack([store.physical(int(i))[1]
@@ -168,10 +174,11 @@ def data_spec(
         scaler=fitted)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #486b3b7f
-def expected_spec(data: DataOptions) -> DataSpec:
+def expected_spec(data: DataOptions) -> DataSpec | TargetSpec:
     """The sizes of a run's records before anything is converted; everything else is OpenFWI's.
 
     Raises `InputError` where there are no data."""
+    if is_targets(data): return expected_targets(data)
     name, split = parse_families(data.dataset_name)[0], "train" if data.fold else "val"
     source, root = _folders(data, name)
     try: pair = discover(find_root(source, name), name, split=split, val_files=data.val_files)[0]
@@ -227,12 +234,12 @@ def check_links(folder: Path):
 # %% ../../nbs/07_training/01_run_dir.ipynb #d7861ff6
 def same_spec(
     options: TrainOptions,
-    spec: DataSpec,  # of the data as they are now
-) -> DataSpec:  # of the run that is continued, else the one given
+    spec: DataSpec | TargetSpec,  # of the data as they are now
+) -> DataSpec | TargetSpec:  # of the run that is continued, else the one given
     "Refuse with `InputError` to continue a run of this name that has other data."
     if not (options.folder / "config.json").exists(): return spec
     old = read_config(options.folder)[1]
-    if difference := old.difference(spec):
+    if difference := old.difference(spec) if type(old) is type(spec) else "of another kind":
         raise InputError(f"run {options.folder} was trained on other data ({difference}): use its data, or another "
             f"--name")
     return old

@@ -21,7 +21,9 @@ from ..diffusion.sampling import STREAMS
 from .options import TrainOptions
 from .run_dir import first_records
 from .starts import starts_and_gathers, StoredStarts
+from .targets import validate_targets
 from ..data.starting_models import Start
+from ..data.target_store import TargetStore
 from ..methods.base import Method
 from ..methods.trajectories import draw_samples
 
@@ -59,8 +61,8 @@ def metric_names(
 def validate(
     method: Method,
     net: nn.Module,  # network with averaged weights
-    store: MultiFamilyStore,  # validation pairs
-    start: Start | StoredStarts,
+    store: MultiFamilyStore | TargetStore,  # validation pairs
+    start: Start | StoredStarts | None,
     options: TrainOptions,
     accelerator: Accelerator,
 ) -> tuple[dict, dict]:  # metrics of the set; maps in m/s of this rank's first batch
@@ -68,6 +70,8 @@ def validate(
 
     MAE and RMSE in m/s, and normalised; of several families also the MAE of each."""
     size, rank, world = options.optim.microbatch, accelerator.process_index, accelerator.num_processes
+    if isinstance(store, TargetStore):
+        return validate_targets(method, net, store, options, accelerator, VAL_BATCH * options.log.val_batches), {}
     chosen = first_records(store, VAL_BATCH * options.log.val_batches)
     settings, shown = method.sampling_settings(nfe=options.log.val_nfe), {}
     totals = torch.zeros(len(store.sizes), 4, dtype=torch.float64)
