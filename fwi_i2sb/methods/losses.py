@@ -112,6 +112,7 @@ class Criterion:
     step: int = 0  # optimiser step that is computed
     averages: dict[str, float] = field(default_factory=dict)  # of the terms, by name
     last: dict[str, Tensor] = field(default_factory=dict)  # the terms of the last batch, each (batch,)
+    extra: dict[str, Callable[[Judged], Tensor]] = field(default_factory=dict)  # terms that are made of options
 
     @property
     def terms(self) -> dict[str, Tensor]:
@@ -130,7 +131,7 @@ def __call__(self, judged: Judged, keep: Tensor) -> Tensor:
         share, self.last, total = 1 + (self.cond_weight - 1) * keep, {}, 0.0
         for name, weight in self.weights.items():
             with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-                value = find_loss(name)(judged).float() * share
+                value = (self.extra.get(name) or find_loss(name))(judged).float() * share
             self.last[name] = value.detach()
             if weight: total = total + self.factor(name) * value
     return total
