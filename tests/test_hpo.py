@@ -61,9 +61,10 @@ def test_what_cannot_be_searched_is_refused(data, refused, tmp_path):
 
 def test_a_search_in_which_nothing_works_says_why(data, fwi, tmp_path):
     plugin = tmp_path / "nothing.py"
-    plugin.write_text("from fwi_i2sb.methods.losses import LOSSES\nLOSSES.register('nan_trial')(lambda d: d * float('nan'))")
-    said = fwi("hpo", *arguments(data, tmp_path, "search", "--num-itr", 1, "--trials", 1, "--max-skipped", 0, "--import",
-        plugin, "--loss", "nan_trial"))
+    plugin.write_text("from fwi_i2sb.methods.losses import LOSSES\n"
+        "LOSSES.register('nan_trial')(lambda difference: difference * float('nan'))")
+    said = fwi("hpo", *arguments(data, tmp_path, "search", "--num-itr", 1, "--trials", 1, "--max-skipped", 0,
+        "--import", plugin, "--loss", "nan_trial"))
     assert said.code == 1 and "no trial was finished" in said.err and "the gradient was not finite" in said.err
     row, = csv.DictReader((tmp_path / "search" / "trials.csv").open())
     assert row["state"] == "fail" and "not finite" in row["error"] and not (tmp_path / "search" / "best.json").exists()

@@ -89,7 +89,8 @@ def test_what_cannot_be_divided_is_refused(files, refused, mini, tmp_path):
 
 def test_a_fold_that_fails_is_told_at_the_end(files, refused, fwi, tmp_path):
     plugin = tmp_path / "nothing.py"
-    plugin.write_text("from fwi_i2sb.methods.losses import LOSSES\nLOSSES.register('nan_fold')(lambda d: d * float('nan'))")
+    plugin.write_text("from fwi_i2sb.methods.losses import LOSSES\n"
+        "LOSSES.register('nan_fold')(lambda difference: difference * float('nan'))")
     said = fwi(*words(files, tmp_path, "--folds", 2, "--max-skipped", 0, "--import", plugin, "--loss", "nan_fold"))
     assert said.code == 1 and "2 of 2 folds failed, the first is fold-" in said.err
     assert {row["state"] for row in csv.DictReader((tmp_path / "cv" / "cv_results.csv").open())} == {"unfinished"}
