@@ -8,9 +8,9 @@ from processes import arguments
 
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.spec import OPENFWI_SPEC
-from fwi_i2sb.methods.constraints import Constraints, quantities
+from fwi_i2sb.methods.constraints import add_weights, Constraints, quantities
 from fwi_i2sb.methods.expressions import parse_expression
-from fwi_i2sb.methods.losses import Judged
+from fwi_i2sb.methods.losses import Criterion, Judged, parse_losses
 from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.methods.registry import build_method
 from fwi_i2sb.training.run_dir import read_config, read_metrics
@@ -49,6 +49,20 @@ def test_targets_have_names_and_numbers():
             ("max(x) < 2", [1, 1]), ("x[0, 3] * y0 > 0", [0, 9])):
         assert Constraints((text,))(batch).tolist() == cost, text
     with pytest.raises(InputError, match="unknown name 'v'"): Constraints(("v > 0",))(batch)
+
+
+def test_weighted_mse_weighs_targets():
+    spec = SimpleNamespace(target=SimpleNamespace(names=("thickness", "speed")))
+    answer, target = torch.tensor([[1.0, 2.0], [3.0, 5.0]]), torch.zeros(2, 2)
+    criterion = Criterion(parse_losses("weighted_mse"))
+    add_weights(criterion, ModelOptions(loss_weights=(2.0, 0.5)), spec)
+    found = criterion(Judged(answer, target, target, spec), torch.ones(2))
+    assert found.tolist() == [(2 * 1 + 0.5 * 4) / 2, (2 * 9 + 0.5 * 25) / 2]
+    with pytest.raises(InputError, match="must be 2 numbers"):
+        add_weights(criterion, ModelOptions(loss_weights=(1.0,)), spec)
+    for loss in ("weighted_mse", "l2"):
+        with pytest.raises(InputError, match="--loss-weights weighs the targets"):
+            build_method(ModelOptions("tiny", loss=loss, loss_weights=(1.0,)), OPENFWI_SPEC)
 
 
 @pytest.mark.parametrize("text", ["__import__('os')", "v > __import__('os').getpid()", "v.grad > 0", "open('x') > v",

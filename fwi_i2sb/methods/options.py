@@ -37,6 +37,7 @@ class ModelOptions:
     clip_denoise: bool = False  # clip the predicted map to [-1, 1] at every sampling step
     loss: named("loss", str | None) = None  # NAME[:WEIGHT],... or a preset; default: l2; gan: l1,l2; vae: mae,kl:1e-4
     adaptive_loss: Share | None = None  # every term is divided by its moving average of this rate (published: 0.98)
+    loss_weights: tuple[NonNegative, ...] = ()  # of each target of a vector, for the loss weighted_mse
     constraint: tuple[str, ...] = ()  # what the answer must satisfy, in physical units, as "depth_gradient(v) >= 0"
     constraint_file: Path | None = None  # text file with more of these, one a line
     constraint_weight: NonNegative = 0.1  # weight of the violations, in physical units, as a term of the loss
