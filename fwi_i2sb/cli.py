@@ -53,6 +53,8 @@ COMMANDS = {
         "on validation records.", "inference.make_ensemble", "make_ensemble", "EnsembleOptions"),
     "pack": Command("Make a finished pipeline ready to be handed on: float16 weights, checksums, a model card.",
         "inference.pack", "pack", "PackOptions"),
+    "export": Command("Write the network of a run as an ONNX file, with its scaling inside, and of a bridge the steps "
+        "of its sampler.", "inference.onnx", "export_command", "ExportOptions"),
     "invert": Command("Invert validation records of a run's data set, or records given as .npy, SEG-Y or SU.",
         "inference.command", "invert_command", "InvertOptions"),
     "evaluate": Command("Judge a run on validation records, as they are or perturbed: table on screen.",

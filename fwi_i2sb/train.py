@@ -36,6 +36,7 @@ from .data.spec import DataSpec
 from .data.starting_models import parse_start
 from .data.targets import TargetSpec
 from .methods.base import Method
+from .methods.constraints import with_constraints
 from .methods.registry import build_method, resolve, try_network
 from .training.best import best_so_far, check_metric, renew_best, write_best
 from .training.batches import (
@@ -139,9 +140,10 @@ def _check_method(options: TrainOptions, spec: DataSpec | TargetSpec, micro: int
 
 # %% ../nbs/07_training/17_train.ipynb #c31cac02
 def settled(options: TrainOptions) -> TrainOptions:
-    "The options as a run keeps them: the loss by name, sources with absolute paths. Imports the plug-in."
+    "The options as a run keeps them: loss and constraints, sources with absolute paths. Imports the plug-in."
     import_plugin(options.run.plugin)
-    return with_sources(replace(options, model=replace(options.model, loss=resolve(options.model)[0].loss)))
+    model = with_constraints(options.model)
+    return with_sources(replace(options, model=replace(model, loss=resolve(model)[0].loss)))
 
 
 def train(

@@ -110,7 +110,7 @@ def test_a_run_has_its_methods_from_any_import_path(module):
 
 EXTRAS = {"papermill": "sweeps", "submitit": "sweeps", "scipy": "bench", "scoringrules": "eval", "segyio": "segy",
     "wandb": "track", "mlflow": "track", "ipywidgets": "notebook", "jupyterlab": "notebook", "IPython": "notebook",
-    "ipykernel": "notebook"}
+    "ipykernel": "notebook", "optuna": "sweeps", "onnx": "export", "onnxruntime": "export", "onnxscript": "export"}
 HIDE = f"""
 import sys
 from importlib.machinery import PathFinder
@@ -134,7 +134,8 @@ def bare(code: str, *words) -> subprocess.CompletedProcess:
 def test_a_command_names_the_extra_that_it_needs(tmp_path):
     train = "train --result-dir runs --dataset-dir data --dataset-name CurveVel_A --log-writer"
     commands = {"experiment grid.yaml": "papermill", "bench wave": "scipy", f"{train} wandb": "wandb",
-        f"{train} mlflow": "mlflow"}
+        f"{train} mlflow": "mlflow", "export run --onnx net.onnx": "onnx",
+        f"{train} none".replace("train", "hpo", 1): "optuna"}
     done = bare(f"""
 import os; os.chdir({str(tmp_path)!r})
 from fwi_i2sb.cli import main

@@ -134,6 +134,8 @@ def option_table(
     "The options as tables: flag, default, its value in each preset, meaning; those of the command, then its groups."
     fields, presets = dataclasses.fields(options_type), getattr(options_type, "PRESETS", {})
     groups = [f.type for f in fields if dataclasses.is_dataclass(f.type)]
+    # one whose options are all in groups is another command's: they stand there
+    groups = [group for group in groups if any(not dataclasses.is_dataclass(f.type) for f in dataclasses.fields(group))]
     own = [] if len(groups) == len(fields) else [options_type]
     return "\n\n".join(_group_table(group, presets) for group in (*own, *groups))
 

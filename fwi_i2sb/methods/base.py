@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from ..models.registry import build_net, Model, Shapes
 from . import map_losses  # noqa: F401  its terms are known from here on
+from .constraints import add_constraints, add_weights
 from .losses import Criterion, Judged, parse_losses
 from ..core.errors import InputError, unknown
 from ..core.registry import method_of
@@ -66,6 +67,8 @@ class Method:
         self.model, self.options, self.spec = model, options, spec
         self.criterion = Criterion(parse_losses(options.loss or self.usual_loss), options.cond_weight, options.kl_start,
             options.kl_anneal, options.adaptive_loss)
+        add_weights(self.criterion, options, spec)
+        add_constraints(self.criterion, options, spec)
         self.net = build_net(model, shapes, options)
         self.denoiser = Denoiser(self.net)
 

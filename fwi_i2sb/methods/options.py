@@ -6,6 +6,7 @@
 __all__ = ['ModelOptions']
 
 # %% ../../nbs/06_methods/02_options.ipynb #0bd9ce4b
+from pathlib import Path
 from typing import Literal
 
 from ..core.commands import Count, Natural, NonNegative, option_group, Share, up_to
@@ -36,6 +37,11 @@ class ModelOptions:
     clip_denoise: bool = False  # clip the predicted map to [-1, 1] at every sampling step
     loss: named("loss", str | None) = None  # NAME[:WEIGHT],... or a preset; default: l2; gan: l1,l2; vae: mae,kl:1e-4
     adaptive_loss: Share | None = None  # every term is divided by its moving average of this rate (published: 0.98)
+    loss_weights: tuple[NonNegative, ...] = ()  # of each target of a vector, for the loss weighted_mse
+    constraint: tuple[str, ...] = ()  # what the answer must satisfy, in physical units, as "depth_gradient(v) >= 0"
+    constraint_file: Path | None = None  # text file with more of these, one a line
+    constraint_weight: NonNegative = 0.1  # weight of the violations, in physical units, as a term of the loss
+    constraint_reduction: Literal["mse", "mae"] = "mse"  # mean of the violations' squares, or of themselves
     kl_start: Natural = 0  # vae: steps without the term kl
     kl_anneal: Natural = 0  # vae: steps over which the weight of kl then rises
     step_power: NonNegative = 0.0  # density t_index ** POWER of the indices trained on: more near the starting model

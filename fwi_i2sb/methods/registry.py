@@ -96,10 +96,12 @@ def check_loss(options: ModelOptions, method: type[Method]) -> None:
             f"remove it")
     if maps and method.name == "ddpm" and not options.pred_x0:
         raise InputError(f"the loss {maps[0]} looks at maps, and --no-pred-x0 predicts the noise of ddpm: remove one")
+    if method.name == "ddpm" and not options.pred_x0 and options.constraint:
+        raise InputError("--constraint looks at maps, and --no-pred-x0 predicts the noise of ddpm: remove one")
     for name, usual in (("kl_start", 0), ("kl_anneal", 0)):
         if getattr(options, name) != usual and not weights.get("kl"):
             raise InputError(f"--{name.replace('_', '-')} has no effect without a weight of the loss kl: remove it")
-    if options.adaptive_loss is not None and len([w for w in weights.values() if w]) < 2:
+    if options.adaptive_loss is not None and len([w for w in weights.values() if w]) + bool(options.constraint) < 2:
         raise InputError("--adaptive-loss has no effect with a single loss: remove it")
 
 # %% ../../nbs/06_methods/09_registry.ipynb #bf991257

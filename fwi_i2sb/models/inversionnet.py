@@ -98,7 +98,8 @@ def encode(
 def forward(self, xt, t, cond=None):
     self.check_map(xt)
     if cond is None: cond = xt.new_zeros(len(xt), _LATENT, 1, 1, dtype=torch.float32)
-    if len(cond) != len(xt): raise InputError(f"{len(xt)} maps were requested, but {len(cond)} records were encoded")
+    if cond.shape[0] != xt.shape[0]:  # not `len`: an exporter leaves the batch open
+        raise InputError(f"{len(xt)} maps were requested, but {len(cond)} records were encoded")
     features = crop_map(self.decoder(cond), self.map_size)
     with torch.autocast(features.device.type, enabled=False): return self.last(features.float())
 

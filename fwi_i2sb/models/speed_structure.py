@@ -147,6 +147,6 @@ def forward(self, xt, t, cond=None):
     memory, asked = cond[..., 0].mT.split((self.query.shape[1], 1), 2)
     masked = asked[..., 0] == 0
     masked = masked & ~masked.all(1, keepdim=True)
-    x = self.query.expand(len(xt), -1, -1)
+    x = self.query.expand(xt.shape[0], -1, -1)  # not `len`: an exporter leaves the batch open
     for layer in self.ask: x = layer(x, memory, memory_key_padding_mask=masked)
     return self.draw(self.norms[1](x).mT.unflatten(2, self.patches))

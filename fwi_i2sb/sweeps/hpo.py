@@ -28,7 +28,7 @@ from ..training.watch import handled
 # %% ../../nbs/10_sweeps/10_hpo.ipynb #cdcc0b84
 @option_group
 class HPOOptions:
-    "Search for the options that train best; repeat to continue."
+    "Search for the options that train best; takes every option of train, too."
     train: TrainOptions
     trials: up_to(100_000) = 50  # trainings in all, those that are given up among them
     space: named("search space") = "quick"  # which options are varied

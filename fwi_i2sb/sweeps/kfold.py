@@ -27,7 +27,7 @@ from ..training.watch import handled
 # %% ../../nbs/10_sweeps/07_kfold.ipynb #17624d72
 @option_group
 class KFoldOptions:
-    "Train one run per fold and judge each on the source files that it has not seen; repeat to continue."
+    "Train one run per fold and judge each on the files that it has not seen; takes every option of train, too."
     train: TrainOptions
     folds: up_to(MOST_FOLDS, 2) = 5  # number of folds: that many trainings
     jobs: Few = 1  # folds trained at the same time

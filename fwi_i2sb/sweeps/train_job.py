@@ -22,9 +22,12 @@ from ..training.options import TrainOptions
 from ..training.run_dir import check_same_options, read_metrics
 
 # %% ../../nbs/10_sweeps/06_train_job.ipynb #e295a57c
-def end_with_parent(every: float = 1.0):  # seconds between two looks
-    "Send this process SIGTERM when the process that started it is gone."
-    parent = os.getppid()
+def end_with_parent(
+    parent: int,  # number of the process that started this one; it may be gone already
+    every: float = 1.0,  # seconds between two looks
+):
+    "End this process when the one that started it is gone: by SIGTERM, so that a training saves a checkpoint."
+    if os.getppid() != parent: raise SystemExit(128 + signal.SIGTERM)
 
     def watch():
         while os.getppid() == parent: time.sleep(every)
@@ -65,7 +68,8 @@ def start_training(
         with locked(options.folder): pass
     if gpu is not None: options = replace(options, hardware=replace(options.hardware, gpu=gpu))
     log.parent.mkdir(parents=True, exist_ok=True)
-    return children.start([sys.executable, "-m", "fwi_i2sb.sweeps.train_job", *command_words(options)], log, threads)
+    words = ["-m", "fwi_i2sb.sweeps.train_job", os.getpid(), *command_words(options)]
+    return children.start([sys.executable, *words], log, threads)
 
 
 def why(log: Path, code: int) -> str:
@@ -103,5 +107,5 @@ def finished(
 # %% ../../nbs/10_sweeps/06_train_job.ipynb #d5224186
 #| eval: false
 if __name__ == "__main__" and "get_ipython" not in globals():  # run as a module, not as a notebook
-    end_with_parent()
-    train_main()
+    end_with_parent(int(sys.argv[1]))
+    train_main(sys.argv[2:])

@@ -6,6 +6,7 @@
 __all__ = ['RISING', 'falls', 'check_metric', 'Best', 'best_so_far', 'write_best', 'named_checkpoint', 'renew_best']
 
 # %% ../../nbs/07_training/15_best.ipynb #b91728f8
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,7 +48,7 @@ class Best:
     def see(self, step: int, metrics: dict) -> bool:
         "Take note of a validation, with its metrics by name; whether it is the best."
         if self.log.best is None: return False
-        value, sign = metrics[self.log.best], 1 if falls(self.log.best) else -1
+        value, sign = metrics.get(self.log.best, math.nan), 1 if falls(self.log.best) else -1
         better = value == value and (self.value is None or sign * value < sign * self.value)
         if better: self.value, self.step, self.waited = value, step, 0
         else: self.waited += 1
