@@ -44,7 +44,7 @@ def _check_numbers(where: str, shape: tuple, dtype: np.dtype):
     if dtype.kind not in "fiu": raise InputError(f"{where} holds {dtype}, not real numbers")
     if not shape or 0 in shape: raise InputError(f"{where} has shape {tuple(shape)}: it holds no records")
 
-# %% ../../nbs/02_data/27_arrays.ipynb #659e7bed
+# %% ../../nbs/02_data/27_arrays.ipynb #6af5ccc4
 def _header(file) -> tuple[tuple, bool, np.dtype]:
     "Shape, order and type of a .npy stream, which then stands at its first number."
     version = np.lib.format.read_magic(file)
@@ -60,10 +60,14 @@ def _take(file, shape: tuple, dtype: np.dtype) -> np.ndarray:
     return np.frombuffer(data, dtype).reshape(shape)
 
 
-def _stream(open_file, where: str) -> ArrayFile:
-    "The array in a .npy file, or in a member of an archive."
-    with open_file() as file: shape, fortran, dtype = _header(file)
+def _stream(open_file, where: str, size: int) -> ArrayFile:
+    "The array in a .npy file, or in a member of an archive, of so many bytes."
+    with open_file() as file:
+        shape, fortran, dtype = _header(file)
+        begin = file.tell()
     _check_numbers(where, shape, dtype)
+    if begin + math.prod(shape) * dtype.itemsize > size:
+        raise InputError(f"{where} is truncated or damaged (it holds less than its header promises)")
 
     def read(rows):
         with open_file() as file:
@@ -77,7 +81,7 @@ def _stream(open_file, where: str) -> ArrayFile:
 
     return ArrayFile(where, tuple(shape), dtype, read)
 
-# %% ../../nbs/02_data/27_arrays.ipynb #9a700758
+# %% ../../nbs/02_data/27_arrays.ipynb #c91e8fca
 @contextlib.contextmanager
 def _open_npz(path: Path):
     try: archive = zipfile.ZipFile(path)
@@ -89,7 +93,7 @@ def _open_npz(path: Path):
 
 def _member(archive: zipfile.ZipFile, path: Path, name: str) -> ArrayFile:
     where = f"{path}, key {name.removesuffix('.npy')}"
-    try: return _stream(lambda: archive.open(name), where)
+    try: return _stream(lambda: archive.open(name), where, archive.getinfo(name).file_size)
     except InputError: raise
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{where} is truncated or damaged ({error})") from None
@@ -99,7 +103,7 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str) -> ArrayFile:
 def _open_folder(path: Path):
     def array(file):
         open_npy(file)  # its checks
-        return _stream(lambda: open(file, "rb"), str(file))
+        return _stream(lambda: open(file, "rb"), str(file), file.stat().st_size)
 
     yield {file.stem: (lambda file=file: array(file)) for file in sorted(path.glob("*.npy"))
         if not file.name.startswith(".")}
