@@ -17,6 +17,8 @@ $(VENV)/installed: settings.ini setup.py constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	@echo "installing some 145 packages into $(VENV): minutes, most of them for torch"
 	$(BIN)/python -m pip install --use-pep517 $(PIP_ARGS) --constraint constraints.txt --editable ".[dev]"
+	# alone: its networks work without torchvision, whose wheels on PyPI are built for CUDA
+	$(BIN)/python -m pip install $(PIP_ARGS) --constraint constraints.txt --no-deps timm
 	touch $@
 
 setup: $(VENV)/installed  ## make the virtual environment; more options of pip in PIP_ARGS

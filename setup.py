@@ -9,7 +9,8 @@ cfg = configparser.ConfigParser(delimiters=["="])
 cfg.read(here / "settings.ini", encoding="utf-8")
 cfg = cfg["DEFAULT"]
 extras = {key.split("_")[0]: value.split() for key, value in cfg.items() if key.endswith("_requirements")}
-extras["all"] = sorted({need for name, needs in extras.items() if name != "dev" for need in needs})
+# not timm: it brings torchvision, whose wheels fit only one build of torch
+extras["all"] = sorted({need for name, needs in extras.items() if name not in ("dev", "zoo") for need in needs})
 extras["dev"] += extras["all"]
 
 setup(

@@ -5,13 +5,14 @@
 # %% auto #0
 __all__ = ['ArrayOptions', 'input_shape', 'target_shape', 'split_records', 'plan_targets']
 
-# %% ../../nbs/02_data/28_array_options.ipynb #9410bd9a
-import json
+# %% ../../nbs/02_data/28_array_options.ipynb #21a3c742
+import json, math
 
 import numpy as np
 
 from ..core.commands import Count, Natural, option_group, up_to
 from ..core.errors import InputError
+from ..core.files import check_memory
 from .arrays import ArrayFile
 from .targets import target_from_dict
 
@@ -59,7 +60,7 @@ def target_shape(
             f"depth, x), with up to {_MOST_TARGETS} numbers or channels")
     return kind, channels, tuple(shape[-2:]) if kind == "map" else ()
 
-# %% ../../nbs/02_data/28_array_options.ipynb #01709f0a
+# %% ../../nbs/02_data/28_array_options.ipynb #4efc174d
 def split_records(count: int, val_share: float, seed: int) -> dict[str, np.ndarray]:
     "The records of `train` and `val`, rising. Raises `InputError` where two training records are not left."
     n_val = max(1, round(val_share * count))
@@ -88,6 +89,7 @@ def plan_targets(
         raise InputError(f"{x.where} has {x.shape[0]} records, {y.where} {y.shape[0]}: they must be as many")
     shape = input_shape(x.where, x.shape, options.input_channels)
     kind, channels, size = target_shape(y.where, y.shape)
+    check_memory(40 * (math.prod(x.shape[1:]) + math.prod(y.shape[1:])), f"a record of {x.where}")
     names = _labels(options.param_names, channels, "param-names", [f"y{k}" for k in range(channels)])
     units = _labels(options.units, channels, "units", [""] * channels)
     target_from_dict(dict(kind=kind, names=names, units=units, mean=[0] * channels, std=[1] * channels, size=size))

@@ -27,6 +27,8 @@ from ..data.multi_family import MultiFamilyStore
 from ..data.scale import PressureRange, VelocityScale
 from .pipeline import is_pipeline, LAST, Pipeline, read_pipeline
 from ..data.spec import DataSpec
+from ..data.targets import TargetSpec
+from .targets import TargetRun
 from ..training.options import TrainOptions
 from ..training.run_dir import make_start
 from ..training.trained import is_first_guess, restore
@@ -109,8 +111,10 @@ def load_run(
     path: Path | str,  # a run directory, one of its checkpoints/step-N, a pipeline, an ensemble, or hub:NAME
     *, device: str = "auto",  # auto, cpu or cuda
     plugin: Path | None = None,  # Python file that registers the run's model, if it is not one of ours
-) -> TrainedRun:
+) -> TrainedRun | TargetRun:
     """Load a trained run: the newest valid checkpoint, or the one given; of a pipeline its last run, or an ensemble.
+
+    A run on arrays is a `TargetRun`, whose `predict` gives targets in their units.
 
     Raises `InputError` if it is not a run, or a pipeline that is not finished, or damaged, or needs a plug-in that was
     not given."""
@@ -123,6 +127,7 @@ def load_run(
         return open_ensemble(path, device=device, plugin=plugin)
     pipeline = read_pipeline(path) if is_pipeline(path) else None
     run = restore(path / LAST if pipeline else path, device=device, plugin=plugin)
+    if isinstance(run.spec, TargetSpec): return TargetRun.of(run)
     return TrainedRun(run.folder, run.options, run.spec, run.method, run.step, run.device, pipeline)
 
 # %% ../../nbs/08_inference/00_run.ipynb #d9bfc78d

@@ -8,6 +8,8 @@ __all__ = ['ModelsOptions', 'models_command']
 # %% ../../nbs/06_methods/11_command.ipynb #5eefcd11
 from pathlib import Path
 
+import tyro
+
 from ..core.commands import option_group, Plugin, up_to
 from ..core.files import write_json
 from ..core.locks import check_writable
@@ -16,12 +18,13 @@ from ..core.tables import text_table
 from ..data.starting_models import STARTING_MODELS
 from .options import ModelOptions
 from .registry import model_sizes
-from ..models.registry import Shapes
+from ..models.registry import MODELS, Shapes
 
 # %% ../../nbs/06_methods/11_command.ipynb #112b1959
 @option_group
 class ModelsOptions:
     "List the networks that can be trained: what they learn (the first method is the default), and their size."
+    names: tyro.conf.Positional[tuple[str, ...]] = ()  # those that are listed, as timm:resnet18; default: all
     plugin: Plugin = None  # Python file that registers models, methods, encoders, losses or starts of your own
     encoder: named("encoder") = "resize"  # how the seismic enters the U-Nets
     image_size: up_to(2048) | None = None  # side of the square the U-Nets work on; default native
@@ -35,7 +38,7 @@ def models_command(options: ModelsOptions) -> list[dict]:
     if options.json: check_writable(options.json.parent, options.json.name, flag="--json")
     import_plugin(options.plugin)
     chosen = ModelOptions(encoder=options.encoder, image_size=options.image_size, conditional=options.conditional)
-    rows = model_sizes(chosen, Shapes(time_samples=options.time_samples))
+    rows = model_sizes(chosen, Shapes(time_samples=options.time_samples), options.names)
     if options.json:
         options.json.parent.mkdir(parents=True, exist_ok=True)
         write_json(options.json, rows)
@@ -43,5 +46,6 @@ def models_command(options: ModelsOptions) -> list[dict]:
     print(text_table(["model", "methods", "weights", "about"],
         [[row["name"], ", ".join(row["methods"]), row["weights"], about(row)] for row in rows], "<14 < > <"))
     kinds = "method", "encoder", "loss", "loss preset", STARTING_MODELS.kind, "sampler"
-    print("\n" + text_table(["kind", "names"], [[kind, ", ".join(names_of(kind))] for kind in kinds], "<14 <"))
+    more = [["model", ", ".join(f"{prefix}:NAME" for prefix in MODELS.makers)]]
+    print("\n" + text_table(["kind", "names"], more + [[kind, ", ".join(names_of(kind))] for kind in kinds], "<14 <"))
     return rows

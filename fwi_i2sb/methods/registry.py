@@ -155,10 +155,11 @@ def try_network(method: Method, spec: DataSpec | TargetSpec):
 def model_sizes(
     options: ModelOptions,  # as for training; the model's name and the method do not matter
     shapes: Shapes = Shapes(),
+    names: tuple[str, ...] = (),  # of the models; default: all that are registered
 ) -> list[dict]:  # name, methods, weights, critic (None where none learns), about
-    "Every model with its number of trainable weights. Raises `InputError` for one that cannot be built."
+    "Models with their number of trainable weights. Raises `InputError` for one that cannot be built."
     with torch.device("meta"): critic = count_parameters(Critic(shapes.map_size))
-    rows = [(model, methods_of(model)) for model in MODELS.values()]
+    rows = [(model, methods_of(model)) for model in map(MODELS.__getitem__, names or MODELS)]
     return [dict(name=model.name, methods=list(methods), weights=_weights(model, shapes, options),
         critic=critic if methods[0] == "gan" else None, about=model.about) for model, methods in rows]
 

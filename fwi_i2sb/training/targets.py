@@ -6,7 +6,7 @@
 __all__ = ['is_targets', 'open_targets', 'expected_targets', 'target_metrics', 'check_targets', 'TargetSamples', 'moved',
            'judge_records', 'validate_targets']
 
-# %% ../../nbs/07_training/18_targets.ipynb #0b87e5e7
+# %% ../../nbs/07_training/18_targets.ipynb #fb0567b9
 from dataclasses import fields
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from ..data.prepare_targets import planned_spec, prepare_targets, renew_targets
 from ..data.target_store import is_target_store, TargetStore
 from ..data.targets import TargetSpec
 from ..methods.vector import VectorMethod
-from ..metrics.vector import metric_names, TargetErrors
+from ..metrics.vector import TargetErrors
 from .options import DataOptions, LogOptions, TrainOptions
 
 # %% ../../nbs/07_training/18_targets.ipynb #e9870631
