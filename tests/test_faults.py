@@ -156,7 +156,7 @@ def test_a_launcher_that_says_nonsense_is_named(refused, data, tmp_path, monkeyp
     refused("train", *arguments(data, tmp_path, "bad"), saying=(variable,))
 
 
-@pytest.mark.parametrize("free, readers", [(None, 0), (2**20, 0), (4 * 2**20, 1)])
+@pytest.mark.parametrize("free, readers", [(None, 0), (2**20, 0), (2 * 2**20, 1)])
 def test_little_shared_memory_is_less_reading_ahead_and_one_warning(fwi, data, tmp_path, monkeypatch, free, readers):
     from fwi_i2sb.core import files, workers
 

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 # %% ../../nbs/12_bench/02_network.ipynb #15d1f786
 from ..diffusion.bridge import Bridge
-from ..core.devices import check_compiler, resolve_precision
+from ..core.devices import check_compiler, measured_precisions
 from ..diffusion.gaussian_mixture import calls_for_error, GaussianMixtureBridge
 from ..models.unet import build_network
 from ..methods.base import Denoiser
@@ -89,7 +89,7 @@ def resolution(setting: Setting) -> Result:
 def half_precision(setting: Setting) -> Result:
     "Training step of `unet_ch32` in fp32 and under bf16 autocast."
     name, precisions = "step: unet_ch32 native, fp32 or bf16", ("fp32", "bf16")
-    if resolve_precision("auto", setting.device) != "bf16":
+    if setting.device == "cpu" and not measured_precisions():
         return Result(name, 1.4, stopped="skipped: no bf16 arithmetic here")
     net, batch = _network(setting, "unet_ch32"), _batch(setting)
     plain, ours = (partial(_answer, setting, net, batch, precision) for precision in precisions)

@@ -171,7 +171,8 @@ def _read(options: TrainOptions, stored: StoredRecords | TargetSamples, keys: Mi
     batches = read_ahead(DataLoader(stored, batch_sampler=takewhile(lambda key: not over, keys),
         collate_fn=already_collated, num_workers=workers, worker_init_fn=_start_reader,
         multiprocessing_context="spawn" if workers else None, pin_memory=cuda), size * accelerator.num_processes)
-    try: yield from batches
+    try:
+        for part in batches: yield part  # not `yield from`, which would close them
     except GeneratorExit:
         over.append(True)
         for _ in batches: pass
