@@ -23,7 +23,7 @@ from ..data.prepare_targets import planned_spec, prepare_targets, renew_targets
 from ..data.target_store import is_target_store, TargetStore
 from ..data.targets import TargetSpec
 from ..methods.vector import VectorMethod
-from ..metrics.vector import TargetErrors
+from ..metrics.vector import metric_names, TargetErrors
 from .options import DataOptions, LogOptions, TrainOptions
 
 # %% ../../nbs/07_training/18_targets.ipynb #e9870631
