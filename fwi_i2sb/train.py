@@ -40,6 +40,7 @@ from .training.batches import (
 from .training.checkpoint import checkpoints, drop_checkpoints
 from .training.launch import start_processes
 from .training.options import OptimOptions, run_identity, TrainOptions
+from .training.pool import check_simulate, simulated_store
 from .training.processes import open_accelerator
 from .training.ranks import find_ranks
 from .training.records import check_place, data_place
@@ -70,6 +71,7 @@ def check_options(options: TrainOptions):
     check_starts(options)
     check_augment(options)
     check_place(options)
+    check_simulate(options)
     check_same_options(options)
     check_sources(options)
     if options.log.log_writer in ("wandb", "mlflow"):
@@ -175,9 +177,17 @@ def _tell_set_aside(folder: Path, step: int, source: Path):
     print(f"run {folder}: continues from step {step} of {source}{beyond}", file=sys.stderr, flush=True)
 
 
+def _open_stores(options: TrainOptions, report) -> tuple:
+    "Training and validation pairs; those of the training may be made on the way."
+    if options.simulate.simulate is None: return open_store(options, report)
+    validation, = open_store(options, report, splits=("val",))
+    return simulated_store(options, validation), validation
+
+
 def _prepare(options: TrainOptions, report, accelerator: Accelerator):
-    stores = open_store(options, report)
-    spec = same_spec(options, data_spec(stores[0], options.data.scaler))
+    stores = _open_stores(options, report)
+    made = data_spec(stores[0], options.data.scaler) if options.simulate.simulate is None else None
+    spec = same_spec(options, made or stores[0].spec(options.data.scaler))
     for store in stores: store.input_scale = spec.input_scale
     training_augment(options, stores[0])  # refused before anything is written
     starts = []
@@ -199,11 +209,13 @@ def _loop(options, accelerator, state, method, stores, starts, journal, best) ->
     fitted = replace(options, optim=check_batch(optim, accelerator.num_processes), model=resolve(options.model)[0])
     if options.hardware.compile: method.compile()
     loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
-    place, told = data_place(fitted, stores[0], accelerator.device)
+    simulated, report = options.simulate.simulate is not None, dict
+    place, told = (None, stores[0].words) if simulated else data_place(fitted, stores[0], accelerator.device)
     journal.say(f"{told}; {precision_words(options.hardware.precision, accelerator.device.type)}")
     waiting = []
     batches = microbatches(fitted, stores[0], starts[0], state.step, accelerator, waiting, place)
     with stop_signal(waiting) as stopped, contextlib.closing(journal), contextlib.closing(batches):
+        if simulated: report = lambda: stores[0].pool.report()
         while state.step < optim.num_itr and not best.over:
             losses.append(train_step(loss_modules, state, batches, method, fitted, accelerator))
             journal.bar.update()
@@ -211,7 +223,8 @@ def _loop(options, accelerator, state, method, stores, starts, journal, best) ->
             number, last = _agree(stopped(), accelerator), state.step == optim.num_itr
             if last or number or state.step % log.log_every == 0:
                 journal.write(state.step, **_mean_losses(losses, loss_modules, accelerator),
-                    lr=learning_rate(optim, state.step - 1), skipped=state.skipped, **journal.pace(state.step))
+                    lr=learning_rate(optim, state.step - 1), skipped=state.skipped, **journal.pace(state.step),
+                    **report())
                 losses = []
             _check_skipped(state, options)
             better = False

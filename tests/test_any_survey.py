@@ -125,7 +125,8 @@ def test_data_of_others_under_a_name_of_their_own(own_data, survey_file, tmp_pat
     with pytest.raises(InputError, match="velocities from 1400 to 5500 m/s, not 1480 to 5500"):
         MultiFamilyStore([train, StoreDataset(narrow, "train")])
     start = Start(parse_start("linear:1480:5500"), scale=SCALE)
-    batch = Preparation(joint, start, ModelOptions(), 0, "cpu")(StoredRecords(joint, start, 0).__getitems__([(0, 0, 2)]))
+    records = StoredRecords(joint, start, 0).__getitems__([(0, 0, 2)])
+    batch = Preparation(joint, start, ModelOptions(), 0, "cpu")(records)
     torch.testing.assert_close(batch["x0"][0], SCALE.normalize(joint.physical(2)[0]))
     assert batch["x1"].min() == pytest.approx(-1) and batch["x1"].max() == pytest.approx(1)
     words = ("train", "--result-dir", tmp_path / "runs", "--name", "field", "--dataset-dir", tmp_path / "Field",
