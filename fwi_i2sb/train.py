@@ -12,7 +12,7 @@ if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  
 from .training.journal import Journal
 
 # %% ../nbs/07_training/17_train.ipynb #d3c6c6e6
-import contextlib, signal, sys
+import contextlib, shutil, signal, sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -165,6 +165,7 @@ def _train(options: TrainOptions, progress: bool) -> int:
         journal = partial(Journal, options, accelerator, state.step, progress, spec)
         number = 0 if state.step >= options.optim.num_itr or best.over else _loop(
             options, accelerator, state, method, stores, starts, journal(), best)
+        if accelerator.is_main_process and not number: shutil.rmtree(options.folder / "pool", ignore_errors=True)
         if progress and accelerator.is_main_process and not number:
             early = f": {options.log.best} has not improved since step {best.step}" if best.over else ""
             print(f"run {options.folder}: finished at step {state.step}{early}", file=sys.stderr, flush=True)

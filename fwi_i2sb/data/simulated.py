@@ -21,7 +21,7 @@ from ..core.errors import InputError
 from ..core.files import atomic
 from .degrade import at_frequency, Degradation, degrade
 from .geology import sample_velocity
-from .openfwi import parse_families
+from .openfwi import get_family, parse_families
 from .scale import VelocityScale
 from ..physics.filters import decimate
 from ..physics.wave import fit_survey, simulate, Survey
@@ -79,7 +79,7 @@ def parse_mixture(
 ) -> tuple[tuple, tuple]:  # names; shares, which add up to 1
     "Read a mixture of families. Raises `InputError` for an unknown or repeated one, and for a weight that is none."
     words = [word.partition(":") for word in text.split(",")]
-    names = parse_families(",".join(name for name, _, _ in words))
+    names = [get_family(name).name for name in parse_families(",".join(name for name, _, _ in words))]
     try: weights = [float(weight) if colon else 1.0 for _, colon, weight in words]
     except ValueError: weights = []
     if len(weights) != len(names) or not all(0 < w < 1e6 for w in weights):
