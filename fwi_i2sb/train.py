@@ -12,7 +12,7 @@ if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  
 from .training.journal import Journal
 
 # %% ../nbs/07_training/17_train.ipynb #d3c6c6e6
-import contextlib, signal, sys
+import contextlib, shutil, signal, sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -47,6 +47,7 @@ from .training.history import write_history
 from .training.launch import start_processes
 from .training.optimisers import check_optimizer
 from .training.options import run_identity, TrainOptions
+from .training.pool import check_simulate, simulated_store
 from .training.processes import open_accelerator
 from .training.ranks import find_ranks
 from .training.records import check_place, data_place
@@ -79,6 +80,7 @@ def check_options(options: TrainOptions):
     check_starts(options)
     check_augment(options)
     check_place(options)
+    check_simulate(options)
     if options.run.fresh: check_fresh(options)
     else: _check_folder(options)
     if options.log.log_writer in ("wandb", "mlflow"):
@@ -199,6 +201,7 @@ def _train(options: TrainOptions, progress: bool) -> int:
         journal = partial(Journal, options, accelerator, state.step, progress, spec)
         number = 0 if state.step >= options.optim.num_itr or best.over else _loop(
             options, accelerator, state, method, stores, starts, journal(), best)
+        if accelerator.is_main_process and not number: shutil.rmtree(options.folder / "pool", ignore_errors=True)
         if progress and accelerator.is_main_process and not number:
             early = f": {options.log.best} has not improved since step {best.step}" if best.over else ""
             print(f"run {options.folder}: finished at step {state.step}{early}", file=sys.stderr, flush=True)
@@ -211,10 +214,18 @@ def _tell_set_aside(folder: Path, step: int, source: Path):
     print(f"run {folder}: continues from step {step} of {source}{beyond}", file=sys.stderr, flush=True)
 
 
+def _open_stores(options: TrainOptions, report) -> tuple:
+    "Training and validation pairs; those of the training may be made on the way."
+    if options.simulate.simulate is None: return open_store(options, report)
+    validation, = open_store(options, report, splits=("val",))
+    return simulated_store(options, validation), validation
+
+
 def _prepare(options: TrainOptions, report, accelerator: Accelerator):
     if options.run.fresh and accelerator.is_main_process: archive(options.folder)
-    stores = open_store(options, report)
-    spec = same_spec(options, data_spec(stores[0], options.data.scaler))
+    stores = _open_stores(options, report)
+    made = data_spec(stores[0], options.data.scaler) if options.simulate.simulate is None else None
+    spec = same_spec(options, made or stores[0].spec(options.data.scaler))
     starts = [None, None]
     if not isinstance(spec, TargetSpec): spec, starts = _prepare_starts(options, spec, stores, report, accelerator)
     _check_method(options, spec, check_batch(options.optim, find_ranks(options.hardware).world).microbatch)
@@ -243,11 +254,13 @@ def _loop(options, accelerator, state, method, stores, starts, journal, best) ->
     fitted = replace(options, optim=check_batch(optim, accelerator.num_processes), model=resolve(options.model)[0])
     if options.hardware.compile: method.compile()
     loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
-    place, told = data_place(fitted, stores[0], accelerator.device)
+    simulated, report = options.simulate.simulate is not None, dict
+    place, told = (None, stores[0].words) if simulated else data_place(fitted, stores[0], accelerator.device)
     journal.say(f"{told}; {precision_words(options.hardware.precision, accelerator.device.type)}")
     waiting = []
     batches = microbatches(fitted, stores[0], starts[0], state.step, accelerator, waiting, place)
     with stop_signal(waiting) as stopped, contextlib.closing(journal), contextlib.closing(batches):
+        if simulated: report = lambda: stores[0].pool.report()
         while state.step < optim.num_itr and not best.over:
             losses.append(train_step(loss_modules, state, batches, method, fitted, accelerator))
             journal.bar.update()
@@ -256,7 +269,7 @@ def _loop(options, accelerator, state, method, stores, starts, journal, best) ->
             if last or number or state.step % log.log_every == 0:
                 journal.write(state.step, **_mean_losses(losses, loss_modules, accelerator),
                     lr=learning_rate(optim, state.step - 1, state.validations), skipped=state.skipped,
-                    **journal.pace(state.step))
+                    **journal.pace(state.step), **report())
                 losses = []
             _check_skipped(state, options)
             better = False

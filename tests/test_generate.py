@@ -92,12 +92,12 @@ def test_bad_settings_leave_nothing_behind(tmp_path):
 def test_a_dying_worker_is_an_error_not_a_hang(tmp_path, undisturbed, monkeypatch):
     started = []
 
-    def shot(start=tasks._start_worker):
+    def shot(start=tasks.start_worker):
         started.append(start())
         started[-1].kill()
         return started[-1]
 
-    monkeypatch.setattr(tasks, "_start_worker", shot)
+    monkeypatch.setattr(tasks, "start_worker", shot)
     with pytest.raises(ChildProcessError, match="died"):
         generate(tmp_path, "FlatFault_A", **SMALL, workers=2)
     assert all(worker.poll() is not None for worker in started)

@@ -15,6 +15,7 @@ import torch
 from ..core.errors import InputError
 from ..methods.options import ModelOptions
 from .options import OptimOptions, TrainOptions
+from .schedule import Schedule
 from .starts import kept_starts, starts_and_gathers, StoredStarts
 from ..data.augment import Augment, AUGMENTATIONS, parse_augment, Recording
 from ..data.starting_models import Start
@@ -87,19 +88,24 @@ class Microbatches:
     "The keys of this rank's microbatches from one step on: a batch sampler for `DataLoader`."
 
     def __init__(self, sizes: tuple[int, ...], optim: OptimOptions, seed: int, steps: range, rank: int, world: int,
-            balance: str = "size"):
+            balance: str = "size", schedule: Schedule | None = None):
         self.sizes, self.optim, self.seed, self.steps, self.rank, self.world, self.balance = (sizes, optim, seed, steps,
             rank, world, balance)
+        self.schedule = schedule  # of records that are made anew
 
     def __len__(self): return len(self.steps) * self.optim.batch_size // (self.optim.microbatch * self.world)
 
     def __iter__(self):
         share = self.optim.batch_size // self.world
         for step in self.steps:
-            keys = [(step, slot, i) for slot, i in enumerate(batch_indices(self.sizes, self.optim.batch_size, step,
-                self.seed, self.balance))]
+            keys = [(step, slot, i) for slot, i in enumerate(self._records(step))]
             mine = keys[self.rank * share:(self.rank + 1) * share]
             yield from (mine[k:k + self.optim.microbatch] for k in range(0, share, self.optim.microbatch))
+
+    def _records(self, step: int) -> list[int]:
+        size = self.optim.batch_size
+        if self.schedule is None: return batch_indices(self.sizes, size, step, self.seed, self.balance)
+        return [self.schedule.record(p) for p in range(step * size, (step + 1) * size)]
 
 # %% ../../nbs/07_training/10_batches.ipynb #5c1bec01
 def check_batch(optim: OptimOptions, world: int) -> OptimOptions:
@@ -125,6 +131,7 @@ from ..core.workers import end_on_failure, read_ahead
 from ..data.multi_family import MultiFamilyStore
 from ..data.target_store import TargetStore
 from .options import TrainOptions
+from .pool import maker_count, Pool, SimulatedStore
 from .preparation import Preparation
 from .records import already_collated, data_place, Records, ResidentRecords, StoredRecords
 from .targets import moved, TargetSamples
@@ -134,25 +141,27 @@ from ..data.starting_models import Start
 # %% ../../nbs/07_training/10_batches.ipynb #f55374c6
 def microbatches(
     options: TrainOptions,
-    store: MultiFamilyStore | TargetStore,  # training pairs
+    store: MultiFamilyStore | TargetStore | SimulatedStore,  # training pairs
     start: Start | StoredStarts | None,  # None of a data set of arrays
     first: int,  # optimiser step to begin with
     accelerator: Accelerator,
     waiting: list | None = None,  # holds the time since which records are waited for, while they are
-    place: str | None = None,  # where the records lie; default: as `data_place` says
+    place: str | None = None,  # where stored records lie; default: as `data_place` says
 ) -> Generator[dict[str, torch.Tensor]]:
     """This process's microbatches from a step on, made on its device from records that are read ahead.
 
     Close it to end early (`contextlib.closing`): the reading processes then end in order."""
     keys = Microbatches(store.sizes, options.optim, options.run.seed, range(first, options.optim.num_itr),
-        accelerator.process_index, accelerator.num_processes, options.data.balance)
-    place, device = place or data_place(options, store, accelerator.device)[0], accelerator.device
+        accelerator.process_index, accelerator.num_processes, options.data.balance, getattr(store, "schedule", None))
+    device, simulated = accelerator.device, isinstance(store, SimulatedStore)
+    if not simulated: place = place or data_place(options, store, device)[0]
     if place == "host": store.into_memory()
     if isinstance(store, TargetStore): stored, prepare = TargetSamples(store), partial(moved, device=device)
     else:
         stored = StoredRecords(store, start, options.run.seed, training_augment(options, store))
         prepare = Preparation(store, start, options.model, options.run.seed, device)
-    records = (map(ResidentRecords(store, device).__getitems__, keys) if place == "device"
+    records = (_simulated(options, stored, keys, accelerator) if simulated
+        else map(ResidentRecords(store, device).__getitems__, keys) if place == "device"
         else _read(options, stored, keys, accelerator))
     try:
         for part in _timed(records, [] if waiting is None else waiting): yield prepare(part)
@@ -179,6 +188,20 @@ def _read(options: TrainOptions, stored: StoredRecords | TargetSamples, keys: Mi
         raise
 
 # %% ../../nbs/07_training/10_batches.ipynb #d93f1b5e
+def _simulated(options: TrainOptions, stored: StoredRecords, keys: Microbatches, accelerator: Accelerator,
+        ) -> Generator[Records]:
+    "Records of a pool that is renewed meanwhile."
+    makers, store = maker_count(options.simulate.simulate_proc, accelerator.device), stored.store
+    store.pool = Pool(options.folder / "pool" / store.fingerprint, store.recipe, store.schedule,
+        options.optim.batch_size, keys.steps, rank=keys.rank, world=keys.world, processes=makers,
+        device=str(accelerator.device))
+    try:
+        for part in keys:
+            store.pool.reach(part[0][0])
+            yield stored.__getitems__(part)
+    finally: store.pool.close()
+
+
 def _start_reader(worker):
     end_on_failure()
     # the signals reach the reading processes too, but only the main process acts on them

@@ -19,6 +19,7 @@ from ..core.commands import (
     Count, Few, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share, up_to, Workers)
 from ..core.registry import named
 from ..data.scale import SCALERS
+from ..data.simulated import SimulateOptions
 from ..methods.options import ModelOptions
 
 # %% ../../nbs/07_training/00_options.ipynb #dd7d7e0f
@@ -135,6 +136,7 @@ class TrainOptions:
     optim: OptimOptions = OptimOptions()
     log: LogOptions = LogOptions()
     hardware: DeviceOptions = DeviceOptions()
+    simulate: SimulateOptions = SimulateOptions()
 
     @property
     def folder(self) -> Path:
@@ -163,6 +165,7 @@ FREE_OPTIONS = {
     "log.log_writer", "log.log_every", "log.val_every", "log.val_batches", "log.val_nfe", "log.val_maps",
     "log.save_every", "log.keep", "log.best", "log.patience",
     "hardware.device", "hardware.gpu", "hardware.compile", "hardware.deterministic",
+    "simulate.simulate_proc",
     "hardware.num_proc_node", "hardware.node_rank", "hardware.proc_per_node", "hardware.master_address",
     "hardware.master_port",
 }

@@ -224,7 +224,7 @@ def check_links(folder: Path):
 
     The run's folder itself may be one: it was named by the user."""
     folder = Path(folder)
-    inside = [path for below in ("", "checkpoints", "samples", "logs", "set-aside")
+    inside = [path for below in ("", "checkpoints", "samples", "logs", "set-aside", "pool")
         for path in (folder / below).glob("*")]
     for path in [folder / ".lock", *inside]:
         if path.is_symlink():
