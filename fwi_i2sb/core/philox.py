@@ -93,7 +93,7 @@ def _few(self, count: int) -> Tensor:
     found, self.spare = self.spare.split((count, self.spare.shape[1] - count), 1)
     return found
 
-
+# %% ../../nbs/A0_core/13_philox.ipynb #0f66f190
 @method_of(Draws)
 def words(
     self,

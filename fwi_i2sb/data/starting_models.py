@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.philox import Draws, GeneratorDraws
-from ..core.registry import Registry
+from ..core.registry import method_of, Registry
 from .scale import OPENFWI_SCALE, VelocityScale
 from ..physics.wave import OPENFWI
 from ..physics.smoothing import blur_benchmark, blur_custom
@@ -260,5 +260,8 @@ class Start:
             x1[rows] = self._made(kind, x0[rows], draws[rows])
         return x1
 
-    def _made(self, kind, x0, draws):
-        return STARTING_MODELS[self.specs[kind].name].make(self, self.specs[kind].args, x0, draws)
+# %% ../../nbs/02_data/15_starting_models.ipynb #d1b770be
+@method_of(Start)
+def _made(self, kind, x0, draws):
+    spec = self.specs[kind]
+    return STARTING_MODELS[spec.name].make(self, spec.args, x0, draws)

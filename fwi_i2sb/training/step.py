@@ -38,7 +38,7 @@ def new_state(nets: dict[str, nn.Module], options: TrainOptions, device: torch.d
         betas: tuple[float, float] = (0.9, 0.999)) -> TrainState:
     "The state before the first step, on a device, with the decay rates of Adam's moments."
     for net in nets.values():
-        net.to(device, memory_format=getattr(net, "gpu_layout", None) if device.type == "cuda" else None)
+        net.to(device, memory_format=getattr(net, "gpu_layout", None) if torch.device(device).type == "cuda" else None)
     average = copy.deepcopy(nets["net"]).requires_grad_(False).eval()
     optimizers = {name: build_optimizer(net, options.optim, betas) for name, net in nets.items()}
     return TrainState(nets, average, optimizers)
