@@ -36,6 +36,9 @@ class Command(NamedTuple):
         return getattr(module, self.function), getattr(module, self.options)
 
 # %% ../nbs/13_cli/00_cli.ipynb #18453d45
+_SEARCH = Command("Search for the options that train best; takes every option of train, too.", "sweeps.hpo",
+    "hpo_command", "HPOOptions")
+
 COMMANDS = {
     "generate": Command("Make velocity maps and simulate their records, in OpenFWI's own file format or the Speed & "
         "Structure challenge's.", "data.command", "generate_command", "GenerateOptions"),
@@ -67,11 +70,10 @@ COMMANDS = {
         "SECRET_API_KEY.", "serving.command", "serve_command", "ServeOptions"),
     "experiment": Command("Run a notebook once per cell of a grid file; skip what is finished, collect one table.",
         "sweeps.runner", "experiment_command", "ExperimentOptions"),
-    "kfold": Command("Train one run per fold and judge each on the source files that it has not seen; repeat to "
-        "continue.", "sweeps.kfold", "kfold_command", "KFoldOptions"),
-    "hpo": Command("Search for the options that train best; repeat to continue.", "sweeps.hpo", "hpo_command",
-        "HPOOptions"),
-    "tune": Command("Another name for hpo.", "sweeps.hpo", "hpo_command", "HPOOptions"),
+    "kfold": Command("Train one run per fold and judge each on the files that it has not seen; takes every option of "
+        "train, too.", "sweeps.kfold", "kfold_command", "KFoldOptions"),
+    "hpo": _SEARCH,
+    "tune": _SEARCH,
     "demo": Command("Make a few unseen records, invert them with the pipeline that comes with the package, and judge "
         "the maps.", "demo", "demo", "DemoOptions"),
     "demo-train": Command("Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to "
