@@ -36,9 +36,6 @@ class Command(NamedTuple):
         return getattr(module, self.function), getattr(module, self.options)
 
 # %% ../nbs/13_cli/00_cli.ipynb #18453d45
-_SEARCH = Command("Search for the options that train best; takes every option of train, too.", "sweeps.hpo",
-    "hpo_command", "HPOOptions")
-
 COMMANDS = {
     "generate": Command("Make velocity maps and simulate their records, in OpenFWI's own file format or the Speed & "
         "Structure challenge's.", "data.command", "generate_command", "GenerateOptions"),
@@ -68,6 +65,13 @@ COMMANDS = {
         "score it where maps are known.", "evaluation.submit", "submission_check_command", "SubmissionCheckOptions"),
     "serve": Command("Serve trained runs and pipelines: predictions by HTTP, for clients with a key from "
         "SECRET_API_KEY.", "serving.command", "serve_command", "ServeOptions"),
+}
+
+# %% ../nbs/13_cli/00_cli.ipynb #947d98d8
+_SEARCH = Command("Search for the options that train best; takes every option of train, too.", "sweeps.hpo",
+    "hpo_command", "HPOOptions")
+
+COMMANDS |= {
     "experiment": Command("Run a notebook once per cell of a grid file; skip what is finished, collect one table.",
         "sweeps.runner", "experiment_command", "ExperimentOptions"),
     "kfold": Command("Train one run per fold and judge each on the files that it has not seen; takes every option of "

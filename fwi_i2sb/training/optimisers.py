@@ -51,7 +51,8 @@ def build_optimizer(
     "The optimiser of a network. Raises `InputError` for an unknown name."
     found, betas = OPTIMIZERS[optim.optimizer or "adamw"], optim.betas or betas
     given = dict(betas=betas, momentum=optim.momentum, nesterov=optim.nesterov)
-    if optim.optimizer: groups = dict(params=decay_groups(net, optim.weight_decay))
+    if hasattr(net, "parameter_groups"): groups = dict(params=net.parameter_groups(optim.weight_decay))  # its own
+    elif optim.optimizer: groups = dict(params=decay_groups(net, optim.weight_decay))
     else: groups = dict(params=net.parameters(), weight_decay=optim.weight_decay)
     return found.kind(**groups, lr=optim.lr, **{name: given[name] for name in found.uses}, **found.fixed)
 
