@@ -71,13 +71,19 @@ COMMANDS = {
         "score it where maps are known.", "evaluation.submit", "submission_check_command", "SubmissionCheckOptions"),
     "serve": Command("Serve trained runs and pipelines: predictions by HTTP, for clients with a key from "
         "SECRET_API_KEY.", "serving.command", "serve_command", "ServeOptions"),
+}
+
+# %% ../nbs/13_cli/00_cli.ipynb #947d98d8
+_SEARCH = Command("Search for the options that train best; takes every option of train, too.", "sweeps.hpo",
+    "hpo_command", "HPOOptions")
+
+COMMANDS |= {
     "experiment": Command("Run a notebook once per cell of a grid file; skip what is finished, collect one table.",
         "sweeps.runner", "experiment_command", "ExperimentOptions"),
-    "kfold": Command("Train one run per fold and judge each on the source files that it has not seen; repeat to "
-        "continue.", "sweeps.kfold", "kfold_command", "KFoldOptions"),
-    "hpo": Command("Search for the options that train best; repeat to continue.", "sweeps.hpo", "hpo_command",
-        "HPOOptions"),
-    "tune": Command("Another name for hpo.", "sweeps.hpo", "hpo_command", "HPOOptions"),
+    "kfold": Command("Train one run per fold and judge each on the files that it has not seen; takes every option of "
+        "train, too.", "sweeps.kfold", "kfold_command", "KFoldOptions"),
+    "hpo": _SEARCH,
+    "tune": _SEARCH,
     "demo": Command("Make a few unseen records, invert them with the pipeline that comes with the package, and judge "
         "the maps.", "demo", "demo", "DemoOptions"),
     "demo-train": Command("Generate, convert, train, invert and evaluate in one go, in minutes on two cores; repeat to "

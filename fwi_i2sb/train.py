@@ -30,7 +30,6 @@ from .core.files import warn_once
 from .core.locks import check_space, check_writable, claim, leave
 from .core.modules import make_callable
 from .core.registry import import_plugin
-from .data.folds import Fold, fold_records
 from .data.openfwi import parse_families
 from .data.spec import DataSpec
 from .data.starting_models import parse_start
@@ -38,14 +37,14 @@ from .data.targets import TargetSpec
 from .methods.base import Method
 from .methods.constraints import with_constraints
 from .methods.registry import build_method, resolve, try_network
-from .training.best import best_so_far, check_metric, renew_best, write_best
+from .training.best import best_so_far, renew_best, write_best
 from .training.batches import (
     check_augment, check_batch, microbatches, start_moments, training_augment)
 from .training.checkpoint import checkpoints, drop_checkpoints
+from .training.checks import check_training
 from .training.fresh import archive, check_fresh
 from .training.history import write_history
 from .training.launch import start_processes
-from .training.optimisers import check_optimizer
 from .training.options import run_identity, TrainOptions
 from .training.pool import check_simulate, simulated_store
 from .training.processes import open_accelerator
@@ -54,10 +53,10 @@ from .training.records import check_place, data_place
 from .training.resume import check_sources, restore_state, resumes_from, set_aside, with_sources
 from .training.run_dir import (
     check_links, check_same_options, data_spec, expected_spec, open_store, read_start_maps,
-    same_spec, training_sources, truncate_metrics, write_config)
+    same_spec, truncate_metrics, write_config)
 from .training.step import (
     checkpoint_bytes, log_name, new_state, note_validation, save_state, train_step, TrainState)
-from .training.schedules import check_schedule, learning_rate
+from .training.schedules import learning_rate
 from .training.starts import check_starts, prepare_starts
 from .training.targets import check_targets, is_targets, target_metrics
 from .training.validate import metric_names, VAL_BATCH, validate
@@ -74,7 +73,7 @@ def check_options(options: TrainOptions):
     else: judged = metric_names(parse_families(options.data.dataset_name))
     read_start_maps(options.model.corrupt)
     import_plugin(options.run.plugin)
-    _check_training(options, judged)
+    check_training(options, judged)
     resolve(options.model)
     parse_start(options.model.corrupt)
     check_starts(options)
@@ -98,21 +97,6 @@ def check_options(options: TrainOptions):
         check_space(options.folder, needed, largest, "its checkpoints", flag="--result-dir")
 
 # %% ../nbs/07_training/17_train.ipynb #83171778
-def _check_training(options: TrainOptions, judged: list[str]):
-    "How is trained: optimiser, schedule, averages, judging, folds."
-    optim, data = options.optim, options.data
-    check_optimizer(optim)
-    check_schedule(optim)
-    check_metric(options.log, judged)
-    if optim.swa_from is not None and optim.swa_from >= optim.num_itr:
-        raise InputError(f"--swa-from {optim.swa_from} must be less than --num-itr {optim.num_itr}: no weights would "
-            f"be averaged")
-    if data.fold is not None:
-        if data.part: raise InputError("--part and --fold both choose records: give one of them")
-        for sources in training_sources(data).values():
-            fold_records([count for _, count in sources], Fold.parse(data.fold), options.run.seed)
-
-
 def _check_folder(options: TrainOptions):
     check_same_options(options)
     check_sources(options)

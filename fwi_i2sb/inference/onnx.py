@@ -77,7 +77,7 @@ def _quiet():
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(io.StringIO()), torch.no_grad(): yield
     finally: logger.setLevel(before)
 
-
+# %% ../../nbs/08_inference/25_onnx.ipynb #08a3daf6
 def _write(module: OneCall | BridgeStep, path: Path):
     "Export a module. Raises `InputError` with the exporter's complaint."
     args, batch = examples(module, 2), torch.export.Dim("batch")
@@ -111,7 +111,7 @@ def _about(run: Restored, module: OneCall | BridgeStep) -> dict:
         units=dict(record="pressure, as in the training data", velocity="m/s"), dt=spec.dt, dx=spec.survey.dx,
         low=spec.velocity.low, high=spec.velocity.high)
 
-
+# %% ../../nbs/08_inference/25_onnx.ipynb #ba77ab58
 def export_command(options: ExportOptions) -> Path:
     """Write the ONNX file of a run, and what belongs to it.
 

@@ -36,7 +36,7 @@ class OneCall(nn.Module):
         x0 = self.net(x1, x1[:, 0, 0, 0] * 0, cond)
         return spec.velocity.denormalize(x0.clamp(-1, 1) if options.clip_denoise else x0)
 
-
+# %% ../../nbs/08_inference/24_onnx_parts.ipynb #cbe63411
 class BridgeStep(nn.Module):
     "The estimate of the clean map at one time index of a bridge."
     inputs = "record", "state", "t_index"

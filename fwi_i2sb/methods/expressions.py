@@ -67,7 +67,7 @@ def _number(node: ast.expr) -> float | None:
     if not math.isfinite(value): raise InputError("it holds a number that is too large")
     return sign * value
 
-
+# %% ../../nbs/06_methods/13_expressions.ipynb #ccb76e6a
 def _check(node: ast.expr, level: int = 0):
     "Raise `InputError` for anything that is not on the list."
     if level > DEEPEST: raise InputError(f"it is nested more than {DEEPEST} levels deep")

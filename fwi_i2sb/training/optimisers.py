@@ -14,7 +14,6 @@ from torch import nn
 from ..core.commands import flag_of
 from ..core.errors import InputError
 from ..core.registry import Registry
-from ..models.vector_net import VectorNet
 from .options import OptimOptions
 
 # %% ../../nbs/07_training/19_optimisers.ipynb #c8fdf84c
@@ -39,7 +38,6 @@ for _name, _kind, _uses, _fixed in (
 # %% ../../nbs/07_training/19_optimisers.ipynb #3bc3f762
 def decay_groups(net: nn.Module, weight_decay: float) -> list[dict]:
     "Parameter groups of an optimiser: what is decayed, and biases and norms, which are not."
-    if isinstance(net, VectorNet): return net.parameter_groups(weight_decay)
     parts = {True: [], False: []}
     for weight in net.parameters(): parts[weight.ndim > 1].append(weight)
     return [dict(params=part, weight_decay=weight_decay if decays else 0.0) for decays, part in parts.items() if part]
@@ -53,7 +51,8 @@ def build_optimizer(
     "The optimiser of a network. Raises `InputError` for an unknown name."
     found, betas = OPTIMIZERS[optim.optimizer or "adamw"], optim.betas or betas
     given = dict(betas=betas, momentum=optim.momentum, nesterov=optim.nesterov)
-    if optim.optimizer or isinstance(net, VectorNet): groups = dict(params=decay_groups(net, optim.weight_decay))
+    if hasattr(net, "parameter_groups"): groups = dict(params=net.parameter_groups(optim.weight_decay))  # its own
+    elif optim.optimizer: groups = dict(params=decay_groups(net, optim.weight_decay))
     else: groups = dict(params=net.parameters(), weight_decay=optim.weight_decay)
     return found.kind(**groups, lr=optim.lr, **{name: given[name] for name in found.uses}, **found.fixed)
 
