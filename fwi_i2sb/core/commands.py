@@ -243,7 +243,7 @@ def exit_codes():
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted: repeat the command to continue (invert begins again)", file=sys.stderr)
+        print("interrupted: repeat the command to continue", file=sys.stderr)
         raise SystemExit(130) from None
 
 # %% ../../nbs/A0_core/02_commands.ipynb #5409895e

@@ -27,7 +27,7 @@ from ..data.openfwi import FAMILIES
 from .card_figure import card_figure
 from .card_text import markdown, table
 from .evaluate import evaluate
-from .kept import kept_folder, weights_digest
+from ..inference.kept import kept_folder, weights_digest
 from ..inference.options import check_samples, SamplingOptions
 from ..inference.run import load_run, results_folder
 from ..inference.validation_data import validation_data
