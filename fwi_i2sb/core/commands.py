@@ -139,8 +139,9 @@ def option_table(
 ) -> str:  # Markdown
     "The options as tables: flag, default, its value in each preset, meaning; those of the command, then its groups."
     fields, presets = dataclasses.fields(options_type), getattr(options_type, "PRESETS", {})
-    groups = [f.type for f in fields if dataclasses.is_dataclass(f.type)]
-    own = [] if len(groups) == len(fields) else [options_type]
+    inner = lambda group: [f.type for f in dataclasses.fields(group) if dataclasses.is_dataclass(f.type)]
+    groups = [part for group in inner(options_type) for part in (group, *inner(group))]
+    own = [] if len(inner(options_type)) == len(fields) else [options_type]
     return "\n\n".join(_group_table(group, presets) for group in (*own, *groups))
 
 # %% ../../nbs/A0_core/02_commands.ipynb #4558005a

@@ -135,7 +135,8 @@ def evaluate_part(options: dict, part: str, first: int, count: int):
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, or continue to do so; print the table and write the card, unless other parts are missing."
     device = resolve_device(options.device)
-    count = number_of_parts(options.split, device)
+    batches = -(-options.sampling.records // options.batch_size) + options.fwi_records
+    count = number_of_parts(options.split, device, batches)
     judge, folder, identity, data, kept = _prepare(options)
     if count > 1:
         with progress_bar("evaluate", "parts") as progress:

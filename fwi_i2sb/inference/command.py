@@ -255,7 +255,8 @@ def invert_part(options: dict, part: str, first: int, count: int):
 def invert_command(options: InvertOptions) -> Path:
     "Invert, write `NAME.npz` and `NAME.png` for every file of records, and print the data misfit before and after."
     device = resolve_device(options.device)
-    count = number_of_parts(options.split, device)
+    units = len(record_files(options.record)) if options.record else -(-options.sampling.records // 8)
+    count = number_of_parts(options.split, device, units)
     if count > 1:
         out = options.out or results_folder(load_run(options.run, device=options.device, plugin=options.plugin))
         with progress_bar("invert", "parts") as progress:
