@@ -2,6 +2,7 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from fwi_i2sb.core.commands import options_to_dict
@@ -78,3 +79,49 @@ def test_an_evaluation_in_parts_is_the_whole(fwi, mini, tmp_path):
     assert fwi("evaluate", mini, *words, "--part", "1/2", "--out", tmp_path / "parts").code == 0
     assert fwi("evaluate", mini, *words, "--out", tmp_path / "parts").code == 0 and not kept.exists()
     assert card(tmp_path / "parts") == card(tmp_path / "jobs")
+
+
+def results(path):
+    with np.load(path) as found: return {name: found[name] for name in found.files if name != "provenance"}
+
+
+def test_an_inversion_in_parts_is_the_whole(fwi, mini, data, tmp_path, monkeypatch):
+    monkeypatch.setattr("fwi_i2sb.inference.command._batches", lambda *given: iter([(0, 2), (2, 4), (4, 5)]))
+    words = ("invert", mini, "--records", 5, "--samples", 2, "--nfe", 2, "--device", "cpu")
+    first = fwi(*words, "--part", "2/2", "--out", tmp_path / "parts")
+    assert first.code == 0 and "part 2/2 is done" in first.out
+    assert [path.name[:7] for path in (tmp_path / "parts").iterdir()] == [".parts-"]
+    done = fwi(*words, "--part", "1/2", "--out", tmp_path / "parts")
+    assert done.code == 0, done.err
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["validation-5.npz", "validation-5.png"]
+    assert fwi(*words, "--out", tmp_path / "whole").code == 0
+    parts, whole = (results(tmp_path / name / "validation-5.npz") for name in ("parts", "whole"))
+    for name, values in whole.items(): np.testing.assert_array_equal(parts[name], values)
+    # an interruption: the finished batches are not inverted again
+    from fwi_i2sb.inference import command
+    real, asked = command._one_batch, []
+
+    def stops(options, run, work, i, j, progress):
+        asked.append(i)
+        if asked == [0, 2]: raise KeyboardInterrupt
+        return real(options, run, work, i, j, progress)
+    monkeypatch.setattr(command, "_one_batch", stops)
+    assert fwi(*words, "--out", tmp_path / "stopped").code == 130
+    assert fwi(*words, "--out", tmp_path / "stopped").code == 0 and asked == [0, 2, 2, 4]
+    again = results(tmp_path / "stopped" / "validation-5.npz")
+    for name, values in whole.items(): np.testing.assert_array_equal(again[name], values)
+
+
+def test_files_in_parts_each_have_their_result(fwi, mini, data, tmp_path):
+    record = np.load(next((data / "data").glob("*.npy")), mmap_mode="r")
+    (tmp_path / "in").mkdir()
+    for k in range(3): np.save(tmp_path / "in" / f"r{k}.npy", record[k, :, ::4])
+    words = ("invert", mini, "--record", tmp_path / "in", "--samples", 1, "--nfe", 1, "--device", "cpu", "--out",
+        tmp_path / "out")
+    assert fwi(*words, "--part", "2/2").code == 0
+    made = tmp_path / "out" / "r1.npz"
+    assert [path.name for path in (tmp_path / "out").glob("*.npz")] == ["r1.npz"]
+    before = made.stat().st_mtime_ns
+    done = fwi(*words, "--jobs", 2)
+    assert done.code == 0 and "wrote 3 of 3 results" in done.out, done.err
+    assert made.stat().st_mtime_ns == before and len(list((tmp_path / "out").glob("*.npz"))) == 3

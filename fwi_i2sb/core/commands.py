@@ -133,10 +133,12 @@ def option_table(
 ) -> str:  # Markdown
     "The options as tables: flag, default, its value in each preset, meaning; those of the command, then its groups."
     fields, presets = dataclasses.fields(options_type), getattr(options_type, "PRESETS", {})
-    groups = [f.type for f in fields if dataclasses.is_dataclass(f.type)]
+    inner = lambda group: [f.type for f in dataclasses.fields(group) if dataclasses.is_dataclass(f.type)]
+    given = [f.type for f in fields if dataclasses.is_dataclass(f.type)]
+    groups = [part for group in given for part in (group, *inner(group))]
     # one whose options are all in groups is another command's: they stand there
     groups = [group for group in groups if any(not dataclasses.is_dataclass(f.type) for f in dataclasses.fields(group))]
-    own = [] if len(groups) == len(fields) else [options_type]
+    own = [] if len(given) == len(fields) else [options_type]
     return "\n\n".join(_group_table(group, presets) for group in (*own, *groups))
 
 # %% ../../nbs/A0_core/02_commands.ipynb #4558005a
@@ -239,7 +241,7 @@ def exit_codes():
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:
-        print("interrupted: repeat the command to continue (invert begins again)", file=sys.stderr)
+        print("interrupted: repeat the command to continue", file=sys.stderr)
         raise SystemExit(130) from None
 
 # %% ../../nbs/A0_core/02_commands.ipynb #5409895e

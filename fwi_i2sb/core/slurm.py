@@ -73,8 +73,10 @@ def parts_here(
 ) -> int: return max(1, torch.cuda.device_count()) if device == "cuda" else 1
 
 
-def number_of_parts(split: SplitOptions, device: str) -> int:
-    "Into how many parts the work goes; 1: no split. Raises `InputError` for options that contradict each other."
+def number_of_parts(split: SplitOptions, device: str, units: int = 10**9) -> int:
+    """Into how many parts some units of work go; 1: no split.
+
+    Raises `InputError` for options that contradict each other."""
     if split.slurm: need("submitit", "--slurm", "sweeps")
     else: refuse_job_options(split.job)
     if split.part is not None:
@@ -82,7 +84,7 @@ def number_of_parts(split: SplitOptions, device: str) -> int:
         if split.slurm or split.jobs: raise InputError("--part is one of the parts that --jobs makes: remove one")
         return 1
     if split.slurm and split.jobs is None: raise InputError("--slurm needs --jobs, the number of jobs")
-    return split.jobs or parts_here(device)
+    return split.jobs or max(1, min(parts_here(device), units))
 
 # %% ../../nbs/A0_core/14_slurm.ipynb #21db6994
 def queue(name: str) -> set[str] | None:

@@ -27,7 +27,7 @@ from ..data.openfwi import FAMILIES
 from .card_figure import card_figure
 from .card_text import markdown, table
 from .evaluate import evaluate
-from .kept import kept_folder, weights_digest
+from ..inference.kept import kept_folder, weights_digest
 from ..inference.options import check_samples, SamplingOptions
 from ..inference.run import load_run, results_folder
 from ..inference.validation_data import validation_data
@@ -135,7 +135,8 @@ def evaluate_part(options: dict, part: str, first: int, count: int):
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, or continue to do so; print the table and write the card, unless other parts are missing."
     device = resolve_device(options.device)
-    count = number_of_parts(options.split, device)
+    batches = -(-options.sampling.records // options.batch_size) + options.fwi_records
+    count = number_of_parts(options.split, device, batches)
     judge, folder, identity, data, kept = _prepare(options)
     if count > 1:
         with progress_bar("evaluate", "parts") as progress:

@@ -233,12 +233,11 @@ def evaluate(
     data: MultiFamilyStore | None = None,  # where records come from; default: the run's validation records
     *, n_records: int = 50,  # how many; of several families, from each in turn
     starts: tuple[str, ...] | None = None,  # starting models; default: as `_named_starts`
-    samples: int | None = None,  # as in `invert`
-    nfe: int | None = None, sampler: str | None = None, eta: float | None = None,  # as in `invert`
-    w: float = 1.0, clip_denoise: bool | None = None,  # as in `invert`
-    passes: int | None = None, refine_tv: float | None = None,  # as in `invert`
+    samples: int | None = None, nfe: int | None = None,  # as in `invert`
+    sampler: str | None = None, eta: float | None = None,  # as in `invert`
+    w: float = 1.0, clip_denoise: bool | None = None, passes: int | None = None,  # likewise
+    refine_tv: float | None = None, tta: str | None = None, post: str | None = None,  # likewise
     guide: int | None = None, refine: int | None = None,  # likewise; steps end at the noise of the degradation
-    tta: str | None = None, post: str | None = None,  # as in `invert`
     seed: int = 0,  # of starts, samples and perturbations
     misfit_records: int = 8,  # records, from the first, that are simulated for the data misfit
     engine: str = "deepwave",  # forward operator of the misfit, and of records that are re-simulated
@@ -246,8 +245,7 @@ def evaluate(
     fwi_records: int = 0,  # records, from the first, that are also inverted classically
     controls: bool = True,  # whether to ask without seismic and with a wrong record too: two thirds of the calls
     batch_size: int = 8,  # records held at a time: memory, not results
-    part: PartOf | None = None,  # do these batches only, and read the others from `kept`
-    kept: Path | None = None,  # folder in which batches are kept, to continue
+    part: PartOf | None = None, kept: Path | None = None,  # these batches only; folder in which all are kept
     progress=None,  # called with (done, total) records
 ) -> dict | None:  # see `09_evaluation/00_card`; None where batches of other parts are missing
     """The evaluation card of a run. The second default start alone serves a network that reads no start.

@@ -25,9 +25,9 @@ from ..core.sealed import read_sealed, Schema, write_sealed
 from ..data.layouts import known_facts
 from ..data.sources import source_digest
 from ..data.speed_structure import list_samples, read_gathers, to_horizontal_first
-from .kept import weights_digest
 from .submission import (
     challenge_mape, check_submission, COUNT, expected, pack_submission, score_submission, true_maps)
+from ..inference.kept import weights_digest
 from ..inference.options import check_samples, SamplingOptions
 from ..inference.post_process import post_process
 from ..inference.run import check_survey, default_start, load_run, TrainedRun

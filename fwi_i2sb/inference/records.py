@@ -89,6 +89,7 @@ class Work:
     changes: list[str] = field(default_factory=list)  # what was done to a record of another survey
     missing: int = 0  # traces that were not there
     original: np.ndarray | None = None  # (shots, receivers): neither resampled nor interpolated; None: all
+    fingerprint: str = ""  # of the data set that they are from
 
     @property
     def about(self) -> dict:

@@ -19,6 +19,7 @@ from torch import Tensor
 from ..core.commands import flag_of
 from ..core.errors import InputError
 from ..core.files import open_npy
+from ..core.locks import check_space
 from ..core.registry import method_of
 from ..core.tasks import check_reply, send, start_worker, stop_worker
 from ..data.multi_family import MultiFamilyStore
@@ -134,8 +135,7 @@ def read(self, numbers: list[int], velocity: Tensor, seismic: Tensor):
 def report(self) -> dict:
     "Records used so far, how often each, and the shares of the time since the last report in which one side waited."
     samples, now = (self.step + 1) * self.batch_size, time.monotonic()
-    size, passed = self.schedule.size or 1, max(now - self.last, 1e-9)
-    records = max(self.schedule.record(p) for p in range(max(0, samples - size), samples)) + 1
+    records, passed = self.schedule.used(samples), max(now - self.last, 1e-9)
     idle = self.makers.idle if self.makers else 0.0
     found = dict(records_made=records, reuse=samples / records, training_waits=self.waited / passed,
         simulation_waits=idle / passed)
@@ -164,6 +164,13 @@ class SimulatedStore:
         self._shapes, self._first = [part.shape for part in like.physical(0)], None
 
     def __len__(self): return CHUNK
+
+    def check_disk(self, folder: Path, batch_size: int):
+        "Raise `InputError` where a pool in a folder does not fit on the disk."
+        record = 8 + self._shapes[0].numel() * 4 + self._shapes[1].numel() * getattr(torch, self.recipe.dtype).itemsize
+        records = (self.schedule.size or 0) * (1 + 1 / self.schedule.reuse) + 16 * batch_size + 8 * CHUNK
+        there = sum(path.stat().st_size for path in folder.glob("*/chunk-*.npy"))
+        check_space(folder, int(records * record) - there, CHUNK * record, "the records of the pool", "--result-dir")
 
     @property
     def words(self) -> str:
@@ -208,7 +215,7 @@ def check_simulate(options: TrainOptions):
     if own.simulate == "all" and own.reuse != type(own).reuse:
         raise InputError("--reuse has no effect with --simulate all, where no record is used twice: remove it")
 
-
+# %% ../../nbs/07_training/21_pool.ipynb #df064883
 def simulated_store(options: TrainOptions, like: MultiFamilyStore) -> SimulatedStore:
     "The records that a training makes, like those of its validation. Raises `InputError` for what they cannot be."
     own, seed = options.simulate, options.run.seed

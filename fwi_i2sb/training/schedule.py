@@ -55,6 +55,12 @@ class Schedule:
         turn, place = divmod(position, self.size)
         return int(self.numbers(turn)[self.order(turn)[place]])
 
+    def used(self, samples: int) -> int:
+        "How many records some samples, one or more, have used."
+        if self.size is None: return samples
+        turn, place = divmod(samples - 1, self.size)
+        return max(self.begun(turn), int(self.numbers(turn)[self.order(turn)[:place + 1]].max()) + 1)
+
 # %% ../../nbs/07_training/20_schedule.ipynb #9435ea6f
 def chunks_of(
     schedule: Schedule,
