@@ -92,8 +92,8 @@ def test_bad_settings_leave_nothing_behind(tmp_path):
 def test_a_dying_worker_is_an_error_not_a_hang(tmp_path, undisturbed, monkeypatch):
     started = []
 
-    def shot(start=tasks.start_worker):
-        started.append(start())
+    def shot(*given, start=tasks.start_worker):
+        started.append(start(*given))
         started[-1].kill()
         return started[-1]
 
