@@ -140,7 +140,7 @@ def target_table(card: dict) -> str:
     head, rows = _cells(card)
     return text_table(head, rows, " ".join(["<12", "<8", *[">9"] * (len(head) - 2)]))
 
-# %% ../../nbs/09_evaluation/08_targets.ipynb #b6cc579b
+# %% ../../nbs/09_evaluation/08_targets.ipynb #f5d00b01
 @option_group
 class EvaluateTargetsOptions:
     """Judge a run on arrays, or the mean of several, on records that it has not seen: table on screen.
@@ -166,10 +166,12 @@ def _batches(options: EvaluateTargetsOptions, run: TargetRun) -> tuple[Iterator,
         for name in ("input_key", "output_key"):
             if getattr(options, name) is not None:
                 raise InputError(f"--{name.replace('_', '-')} has no effect without a file of --data: remove it")
-        store = TargetStore(options.data, "val") if options.data else open_store(run.options, splits=("val",), build=False)[0]
+        store = (TargetStore(options.data, "val") if options.data
+            else open_store(run.options, splits=("val",), build=False)[0])
         if (run.target.names, run.target.shape, run.spec.inputs.shape) != (store.target.names, store.target.shape,
                 store.inputs.shape):
-            raise InputError(f"{store.folder} has other targets, or inputs of another shape, than {run.path} was trained on")
+            raise InputError(f"{store.folder} has other targets, or inputs of another shape, than {run.path} was "
+                f"trained on")
         count = min(options.records or len(store), len(store))
         return store_batches(store, count), count, store.fingerprint
     channels = run.spec.inputs.shape[0]
