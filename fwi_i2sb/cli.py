@@ -55,6 +55,10 @@ COMMANDS = {
         "on validation records.", "inference.make_ensemble", "make_ensemble", "EnsembleOptions"),
     "pack": Command("Make a finished pipeline ready to be handed on: float16 weights, checksums, a model card.",
         "inference.pack", "pack", "PackOptions"),
+}
+
+# %% ../nbs/13_cli/00_cli.ipynb #32a79540
+COMMANDS |= {
     "invert": Command("Invert validation records of a run's data set, or records given as .npy, SEG-Y or SU.",
         "inference.command", "invert_command", "InvertOptions"),
     "evaluate": Command("Judge a run on validation records, as they are or perturbed: table on screen.",

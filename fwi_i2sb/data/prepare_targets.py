@@ -157,7 +157,7 @@ def _write_split(path: Path, plans: dict):
     csv.writer(text, lineterminator="\n").writerows([("record", "split"), *enumerate(np.where(held, "val", "train"))])
     write_text(path, text.getvalue())
 
-
+# %% ../../nbs/02_data/30_prepare_targets.ipynb #295c010f
 def prepare_targets(
     source: Path,  # .npz, HDF5, MATLAB 7.3, or a folder of .npy files
     root: Path,  # folder for train/ and val/
@@ -192,7 +192,7 @@ def prepare_targets(
             if now != known: write_json(root / "source.json", now)
     return root
 
-
+# %% ../../nbs/02_data/30_prepare_targets.ipynb #2660dd58
 def planned_spec(source: Path, options: ArrayOptions = ArrayOptions()) -> TargetSpec:
     "The sizes of a file of arrays, from its headers; its scaling is not known yet. Raises `InputError` as above."
     with open_arrays(home(source)) as arrays:

@@ -134,7 +134,7 @@ def _cells(card: dict) -> tuple[list[str], list[list[str]]]:
     rows.append(["all", "std", *(text(card["overall"].get(name)) for name in names)])
     return ["target", "unit", *(_HEADS[name] for name in names)], rows
 
-
+# %% ../../nbs/09_evaluation/08_targets.ipynb #39a6e68d
 def target_table(card: dict) -> str:
     "The card as a table for a terminal."
     head, rows = _cells(card)
@@ -158,7 +158,7 @@ class EvaluateTargetsOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
 
-
+# %% ../../nbs/09_evaluation/08_targets.ipynb #b1098e7f
 def _batches(options: EvaluateTargetsOptions, run: TargetRun) -> tuple[Iterator, int, str]:
     "Batches of records, their number at most, and what tells the records apart."
     stored = options.data is None or is_target_store(options.data)
@@ -199,7 +199,7 @@ def _write(folder: Path, card: dict, found: Answers, options: EvaluateTargetsOpt
         f"MAE, RMSE, spread: in the unit of the target; in the last row in its standard deviations.\n")
     write_json(folder / "card.json", card)
 
-
+# %% ../../nbs/09_evaluation/08_targets.ipynb #d406c8ae
 def _target_run(path: Path, options: EvaluateTargetsOptions) -> TargetRun:
     run = load_run(path, device=options.device, plugin=options.plugin)
     if not isinstance(run, TargetRun):

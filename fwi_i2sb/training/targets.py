@@ -103,7 +103,7 @@ def judge_records(
         if seen: seen(answer, truth)
     return errors
 
-
+# %% ../../nbs/07_training/18_targets.ipynb #a9b6bc35
 def validate_targets(
     method: VectorMethod,
     net: nn.Module,  # network with averaged weights
