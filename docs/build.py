@@ -59,6 +59,7 @@ def placeholders(chapters: dict[str, Chapter]) -> dict:
         "listed": lambda name: listed(chapters[name].notebooks, "here"),
         "nb": lambda *modules: by_module(chapters, modules),
         "results": lambda: "\n".join(f"/results/{name}" for name in stored),
+        "code": lambda path: f"```python\n{(HERE / path).read_text(encoding='utf-8')}```",
         "rows": lambda *words: pages.rows_table(RESULTS, *words),
         "seeds": lambda name: pages.seeds_table(RESULTS, name),
     }

@@ -57,6 +57,10 @@ COMMANDS = {
         "inference.pack", "pack", "PackOptions"),
     "export": Command("Write the network of a run as an ONNX file, with its scaling inside, and of a bridge the steps "
         "of its sampler.", "inference.onnx", "export_command", "ExportOptions"),
+}
+
+# %% ../nbs/13_cli/00_cli.ipynb #32a79540
+COMMANDS |= {
     "invert": Command("Invert validation records of a run's data set, or records given as .npy, SEG-Y or SU.",
         "inference.command", "invert_command", "InvertOptions"),
     "evaluate": Command("Judge a run on validation records, as they are or perturbed: table on screen.",

@@ -203,9 +203,9 @@ def test_networks_are_listed_and_the_template_trains(fwi, refused, tmp_path, arr
     run = load_run(tmp_path / "runs" / "own", plugin=TEMPLATE)
     groups = run.net.parameter_groups(0.1)
     assert {weight.ndim for weight in groups[1]["params"]} == {1} and groups[1]["weight_decay"] == 0
-    given = [word for word in words(tmp_path / "waves.npz", tmp_path / "runs", "x", "--num-itr", 1) if word != "mine"]
-    refused("train", *given, "timm:resnet19", saying=("resnet18",))
-    refused("train", *given, "ratenett", saying=("ratenet",))
+    for name, near in (("timm:resnet19", "resnet18"), ("ratenett", "ratenet")):
+        given = words(tmp_path / "waves.npz", tmp_path / "runs", "x", "--num-itr", 1, "--method", "vector")
+        refused("train", *(name if word == "mine" else word for word in given), saying=(near,))
 
 
 def test_a_run_on_arrays_is_judged_in_units_and_no_command_of_maps_takes_it(fwi, refused, mini, tmp_path):

@@ -165,7 +165,7 @@ def array_files(path: Path) -> list[Path]:
     "The files that arrays lie in: the file itself, or those of a folder."
     return sorted(Path(path).glob("*.npy")) if Path(path).is_dir() else [Path(path)]
 
-
+# %% ../../nbs/02_data/27_arrays.ipynb #987d2596
 @contextlib.contextmanager
 def open_arrays(
     path: Path,  # .npz, HDF5, MATLAB 7.3, or a folder of .npy files

@@ -149,7 +149,7 @@ def _finished(folder: Path, plan: dict) -> bool:
     Values(folder / "database.lmdb", old["count"])  # raises an error unless it is whole
     return True
 
-# %% ../../nbs/02_data/30_prepare_targets.ipynb #59d03985
+# %% ../../nbs/02_data/30_prepare_targets.ipynb #c471f4a4
 def _write_split(path: Path, plans: dict):
     count, rule = plans["train"]["records"], plans["train"]["split_rule"]
     held = np.isin(np.arange(count), split_records(count, *rule.values())["val"])
@@ -157,7 +157,7 @@ def _write_split(path: Path, plans: dict):
     csv.writer(text, lineterminator="\n").writerows([("record", "split"), *enumerate(np.where(held, "val", "train"))])
     write_text(path, text.getvalue())
 
-
+# %% ../../nbs/02_data/30_prepare_targets.ipynb #295c010f
 def prepare_targets(
     source: Path,  # .npz, HDF5, MATLAB 7.3, or a folder of .npy files
     root: Path,  # folder for train/ and val/
@@ -172,12 +172,14 @@ def prepare_targets(
     source, root = home(source), home(root)
     with open_arrays(source) as arrays:
         keys, x, y = _chosen(arrays, options, source)
+        files, known = _files(source, keys), _known(root)
+        digest, stamp = _digest(files, known), _stamp(files)
+        plans = plan_targets(name or source.stem, dict(file=source.name, digest=digest), x, y, keys, options)
+        there = lambda: all([_finished(root / split, plan) for split, plan in plans.items()])
+        if there() and known.get("stamp") == stamp: return root  # nothing is written
         check_writable(root)
         with locked(root):
-            files, known = _files(source, keys), _known(root)
-            digest, stamp = _digest(files, known), _stamp(files)
-            plans = plan_targets(name or source.stem, dict(file=source.name, digest=digest), x, y, keys, options)
-            if not all([_finished(root / split, plan) for split, plan in plans.items()]):
+            if not there():
                 check_space(root, sum(map(_space, plans.values())), _space(plans["train"]), "the stores")
                 try: _build(root, plans, x, y, progress)
                 except InputError:
@@ -190,7 +192,7 @@ def prepare_targets(
             if now != known: write_json(root / "source.json", now)
     return root
 
-
+# %% ../../nbs/02_data/30_prepare_targets.ipynb #2660dd58
 def planned_spec(source: Path, options: ArrayOptions = ArrayOptions()) -> TargetSpec:
     "The sizes of a file of arrays, from its headers; its scaling is not known yet. Raises `InputError` as above."
     with open_arrays(home(source)) as arrays:

@@ -172,7 +172,7 @@ def diagnostic_figure(
     for ax in list(axes): ax.remove()
     return figure
 
-
+# %% ../../nbs/09_evaluation/07_diagnostics.ipynb #ced75de6
 def save_diagnostics(
     folder: Path,  # made where it does not exist
     truth, answer,  # as of `diagnostic_figure`

@@ -6,7 +6,7 @@
 __all__ = ['store_batches', 'file_batches', 'Answers', 'judge_targets', 'target_card', 'target_table', 'EvaluateTargetsOptions',
            'evaluate_targets']
 
-# %% ../../nbs/09_evaluation/08_targets.ipynb #40e4561f
+# %% ../../nbs/09_evaluation/08_targets.ipynb #db4dfa9b
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -25,7 +25,7 @@ from ..core.locks import check_writable
 from ..core.tables import markdown_table, text_table
 from ..data.array_options import ArrayOptions, input_shape, target_shape
 from ..data.arrays import array_files, find_key, open_arrays
-from ..data.target_store import TargetStore
+from ..data.target_store import is_target_store, TargetStore
 from .command import card_folder
 from .diagnostics import save_diagnostics
 from ..inference.run import load_run
@@ -134,20 +134,20 @@ def _cells(card: dict) -> tuple[list[str], list[list[str]]]:
     rows.append(["all", "std", *(text(card["overall"].get(name)) for name in names)])
     return ["target", "unit", *(_HEADS[name] for name in names)], rows
 
-
+# %% ../../nbs/09_evaluation/08_targets.ipynb #39a6e68d
 def target_table(card: dict) -> str:
     "The card as a table for a terminal."
     head, rows = _cells(card)
     return text_table(head, rows, " ".join(["<12", "<8", *[">9"] * (len(head) - 2)]))
 
-# %% ../../nbs/09_evaluation/08_targets.ipynb #fa111bda
+# %% ../../nbs/09_evaluation/08_targets.ipynb #f5d00b01
 @option_group
 class EvaluateTargetsOptions:
     """Judge a run on arrays, or the mean of several, on records that it has not seen: table on screen.
 
     Card.json, card.md and ten pictures in a folder."""
     runs: tyro.conf.Positional[tuple[Path, ...]]  # run directories, or folders checkpoints/step-N; several: their mean
-    data: Path | None = None  # file of arrays, all of which is judged; default: the validation split of the run's data
+    data: Path | None = None  # file of arrays, judged as a whole, or a store, of which val is; default: that of the run
     input_key: str | None = None  # name of the inputs in --data; default: the usual name that is there
     output_key: str | None = None  # name of the targets in --data; default: the usual name that is there
     records: Count | None = None  # records that are judged, at most; default: all
@@ -158,16 +158,20 @@ class EvaluateTargetsOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
 
-
+# %% ../../nbs/09_evaluation/08_targets.ipynb #b1098e7f
 def _batches(options: EvaluateTargetsOptions, run: TargetRun) -> tuple[Iterator, int, str]:
     "Batches of records, their number at most, and what tells the records apart."
-    if options.data is None:
+    stored = options.data is None or is_target_store(options.data)
+    if stored:
         for name in ("input_key", "output_key"):
             if getattr(options, name) is not None:
-                raise InputError(f"--{name.replace('_', '-')} has no effect without --data: remove it")
-        store = open_store(run.options, splits=("val",), build=False)[0]
-        if (difference := run.target.shape != store.target.shape or run.spec.inputs.shape != store.inputs.shape):
-            raise InputError(f"{store.folder} has records of another shape than those that {run.path} was trained on")
+                raise InputError(f"--{name.replace('_', '-')} has no effect without a file of --data: remove it")
+        store = (TargetStore(options.data, "val") if options.data
+            else open_store(run.options, splits=("val",), build=False)[0])
+        if (run.target.names, run.target.shape, run.spec.inputs.shape) != (store.target.names, store.target.shape,
+                store.inputs.shape):
+            raise InputError(f"{store.folder} has other targets, or inputs of another shape, than {run.path} was "
+                f"trained on")
         count = min(options.records or len(store), len(store))
         return store_batches(store, count), count, store.fingerprint
     channels = run.spec.inputs.shape[0]
@@ -195,7 +199,7 @@ def _write(folder: Path, card: dict, found: Answers, options: EvaluateTargetsOpt
         f"MAE, RMSE, spread: in the unit of the target; in the last row in its standard deviations.\n")
     write_json(folder / "card.json", card)
 
-
+# %% ../../nbs/09_evaluation/08_targets.ipynb #d406c8ae
 def _target_run(path: Path, options: EvaluateTargetsOptions) -> TargetRun:
     run = load_run(path, device=options.device, plugin=options.plugin)
     if not isinstance(run, TargetRun):

@@ -48,7 +48,7 @@ def _answers(options: PredictOptions, run: TargetRun, progress) -> np.ndarray:
             progress(min((k + 1) * options.batch_size, x.shape[0]), x.shape[0])
     return np.concatenate(answers)
 
-
+# %% ../../nbs/08_inference/25_predict.ipynb #ccbc7f75
 def predict_command(options: PredictOptions) -> Path:
     "Predict and write, completely or not at all. Raises `InputError` where the file to be written is there already."
     if options.out.suffix != ".npz": raise InputError(f"--out must name a .npz file (got {options.out})")

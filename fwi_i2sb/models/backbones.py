@@ -6,7 +6,7 @@
 __all__ = ['import_timm', 'Backbone', 'no_decay', 'BackboneMap', 'encode', 'forward']
 
 # %% ../../nbs/04_models/09_backbones.ipynb #22079228
-import difflib, importlib, importlib.abc, importlib.machinery, sys, types
+import difflib, importlib, importlib.abc, importlib.machinery, math, sys, types
 
 import torch
 import torch.nn.functional as F
@@ -92,18 +92,17 @@ class _Padded(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.pad(x, [side for n, to in zip(reversed(x.shape[2:]), reversed(self.pad)) for side in (0, to - n)])
-        return self.net(x) if self.answers else self._as_image(self.net(x))
+        return self.net(x) if self.answers else _as_image(self.net, self.net(x))
 
-    def _as_image(self, found: Tensor) -> Tensor:
-        if not isinstance(found, Tensor) or found.ndim not in (3, 4) or found.ndim == 3 and not hasattr(
-                getattr(self.net, "patch_embed", None), "grid_size"):
-            raise InputError("its features are not those of an image: it gives numbers, and no maps")
-        if found.ndim == 3:
-            rows, columns = self.net.patch_embed.grid_size
-            found = found[:, -rows * columns:].transpose(1, 2).unflatten(2, (rows, columns))
-        elif found.shape[1] != self.net.num_features and found.shape[-1] == self.net.num_features:
-            found = found.permute(0, 3, 1, 2)
-        return found
+# %% ../../nbs/04_models/09_backbones.ipynb #1b66a302
+def _as_image(net: nn.Module, found: Tensor) -> Tensor:
+    "Features of a network of timm as (batch, width, h, w)."
+    grid = getattr(getattr(net, "patch_embed", None), "grid_size", None)
+    if not isinstance(found, Tensor) or found.ndim not in (3, 4) or found.ndim == 3 and grid is None:
+        raise InputError("its features are not those of an image: it gives numbers, and no maps")
+    if found.ndim == 3: return found[:, -math.prod(grid):].transpose(1, 2).unflatten(2, tuple(grid))
+    last = found.shape[1] != net.num_features and found.shape[-1] == net.num_features
+    return found.permute(0, 3, 1, 2) if last else found
 
 # %% ../../nbs/04_models/09_backbones.ipynb #0decebd2
 def _create(name: str, img_size: tuple[int, int], **given) -> nn.Module:

@@ -26,16 +26,16 @@ from ..methods.vector import VectorMethod
 from ..metrics.vector import metric_names, TargetErrors
 from .options import DataOptions, LogOptions, TrainOptions
 
-# %% ../../nbs/07_training/18_targets.ipynb #e9870631
+# %% ../../nbs/07_training/18_targets.ipynb #3042f99d
 def is_targets(data: DataOptions) -> bool:
     "Whether a data set is one of arrays: a file of them, or their store."
-    return is_array_file(data.dataset_dir) or is_target_store(data.dataset_dir)
+    return is_array_file(data.dataset_dir) or is_target_store(_root(data))
 
 
 def _root(data: DataOptions) -> Path:
     "The folder of the store."
     if is_target_store(data.dataset_dir): return data.dataset_dir
-    return data.store_dir or data.dataset_dir.with_name(f"{data.dataset_dir.name}.store")
+    return data.store_dir or data.dataset_dir.with_name(f"{data.dataset_dir.name or 'arrays'}.store")
 
 
 def open_targets(
@@ -46,8 +46,8 @@ def open_targets(
 ) -> tuple[TargetStore, ...]:  # one per split
     "The records of a data set of arrays; the first process makes the store that is not there, or of an older file."
     root = _root(data)
-    if build and root == data.dataset_dir: renew_targets(root, progress)
-    elif build: prepare_targets(data.dataset_dir, root, progress=progress)
+    if build and is_array_file(data.dataset_dir): prepare_targets(data.dataset_dir, root, progress=progress)
+    elif build: renew_targets(root, progress)
     stores = tuple(TargetStore(root, split, in_memory=data.in_memory) for split in splits)
     if data.dataset_name not in (None, stores[0].name):
         raise InputError(f"{root} is the store of {stores[0].name}, not of {data.dataset_name}: remove --dataset-name, "
@@ -58,7 +58,7 @@ def open_targets(
 def expected_targets(data: DataOptions) -> TargetSpec:
     "The sizes of a data set of arrays before anything is prepared."
     root = _root(data)
-    return TargetStore(root, "train").spec if root == data.dataset_dir else planned_spec(data.dataset_dir)
+    return planned_spec(data.dataset_dir) if is_array_file(data.dataset_dir) else TargetStore(root, "train").spec
 
 
 def target_metrics(data: DataOptions) -> list[str]:
@@ -114,7 +114,7 @@ def judge_records(
         if seen: seen(answer, truth)
     return errors
 
-
+# %% ../../nbs/07_training/18_targets.ipynb #a9b6bc35
 def validate_targets(
     method: VectorMethod,
     net: nn.Module,  # network with averaged weights
