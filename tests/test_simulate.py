@@ -17,7 +17,7 @@ from fwi_i2sb.physics.filters import decimate
 from fwi_i2sb.physics.wave import simulate, surface_survey
 from fwi_i2sb.training.pool import Pool
 from fwi_i2sb.training.run_dir import read_config, read_metrics
-from fwi_i2sb.training.schedule import Schedule
+from fwi_i2sb.training.pool_schedule import Schedule
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SURVEY, SCALE = surface_survey(16, 2, nt=200), VelocityScale(1500., 4500.)

@@ -15,7 +15,7 @@ import torch
 from ..core.errors import InputError
 from ..methods.options import ModelOptions
 from .options import OptimOptions, TrainOptions
-from .schedule import Schedule
+from .pool_schedule import Schedule
 from .starts import kept_starts, starts_and_gathers, StoredStarts
 from ..data.augment import Augment, AUGMENTATIONS, parse_augment, Recording
 from ..data.starting_models import Start
