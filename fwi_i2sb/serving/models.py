@@ -96,6 +96,7 @@ def get(self, name: str) -> TrainedRun:
             version = _version(folder)
             if known != version:
                 run = load_run(f"hub:{name}" if name in self.hub else folder, device=self.device)
+                run.survey  # a run on arrays refuses: it has no maps to serve
         except Exception as error:
             log.exception("a model cannot be loaded", extra=dict(model=name))
             raise ModelFault(f"the model {name} cannot be loaded") from error
