@@ -75,7 +75,7 @@ def _samples(options, same) -> tuple[Path, int]:
     return generate_samples(options.out, n_train=options.train, n_test=test, families=families,
         shape=options.shape or (1259, 300), **same), test
 
-
+# %% ../../nbs/02_data/19_command.ipynb #af778c18
 def _shards(options, same) -> tuple[Path, int]:
     "Generate files in OpenFWI's layout."
     _refuse_idle(options, "test")

@@ -131,7 +131,7 @@ def evaluate_part(options: dict, part: str, first: int, count: int):
     judge, *_ = _prepare(replace(options_from_dict(EvaluateOptions, options), split=SplitOptions(part=part)))
     judge()
 
-
+# %% ../../nbs/09_evaluation/04_command.ipynb #1913b4c6
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     "Evaluate a run, or continue to do so; print the table and write the card, unless other parts are missing."
     device = resolve_device(options.device)

@@ -255,9 +255,8 @@ def evaluate(
         if value < least: raise InputError(f"{name} must be {least} or more (got {value})")
     own = own_settings(run, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine, refine_tv=refine_tv)
     starts, data = _named_starts(run, starts), validation_data(run) if data is None else data
-    asked, same = dict(nfe=own.pop("nfe"), sampler=sampler, eta=eta, w=w), own | dict(seed=seed)
-    more = dict(tta=tta, post=post)
-    settings = run.method.sampling_settings(**asked, clip=clip_denoise) | same | more
+    asked, more = dict(nfe=own.pop("nfe"), sampler=sampler, eta=eta, w=w), dict(tta=tta, post=post)
+    settings = run.method.sampling_settings(**asked, clip=clip_denoise) | (same := own | dict(seed=seed)) | more
     given = {name: value for name, value in more.items() if value is not None} | dict(clip_denoise=clip_denoise,
         snr=degradation.snr if own["refine"] or own["guide"] else None)
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records), asked | same | given,

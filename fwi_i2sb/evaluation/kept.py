@@ -42,7 +42,7 @@ def read_tallies(
         warn_once(str(path), f"{path} is damaged ({type(error).__name__}): its records are evaluated again")
         return None
 
-
+# %% ../../nbs/09_evaluation/07_kept.ipynb #dcc6561f
 def _tally(about, k, file, scale):
     tally = Tally(about["start"], about["method"], about["kind"], scale)
     tally.values, tally.cost = {name: file[f"{k}/{name}"] for name in about["names"]}, about["cost"]

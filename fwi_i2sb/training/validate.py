@@ -56,7 +56,7 @@ def metric_names(
     "What --best can name: the metrics of a validation, of several families also the MAE of each."
     return [*METRICS, *(f"mae_{name}" for name in families if len(families) > 1)]
 
-
+# %% ../../nbs/07_training/12_validate.ipynb #3956c69a
 @torch.no_grad()
 def validate(
     method: Method,
