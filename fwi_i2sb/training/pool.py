@@ -105,7 +105,10 @@ def reach(self, step: int):
         self.seen.add(chunk)
         if chunk % self.world != self.rank or chunk_path(self.folder, chunk).exists(): continue
         if self.makers: self.makers.tasks.append(self.task(chunk))
-        else: write_chunk(str(self.folder), asdict(self.recipe), chunk, device=self.device)
+        else:
+            began = time.monotonic()
+            write_chunk(str(self.folder), asdict(self.recipe), chunk, device=self.device)
+            self.waited += time.monotonic() - began
     self.scanned = max(end, self.scanned)
     if self.rank == 0 and step % 16 == 0: self.clear(max(0, start - 2 * self.batch_size))
 
