@@ -43,8 +43,8 @@ COMMANDS = {
         "disk needed.", "data.command", "check_command", "CheckOptions"),
     "convert": Command("Convert OpenFWI files, others like them, or samples of the Speed & Structure challenge to the "
         "store for training.", "data.command", "convert_command", "ConvertOptions"),
-    "prepare": Command("Prepare inputs and targets of .npz, HDF5, MATLAB 7.3 or .npy files for training.",
-        "data.prepare_command", "prepare_command", "PrepareOptions"),
+    "prepare": Command("Prepare inputs and targets of .npz, HDF5, MATLAB 7.3 or a folder of .npy files for "
+        "training.", "data.prepare_command", "prepare_command", "PrepareOptions"),
     "models": Command("List the networks that can be trained: what they learn (the first method is the default), and "
         "their size.", "methods.command", "models_command", "ModelsOptions"),
     "train": Command("Train a bridge, or a baseline, on a data set, or continue the run of this name.",
@@ -65,10 +65,10 @@ COMMANDS |= {
         "inference.command", "invert_command", "InvertOptions"),
     "evaluate": Command("Judge a run on validation records, as they are or perturbed: table on screen.",
         "evaluation.command", "evaluate_command", "EvaluateOptions"),
-    "predict": Command("Find the numbers behind the inputs of a file of arrays, by a run on such.",
+    "predict": Command("Find the targets of all inputs of a file of arrays: .npz with `answer`, `names` and `units`.",
         "inference.predict", "predict_command", "PredictOptions"),
-    "evaluate-targets": Command("Judge runs on arrays: errors of every target in its unit, ten pictures, the spread of "
-        "several runs.", "evaluation.targets", "evaluate_targets", "EvaluateTargetsOptions"),
+    "evaluate-targets": Command("Judge a run on arrays, or the mean of several, on records that it has not seen: table "
+        "on screen.", "evaluation.targets", "evaluate_targets", "EvaluateTargetsOptions"),
     "submit": Command("Invert every sample of a test folder of the Speed & Structure challenge into one "
         "submission; repeat to continue.", "evaluation.submit", "submit_command", "SubmitOptions"),
     "submission-check": Command("Check a submission to the Speed & Structure challenge: names, number, shape, type; "

@@ -203,7 +203,7 @@ def test_networks_are_listed_and_the_template_trains(fwi, refused, tmp_path, arr
     run = load_run(tmp_path / "runs" / "own", plugin=TEMPLATE)
     groups = run.net.parameter_groups(0.1)
     assert {weight.ndim for weight in groups[1]["params"]} == {1} and groups[1]["weight_decay"] == 0
-    for name, near in (("timm:resnet19", "resnet18"), ("ratenett", "ratenet")):
+    for name, near in (("timm:resnet18", "two axes"), ("ratenett", "ratenet")):
         given = words(tmp_path / "waves.npz", tmp_path / "runs", "x", "--num-itr", 1, "--method", "vector")
         refused("train", *(name if word == "mine" else word for word in given), saying=(near,))
 

@@ -76,7 +76,6 @@ def check_targets(options: TrainOptions):
     idle += [name for name in ("val_maps", "val_nfe") if getattr(log, name) != getattr(LogOptions, name)]
     if data.store_dir and is_target_store(data.dataset_dir): idle += ["store_dir"]
     if idle: raise InputError(f"{flag_of(idle[0])} has no effect with a data set of arrays: remove it")
-    if log.best == "ssim": raise InputError("--best ssim judges velocity maps: --best mae or --best rmse judge numbers")
 
 # %% ../../nbs/07_training/21_targets.ipynb #993d3fe3
 class TargetSamples(Dataset):
