@@ -18,6 +18,7 @@ from fwi_i2sb.core.commands import run_command
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.training.options import OptimOptions
 from fwi_i2sb.training.checkpoint import checkpoints
+from fwi_i2sb.training.run_dir import FORMAT
 from fwi_i2sb.inference.run import TrainedRun
 
 TRAIN = ["--model", "tiny", "--batch-size", "4", "--microbatch", "4", "--num-itr", "1", "--val-maps", "0",
@@ -333,7 +334,7 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
 
 @pytest.mark.parametrize("spoil, saying", [
     (lambda c: c.update(data_spec=None), "malformed"), (lambda c: c.update(data_spec={}), "'data_min'"),
-    (lambda c: c.pop("data_spec"), "'data_spec'"), (lambda c: c.update(format=4), "format 4"),
+    (lambda c: c.pop("data_spec"), "'data_spec'"), (lambda c: c.update(format=FORMAT + 1), f"format {FORMAT + 1}"),
     (lambda c: c["data_spec"].pop("linear"), "'linear'"), (lambda c: c["data_spec"].pop("factor"), "'factor'"),
     (lambda c: c["data_spec"].update(linear=[1500.]), "linear must be 2"),
     (lambda c: c["data_spec"].update(map_size=[70, 0]), "map_size must be 1 or more"),

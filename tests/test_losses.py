@@ -183,7 +183,7 @@ def test_a_gan_of_before_goes_on_with_its_loss(trained):
     config.pop("checksum"), config.update(format=2)
     (run / "config.json").write_text(json.dumps(config))
     assert read_config(run)[0].model.loss == "l1,l2"
-    trained("old", "--num-itr", 2, "--method", "gan", "--n-critic", 1)
+    trained("new", "--num-itr", 2, "--method", "gan", "--n-critic", 1, "--ckpt", run)
 
 
 def test_a_loss_by_waves_moves_a_network(trained):

@@ -81,7 +81,8 @@ def _from_config(values: dict) -> tuple[TrainOptions, DataSpec | TargetSpec]:
     if version not in range(1, FORMAT + 1):
         raise InputError(f"format {version!r} is not known: install a newer fwi_i2sb")
     about = values.pop("facts" if version == 1 else "data_spec")
-    spec = (TargetSpec if about.get("kind") == "targets" else DataSpec).from_dict(about)
+    arrays = isinstance(about, dict) and about.get("kind") == "targets"
+    spec = (TargetSpec if arrays else DataSpec).from_dict(about)
     run = values["run"]
     if "fine_tune" not in run: run["fine_tune"] = run.pop("ckpt", None)  # that was its name
     model = values["model"]
