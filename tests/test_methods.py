@@ -320,7 +320,7 @@ def test_one_file_adds_one_of_each(fwi, trained, refused, data, mini, tmp_path):
             ("sampler", "late-ode")):
         assert re.search(rf"^{kind} .*\b{name}\b", listed, re.M)
     shown = " ".join(fwi("train", "--import", file, "--help").out.replace("│", "").split())
-    for ours, name in zip(("ratenet", "vae", "conv", "first-guess", "misfit"), (*names[:-1], "top")):
+    for ours, name in zip(("ratenet", "vector", "conv", "first-guess", "misfit"), (*names[:-1], "top")):
         assert f"{ours}, {name})" in shown
     run = trained("mine", *mine, "--import", file, "--num-itr", 2)
     assert len(losses(run)) == 2 and losses(run) != losses(trained("l2", *mine[:-2], "--import", file, "--num-itr", 2))
