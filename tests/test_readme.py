@@ -22,6 +22,7 @@ SMALLER = [
     (r"invert runs/first$", r"\g<0> --records 1 --samples 1 --nfe 1"),
     (r"invert hub:curvevel-a --record", r"invert hub:curvevel-a --refine 0 --record"),
     (r"evaluate runs/first", r"\g<0> --records 2 --samples 1 --nfe 1 --misfit-records 1"),
+    (r"run\.invert\(seismic\)", "run.invert(seismic, refine=0)"),
     (r"samples=8", "samples=2, nfe=2"),
     (r"n_train=2400, n_val=100", "n_train=2, n_val=1, workers=1"),
 ]
