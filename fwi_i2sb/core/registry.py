@@ -64,13 +64,7 @@ def register(
     name: str,  # as on the command line
 ) -> Callable:
     "Decorator that adds a thing by its name. Raises `InputError` for a name that is taken."
-    if name in self.own: raise InputError(f"there is a {self.kind} {name!r} already: take another name")
-
-    def add(thing):
-        self.own[name] = thing
-        return thing
-
-    return add
+    return _entry(self.own, name, f"there is a {self.kind} {name!r} already: take another name")
 
 
 @method_of(Registry)
@@ -79,11 +73,16 @@ def register_prefix(
     prefix: str,  # the word in front of the colon
 ) -> Callable:
     "Decorator that adds a function for names `prefix:REST`: it makes the thing of REST. `InputError` for a taken one."
-    if prefix in self.makers: raise InputError(f"there are {self.kind}s {prefix}:... already: take another prefix")
+    return _entry(self.makers, prefix, f"there are {self.kind}s {prefix}:... already: take another prefix")
 
-    def add(make):
-        self.makers[prefix] = make
-        return make
+
+def _entry(names: dict, name: str, taken: str) -> Callable:
+    "A decorator that enters a thing under a name that is free."
+    if name in names: raise InputError(taken)
+
+    def add(thing):
+        names[name] = thing
+        return thing
 
     return add
 

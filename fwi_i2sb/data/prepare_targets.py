@@ -17,6 +17,7 @@ from ..core.errors import InputError
 from ..core.files import home, read_json, sha256, warn_once, write_json, write_text
 from ..core.locks import check_space, check_writable, locked
 from ..core.sealed import seal, write_sealed
+from .build import has_manifest
 from .array_options import ArrayOptions, plan_targets, split_records
 from .arrays import ArrayFile, find_key, open_arrays
 from .database import append, Values
@@ -130,11 +131,7 @@ def _build(root: Path, plans: dict, x: ArrayFile, y: ArrayFile, progress=None):
 # %% ../../nbs/02_data/30_prepare_targets.ipynb #d19a3b83
 def _finished(folder: Path, plan: dict) -> bool:
     "Whether the store of a split is there. `InputError` for one of another file, and for a damaged one."
-    if not (folder / "manifest.json").exists():
-        if (folder / "database.lmdb").exists():
-            raise InputError(f"{folder / 'database.lmdb'} has no manifest, so it is not a store: move it away, or name "
-                f"another folder")
-        return False
+    if not has_manifest(folder): return False
     old = load_targets(folder)
     if old["source"]["file"] != plan["source"]["file"] and old["source"]["digest"] != plan["source"]["digest"]:
         raise InputError(f"{folder} is the store of {old['source']['file']}: name another folder for that of "

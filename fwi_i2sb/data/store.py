@@ -6,7 +6,7 @@
 __all__ = ['convert', 'StoreDataset']
 
 # %% ../../nbs/02_data/13_store.ipynb #1d4f6981
-import contextlib, os, shutil, warnings
+import contextlib, os, shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,71 +18,27 @@ from ..core.errors import InputError, out_of_memory, unknown
 from ..core.files import disk_full, warn_once
 from ..core.locks import check_writable, locked
 from ..core.registry import method_of
-from ..core.sealed import seal, write_sealed
-from .database import append, Values
+from .build import build_split, discard, files_have, has_manifest, store_space
+from .database import Values
 from .findings import check_accepted
 from fwi_i2sb.data.manifest import (
     load_manifest, manifest_difference, planned_manifests, pressure_of, read_manifest, same_range,
     survey_and_scale)
 from .layouts import find_root
-from .openfwi import any_family, FAMILIES, Family, get_family, store_bytes
+from .openfwi import any_family, FAMILIES, Family, get_family
 from .prepare import (
-    decode_record, prepared_batches, PreparedRecords, refuse_damage, Summary, TAIL, value_parts)
+    decode_record, refuse_damage, value_parts)
 from .rules import inspect_pair
 from .scale import VelocityScale
-from .sources import changed_sources, remember_sources, touched_sources
+from .sources import changed_sources, remember_sources
 from ..physics.wave import Survey
 
-# %% ../../nbs/02_data/13_store.ipynb #53805159
-def _space(settings):
-    return store_bytes(settings["count"], settings["seismic"]["shape"], settings["velocity"]["shape"],
-        settings["seismic"]["dtype"])
-
-def _fill(database, settings, pairs, accept, workers, report):
-    "Write every record that is not in the database yet, and say what is doubtful about all of them."
-    records, summary = PreparedRecords(pairs, settings, accept), Summary([0] * len(pairs))
-    append(database, 2 * _space(settings) + 2**26, lambda done: prepared_batches(records, done, workers),
-        lambda i, value: summary.add(i, records.place[i][0], value), report)
-    told = {reason: n for reason, n in summary.findings.items() if reason not in accept}
-    if told:
-        k, i = records.place[summary.first[next(iter(told))]]
-        counts = ", ".join(f"{reason} {n}" for reason, n in told.items())
-        warnings.warn(f"of the {settings['count']} records for {database.parent} some are doubtful ({counts}), first "
-            f"record {i} of {pairs[k].seismic}: see fwi-i2sb check", stacklevel=2)
-    return dict(crc32=summary.crc32, findings=summary.findings,
-        accepted=[reason for reason in accept if reason in summary.findings])
-
-# %% ../../nbs/02_data/13_store.ipynb #8d164184
-def _build(folder, settings, source, pairs, accept, workers, report):
-    "Make or continue the store of one split."
-    database, plan = folder / "database.lmdb", dict(settings, unfinished=True)
-    if database.is_symlink(): raise InputError(f"{database} is a link, which is not written through: remove it")
-    if not (folder / "manifest.json").exists() or load_manifest(folder)["checksum"] != seal(plan):
-        database.unlink(missing_ok=True); folder.mkdir(exist_ok=True)
-        write_sealed(folder / "manifest.json", plan)
-    remember_sources(folder, source, settings)
-    filled = _fill(database, settings, pairs, accept, workers, report)
-    if touched := touched_sources(folder):
-        raise InputError(f"{_files(touched)} changed while the store was made: repeat the command")
-    write_sealed(folder / "manifest.json", dict(settings, tail=TAIL, **filled))
-
-def _discard(folder):
-    for file in ("database.lmdb", "manifest.json", "sources.json"): (folder / file).unlink(missing_ok=True)
-    with contextlib.suppress(OSError): folder.rmdir()
-
 # %% ../../nbs/02_data/13_store.ipynb #fd490ead
-def _files(names):
-    return f"{names[0]} and {len(names) - 1} more source file(s) have" if len(names) > 1 else f"{names[0]} has"
-
 def _them(names): return "them" if len(names) > 1 else "it"
 
 def _finished(folder, settings):
     "Whether the store is there already. `InputError` if it is another one, or if something else is in its place."
-    if not (folder / "manifest.json").exists():
-        if (folder / "database.lmdb").exists():
-            raise InputError(f"{folder / 'database.lmdb'} has no manifest, so it is not a store: move it away, or name "
-                f"another folder with --store-dir")
-        return False
+    if not has_manifest(folder, " with --store-dir"): return False
     if difference := manifest_difference(old := load_manifest(folder), settings):
         if settings["family"] not in {old["family"], *FAMILIES}:  # a slip of the finger
             raise unknown("family", settings["family"], dict.fromkeys((old["family"], *FAMILIES)))
@@ -90,7 +46,7 @@ def _finished(folder, settings):
             f"--dataset-dir, another one for the store with --store-dir, or remove this one")
     if "unfinished" in old: return False
     if changed := changed_sources(old, settings):
-        warn_once(f"{folder} {changed}", f"{_files(changed)} changed since {folder} was made of {_them(changed)}")
+        warn_once(f"{folder} {changed}", f"{files_have(changed)} changed since {folder} was made of {_them(changed)}")
         return False
     Values(folder / "database.lmdb", old["count"])  # raises an error unless it is whole
     return same_range(old["seismic"], settings["seismic"])  # False where repaired training files have another range
@@ -107,17 +63,17 @@ def _convert(root, wanted, source, pairs, accept, workers, progress):
         before = total - sum(wanted[split]["count"] for split in left)
         for k, split in enumerate(left):
             try:
-                _build(root / split, wanted[split], source, pairs[split], accept, workers,
+                build_split(root / split, wanted[split], source, pairs[split], accept, workers,
                     lambda n: progress and progress(before + n, total))
             except InputError:
-                for made in left[:k + 1]: _discard(root / made)
+                for made in left[:k + 1]: discard(root / made)
                 raise
             before += wanted[split]["count"]
 
 def _check_space(root, wanted):
     files = [root / split / "database.lmdb" for split in wanted]
-    needed, free = (sum(map(_space, wanted.values())) - sum(file.stat().st_size for file in files if file.exists()),
-        shutil.disk_usage(root).free)
+    there, free = sum(file.stat().st_size for file in files if file.exists()), shutil.disk_usage(root).free
+    needed = sum(map(store_space, wanted.values())) - there
     if needed > free:
         raise InputError(f"{root} needs {needed / 1e9:.3g} GB more disk, {free / 1e9:.3g} GB are free: free some and "
             f"repeat the command, or name another folder with --store-dir")

@@ -82,14 +82,6 @@ class Method:
         "The networks with their losses, by the same names."
         return {"net": LossModule(self.denoiser, self.loss)}
 
-    @classmethod
-    def shapes(cls, options: ModelOptions, spec: DataSpec | TargetSpec) -> Shapes:
-        "The sizes that its network is built for. Raises `InputError` for data that it cannot learn from."
-        if isinstance(spec, TargetSpec):
-            raise InputError(f"the method {cls.name} learns velocity maps, and {spec.name} is a data set of arrays: "
-                f"give --method vector with a --model that can learn it, as ratenet or timm:resnet18")
-        return Shapes(*network_gathers(options, spec), spec.map_size, cls.maps)
-
 # %% ../../nbs/06_methods/03_base.ipynb #96ac073d
 def network_gathers(options: ModelOptions, spec: DataSpec) -> tuple[int, int, int]:
     "Shape of what a network reads of a record: gathers, those of residuals and masks too; time samples; receivers."
@@ -130,6 +122,16 @@ def clips(self) -> bool:
 def least_batch(self) -> int:
     "The smallest microbatch it can learn from: statistics over a batch need two samples."
     return 1 + any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in self.net.modules())
+
+
+@method_of(Method)
+@classmethod
+def shapes(cls, options: ModelOptions, spec: DataSpec | TargetSpec) -> Shapes:
+    "The sizes that its network is built for. Raises `InputError` for data that it cannot learn from."
+    if isinstance(spec, TargetSpec):
+        raise InputError(f"the method {cls.name} learns velocity maps, and {spec.name} is a data set of arrays: "
+            f"give --method vector with a --model that can learn it, as ratenet or timm:resnet18")
+    return Shapes(*network_gathers(options, spec), spec.map_size, cls.maps)
 
 # %% ../../nbs/06_methods/03_base.ipynb #a3c59ded
 @method_of(Method)
