@@ -3,10 +3,10 @@
     pip install 'fwi_i2sb[modal]'; modal setup
     modal volume put speed-structure-vol data/train train; modal volume put speed-structure-vol data/test test
     modal run docker/modal_app.py::analyse
-    modal run docker/modal_app.py::train --options "--name speed --preset medium"
+    modal run docker/modal_app.py::train --options "--name speed --preset speed-structure"
     modal run docker/modal_app.py::resume --name speed
     modal run docker/modal_app.py::submit --name speed --options "--stamp step"
-    modal run docker/modal_app.py::fetch --name submissions/speed-step-50000.npz --to submission.npz
+    modal run docker/modal_app.py::fetch --name submissions/speed-step-20000.npz --to submission.npz
 
 Without Modal the same happens here: python docker/modal_app.py analyse, and so on, on the folder FWI_MODAL_MOUNT.
 Names, GPU, time and secrets are settings: environment variables FWI_MODAL_..., see `Settings`.
@@ -127,7 +127,8 @@ else:
     image = modal.Image.debian_slim(python_version="3.11").apt_install("g++")
     if modal.is_local():  # in a container the image is there
         image = image.add_local_dir(_root, "/opt/fwi_i2sb", copy=True, ignore=[".git", ".venv", "**/*.npz", "runs"])
-    image = image.run_commands("pip install --constraint /opt/fwi_i2sb/constraints.txt '/opt/fwi_i2sb[track,modal]'")
+    image = image.run_commands(
+        "pip install --constraint /opt/fwi_i2sb/constraints.txt '/opt/fwi_i2sb[track,signal,modal]'")
     _place = dict(image=image, volumes={str(settings.mount): volume}, memory=settings.memory,
         secrets=[modal.Secret.from_name(name.strip()) for name in settings.secrets.split(",") if name.strip()])
     # what the settings were on the machine that starts a function holds in its container, too

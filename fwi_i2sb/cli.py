@@ -73,7 +73,7 @@ COMMANDS |= {
         "submission; repeat to continue.", "evaluation.submit", "submit_command", "SubmitOptions"),
     "submission-check": Command("Check a submission to the Speed & Structure challenge: names, number, shape, type; "
         "score it where maps are known.", "evaluation.submit", "submission_check_command", "SubmissionCheckOptions"),
-    "serve": Command("Serve trained runs and pipelines: predictions by HTTP, for clients with a key from "
+    "serve": Command("Serve trained runs, pipelines and ensembles: predictions by HTTP, for clients with a key from "
         "SECRET_API_KEY.", "serving.command", "serve_command", "ServeOptions"),
 }
 
@@ -84,7 +84,7 @@ _SEARCH = Command("Search for the options that train best; takes every option of
 COMMANDS |= {
     "experiment": Command("Run a notebook once per cell of a grid file; skip what is finished, collect one table.",
         "sweeps.runner", "experiment_command", "ExperimentOptions"),
-    "kfold": Command("Train one run per fold and judge each on the files that it has not seen; takes every option of "
+    "kfold": Command("Train one run per fold and judge each on the records that it has not seen; takes every option of "
         "train, too.", "sweeps.kfold", "kfold_command", "KFoldOptions"),
     "hpo": _SEARCH,
     "tune": _SEARCH,

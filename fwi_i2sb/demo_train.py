@@ -6,10 +6,11 @@
 __all__ = ['DemoTrainOptions', 'demo_training', 'demo_train', 'demo_figure']
 
 # %% ../nbs/13_cli/04_demo_train.ipynb #dtca7f88
+import shutil
 from pathlib import Path
 
 from .core.commands import Natural, option_group, up_to
-from .core.files import write_json
+from .core.files import atomic, write_json
 from .core.progress import Clock, duration
 from .data.command import convert_command, ConvertOptions, generate_command, GenerateOptions
 from .evaluation.command import evaluate_command, EvaluateOptions
@@ -68,4 +69,7 @@ def demo_figure(options: DemoTrainOptions, folder: Path) -> Path:
     Truth, start, mean, standard deviation, error, record and its re-simulation."""
     invert_command(InvertOptions(folder, start="linear", out=options.out, seed=options.seed,
         sampling=SamplingOptions(1, options.samples, options.nfe)))
-    return (options.out / "validation-1.png").rename(options.out / "demo.png")
+    drawn, picture = options.out / "validation-1.png", options.out / "demo.png"
+    with atomic(picture) as part: shutil.copyfile(drawn, part)
+    drawn.unlink()
+    return picture

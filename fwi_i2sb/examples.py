@@ -30,7 +30,7 @@ def mini_options(root: Path, data: Path) -> TrainOptions:
         OptimOptions(batch_size=16, microbatch=16, num_itr=60, lr=2e-3, lr_schedule="cosine", warmup=10,
                      clip_grad_norm=1.0,
                      ema=0.9),
-        LogOptions(log_every=10, val_every=60, val_batches=1, val_nfe=2), DeviceOptions(device="cpu"))
+        LogOptions(log_every=10, val_every=60, val_batches=1, val_nfe=2, keep=1), DeviceOptions(device="cpu"))
 
 
 def _cache() -> Path:

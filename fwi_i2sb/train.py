@@ -23,8 +23,9 @@ from .core.progress import progress_bar
 
 # %% ../nbs/07_training/28_train.ipynb #d485a5ad
 from .core.commands import run_command
+from .core.config_file import check_names
 from .core.determinism import deterministic
-from .core.devices import precision_words
+from .core.devices import compiler_words, precision_words
 from .core.errors import InputError
 from .core.locks import claim, leave
 from .core.modules import make_callable
@@ -38,6 +39,7 @@ from .training.batches import (
     check_batch, microbatches, start_moments, training_augment)
 from .training.checkpoint import drop_checkpoints
 from .training.checks import check_method, check_options
+from .training.epochs import in_steps
 from .training.fresh import archive
 from .training.history import write_history
 from .training.launch import start_processes
@@ -58,10 +60,12 @@ from .training.watch import stop_signal
 
 # %% ../nbs/07_training/28_train.ipynb #c31cac02
 def settled(options: TrainOptions) -> TrainOptions:
-    "The options as a run keeps them: loss and constraints, sources with absolute paths. Imports the plug-in."
+    "The options as a run keeps them: loss, settings and constraints, sources with absolute paths. Imports the plug-in."
     import_plugin(options.run.plugin)
+    check_names(TrainOptions)
     model = with_constraints(options.model)
-    return with_sources(replace(options, model=replace(model, loss=resolve(model)[0].loss)))
+    made = resolve(model)[0]
+    return with_sources(replace(options, model=replace(model, loss=made.loss, settings=made.settings)))
 
 
 def train(
@@ -72,7 +76,7 @@ def train(
 
     Raises `InputError` for bad options or data before anything is written, `ChildProcessError` where a process of the
     run died."""
-    options = settled(options)
+    options = in_steps(settled(options))
     check_options(options)
     ranks = find_ranks(options.hardware)
     number = _train_on_node(options, ranks, progress) if ranks.starts > 1 else _train(options, progress)
@@ -163,6 +167,12 @@ def _prepare_starts(options: TrainOptions, spec: DataSpec, stores: tuple, report
     return spec, starts
 
 
+# %% ../nbs/07_training/28_train.ipynb #971e5e97
+def _hardware_words(options: TrainOptions, device: str) -> list[str]:
+    "The precision of a training, and what its compiler can gain."
+    compiler = [compiler_words(device)] if options.hardware.compile else []
+    return [precision_words(options.hardware.precision, device), *compiler]
+
 # %% ../nbs/07_training/28_train.ipynb #7da770f5
 def _loop(options, accelerator, state, method, stores, starts, journal, best) -> int:
     optim, log, losses = options.optim, options.log, []
@@ -172,7 +182,7 @@ def _loop(options, accelerator, state, method, stores, starts, journal, best) ->
     loss_modules = {name: accelerator.prepare_model(loss_module) for name, loss_module in method.loss_modules.items()}
     simulated, report = options.simulate.simulate is not None, dict
     place, told = (None, stores[0].words) if simulated else data_place(fitted, stores[0], accelerator.device)
-    journal.say(f"{told}; {precision_words(options.hardware.precision, accelerator.device.type)}")
+    journal.say("; ".join([told, *_hardware_words(options, accelerator.device.type)]))
     waiting = []
     batches = microbatches(fitted, stores[0], starts[0], state.step, accelerator, waiting, place)
     with stop_signal(waiting) as stopped, contextlib.closing(journal), contextlib.closing(batches):

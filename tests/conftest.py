@@ -1,6 +1,7 @@
 "Fixtures shared by all tests: the cached mini run, its data, and commands run in this process."
 import gc
 import os
+import shlex
 import signal
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -16,17 +17,19 @@ from types import SimpleNamespace
 import pytest
 import torch
 from forkserver import interpreter
+from pasting import paste_text  # noqa: F401 (a fixture)
 from processes import arguments, finish, python_train
 
 from fwi_i2sb import cli
 from fwi_i2sb.core.locks import locked
 from fwi_i2sb.examples import mini_run
-from fwi_i2sb.sweeps import run_cell
+from fwi_i2sb.sweeps import run_cell, train_job
 
 
 # the longest first, so that two workers end together
-LONGEST = ("test_options", "test_processes", "test_train", "test_faults", "test_methods", "test_joint", "test_grid",
-    "test_experiments", "test_store", "test_card", "test_cli")
+LONGEST = ("test_readme", "test_docs", "test_guides", "test_methods", "test_experiments", "test_generate",
+    "test_weights", "test_options", "test_processes", "test_pipeline", "test_card", "test_store", "test_hostile",
+    "test_train", "test_faults", "test_parts")
 
 
 def pytest_collection_modifyitems(items):
@@ -91,6 +94,15 @@ def eight(train_once) -> Path:
 def forked_cells(monkeypatch):
     "The cells of grids are run by forks that have papermill already: it takes three seconds of a core to load."
     monkeypatch.setattr(run_cell, "sys", SimpleNamespace(executable=interpreter("papermill.cli")))
+
+
+@pytest.fixture
+def forked_trainings(monkeypatch, tmp_path_factory):
+    "The trainings of folds and trials are forks; these end with the process that stands in for them."
+    program = tmp_path_factory.mktemp("program") / "python"
+    program.write_text(f'#!/bin/sh\nshift 3\nexec {shlex.quote(interpreter())} -m fwi_i2sb.train "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setattr(train_job, "sys", SimpleNamespace(executable=str(program)))
 
 
 @dataclass

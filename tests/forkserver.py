@@ -36,7 +36,13 @@ AT_START = ("PYTHON", "OMP_", "MKL_", "LD_", "LC_", "LANG", "MPL", "TORCH", "CUD
 PATIENCE = 900  # seconds: no test waits for ever, and none depends on how busy the machine is
 
 
-def at_start(env) -> dict: return {name: value for name, value in env.items() if name.startswith(AT_START)}
+BEFORE = dict(os.environ)  # no test has changed it yet
+
+
+def at_start(env) -> dict:
+    # torch sets the one by itself when it first compiles
+    return {name: value for name, value in env.items()
+        if name.startswith(AT_START) and name != "TORCHINDUCTOR_CACHE_DIR"}
 
 
 def packets() -> tuple[socket.socket, socket.socket]: return socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -50,7 +56,7 @@ def server() -> tuple[socket.socket, dict, str]:
     """Start the server of this process.
 
     The socket of its requests, the environment that it began with, and the path of the socket for stand-ins."""
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    env = BEFORE | {"OMP_NUM_THREADS": "1"}
     ours, its = packets()
     folder = tempfile.TemporaryDirectory(prefix="fork-")
     with its, socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as door:
@@ -184,7 +190,7 @@ def serve(requests: socket.socket, door: socket.socket) -> dict:
     leash = request.pop("leash", False)
     if pid := os.fork():
         for fd in streams: os.close(fd)
-        os.write(answer, str(pid).encode())
+        with contextlib.suppress(BrokenPipeError): os.write(answer, str(pid).encode())  # who asked may be gone by now
         if leash:
             ended = os.pidfd_open(pid)
             if ended not in select.select([ended, answer], [], [])[0]: os.kill(pid, signal.SIGKILL)

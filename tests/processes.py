@@ -1,10 +1,14 @@
 "Training as a process of its own: its command line, its end, and what it left."
+import atexit
 import os
 import random
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ import psutil
 from forkserver import PATIENCE, behind, start
 from safetensors.numpy import load_file
 
+from fwi_i2sb.methods.command import TEMPLATE
 from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import read_metrics
 
@@ -72,6 +77,15 @@ def wait_for(condition, process=None):
 def children(process) -> list[psutil.Process]:
     "The ranks or readers among a process's children."
     return [p for p in psutil.Process(process.pid).children() if "spawn_main" in " ".join([p.name(), *p.cmdline()])]
+
+
+@cache
+def own_network() -> Path:
+    "A copy of the template of a network; the same for all tests of a process, which imports it once."
+    folder = Path(tempfile.mkdtemp(prefix="network-"))
+    atexit.register(shutil.rmtree, folder)
+    shutil.copyfile(TEMPLATE, folder / "mine.py")
+    return folder / "mine.py"
 
 
 def losses(run: Path) -> list[float]: return [row["loss"] for row in read_metrics(run) if "loss" in row]

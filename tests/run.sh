@@ -17,6 +17,9 @@ say "README.md is rendered from nbs/index.ipynb"
 fresh=$(mktemp -d)
 tests= layers=
 trap 'kill $tests $layers 2>/dev/null || true; rm -rf "$fresh"' EXIT
+# whatever a test or a notebook leaves goes with it
+mkdir "$fresh/t"
+export TMPDIR=$fresh/t
 python tests/readme.py "$fresh/README.md"
 diff README.md "$fresh/README.md" || { echo "run make readme, and commit"; exit 1; }
 
@@ -41,5 +44,5 @@ wait $tests || good=$?
 wait $layers || good=$?
 tests= layers=
 cat "$fresh/tests"
-[ $good = 0 ] || exit 1
+[ $good = 0 ] || { grep -E '^(FAILED|ERROR) ' "$fresh/tests" >&2 || true; df -h "$fresh" >&2; exit 1; }
 say "done"

@@ -105,6 +105,15 @@ def test_the_store_is_found_again_and_nothing_else_is(own_data, survey_file, tmp
     assert fwi(*words, "--survey", other).code == 0
 
 
+def test_a_wavelet_beyond_the_sampling_is_refused(refused, tmp_path):
+    assert replace(SURVEY, freq=125.0).freq == 125  # a quarter of 500 Hz
+    with pytest.raises(InputError, match="freq = 126 Hz needs a dt of 0.00198"): replace(SURVEY, freq=126.0)
+    (tmp_path / "fast.json").write_text(json.dumps(SURVEY.to_dict() | dict(freq=500.0, dt=1e-3)))
+    refused("generate", tmp_path / "new", "--family", "CurveVel_A", "--train", 1, "--survey", tmp_path / "fast.json",
+        saying=("freq = 500 Hz needs a dt of 0.0005 s or less",))
+    assert not (tmp_path / "new").exists()
+
+
 def test_data_of_others_under_a_name_of_their_own(own_data, survey_file, tmp_path, fwi, refused):
     for k, part in (("train", slice(0, 8)), ("val", slice(8, 12))):
         for sub, values in zip(("data", "model"), files(own_data)):

@@ -4,12 +4,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from processes import assert_equal, weights
 
 from fwi_i2sb import InputError, load_run
 from fwi_i2sb.data.augment import Augment, parse_augment, Recording
 from fwi_i2sb.data.scale import OPENFWI_SCALE
+from fwi_i2sb.data.speed_structure import challenge_survey
 from fwi_i2sb.diffusion.sampling import STREAMS
 from fwi_i2sb.methods.options import ModelOptions
+from fwi_i2sb.inference.validation_data import validation_records
+from fwi_i2sb.models.registry import MODELS
 from fwi_i2sb.models.speed_structure import PRESETS, SpeedStructure
 from fwi_i2sb.physics.band_pass import band_pass
 from fwi_i2sb.physics.mirror import flip_map, flip_record, mirror
@@ -60,6 +64,16 @@ def test_a_middle_source_without_an_image_is_taken_one_grid_step_off(sources, co
     assert turned.sources == (4, 3, 2, 1, 0) and turned.error == pytest.approx(dx)
     with pytest.raises(InputError, match="no mirror image"):
         mirror(replace(survey, sources=((2 * dx, dx), *survey.sources[1:])), columns)
+
+
+def test_a_flip_of_the_challenges_survey_is_off_by_one_and_two_metres():
+    survey = challenge_survey((40, 300), nt=2001)
+    turned, still = mirror(survey, 300), torch.full((1, 1, 40, 300), 2000.0)
+    assert turned.sources == (4, 3, 2, 1, 0) and turned.receivers == tuple(range(30, -1, -1)) and turned.error == 1
+    true = simulate(flip_map(still), survey)
+    found = (flip_record(simulate(still, survey), turned) - true).flatten(2).norm(dim=2) / true.flatten(2).norm(dim=2)
+    expected = 2 * torch.pi * 15 / 2000 * torch.tensor([1, 2, 2, 2, 1])  # in the far field, along the surface
+    np.testing.assert_allclose(found[0] / expected, 0.93, atol=0.07)
 
 
 def test_a_band_pass_keeps_a_ricker_at_a_tenth_of_a_millisecond_and_needs_dt():
@@ -176,6 +190,30 @@ def test_bad_augmentations_are_refused_before_anything_is_written(refused, data,
     refused("train", "--result-dir", tmp_path, "--dataset-dir", data, "--dataset-name", "CurveVel_A", "--model", "tiny",
         "--name", "bad", "--device", "cpu", *words, saying=saying)
     assert not (tmp_path / "bad").exists()
+
+
+DROPPING = """
+from fwi_i2sb.models.registry import register
+from fwi_i2sb.models.speed_structure import Sizes, SpeedStructure
+
+@register("dropping", methods=("regression",), about="a small one, with dropout", reads_map=False)
+def build(shapes, options):
+    return SpeedStructure(Sizes(16, 2, 2, 16, (4, 2), 9, 1, dropout=0.5), *shapes.reads, shapes.map_size)
+"""
+
+
+def test_dropout_continues_as_if_nothing_had_happened(trained, tmp_path, monkeypatch):
+    monkeypatch.setattr(MODELS, "own", dict(MODELS))
+    (tmp_path / "dropping.py").write_text(DROPPING)
+    words = ("--model", "dropping", "--import", tmp_path / "dropping.py", "--batch-size", 4, "--microbatch", 2)
+    torch.manual_seed(1)
+    whole = weights(trained("whole", "--num-itr", 4, *words))
+    trained("halves", "--num-itr", 2, *words)
+    torch.manual_seed(2)  # of no account
+    assert_equal(whole, weights(trained("halves", "--num-itr", 4, *words)))
+    run = load_run(tmp_path / "whole", device="cpu")
+    seismic, truth, numbers = validation_records(run, 1)
+    assert torch.equal(*(run.invert(seismic, record_ids=numbers).mean for _ in range(2)))
 
 
 def test_the_network_at_the_sizes_of_the_challenge():

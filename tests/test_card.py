@@ -21,11 +21,13 @@ from fwi_i2sb.evaluation.evaluate import evaluate
 from fwi_i2sb.data.generate import generate
 from fwi_i2sb.metrics.accuracy import mae
 from fwi_i2sb.core.errors import InputError
-from fwi_i2sb.inference.validation_data import read_batch, validation_data
+from fwi_i2sb.inference.explorer import Explorer
+from fwi_i2sb.inference.validation_data import read_batch, validation_data, validation_records
 from fwi_i2sb.data.store import convert
 from fwi_i2sb.inference.run import load_run, TrainedRun
 
-QUICK = ["--records", 3, "--samples", 2, "--nfe", 2, "--misfit-records", 1, "--starts", "linear"]
+FEW = ["--records", 3, "--samples", 2, "--nfe", 2, "--misfit-records", 1]
+QUICK = [*FEW, "--starts", "linear"]
 QUICK_KEYWORDS = dict(n_records=3, samples=2, nfe=2, misfit_records=1, starts=("linear",))
 SCORES = ("mae", "rmse", "ssim", "misfit", "misfit_low", "crps", "spread_skill", "coverage_50", "correlation")
 
@@ -75,7 +77,7 @@ def assert_same(a, b, rtol=0.0):
 # what is written
 
 def test_json_markdown_and_screen_say_the_same(fwi, mini, tmp_path):
-    done = fwi("evaluate", mini, *QUICK, "--starts", "linear", "blur-openfwi_custom", "--published", "--out", tmp_path)
+    done = fwi("evaluate", mini, *FEW, "--starts", "linear", "blur-openfwi_custom", "--published", "--out", tmp_path)
     assert done.code == 0 and {p.name for p in tmp_path.iterdir()} == {"card.json", "card.md", "card.png"}
     card = json.loads((tmp_path / "card.json").read_text(), parse_constant=lambda word: pytest.fail(word))
     page = (tmp_path / "card.md").read_text()
@@ -107,6 +109,8 @@ def test_schema(plain):
             and values["misfit"][1:] == [None, None])
         np.testing.assert_allclose([row["mae"], row["rmse"] ** 2],
             [np.mean(values["mae"]), np.mean(np.square(values["rmse"]))], rtol=1e-5)
+        assert 0 < row["mape"] < row["mae"] / 1000 and row["mse"] == pytest.approx(row["rmse"] ** 2)
+        assert row["r2"] < 1 and abs(row["pearson"]) <= 1 and 0 < row["rel_l2"] < 1
         assert (row["mae_norm"] == row["mae"] / 1500
             and row["interval"]["mae"][0] <= row["mae"] <= row["interval"]["mae"][1])
         assert ("coverage_90" in row) == (row["kind"] in ("method", "control")) and ("crps" in row)
@@ -125,6 +129,20 @@ def test_published_figures_of_two_families(fwi, run, mini, flat, tmp_path):
     assert "FlatVel_B: InversionNet (l1 loss)" in done.out
 
 
+def test_result_card_figure_and_explorer_show_one_standard_deviation(run, plain):
+    seismic, truth, ids = validation_records(run, 3)
+    result = run.invert(seismic, "linear", samples=2, nfe=2, record_ids=ids)
+    own = result.samples.numpy().std(1, ddof=1)  # K - 1
+    np.testing.assert_allclose(result.std, own, rtol=1e-4, atol=0.01)
+    row = next(row for row in plain["rows"] if row["kind"] == "method")
+    assert row["spread"] == pytest.approx(np.sqrt((own.astype(float) ** 2).mean()), rel=1e-4)
+    assert plain["example"]["number"] == ids[0]
+    np.testing.assert_allclose(plain["example"]["std"], own[0, 0], atol=0.51)  # what the card's figure draws
+    shown = Explorer(run, n_records=1, start="linear", samples=2, nfe=2)
+    assert shown["numbers"]["mean"]["std"] == pytest.approx(own[0].mean(), rel=1e-4)
+    np.testing.assert_allclose(shown["inversion"].std[0], own[0], rtol=1e-4, atol=0.01)
+
+
 def test_cards_side_by_side(run, plain):
     other = evaluate(run, **QUICK_KEYWORDS | dict(samples=1))
     lines = compare_cards([plain, other]).splitlines()
@@ -132,6 +150,11 @@ def test_cards_side_by_side(run, plain):
     assert "not comparable" in compare_cards([plain, evaluate(run, **QUICK_KEYWORDS | dict(n_records=2))])
     assert len(compare_cards([plain], kinds=("control",)).splitlines()) == 4
     noisy = evaluate(run, degradation=Degradation(snr=0.0), **QUICK_KEYWORDS)
+    before = json.loads(json.dumps(plain))  # a card from before these scores
+    for row in before["rows"]:
+        for name in ("mse", "mape", "r2", "pearson", "rel_l2"): del row[name], row["interval"][name]
+    assert table(before) == table(plain) and compare_cards([before]) == compare_cards([plain])
+    assert markdown(before).count("| - | - | - | - |\n") == len(before["rows"]) and card_figure(before)
     # noise leaves the start's error and changes its misfit
     assert len(compare_cards([plain, noisy]).splitlines()) == 2 + 2 + 2
 
@@ -336,7 +359,7 @@ def test_a_perturbation_is_written_down_and_felt(run, plain, perturbation):
 
 
 def test_other_smoothing_and_switches_on_the_command_line(fwi, mini, tmp_path):
-    done = fwi("evaluate", mini, *QUICK, "--starts", "blur-openfwi_custom:20:24", "--snr", 10, "--missing-shots", 1,
+    done = fwi("evaluate", mini, *FEW, "--starts", "blur-openfwi_custom:20:24", "--snr", 10, "--missing-shots", 1,
         "--missing-traces", 0.1, "--freq", 12, "--out", tmp_path)
     card = json.loads((tmp_path / "card.json").read_text())
     assert done.code == 0 and card["degradation"] == dict(snr=10.0, missing_shots=1, missing_traces=0.1, freq=12.0,
@@ -361,7 +384,8 @@ def test_other_smoothing_and_switches_on_the_command_line(fwi, mini, tmp_path):
 def test_what_cannot_be_is_refused_before_any_work_and_nothing_is_written(refused, mini, tmp_path, words,
         saying, monkeypatch):
     monkeypatch.setattr(evaluation, "_misfits", lambda *given: pytest.fail("a map was scored already"))
-    refused("evaluate", mini, *QUICK, *words, "--out", tmp_path / "out", saying=(saying,))
+    few = FEW if "--starts" in words else QUICK
+    refused("evaluate", mini, *few, *words, "--out", tmp_path / "out", saying=(saying,))
     assert not (tmp_path / "out").exists()
 
 
@@ -372,14 +396,41 @@ def test_a_folder_that_cannot_be_is_refused_before_any_work(refused, mini, tmp_p
     refused("evaluate", mini, *QUICK, "--out", tmp_path / folder, saying=(str(tmp_path / "file"), "is a file"))
 
 
-def test_a_figure_that_fails_leaves_nothing(plain, tmp_path, monkeypatch):
+def test_a_figure_that_fails_costs_no_numbers(plain, tmp_path, monkeypatch):
     def savefig(figure, path, **named):
         path.write_bytes(b"half")
         raise OSError("no space left")
 
     monkeypatch.setattr(Figure, "savefig", savefig)
-    with pytest.raises(OSError, match="no space"): command.write_card(tmp_path, plain)
-    assert not list(tmp_path.iterdir())
+    with pytest.warns(UserWarning, match="card.png could not be shown .*no space left"):
+        assert "card.png" not in command.write_card(tmp_path, plain)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["card.json", "card.md"]
+    assert json.loads((tmp_path / "card.json").read_text())["rows"] == plain["rows"]
+
+
+def test_only_the_same_weights_take_the_place_of_a_card(mini, tmp_path):
+    asked = dict(asked={}, step=3, fingerprint="f")
+    new, other = (asked | dict(weights=[name]) for name in ("a", "b"))
+    options = command.EvaluateOptions(mini)
+    where = lambda identity, **given: command.card_folder(replace(options, **given), tmp_path, identity)
+    assert where(new) == tmp_path
+    (tmp_path / "card.json").write_text(json.dumps(dict(identity=new)))
+    assert where(new) == where(new, out=tmp_path) == tmp_path and where(other) == tmp_path / "step-3"
+    with pytest.raises(InputError, match="--out"): where(other, out=tmp_path)
+    # of an earlier version: in the run's folder it is the run's, elsewhere anybody's
+    (tmp_path / "card.json").write_text(json.dumps(dict(identity=asked)))
+    assert where(new) == tmp_path and where(new | dict(step=4)) == tmp_path / "step-4"
+    with pytest.raises(InputError, match="--out"): where(new, out=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["card.md", "card.png"])
+def test_a_file_of_the_user_is_not_overwritten_by_a_card(mini, tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    options = command.EvaluateOptions(mini)
+    identity = dict(asked={}, step=3, fingerprint="f", weights=[])
+    assert command.card_folder(options, tmp_path, identity) == tmp_path / "step-3"
+    options = replace(options, out=tmp_path)
+    with pytest.raises(InputError, match="--out"): command.card_folder(options, tmp_path, identity)
 
 
 def test_the_share_of_lost_traces_is_said_as_it_is():

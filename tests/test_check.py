@@ -8,15 +8,17 @@ import numpy as np
 import pytest
 import torch
 
+from fwi_i2sb.core import registry
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.core.formats import read_array, recognise
 from fwi_i2sb.data.check import check_record, inspect_folder
 from fwi_i2sb.data.findings import check_accepted, Finding, inspect_map, REASONS, Tally
 from fwi_i2sb.data.geology import sample_velocity
+from fwi_i2sb.data.layouts import LAYOUTS
 from fwi_i2sb.data.manifest import read_manifest
 from fwi_i2sb.data.rules import inspect_pair, velocity_at_sources
 from fwi_i2sb.data.scale import VelocityScale
-from fwi_i2sb.data.store import convert
+from fwi_i2sb.data.store import convert, StoreDataset
 from fwi_i2sb.physics.wave import simulate, surface_survey, Survey
 
 FAMILIES = "CurveVel_A", "FlatVel_B", "FlatFault_A", "Style_A", "CurveFault_B", "Style_B"
@@ -228,6 +230,10 @@ def test_a_store_beside_files_that_changed_since_is_a_problem(refused, pairs, tm
     folder = write(tmp_path / "FlatVel_B", seismic, velocity)
     convert(folder, "FlatVel_B", workers=0)
     assert not inspect_folder(folder).problems
+    mended = velocity.copy()
+    mended[0, 0, -1] += 50
+    write(folder, seismic, mended)  # a row of one map
+    assert "made of what model/model1.npy held before: convert again" in "".join(inspect_folder(folder).problems)
     write(folder, seismic[::-1], velocity[::-1])
     assert "data1.npy, model/model1.npy held before: convert again" in "".join(inspect_folder(folder).problems)
     convert(folder, "FlatVel_B", workers=0)
@@ -265,3 +271,38 @@ def test_the_conversion_warns_of_doubts_and_velocities_out_of_range(pairs, tmp_p
     said = "".join(str(w.message) for w in told)
     assert "dead 1" in said and "range 1" in said and "record 0 of" in said
     assert {"dead": 1, "range": 1}.items() <= read_manifest(folder / "train")["findings"].items()
+
+
+LAYOUT = """
+from fwi_i2sb.data import openfwi
+from fwi_i2sb.data.layouts import Layout, LAYOUTS
+
+class Numbered(Layout):
+    def holds(self, folder): return any(folder.glob("record_*.npy"))
+    def split_files(self, root, family, split, val_files=None):
+        *train, last = sorted(root.glob("record_*.npy"))
+        pair = lambda path: (path, path.with_name(path.name.replace("record", "map")))
+        return [pair(path) for path in (train if split == "train" else [last])], []
+    def open_pair(self, seismic, velocity): return openfwi.open_pair(seismic, velocity)
+
+LAYOUTS.register("numbered")(Numbered())
+"""
+
+
+def test_one_file_adds_a_layout(fwi, refused, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(LAYOUTS, "own", dict(LAYOUTS))
+    monkeypatch.setattr(registry, "_IMPORTED", set())
+    (tmp_path / "mine.py").write_text(LAYOUT)
+    (folder := tmp_path / "Line").mkdir()
+    for name, file in (("record", "data"), ("map", "model")):
+        values = np.load(data / file / f"{file}49.npy", allow_pickle=False)
+        for k in range(3): np.save(folder / f"{name}_{k}.npy", values[k:k + 1])
+    words, mine = (folder, "--family", "CurveVel_A"), ("--import", tmp_path / "mine.py")
+    refused("convert", *words, saying=("Line",))
+    done = fwi("check", *words, *mine)
+    assert done.code == 0 and "train" in done.out, done
+    assert fwi("convert", *words, *mine, "--store-dir", tmp_path / "store").code == 0
+    store = StoreDataset(tmp_path / "store", "train")
+    truth = np.load(folder / "map_1.npy", allow_pickle=False)[0]
+    assert len(store) == 2
+    np.testing.assert_allclose(store.physical(1)[0], truth, atol=0.5)

@@ -4,6 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,7 +20,7 @@ from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.training.options import OptimOptions
 from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import FORMAT
-from fwi_i2sb.inference.run import TrainedRun
+from fwi_i2sb.inference.run import load_run, TrainedRun
 
 TRAIN = ["--model", "tiny", "--batch-size", "4", "--microbatch", "4", "--num-itr", "1", "--val-maps", "0",
     "--log-writer", "none", "--device", "cpu"]
@@ -150,6 +151,33 @@ def test_a_folder_of_records_each_with_its_own_result(fwi, refused, mini, data, 
     assert (tmp_path / "more" / "shot.npz").exists()
 
 
+def test_a_result_is_never_overwritten_by_another(fwi, refused, mini, data, tmp_path, monkeypatch):
+    record = np.load(data / "data" / "data49.npy", mmap_mode="r", allow_pickle=False)[0]
+    for k, name in enumerate(("a", "b")):
+        (tmp_path / name).mkdir(); np.save(tmp_path / name / "shot.npy", record * (1 + k))
+        os.utime(tmp_path / name / "shot.npy", (1, 1))  # as out of an archive
+    quick = ("invert", mini, "--start", "linear:1500:4000", "--samples", 1, "--nfe", 1, "--record")
+    words, out = (*quick, tmp_path / "a" / "shot.npy"), ("--out", tmp_path / "out")
+    monkeypatch.setattr("fwi_i2sb.inference.command.plot_result", lambda **given: 1 / 0)
+    with pytest.warns(UserWarning, match="shot.png could not be shown"): done = fwi(*words, *out)
+    assert done.code == 0 and "data misfit" in done.out and files(tmp_path / "out") == {"shot.npz"}
+    assert ".png" not in done.out
+    monkeypatch.undo()
+    assert fwi(*words, *out).code == 0 and files(tmp_path / "out") == {"shot.npz", "shot.png"}
+    before = (tmp_path / "out" / "shot.npz").read_bytes()
+    (tmp_path / "a" / "shot.npz").write_text("mine")
+    (tmp_path / "b" / "shot.png").write_text("mine")
+    monkeypatch.setattr(TrainedRun, "invert", lambda *given, **named: pytest.fail("the work has begun"))
+    refused(*quick, tmp_path / "b" / "shot.npy", *out, saying=("shot.npz", "same question", "--out"))
+    refused(*words, "--seed", 1, *out, saying=("shot.npz", "same question", "--out"))
+    refused(*words, "--out", tmp_path / "a", saying=(str(tmp_path / "a" / "shot.npz"), "--out"))
+    refused(*words, "--out", tmp_path / "b", saying=(str(tmp_path / "b" / "shot.png"), "--out"))
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "a-shot.npz").write_text("mine")
+    refused(*words, tmp_path / "b" / "shot.npy", "--out", tmp_path / "both", saying=("a-shot.npz", "--out"))
+    assert (tmp_path / "out" / "shot.npz").read_bytes() == before
+
+
 def test_an_inversion_is_never_lost_to_its_data_misfit(fwi, mini, tmp_path, monkeypatch):
     from fwi_i2sb.inference import command
 
@@ -196,15 +224,22 @@ def test_an_odd_record_is_inverted_and_said_to_be_odd(fwi, mini, data, tmp_path)
     records = np.load(data / "data" / "data49.npy", allow_pickle=False)[:3].copy()
     records[1] *= -0.2; records[2, 4] = 0
     np.save(tmp_path / "odd.npy", records)
-    done = fwi("invert", mini, "--record", tmp_path / "odd.npy", "--samples", 1, "--nfe", 1, "--out", tmp_path / "out")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", "record checks")  # which the command says in its own words
+        done = fwi("invert", mini, "--record", tmp_path / "odd.npy", "--samples", 1, "--nfe", 1, "--out",
+            tmp_path / "out")
     assert done.code == 0 and "record checks: 2 of 3 record(s) are odd" in done.out
+    for tta, words in ((None, "2 of 3 record(s) are odd, the first is upside down"), ("noise:0.1:1", "are odd")):
+        with pytest.warns(UserWarning, match="record checks") as told:
+            found = load_run(mini, device="cpu").invert(records, samples=1, nfe=1, tta=tta)
+        assert [one.filename for one in told] == [__file__] and words in repr(found) and words in str(told[0].message)
     for words in ("odd: record 1 is upside down", "odd: record 1 is 0.2 times", "odd: record 2 lacks shot 4"):
         assert words in done.err
     with np.load(tmp_path / "out" / "odd.npz", allow_pickle=False) as result:
         checks = json.loads(str(result["provenance"]))["record_checks"]
     assert [len(found) for found in checks] == [0, 2, 1]
     done = fwi("invert", mini, "--record", tmp_path / "odd.npy", "--start", "linear:4500:4500", "--samples", 1,
-        "--nfe", 1, "--out", tmp_path / "out")
+        "--nfe", 1, "--out", tmp_path / "slow")
     assert "where the start has 4500 m/s" in done.err
 
 
@@ -346,10 +381,11 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
     (lambda c: c["model"].update(precondition=True), "'moments'"),
     (lambda c: c["run"].update(colour=1), "'colour'"),
     (lambda c: c["data_spec"]["velocity"].update(low=1400.), "checksum"),
-    (lambda c: c["model"].update(beta_max=c["model"]["beta_max"] * 2), "checksum")],
+    (lambda c: c["model"].update(beta_max=c["model"]["beta_max"] * 2), "checksum"),
+    (lambda c: c.pop("checksum"), "checksum")],
     ids=["spec-null", "spec-empty", "spec-missing", "format", "linear", "factor", "line", "map", "moment", "samples",
         "endless", "interval",
-        "image-size", "moments", "unknown", "range", "digit"])
+        "image-size", "moments", "unknown", "range", "digit", "unsealed"])
 def test_a_damaged_config_is_named(refused, mini, tmp_path, spoil, saying):
     shutil.copytree(mini, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())

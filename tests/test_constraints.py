@@ -8,7 +8,8 @@ from processes import arguments
 
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.spec import OPENFWI_SPEC
-from fwi_i2sb.methods.constraints import add_weights, Constraints, quantities
+from fwi_i2sb.data.targets import MapTarget, Standard, TargetSpec, VectorTarget
+from fwi_i2sb.methods.constraints import add_weights, blank, Constraints, quantities
 from fwi_i2sb.methods.expressions import parse_expression
 from fwi_i2sb.methods.losses import Criterion, Judged, parse_losses
 from fwi_i2sb.methods.options import ModelOptions
@@ -49,6 +50,40 @@ def test_targets_have_names_and_numbers():
             ("max(x) < 2", [1, 1]), ("x[0, 3] * y0 > 0", [0, 9])):
         assert Constraints((text,))(batch).tolist() == cost, text
     with pytest.raises(InputError, match="unknown name 'v'"): Constraints(("v > 0",))(batch)
+
+
+def spec_of(*names, kind=VectorTarget, size=()):
+    target = kind([10.0] * len(names), [2.0] * len(names), size, names, [""] * len(names))
+    return TargetSpec("arrays", Standard([0], [1], [4]), target, 3, "")
+
+
+@pytest.mark.parametrize("names, text, saying", [
+    (("x", "speed"), "x > 0", "x could mean the input or target number 0"),
+    (("x", "speed"), "y1 > x[0, 1]", "x could mean the input or target number 0"),
+    (("y1", "y0"), "y1 > 0", "y1 could mean target number 0 or target number 1"),
+    (("y1", "speed"), "y1 > 0", "y1 could mean"),
+    (("thickness", "speed"), "x[0, 1] > 0", "nothing can be learnt from that without a target"),
+    (("thickness", "speed"), "0 < x[0, 1] < y0", "compares 0 with x"),
+    (("max", "speed"), "max(x) > 0", "compares max(x) with 0"),
+])
+def test_a_word_that_means_two_things_and_a_comparison_without_targets_are_refused(names, text, saying):
+    with pytest.raises(InputError) as refusal: Constraints((text,)).check(blank(spec_of(*names)))
+    assert saying in str(refusal.value) and "\n" not in str(refusal.value)
+
+
+def test_what_is_clear_stands_for_its_own_target():
+    answer = torch.tensor([[1.0, 2.0]])  # 12 and 14 in units
+    for names, text, cost in ((("x", "speed"), "y0 == 0", 12), (("x", "speed"), "speed == 0", 14),
+            (("y1", "speed"), "y0 == 0", 12), (("y0", "y1"), "y1 == 0", 14), (("mean", "speed"), "mean == 0", 12)):
+        term, spec = Constraints((text,), "mae"), spec_of(*names)
+        term.check(blank(spec))
+        assert term(Judged(answer, answer, answer, spec, torch.zeros(1, 1, 4))).tolist() == [cost], text
+    maps = torch.tensor([[[[0.0, 0], [1, -1], [1, -1]]]])  # 10 to 12 and to 8 in units, from cell to cell
+    spec = spec_of("vp", kind=MapTarget, size=(3, 2))
+    found = Constraints(("depth_gradient(vp) >= 0",), "mae")(Judged(maps, maps, maps, spec, torch.zeros(1, 1, 4)))
+    assert found.tolist() == [2 / 4]  # per cell
+    with pytest.raises(InputError, match="without the map v"):
+        Constraints(("x[0, 0, 0] > 0",)).check(blank(OPENFWI_SPEC))
 
 
 def test_weighted_mse_weighs_targets():

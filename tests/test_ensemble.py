@@ -6,29 +6,32 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from processes import arguments
 
 from fwi_i2sb import InputError, load_run, mae
 from fwi_i2sb.examples import mini_options
-from fwi_i2sb.inference.ensemble import EnsembleRun, join_runs, read_ensemble
+from fwi_i2sb.inference.ensemble import EnsembleRun, join_runs
+from fwi_i2sb.inference.kept import weights_digest
 from fwi_i2sb.inference.make_ensemble import EnsembleOptions, fit, learned_weights, make_ensemble
 from fwi_i2sb.inference.validation_data import validation_data, validation_records
 from fwi_i2sb.physics.mirror import flip_map, flip_record, mirror
 from fwi_i2sb.physics.wave import simulate
 from fwi_i2sb.train import train
+from fwi_i2sb.training.members import read_ensemble, write_ensemble
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
 def runs(mini, data, tmp_path_factory):
-    "Two regressions of a few steps beside each other, and the mini run: other seeds, other methods."
+    "Two regressions, of half the records, beside each other, and the mini run: other seeds, other methods."
     root = tmp_path_factory.mktemp("members")
     options = mini_options(root, data)
-    optim = replace(options.optim, num_itr=8, batch_size=8, microbatch=8)
+    optim, half = replace(options.optim, num_itr=8, batch_size=8, microbatch=8), replace(options.data, part="1/2")
     model = replace(options.model, method="regression", corrupt="linear", drop_cond=0.0)
     log = replace(options.log, val_nfe=None)
     made = [train(replace(options, run=replace(options.run, result_dir=root, name=f"seed-{seed}", seed=seed),
-        optim=optim, model=model, log=log), progress=False) for seed in (0, 1)]
+        data=half, optim=optim, model=model, log=log), progress=False) for seed in (0, 1)]
     return [*made, shutil.copytree(mini, root / "mini")]
 
 
@@ -130,6 +133,76 @@ def test_commands_take_an_ensemble_like_a_run(fwi, learned, records, tmp_path):
         "--out", tmp_path / "card", "--tta", "flip", "--device", "cpu")
     card = json.loads((tmp_path / "card" / "card.json").read_text())
     assert told.code == 0 and card["settings"]["tta"] == "flip" and card["rows"][1]["method"] == "ensemble"
+
+
+def test_a_bridge_starts_from_the_map_of_an_ensemble(fwi, refused, runs, learned, data, records, tmp_path):
+    pair = make_ensemble(EnsembleOptions(tuple(runs[:2]), tmp_path / "pair", "median", records=0, device="cpu"))
+    words = arguments(data, tmp_path, "bridge", "--corrupt", f"first-guess:{pair}", "--num-itr", 2)
+    refused("train", *words, saying=("was trained on records that this training would use",))
+    refused("train", *arguments(data, tmp_path, "bridge", "--corrupt", f"first-guess:{learned}"), "--part", "2/2",
+        saying=("learnt the method bridge",))
+    assert fwi("train", *words, "--part", "2/2").code == 0
+    found = load_run(tmp_path / "bridge", device="cpu").invert(records[0], nfe=1, samples=1)
+    maps = torch.stack([load_run(run, device="cpu").invert(records[0]).mean for run in runs[:2]])
+    torch.testing.assert_close(found.start, maps.mean(0), rtol=1e-5, atol=0.05)  # the median of two
+    assert found.provenance["start_calls"] == 2 and found.provenance["network_calls"] == 3
+    # joined with a run that starts elsewhere, each member has its own start, whichever is the first
+    bridge, np_record = tmp_path / "bridge", tmp_path / "r.npy"
+    np.save(np_record, records[0][0].numpy())
+    for name, two in (("one", (bridge, runs[0])), ("two", (runs[0], bridge))):
+        mixed = make_ensemble(EnsembleOptions(two, tmp_path / name, records=0, device="cpu"))
+        words = (mixed, "--samples", 1, "--nfe", 1, "--device", "cpu", "--out", tmp_path / f"of-{name}")
+        assert fwi("invert", *words, "--record", np_record).code == 0
+        with np.load(tmp_path / f"of-{name}" / "r.npz") as file: mean = torch.from_numpy(file["mean"])
+        each = [load_run(run, device="cpu").invert(records[0][:1], samples=1, nfe=1).mean for run in two]
+        torch.testing.assert_close(mean, torch.stack(each).mean(0))
+    told = fwi("evaluate", *words, "--records", 2, "--misfit-records", 1)
+    card = json.loads((tmp_path / "of-two" / "card.json").read_text())
+    assert told.code == 0 and {row["start"] for row in card["rows"]} == {"own"}, told.err
+    stale = json.loads((pair / "ensemble.json").read_text())
+    stale["members"][1]["sha256"] = ["0" * 64]
+    write_ensemble(pair, **{name: stale[name] for name in stale if name not in ("checksum", "format")})
+    refused("invert", tmp_path / "bridge", "--records", 1, "--out", tmp_path / "out", "--device", "cpu",
+        saying=("made with other weights", "fwi-i2sb ensemble"))
+
+
+def test_what_answers_is_told_apart(runs, tmp_path):
+    a, b, c = (load_run(run, device="cpu") for run in runs)
+    made = [join_runs(two, tmp_path, plan(2, **more)) for two, more in (((a, b), {}), ((a, c), {}), ((b, a), {}),
+        ((a, b), dict(weights=[0.4, 0.6])), ((a, b), dict(combine="median")))]
+    assert len({weights_digest(run) for run in (*made, a)}) == 6
+    assert weights_digest(join_runs([a, b], tmp_path / "other", plan(2))) == weights_digest(made[0])
+
+
+def test_an_ensemble_is_served_like_a_run(learned, records, runs):
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from fwi_i2sb.serving.app import create_app
+    from fwi_i2sb.serving.settings import read_settings
+
+    settings = read_settings(secret_api_key="key", model_artifacts_dir=learned.parent, device="cpu")
+    body = dict(data=records[0][0].double().tolist(), nfe=1, samples=1, seed=3)
+    with TestClient(create_app(settings), raise_server_exceptions=False) as client:
+        ask = lambda: client.post("/api/v1/predict/learned", json=body, headers={"X-API-Key": "key"})
+        assert "learned" in client.get("/api/v1/models").json()["models"]
+        said = client.get("/api/v1/models/learned").json()["model_configuration"]
+        assert said["kind"] == "ensemble" and [one["method"] for one in said["members"][:2]] == ["regression"] * 2
+        assert sum(one["weight"] for one in said["members"]) == pytest.approx(1)
+        assert client.get("/api/v1/models/learned/tabulate").json()["tabulated_summary"].count("GFLOP") == 3
+        answer = ask().json()
+        alone = load_run(learned, device="cpu").invert(records[0][:1], nfe=1, samples=1, seed=3)
+        np.testing.assert_allclose(answer["output_map"], alone.mean[0, 0], atol=0.06)
+        np.testing.assert_allclose(answer["std"], alone.std[0, 0], atol=0.06)
+        assert str(learned.parent) not in json.dumps(answer)
+        # trained on since: the ensemble is not what was made any more
+        other = shutil.copytree(learned, learned.parent / "other")
+        changed = json.loads((other / "ensemble.json").read_text())
+        changed["members"][0]["sha256"] = ["0" * 64]
+        write_ensemble(other, **{k: v for k, v in changed.items() if k not in ("checksum", "format")})
+        found = client.post("/api/v1/predict/other", json=body, headers={"X-API-Key": "key"})
+        assert found.status_code == 500 and str(learned.parent) not in found.text
+        assert ask().status_code == 200
 
 
 def test_a_moved_folder_of_runs_takes_its_ensemble_along(runs, learned, records, tmp_path):

@@ -18,7 +18,7 @@ from processes import wait_for
 from fwi_i2sb.sweeps import equal_budget as compare, run_cell
 from fwi_i2sb.sweeps.jobs import threads_each
 from fwi_i2sb.sweeps.run_cell import prepare_cell
-from fwi_i2sb.sweeps.runner import _await, experiment_command, ExperimentOptions
+from fwi_i2sb.sweeps.runner import await_cells, experiment_command, ExperimentOptions
 from fwi_i2sb.sweeps.grid import read_grid
 from fwi_i2sb.sweeps.grid_table import collect, write_tables
 from fwi_i2sb.core.errors import InputError
@@ -249,7 +249,7 @@ def test_a_job_that_leaves_the_queue_without_a_result_is_a_failed_cell(folder, m
     answers = [None, {"7"}, *[set()] * 9]
     monkeypatch.setattr("fwi_i2sb.sweeps.runner.queue", lambda name: answers.pop(0))
     ended = []
-    _await({"7": cell}, "name", folder, ended.append, every=0.05, patience=0.1)
+    await_cells({"7": cell}, "name", folder, ended.append, every=0.05, patience=0.1)
     assert ended == [cell] and cell.state()["state"] == "failed" and "ended without a result" in cell.state()["error"]
 
 

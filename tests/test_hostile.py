@@ -35,7 +35,7 @@ from fwi_i2sb.training.options import DataOptions, DeviceOptions, first_differen
 from fwi_i2sb.training.processes import environment, join, open_accelerator, rank_variables
 from fwi_i2sb.training.ranks import find_ranks, Ranks
 from fwi_i2sb.training.checkpoint import checkpoints, save_checkpoint
-from fwi_i2sb.training.run_dir import read_config, read_metrics, write_config
+from fwi_i2sb.training.run_dir import check_links, read_config, read_metrics, write_config
 from fwi_i2sb.training.watch import stop_signal
 
 
@@ -215,13 +215,14 @@ def test_output_that_nobody_takes(words):
 
 # what a run of a stranger holds decides nothing about where is written
 
-@pytest.mark.parametrize("name", ["samples", "checkpoints", "metrics.jsonl", "logs", ".lock", "checkpoints/step-2"])
+@pytest.mark.parametrize("name", ["samples", "checkpoints", "metrics.jsonl", "logs", ".lock", "checkpoints/step-2",
+    "checkpoints/step-2/state.json", "logs/mlflow/1", "set-aside/x/deep"])
 def test_a_link_in_a_run_is_not_followed(refused, data, four, tmp_path, name):
     run, outside = tmp_path / "runs" / "four", tmp_path / "outside"
     shutil.copytree(four, run)
     place = run / name
     if place.is_dir(): shutil.move(place, outside)
-    else: outside.write_text("precious"); place.unlink(missing_ok=True)
+    else: outside.write_text("precious"); place.unlink(missing_ok=True); place.parent.mkdir(parents=True, exist_ok=True)
     place.symlink_to(outside)
     before = everything(tmp_path)
     refused("train", *arguments(data, tmp_path / "runs", "four", "--num-itr", 6), saying=("link", name))
@@ -249,12 +250,37 @@ def test_a_run_that_is_read_builds_a_store_only_where_the_user_says(fwi, refused
 
 
 def test_results_are_not_written_through_a_link_in_a_run(refused, mini, tmp_path):
-    shutil.copytree(mini, tmp_path / "run")
-    shutil.rmtree(tmp_path / "run" / "evaluation", ignore_errors=True)
+    shutil.copytree(mini, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
     (tmp_path / "outside").mkdir()
-    (tmp_path / "run" / "evaluation").symlink_to(tmp_path / "outside")
+    link = tmp_path / "run" / "evaluation"
+    link.symlink_to(tmp_path / "outside")
     refused("invert", tmp_path / "run", "--records", 1, "--nfe", 1, saying=("link inside a run", "--out"))
+    link.unlink(), link.mkdir()
+    (link / "card.json").write_text("{}")  # so that the next card goes into a folder of its own
+    (link / "starts-linear,misfit-records-1,records-2").symlink_to(tmp_path / "outside")
+    few = ("--records", 2, "--misfit-records", 1, "--starts", "linear")
+    refused("evaluate", tmp_path / "run", *few, saying=("link inside a run", "--out"))
     assert everything(tmp_path / "outside") == []
+
+
+@pytest.mark.parametrize("mark", ["pipeline.json", "ensemble.json"])
+def test_a_link_below_a_pipeline_or_an_ensemble_is_no_place_for_results(tmp_path, mark):
+    (tmp_path / "one").mkdir(), (tmp_path / "outside").mkdir()
+    (tmp_path / "one" / mark).write_text("{}")
+    (tmp_path / "one" / "evaluation").symlink_to(tmp_path / "outside")
+    (tmp_path / "named").symlink_to(tmp_path / "one")
+    for below in ("evaluation", "evaluation/deep/down"):
+        with pytest.raises(InputError, match="link inside a run"): check_writable(tmp_path / "one" / below)
+    check_writable(tmp_path / "named" / "results")  # the user's own link
+
+
+def test_trackers_may_link_to_their_own_files(tmp_path):
+    place = tmp_path / "logs" / "wandb"
+    (place / "run-1").mkdir(parents=True)
+    (place / "latest-run").symlink_to("run-1")
+    check_links(tmp_path)
+    (place / "run-2").symlink_to(tmp_path)
+    with pytest.raises(InputError, match="logs/wandb/run-2"): check_links(tmp_path)
 
 
 def test_a_name_that_was_guessed_is_not_written_to(tmp_path):
@@ -501,6 +527,50 @@ def test_a_folder_called_data_beside_one_called_model_is_no_half(tmp_path):
     assert find_root(flat, "FlatFault_A") == flat
 
 
+@pytest.mark.parametrize("name, content, saying", [("data1.NPY", b"", ".npy file of another name"),
+    ("data1.npy.gz", b"\x1f\x8b\x08" + bytes(60), "packed with gzip, and data1.npy is wanted: gunzip data1.npy.gz"),
+    ("data1.mat", b"MATLAB 5.0 MAT-file" + bytes(200), "a MATLAB file, and data1.npy is wanted")])
+def test_records_of_another_kind_in_a_data_set_are_named(refused, tmp_path, name, content, saying):
+    for place in ("CurveVel_A", "CurveVel_B/val"):
+        for half in ("data", "model"): (tmp_path / place / half).mkdir(parents=True)
+        file = tmp_path / place / "data" / name
+        if content: file.write_bytes(content)
+        else:
+            with open(file, "wb") as opened: np.save(opened, np.zeros((1, 5, 1000, 70), np.float32))
+        root = tmp_path / place.partition("/")[0]
+        refused("convert", root, "--family", root.name, saying=(f"data/{name}", saying))
+    refused("train", *arguments(tmp_path / "CurveVel_A", tmp_path / "runs", "none"), saying=(saying,))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_runs_and_splits_are_no_data_sets_and_nothing_is_made_in_a_run(refused, mini, data, tmp_path):
+    shutil.copytree(mini, run := tmp_path / "run")
+    np.savez(tmp_path / "waves.npz", x=np.zeros((4, 8)), y=np.ones((4, 2)))
+    before = everything(tmp_path)
+    family, one = ("--family", "CurveVel_A"), ("--train", 1)
+    for words in (("convert", run), ("convert", run, *family), ("convert", data, *family, "--store-dir", run),
+            ("train", *arguments(run, tmp_path / "runs", "of-a-run")), ("check", run),
+            ("generate", run, *family, *one, "--val", 1),
+            ("generate", run, "--layout", "speed-structure", *one), ("prepare", tmp_path / "waves.npz", "--out", run)):
+        refused(*words, saying=("is a trained run",))
+    split = data / "train"
+    for words in (("convert", split), ("convert", split, *family),
+            ("train", *arguments(split, tmp_path / "runs", "of-a-split"))):
+        refused(*words, saying=("one split of a store", f"above it, {data}"))
+    train = ("train", *arguments(data, tmp_path / "runs", "from"))
+    refused(*train, "--ckpt", data, saying=("and a run, or a checkpoint of one, is wanted",))
+    refused(*train, "--fine-tune", tmp_path / "waves.npz", saying=("a .npz archive", "and a run, or a checkpoint of"))
+    assert everything(tmp_path) == before
+
+
+def test_a_pipe_is_no_record_and_no_place_for_a_report(refused, tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    refused("check", tmp_path / "pipe", saying=("is a pipe or a device",))
+    refused("models", "--json", tmp_path / "pipe", saying=("is a pipe or a device",))
+    with pytest.raises(InputError, match="pipe or a device"): write_text(tmp_path / "pipe", "text")
+    assert everything(tmp_path) == ["pipe"] and (tmp_path / "pipe").is_fifo()
+
+
 # files and numbers that would take all there is
 
 def test_what_is_no_file_or_does_not_fit_is_not_read(refused, mini, tmp_path):
@@ -579,8 +649,34 @@ def test_no_number_of_a_command_is_without_an_end(refused, tmp_path, monkeypatch
     assert everything(tmp_path) == []
 
 
+@pytest.mark.parametrize("command, flag, usual", [("generate", "--shape", 70), ("generate", "--layers", 3),
+    *((command, "--velocity-range", 1500) for command in ("generate", "check", "convert"))])
+def test_no_pair_of_numbers_is_without_an_end(refused, tmp_path, command, flag, usual):
+    for value in (10**20, -10**20):
+        for pair in ((usual, value), (value, usual)):
+            refused(command, tmp_path / "nothing", flag, *pair, saying=(f"{flag} must be",))
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("layout", [("--family", "CurveVel_A", "--val", 1),
+    ("--layout", "speed-structure", "--test", 1)])
+def test_maps_that_do_not_fit_into_memory_are_refused_before_they_are_drawn(refused, tmp_path, layout):
+    refused("generate", tmp_path / "new", *layout, "--train", 1, "--shape", 10**5, 10**5,
+        saying=("maps of 100000 x 100000 cells", "GB of memory"))
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("option", ["--loss", "--optimizer", "--scheduler", "--lr-schedule"])
+def test_an_empty_name_is_none_of_those_that_exist(refused, data, tmp_path, option):
+    name = dict(loss="mae", optimizer="adamw").get(option[2:], "cosine")
+    refused("train", *arguments(data, tmp_path / "runs", "empty", f"{option}="), saying=(name,))
+    refused("train", *arguments(data, tmp_path / "runs", "empty", option, ""), saying=(name,))
+    assert everything(tmp_path) == []
+
+
 def test_a_line_of_the_log_that_suffered_is_passed_over(tmp_path):
-    lines = ['{"step": 1, "loss": 1.0}', '{"stfp": 2}', "3", "null", '{"step": "4"}', '{"step": true}', "[" * 9999, "{"]
+    lines = ['{"step": 1, "loss": 1.0}', '{"stfp": 2}', "3", "null", '{"step": "4"}', '{"step": true}', "[" * 9999, "{",
+        '{"step": 5, "val_mae": "x1"}', '{"step": 6, "val_mae": [1.0]}', '{"step": 7, "loss": true}']
     (tmp_path / "metrics.jsonl").write_text("\n".join([*lines, '{"step": 9}', ""]))
     with pytest.warns(UserWarning, match="passed over") as told:
         assert [row["step"] for row in read_metrics(tmp_path)] == [1, 9]

@@ -18,7 +18,7 @@ from fwi_i2sb.training.run_dir import read_metrics
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_killed_search_continues_and_prints_what_trains_the_best(data, fwi, refused, tmp_path):
+def test_a_killed_search_continues_and_prints_what_trains_the_best(data, fwi, refused, forked_trainings, tmp_path):
     words = ["hpo", *arguments(data, tmp_path, "search", "--num-itr", 8, "--val-every", 4, "--trials", 3,
         "--optimizers", "sgd", "adamw", "--losses", "l1", "l2")]
     process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", *words], env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -59,7 +59,7 @@ def test_what_cannot_be_searched_is_refused(data, refused, tmp_path):
     assert not (tmp_path / "search").exists()
 
 
-def test_a_search_in_which_nothing_works_says_why(data, fwi, tmp_path):
+def test_a_search_in_which_nothing_works_says_why(data, fwi, forked_trainings, tmp_path):
     plugin = tmp_path / "nothing.py"
     plugin.write_text("from fwi_i2sb.methods.losses import LOSSES\n"
         "LOSSES.register('nan_trial')(lambda difference: difference * float('nan'))")

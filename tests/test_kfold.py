@@ -12,6 +12,7 @@ from processes import SMALL, wait_for
 
 from fwi_i2sb.data.folds import Fold, fold_records, source_folds, stratified_folds
 from fwi_i2sb.data.generate import generate
+from fwi_i2sb.inference.make_ensemble import EnsembleOptions, make_ensemble
 from fwi_i2sb.inference.run import load_run
 from fwi_i2sb.inference.validation_data import validation_data
 from fwi_i2sb.training.checkpoint import checkpoints
@@ -24,12 +25,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     "Three source files of two records each."
-    return generate(tmp_path_factory.mktemp("data"), "FlatVel_A", n_train=6, n_val=1, layers=(2, 3), shard_size=2)
+    return generate(tmp_path_factory.mktemp("data"), "FlatVel_A", n_train=6, n_val=2, layers=(2, 3), shard_size=2)
 
 
 def words(files, result_dir, *more):
     return ["kfold", "--result-dir", str(result_dir), "--dataset-dir", str(files), "--dataset-name", "FlatVel_A",
-        "--name", "cv", *SMALL, "--num-itr", "2", *map(str, more)]
+        "--name", "cv", *SMALL, "--num-itr", "2", "--lr-schedule", "cosine_restarts", "--lr-restart-epochs", "3",
+        *map(str, more)]
 
 
 def test_folds_of_files_and_of_values():
@@ -46,7 +48,7 @@ def test_folds_of_files_and_of_values():
     assert np.bincount(fold)[1:].tolist() == [25] * 4 and np.ptp(tops) < 0.2
 
 
-def test_a_killed_cross_validation_continues(files, fwi, tmp_path):
+def test_a_killed_cross_validation_continues(files, fwi, forked_trainings, tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", *words(files, tmp_path, "--folds", 3)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     second = tmp_path / "cv" / "fold-2.log"
@@ -57,6 +59,7 @@ def test_a_killed_cross_validation_continues(files, fwi, tmp_path):
     said = fwi(*words(files, tmp_path, "--folds", 3, "--jobs", 2))
     assert said.code == 0 and "3 folds" in said.out, said.err
     folder = tmp_path / "cv"
+    assert read_config(folder / "fold-1")[0].optim.lr_restart == 3 * 4 / 4  # four of six records, batches of four
     assert checkpoints(folder / "fold-1")[0].stat().st_mtime_ns == done  # not trained again
     rows = list(csv.DictReader((folder / "cv_results.csv").open()))
     maes = [[row["val_mae"] for row in read_metrics(folder / f"fold-{k}") if "val_mae" in row][-1] for k in (1, 2, 3)]
@@ -75,6 +78,11 @@ def test_a_killed_cross_validation_continues(files, fwi, tmp_path):
         assert val.numbers[0].tolist() == [2 * file, 2 * file + 1] and spec.records == len(train) == 4
         judged = validation_data(load_run(folder / f"fold-{k}", device="cpu"))
         assert judged.numbers[0].tolist() == val.numbers[0].tolist()
+    # together they are fitted to, and judged on, the validation split, which none of them has learnt from
+    two = make_ensemble(EnsembleOptions((folder / "fold-1", folder / "fold-2"), tmp_path / "two", "learned", records=1,
+        device="cpu"))
+    judged = validation_data(load_run(two, device="cpu"))
+    assert judged.stores[0].folder.name == "val" and len(judged) == 1
 
 
 def test_what_cannot_be_divided_is_refused(files, refused, mini, tmp_path):
@@ -82,12 +90,12 @@ def test_what_cannot_be_divided_is_refused(files, refused, mini, tmp_path):
     refused(*words(files, tmp_path, "--folds", 1), saying=("--folds must be 2 or more",))
     refused(*words(files, tmp_path, "--fold", "1/3"), saying=("--fold is about a single run",))
     refused(*words(files, tmp_path, "--fresh"), saying=("--fresh",))
-    refused(*words(files, tmp_path, "--best", "acc"), saying=("unknown metric",))
+    refused(*words(files, tmp_path, "--folds", 3, "--best", "acc"), saying=("unknown metric",))
     refused(*words(files, mini.parent, "--name", mini.name), saying=("is a run",))
     assert not list(tmp_path.iterdir())
 
 
-def test_a_fold_that_fails_is_told_at_the_end(files, refused, fwi, tmp_path):
+def test_a_fold_that_fails_is_told_at_the_end(files, refused, fwi, forked_trainings, tmp_path):
     plugin = tmp_path / "nothing.py"
     plugin.write_text("from fwi_i2sb.methods.losses import LOSSES\n"
         "LOSSES.register('nan_fold')(lambda difference: difference * float('nan'))")

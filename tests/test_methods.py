@@ -15,15 +15,23 @@ from fwi_i2sb.training import trained as trained_runs
 from fwi_i2sb.inference.run import load_run, stable_range
 from fwi_i2sb.metrics.accuracy import mae
 from fwi_i2sb.core import registry
+from fwi_i2sb.core.commands import parse
+from fwi_i2sb.core.config_file import command_words
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.spec import OPENFWI_SPEC
+from fwi_i2sb.diffusion.samplers import Sampler
+from fwi_i2sb.diffusion.sampling import SAMPLERS, STREAMS
 from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.training.run_dir import read_metrics
 from fwi_i2sb.methods.base import Method
+from fwi_i2sb.methods.vae import VAE_SAMPLERS
+from fwi_i2sb.training.conditions import network_input
 from fwi_i2sb.inference.widget import explore
 from fwi_i2sb.methods.registry import build_method, METHODS, register_method
 from fwi_i2sb.models.registry import MODELS
 from fwi_i2sb.inference.validation_data import validation_records
+from fwi_i2sb.sweeps.spaces import with_values
+from fwi_i2sb.training.options import by_name, TrainOptions
 
 LARGE = ("--batch-size", 2, "--microbatch", 2, "--val-batches", 1)
 VARIANTS = {
@@ -262,13 +270,16 @@ def test_a_file_of_ones_own_adds_a_model(fwi, trained, refused, data, tmp_path):
 KINDS = """
 from torch import nn
 from fwi_i2sb.data.starting_models import register_starting_model
+from fwi_i2sb.diffusion.samplers import Sampler
 from fwi_i2sb.diffusion.sampling import SAMPLERS
 from fwi_i2sb.methods.base import Method
 from fwi_i2sb.methods.losses import LOSSES, MAP_LOSSES
 from fwi_i2sb.methods.registry import register_method
+from fwi_i2sb.methods.vae import VAE_SAMPLERS
 from fwi_i2sb.models.encoders import ENCODERS
 from fwi_i2sb.models.registry import register
 from fwi_i2sb.models.unet import build_network
+from fwi_i2sb.models.vae_unet import VAE_ENCODERS
 
 @ENCODERS.register("mean-trace")
 class MeanTrace(nn.Module):
@@ -284,7 +295,25 @@ def cubic(difference): return difference.abs() ** 3
 @MAP_LOSSES.register("top")
 def top(judged): return (judged.map - judged.truth)[..., :5, :].abs().flatten(1).mean(1)
 
-SAMPLERS.register("late-ode")(dict(ot_ode=True, spacing="log"))
+SAMPLERS.register("late-ode")(Sampler(stochastic=False, spacing="log"))
+VAE_SAMPLERS.register("always-drawn")(Sampler())
+
+def straight(jump):
+    ahead = jump.x0 if jump.before is None else 1.5 * jump.x0 - 0.5 * jump.before[1]
+    left = jump.t_prev / jump.t_index
+    state = left * jump.xt + (1 - left) * ahead
+    return state + jump.eta * left * jump.noise() if jump.t_prev else state
+
+SAMPLERS.register("straight")(Sampler(straight, eta=0.0, takes_eta=True))
+
+@VAE_ENCODERS.register("pooled")
+class Pooled(nn.Module):
+    def __init__(self, shots, samples, receivers):
+        super().__init__()
+        self.layer, self.shapes = nn.Conv2d(shots, 8, 1), [(shots, 6, 4), (8, 3, 2)]
+    def forward(self, seismic):
+        fine, coarse = (nn.functional.adaptive_avg_pool2d(seismic, size[1:]) for size in self.shapes)
+        return fine, self.layer(coarse)
 
 @register_starting_model("flat", number=lambda word, dx: float(word))
 def flat(start, args, x0, generators): return 0 * x0
@@ -303,6 +332,38 @@ def build(shapes, options):
 """
 
 
+def _a_sampler_of_ones_own(fwi, refused, mini, file, tmp_path):
+    "Its update rule from python and by the command; what it takes is what it says; where it cannot go is told."
+    run = load_run(mini, device="cpu")
+    seismic, _, ids = validation_records(run, 2)
+    result = run.invert(seismic, "linear", sampler="straight", eta=0.3, nfe=3, samples=2, seed=4, record_ids=ids)
+    cond = run.net.encode(network_input(run.options.model, run.spec.input_scale, torch.as_tensor(seismic)))
+    for row, number in enumerate(ids):
+        for k in range(2):
+            rng, xt, last = np.random.default_rng((4, number, k, STREAMS["sample"])), result.start[row][None], None
+            xt = run.scale.normalize(xt)
+            for t_index, t_prev in ((999, 666), (666, 333), (333, 0)):
+                time = run.method.bridge.network_time(t_index, xt)
+                with torch.no_grad(): x0 = run.net(xt, time, cond[row:row + 1])
+                if run.method.clips: x0 = x0.clamp(-1, 1)
+                ahead, left = x0 if last is None else x0 + 0.5 * (x0 - last), t_prev / t_index
+                xt, last = left * xt + (1 - left) * ahead, x0
+                if t_prev: xt = xt + 0.3 * left * torch.from_numpy(rng.standard_normal(xt.shape[1:], np.float32))
+            expected = run.scale.denormalize(xt[0]).clamp(*stable_range(run.scale))
+            torch.testing.assert_close(torch.as_tensor(result.samples[row, k]), expected, rtol=0, atol=0.5)
+    assert result.provenance["eta"] == 0.3
+    words = ("invert", mini, "--records", 1, "--start", "linear", "--nfe", 2, "--import", file, "--out")
+    assert fwi(*words, tmp_path / "s", "--sampler", "straight", "--eta", 0.5).code == 0
+    words = (*words, tmp_path / "no")
+    refused(*words, "--sampler", "late-ode", "--eta", 0.5, saying=("has no eta", "dbim or straight"))
+    refused(*words, "--sampler", "late-ode", "--samples", 2, saying=("would be equal",))
+    refused("export", mini, "--onnx", tmp_path / "net.onnx", "--import", file, "--sampler", "straight",
+        saying=("sampler straight has an update rule of its own",))
+    with pytest.raises(InputError, match="'bare' must be a Sampler"): SAMPLERS.register("bare")(lambda jump: jump.xt)
+    with pytest.raises(InputError, match="sets step, which has no effect"):
+        VAE_SAMPLERS.register("bare")(Sampler(lambda jump: jump.xt))
+
+
 def test_one_file_adds_one_of_each(fwi, trained, refused, data, mini, tmp_path):
     file = tmp_path / "mine.py"
     file.write_text(KINDS)
@@ -317,10 +378,11 @@ def test_one_file_adds_one_of_each(fwi, trained, refused, data, mini, tmp_path):
     assert re.search(r"^narrow +residual, bridge +\d+ ", listed, re.M)
     assert re.search(r"^tiny +bridge, ddpm, regression, gan, residual ", listed, re.M)  # every U-Net can learn it
     for kind, name in (("encoder", "mean-trace"), ("loss", "cubic"), ("loss", "top"), ("starting model", "flat"),
-            ("sampler", "late-ode")):
+            ("sampler", "late-ode"), ("sampler", "straight"), ("sampler", "always-drawn")):
         assert re.search(rf"^{kind} .*\b{name}\b", listed, re.M)
+    assert re.search(r"^vae_pooled +vae +\d+ ", listed, re.M)
     shown = " ".join(fwi("train", "--import", file, "--help").out.replace("│", "").split())
-    for ours, name in zip(("ratenet", "vector", "conv", "first-guess", "misfit"), (*names[:-1], "top")):
+    for ours, name in zip(("vae_pooled", "vector", "conv", "first-guess", "misfit"), (*names[:-1], "top")):
         assert f"{ours}, {name})" in shown
     run = trained("mine", *mine, "--import", file, "--num-itr", 2)
     assert len(losses(run)) == 2 and losses(run) != losses(trained("l2", *mine[:-2], "--import", file, "--num-itr", 2))
@@ -330,10 +392,89 @@ def test_one_file_adds_one_of_each(fwi, trained, refused, data, mini, tmp_path):
     seismic, truth, numbers = validation_records(load_run(run, device="cpu", plugin=file), 1)
     explorer = explore(run, plugin=file, device="cpu", n_records=1, samples=1, nfe=1)
     assert "flat" in explorer.control["start"].options.values()
-    assert "late-ode" in explore(mini, n_records=1, samples=1, nfe=1).control["sampler"].options
-    assert "late-ode" in fwi("invert", "--help").out
+    box = explore(mini, n_records=1, samples=1, nfe=2)
+    assert {"late-ode", "straight"} < set(box.control["sampler"].options)
+    box.control["sampler"].value = "straight"
+    assert box.status.value == "" and "(straight, NFE 2)" in box.report.value
+    assert "straight" in fwi("invert", "--help").out
+    _a_sampler_of_ones_own(fwi, refused, mini, file, tmp_path)
+    vae = load_run(trained("vae", "--model", "vae_pooled", "--import", file, "--num-itr", 1, *LARGE), device="cpu")
+    assert vae.method.samplers == ("mean", "draws", "always-drawn")
+    assert (vae.invert(seismic, record_ids=numbers, sampler="always-drawn", samples=2).std > 0).any()
     again = load_run(run, device="cpu").invert(seismic, truth, record_ids=numbers)
     assert again.mean.shape == truth.shape and again.provenance["method"] == "residual"
+
+
+OWN_FLAGS = """
+from fwi_i2sb.core.commands import NonNegative, option_group
+from fwi_i2sb.methods.base import Method
+from fwi_i2sb.methods.registry import register_method
+
+@option_group
+class ShiftSettings:
+    "Settings of the method shifted."
+    my_weight: NonNegative = 1.0  # weight of what is mine
+    my_layers: tuple[int, ...] = ()  # layers of mine
+    my_way: bool = True  # whether it is done my way
+
+@register_method
+class Shifted(Method):
+    name, about, settings = "shifted", "one call, weighted", ShiftSettings
+    uses = (*Method.uses, "my_weight")
+    def loss(self, denoise_, batch): return self.settings.my_weight * super().loss(denoise_, batch)
+"""
+
+
+def test_a_method_of_ones_own_brings_flags(fwi, trained, refused, data, tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(OWN_FLAGS)
+    mine = ("--method", "shifted", "--import", file, "--num-itr", 1)
+    assert "--my-weight" not in fwi("train", "--help").out
+    refused("train", *arguments(data, tmp_path, "no", "--my-weight", 2), saying=("--my-weight is no option",))
+    shown = " ".join(fwi("train", "--import", file, "--help").out.replace("│", "").split())
+    assert "Settings of the method shifted." in shown and "weight of what is mine (default: 1.0)" in shown
+    one = trained("one", *mine)
+    two = trained("two", *mine, "--my-weight", 2, "--my-layers", 1, "--my_layers", 2, "--no-my-way")
+    np.testing.assert_allclose(losses(two), 2 * np.array(losses(one)), rtol=1e-5)
+    # kept, sealed, and what tells one run from another
+    kept = json.loads((two / "config.json").read_text())
+    assert kept["model"]["settings"] == dict(my_weight=2.0, my_layers=[1, 2], my_way=False)
+    run = load_run(two, device="cpu", plugin=file)
+    assert run.method.settings.my_layers == (1, 2) and run.options.model.settings == kept["model"]["settings"]
+    refused("train", *arguments(data, tmp_path, "two", *mine, "--my-weight", 2, "--no-my-way"),
+        saying=("exists with another --my-layers ([1, 2], now [])",))
+    again = trained("again", "--config", two / "config.json", "--name", "again", "--num-itr", 1)  # names the plug-in
+    assert losses(again) == losses(two)
+    kept["model"]["settings"]["my_weight"] = 3.0
+    (again / "config.json").write_text(json.dumps(kept))
+    with pytest.raises(InputError, match="not what was written"): load_run(again)
+    # one sentence each
+    (tmp_path / "a.yaml").write_text("model: {my_weight: -1}")
+    for words, saying in ((("--my-weight", -1), "--my-weight must be 0 or more (got -1"),
+            (("--config", tmp_path / "a.yaml"), "my_weight must be 0 or more"),
+            (("--my-wieght", 1), "did you mean --my-weight"),
+            (("--method", "regression", "--no-my-way"), "--no-my-way has no effect with the method regression")):
+        refused("train", *arguments(data, tmp_path, "no", *mine, *words), saying=(saying,))
+    assert not (tmp_path / "no").exists()
+    options = ModelOptions("tiny", method="shifted", settings=dict(my_weight=0.5))
+    assert build_method(options, OPENFWI_SPEC).settings.my_weight == 0.5
+    with pytest.raises(InputError, match="did you mean 'my_weight'"):
+        build_method(replace(options, settings=dict(my_wieght=1)), OPENFWI_SPEC)
+    found = with_values(run.options, dict(my_weight=0.25, lr=1e-3))
+    assert found.model.settings == kept["model"]["settings"] | dict(my_weight=0.25) and found.optim.lr == 1e-3
+    assert by_name(parse(TrainOptions, command_words(found))) == by_name(found)
+
+
+def test_settings_that_cannot_be_flags_are_refused(refused, data, tmp_path):
+    for number, (old, new, saying) in enumerate((("my_weight: NonNegative = 1.0", "lr: NonNegative = 1.0",
+            "has a setting 'lr', and --lr is an option already"),
+            ("my_weight: NonNegative = 1.0", "encoder: str = 'a'", "there is an option 'encoder' already"),
+            ("NonNegative = 1.0", "NonNegative", "must have a default"),
+            ("@option_group\n", "", "must be a class decorated"))):
+        file = tmp_path / f"bad{number}.py"
+        file.write_text(OWN_FLAGS.replace('    uses = (*Method.uses, "my_weight")\n', "").replace(old, new))
+        refused("train", *arguments(data, tmp_path, "no", "--import", file), saying=(saying,))
+        for kind in registry.Registry.every: kind.own.pop("shifted", None)
 
 
 def test_a_method_says_which_options_it_uses_and_a_name_is_taken_once():

@@ -8,8 +8,12 @@ import torch
 from forkserver import run as python
 
 from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.data.generated import generated_with
 from fwi_i2sb.data.scale import OPENFWI_SCALE
+from fwi_i2sb.inference.pipeline import read_calibration, read_plan
 from fwi_i2sb.inference.run import load_run
+from fwi_i2sb.training.best import named_checkpoint
+from fwi_i2sb.training.members import read_ensemble
 from fwi_i2sb.training.run_dir import FORMAT, read_config
 
 
@@ -35,6 +39,28 @@ def test_an_old_run_inverts_to_the_same_numbers(mini, old):
     for start in ("linear", "linear:1500:4000"):
         pair = [r.invert(seismic, start, samples=2, nfe=2) for r in (new, run)]
         assert torch.equal(pair[0].samples, pair[1].samples) and torch.equal(pair[0].start, pair[1].start)
+
+
+def test_seals_come_off_old_runs_only(mini, old, tmp_path):
+    shutil.copytree(mini, tmp_path / "new")
+    for run in (old, tmp_path / "new"):
+        for path in run.glob("checkpoints/*/state.json"):
+            state = json.loads(path.read_text())
+            del state["checksum"]
+            path.write_text(json.dumps(state))
+    assert load_run(old, device="cpu").step == load_run(mini, device="cpu").step
+    with pytest.warns(UserWarning, match="has no checksum"), pytest.raises(InputError, match="no valid checkpoint"):
+        load_run(tmp_path / "new", device="cpu")
+
+
+@pytest.mark.parametrize("read, name, content", [(read_plan, "pipeline.json", dict(format=1)),
+    (read_calibration, "calibration.json", {}), (read_ensemble, "ensemble.json", {}),
+    (lambda folder: named_checkpoint(folder / "checkpoints" / "best"), "best.json",
+        dict(metric="mae", value=1., step=5)),
+    (generated_with, "generate.json", dict(velocity_range=[1500., 4500.]))])
+def test_what_has_always_been_sealed_is_not_read_without(tmp_path, read, name, content):
+    (tmp_path / name).write_text(json.dumps(content))
+    with pytest.raises(InputError, match=f"{name} is damaged.*it has no checksum"): read(tmp_path)
 
 
 def test_a_newer_format_is_refused(old):

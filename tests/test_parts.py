@@ -79,6 +79,8 @@ def test_an_evaluation_in_parts_is_the_whole(fwi, mini, tmp_path):
     assert fwi("evaluate", mini, *words, "--part", "1/2", "--out", tmp_path / "parts").code == 0
     assert fwi("evaluate", mini, *words, "--out", tmp_path / "parts").code == 0 and not kept.exists()
     assert card(tmp_path / "parts") == card(tmp_path / "jobs")
+    late = fwi("evaluate", mini, *words, "--part", "2/2", "--out", tmp_path / "parts")
+    assert late.code == 0 and "written already" in late.out and not list((tmp_path / "parts").glob(".parts-*"))
 
 
 def results(path):
@@ -93,7 +95,11 @@ def test_an_inversion_in_parts_is_the_whole(fwi, mini, data, tmp_path, monkeypat
     assert [path.name[:7] for path in (tmp_path / "parts").iterdir()] == [".parts-"]
     done = fwi(*words, "--part", "1/2", "--out", tmp_path / "parts")
     assert done.code == 0, done.err
-    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["validation-5.npz", "validation-5.png"]
+    made = ["validation-5.npz", "validation-5.png"]
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == made
+    late = fwi(*words, "--part", "2/2", "--out", tmp_path / "parts")
+    assert late.code == 0 and "written already" in late.out
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == made
     assert fwi(*words, "--out", tmp_path / "whole").code == 0
     parts, whole = (results(tmp_path / name / "validation-5.npz") for name in ("parts", "whole"))
     for name, values in whole.items(): np.testing.assert_array_equal(parts[name], values)

@@ -30,8 +30,9 @@ def words(data, out, *more):
 
 @pytest.fixture(scope="module")
 def copied(data, tmp_path_factory):
-    "A copy of the data set: starts are kept beside its store."
-    return shutil.copytree(data, tmp_path_factory.mktemp("copied") / "CurveVel_A")
+    "A copy of the data set without the starts of others: they are kept beside its store."
+    return shutil.copytree(data, tmp_path_factory.mktemp("copied") / "CurveVel_A",
+        ignore=shutil.ignore_patterns("starts-*"))
 
 
 @pytest.fixture(scope="module")

@@ -39,6 +39,16 @@ def test_every_module_can_be_the_first_that_is_imported():
     python([sys.executable, "-c", EACH_FIRST], check=True)
 
 
+def test_what_is_installed_has_the_files_that_are_no_modules(tmp_path):
+    subprocess.run([sys.executable, "setup.py", "-q", "egg_info", "-e", tmp_path, "build_py", "-d", tmp_path / "built"],
+        cwd=ROOT, check=True, stderr=subprocess.DEVNULL)
+    for folder in ("templates", "weights", "serving/static"):
+        files = [path for path in (ROOT / "fwi_i2sb" / folder).rglob("*") if path.is_file()]
+        assert files
+        for path in files:
+            assert (tmp_path / "built" / path.relative_to(ROOT)).read_bytes() == path.read_bytes(), path
+
+
 @pytest.mark.parametrize("notebook", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_carry_their_outputs_and_no_error(notebook):
     cells = json.loads(notebook.read_text(encoding="utf-8"))["cells"]

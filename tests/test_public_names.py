@@ -2,6 +2,7 @@
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -110,7 +111,8 @@ def test_a_run_has_its_methods_from_any_import_path(module):
 
 EXTRAS = {"papermill": "sweeps", "submitit": "sweeps", "scipy": "bench", "scoringrules": "eval", "segyio": "segy",
     "wandb": "track", "mlflow": "track", "ipywidgets": "notebook", "jupyterlab": "notebook", "IPython": "notebook",
-    "ipykernel": "notebook", "optuna": "sweeps", "onnx": "export", "onnxruntime": "export", "onnxscript": "export"}
+    "ipykernel": "notebook", "optuna": "sweeps", "onnx": "export", "onnxruntime": "export", "onnxscript": "export",
+    "fastapi": "serve", "limits": "serve", "h5py": "vectors", "timm": "zoo", "httpx2": "bench", "modal": "modal"}
 HIDE = f"""
 import sys
 from importlib.machinery import PathFinder
@@ -157,6 +159,56 @@ try: fwi_i2sb.explore
 except fwi_i2sb.InputError as error: print(error)
 """)
     assert done.stdout == "the explorer needs the package ipywidgets: pip install 'fwi_i2sb[notebook]'\n", done.stderr
+
+
+def test_other_parts_name_the_extra_that_they_need(tmp_path):
+    (tmp_path / "x.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
+    done = bare(f"""
+import asyncio, importlib
+def load():
+    from fwi_i2sb.bench.load import load
+    asyncio.run(load("http://127.0.0.1:9", 1, clients=1))
+def model():
+    from fwi_i2sb.models.backbones import import_timm
+    import_timm()
+def array():
+    from fwi_i2sb.data.arrays import open_arrays
+    from pathlib import Path
+    with open_arrays(Path({str(tmp_path / 'x.h5')!r})): pass
+def named(name): return lambda: getattr(importlib.import_module("fwi_i2sb.serving"), name)
+for act in (load, model, array, named("Settings"), named("create_app"), named("Settings")):
+    try: act()
+    except ValueError as error: print(error)
+""")
+    said = done.stdout.splitlines()
+    for line, (library, extra) in zip(said, (("httpx2", "bench"), ("timm", "zoo"), ("h5py", "vectors"),
+            ("limits", "serve"), ("fastapi", "serve"), ("limits", "serve")), strict=True):
+        assert line.endswith(f"needs the package {library}: pip install 'fwi_i2sb[{extra}]'"), done.stderr
+
+
+def test_no_private_name_crosses_modules():
+    "Neither in an import, nor as an attribute of something that another module of the package made."
+    found = []
+    for path in [*HOME.rglob("*.py"), *Path(__file__).parent.glob("*.py")]:
+        tree, own = ast.parse(path.read_text(encoding="utf-8")), HOME in path.parents
+        imports = [node for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+        ours = [node for node in imports if node.level or (node.module or "").startswith("fwi_i2sb")]
+        private = lambda name: name.startswith("_") and not name.startswith("__")
+        found += [(path.name, alias.name) for node in ours for alias in node.names if private(alias.name)]
+        if not own or path.name == "_modidx.py": continue
+        foreign = {(alias.asname or alias.name).split(".")[0] for node in ast.walk(tree)
+            if isinstance(node, ast.Import) or isinstance(node, ast.ImportFrom) and node not in ours
+            for alias in node.names}
+        made = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+            and isinstance(node.value, ast.Name) and node.value.id in ("self", "cls")}
+        made |= {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
+        found += [(path.name, ast.unparse(node)) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
+            and private(node.attr) and node.attr not in made | {"_replace", "_asdict"}
+            and isinstance(node.value, ast.Name) and node.value.id not in foreign | {"self", "cls"}]
+    for path in (HOME.parent / "nbs").rglob("*.ipynb"):
+        found += [(path.name, name) for name in re.findall(r'^ *"from fwi_i2sb[\w.]* import .*\b(_[a-z]\w*)',
+            path.read_text(encoding="utf-8"), re.M)]
+    assert not found
 
 
 def test_the_base_installation_trains_inverts_and_evaluates(data, tmp_path):

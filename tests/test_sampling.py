@@ -13,6 +13,7 @@ from fwi_i2sb.metrics.accuracy import mae, rmse, ssim
 from fwi_i2sb.models.unet import build_network
 from fwi_i2sb.data.scale import OPENFWI_SCALE
 from fwi_i2sb import load_run
+from fwi_i2sb.diffusion.ddpm import denoise, Diffusion
 from fwi_i2sb.diffusion.sampling import predictor, run_sampler, sample, sampler_settings, SAMPLERS, t_sequence
 from fwi_i2sb.data.starting_models import fit_linear, parse_start, Start
 from fwi_i2sb.inference.validation_data import validation_records
@@ -223,3 +224,17 @@ def test_samplers_on_the_command_line(fwi, refused, mini, data, tmp_path):
     assert fwi(*card, "--sampler", "dbim2", "--dataset-dir", data, "--store-dir", tmp_path / "store").code == 0
     rows = json.loads((tmp_path / "card.json").read_text())["rows"]
     assert rows[1]["sampler"] == "dbim2" and (tmp_path / "store" / "val" / "manifest.json").exists()
+
+
+def test_an_update_rule_of_ones_own_serves_ddpm_too():
+    def half(jump): return (jump.xt + jump.x0) / 2 + (jump.eta * jump.noise() if jump.t_prev else 0)
+
+    *_, end = denoise(Diffusion(), lambda xt, t_index: 0.1 * xt + 1e-3 * t_index, torch.zeros(2, 1, 3, 3), nfe=3,
+        eta=0.5, step=half, seeds=[(1, 0), (1, 1)])
+    for row in range(2):
+        rng = np.random.default_rng((1, row))
+        draw = lambda: rng.standard_normal((1, 3, 3), dtype=np.float32)
+        xt = draw()  # it starts from noise
+        for t_index in (999, 666, 333):
+            xt = (xt + 0.1 * xt + 1e-3 * t_index) / 2 + (0.5 * draw() if t_index > 333 else 0)
+        np.testing.assert_allclose(end.xt[row], xt, rtol=1e-5, atol=1e-6)

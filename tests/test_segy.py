@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import segyio
 
-from fwi_i2sb.core import commands
+from fwi_i2sb.core import commands, registry
 from fwi_i2sb.core.errors import InputError
-from fwi_i2sb.core.formats import read_array, recognise
+from fwi_i2sb.core.formats import read_array, recognise, RECORD_FORMATS
 from fwi_i2sb.data.check import check_record
 from fwi_i2sb.data.gathers import agree, to_survey
 from fwi_i2sb.data.geology import sample_velocity
@@ -440,3 +440,39 @@ def test_check_tells_what_is_done_to_a_file(fwi, refused, d, tmp_path):
     refused("check", path, saying=("the record is upside down",))
     write(path, trace_rows(d)[70:], headers()[70:])
     refused("check", path, saying=("1 problem", "shot 0 of 5 of the survey"))
+
+
+RAW = """
+import struct
+import numpy as np
+from fwi_i2sb.data.record_formats import register_record_format
+
+@register_record_format("raw", "a raw file", (".raw",), matches=lambda head, size: head[:4] == b"RAW1")
+def read(path):
+    with open(path, "rb") as file:
+        shots, samples, receivers = struct.unpack("<4x3i", file.read(16))
+        return np.fromfile(file, "<f4").reshape(shots, samples, receivers)
+"""
+
+
+def test_one_file_adds_a_format_of_records(fwi, refused, mini, d, tmp_path, monkeypatch):
+    monkeypatch.setattr(RECORD_FORMATS, "own", dict(RECORD_FORMATS))
+    monkeypatch.setattr(registry, "_IMPORTED", set())
+    (tmp_path / "mine.py").write_text(RAW)
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "line.raw"
+    path.write_bytes(b"RAW1" + struct.pack("<3i", *d.shape) + d.astype("<f4").tobytes())
+    np.save(tmp_path / "in" / "same.npy", d)
+    words, mine = ("--samples", 1, "--nfe", 1), ("--import", tmp_path / "mine.py")
+    refused("check", path, saying=("line.raw is not a .npy file",))
+    refused("invert", mini, "--record", path, *words, saying=("line.raw",))
+    done = fwi("check", path, *mine)
+    assert done.code == 0 and f"shape         {d.shape}" in done.out, done
+    done = fwi("invert", mini, "--record", tmp_path / "in", *words, *mine, "--out", tmp_path / "out")
+    assert done.code == 0 and "wrote 2 of 2" in done.out, done
+    np.testing.assert_array_equal(*(provenance(tmp_path / "out" / f"{name}.npz")[1] for name in ("line", "same")))
+    assert recognise(path) == "raw" and recognise(tmp_path / "in") == "records"
+    path.write_bytes(path.read_bytes()[:-4])
+    refused("invert", mini, "--record", path, *words, *mine, "--out", tmp_path / "no",
+        saying=("line.raw cannot be read as a raw file: ValueError: cannot reshape",))
+    assert not (tmp_path / "no").exists()

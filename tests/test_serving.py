@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +32,12 @@ from fwi_i2sb.physics.filters import decimate
 from fwi_i2sb.physics.wave import simulate
 from fwi_i2sb.serving.app import create_app
 from fwi_i2sb.serving.depends import caller
+from fwi_i2sb.serving.logs import request_id
+from fwi_i2sb.serving.models import Models
+from fwi_i2sb.serving.requests import Asked, prepare
 from fwi_i2sb.serving.settings import read_settings, Settings
 from fwi_i2sb.training.checkpoint import newest_checkpoint, save_checkpoint
+from fwi_i2sb.training.run_dir import read_config, write_config
 
 KEY = {"X-API-Key": "secret-of-tests"}
 FAST = dict(nfe=1, samples=1)
@@ -205,6 +210,36 @@ def test_sentences_name_no_folder_of_the_machine(client, runs, record):
     assert answer.status_code == 400 and str(runs) not in answer.text and "first-guess" in answer.json()["detail"]
 
 
+def state_of(client, sent, *ends, seconds=60) -> dict:
+    "The state of a job that was sent, when it is one of some."
+    assert sent.status_code == 202, sent.text
+    until = time.time() + seconds
+    while (state := client.get(f"/jobs/{sent.json()['id']}", headers=KEY).json())["state"] not in ends:
+        assert time.time() < until, state
+        time.sleep(0.02)
+    return state
+
+
+def send(client, content, **asked):
+    return client.post("/jobs", params=dict(model="mini") | asked, content=content, headers=KEY | {"content-type":
+        "application/octet-stream"})
+
+
+def test_a_run_that_names_another_folder_tells_it_to_nobody(runs, record, tmp_path):
+    shutil.copytree(runs / "mini", tmp_path / "own")
+    options, spec = read_config(tmp_path / "own")
+    write_config(tmp_path / "own", replace(options, model=replace(options.model,
+        corrupt="first-guess:/srv/private/run")), spec)
+    with TestClient(service(tmp_path)) as client:
+        answer = predict(client, npy(record), name="own", **FAST)
+        assert answer.status_code == 400 and "and run is not a run" in answer.json()["detail"], answer.text
+        job = state_of(client, send(client, npy(record), model="own", **FAST), "failed")
+        assert job["error"] == answer.json()["detail"] and "/srv" not in answer.text + str(job)
+        result = client.get(f"/jobs/{job['id']}/result", headers=KEY)
+        assert result.status_code == 409 and "/srv" not in result.text
+        assert "private" not in client.get("/api/v1/models/own").text
+
+
 BOMB = io.BytesIO()
 with zipfile.ZipFile(BOMB, "w", zipfile.ZIP_DEFLATED) as archive: archive.writestr("a.npy", bytes(200_000_000))
 GOOD = np.zeros((5, 40, 7), np.float32)
@@ -263,6 +298,7 @@ def test_damaged_bytes_never_harm_the_service(client):
 
 LISTS = {"no object": "[]", "no JSON": "{", "no data": "{}", "text": '{"data": "x"}',
     "ragged": '{"data": [[[1],[1,2]]]}',
+    "many lists": '{"data": [' + "[]," * 100_001 + "[]]}", "later": json.dumps(dict(data=GOOD.tolist()))[:-4] + "}",
     "words": '{"data": [[["a"]]]}', "null": '{"data": [[[null]]]}', "deep": "[" * 100_000,
     "unknown": '{"data": [[[1]]], "x": 1}',
     "seed": '{"data": [[[1]]], "seed": -1}', "path": '{"data": [[[1]]], "start": "/etc/passwd"}',
@@ -287,6 +323,10 @@ def test_who_has_no_key_or_asks_for_nothing_that_is_there(client, record):
     assert table.status_code == 415
     long = service(client.app.state.service.settings.model_artifacts_dir, max_body_bytes=1000)
     with TestClient(long) as small: assert predict(small, npy(record)).status_code == 413
+    with TestClient(service(client.app.state.service.settings.model_artifacts_dir, max_json_bytes=1000)) as small:
+        lists = small.post("/api/v1/predict/mini", json=dict(data=GOOD.tolist()), headers=KEY)
+        assert lists.status_code == 413 and ".npy" in lists.json()["detail"]
+        assert len(npy(GOOD)) > 1000 and predict(small, npy(GOOD), **FAST).status_code == 200
     refused = predict(client, npy(record), refine=31)
     assert refused.status_code == 400 and "/jobs" in refused.json()["detail"]
 
@@ -329,25 +369,95 @@ def test_information_comes_from_the_cache_until_the_weights_change(runs, tmp_pat
 
 def test_jobs_are_sent_watched_fetched_cancelled_and_their_senders_own(runs, record):
     with TestClient(service(runs, secret_api_key="secret-of-tests,other")) as client:
-        kind = KEY | {"content-type": "application/octet-stream"}
-        send = lambda **asked: client.post("/jobs", params=dict(model="mini", **asked), content=npy(record),
-            headers=kind)
-        sent = send(**FAST)
+        sent = send(client, npy(record), **FAST)
         assert sent.status_code == 202 and sent.json()["state"] == "queued"
-        job = f"/jobs/{sent.json()['id']}"
-        until = time.time() + 60
-        while (state := client.get(job, headers=KEY).json())["state"] != "done": assert time.time() < until, state
+        job = f"/jobs/{state_of(client, sent, 'done')['id']}"
         with np.load(io.BytesIO(client.get(f"{job}/result", headers=KEY).content)) as file:
             assert file["map"].shape == (70, 70)
         assert client.get(job, headers={"X-API-Key": "other"}).status_code == 404
-        long = f"/jobs/{send(nfe=100, samples=64).json()['id']}"
-        client.delete(long, headers=KEY)
-        while (state := client.get(long, headers=KEY).json())["state"] not in ("cancelled", "failed"):
-            assert time.time() < until, state
-        assert state["state"] == "cancelled", state
+        sent = send(client, npy(record), nfe=20, samples=64)
+        client.delete(long := f"/jobs/{sent.json()['id']}", headers=KEY)
+        state_of(client, sent, "cancelled")
         assert client.get(f"{long}/result", headers=KEY).status_code == 409
         gone = client.get(f"/jobs/{'0' * 24}", headers=KEY)
         assert gone.status_code == 404 and "memory" in gone.json()["detail"]
+
+
+def test_the_example_of_the_pages_is_accepted_with_the_defaults_beside_it(client):
+    paths = client.get("/openapi.json").json()["paths"]
+    def ask(path, place, name, **more):
+        about = paths[path]["post"]
+        query = {one["name"]: one["schema"]["default"] for one in about["parameters"] if one["in"] == "query" and
+            one["schema"].get("default") is not None}
+        assert {"seed", "resimulate"} <= set(query)
+        body = about["requestBody"]["content"]["application/json"]["example"] | name
+        return client.post(place, params={key: json.dumps(value) for key, value in (query | more).items()}, json=body,
+            headers=KEY)
+    answer = ask("/api/v1/predict/{name}", "/api/v1/predict/mini", {})
+    assert answer.status_code == 200 and "interpolated" in answer.json()["warnings"][0], answer.text
+    assert np.shape(answer.json()["output_map"]) == (70, 70)
+    state_of(client, ask("/jobs", "/jobs", dict(model="mini")), "done")
+    other = ask("/api/v1/predict/{name}", "/api/v1/predict/mini", {}, seed=7)
+    assert other.status_code == 400 and "seed" in other.json()["detail"]
+
+
+def test_a_pipeline_does_by_itself_what_it_was_made_for():
+    models, settings = Models("nowhere", ["curvevel-a"], "cpu"), read_settings(secret_api_key="key")
+    record = np.ones((5, 1000, 70), np.float32)
+    own = models.get("curvevel-a").pipeline.settings
+    assert own["refine"] > settings.max_refine and own["samples"] < settings.max_samples
+    ask = lambda **asked: prepare(models, "curvevel-a", record, Asked(**asked), settings, False)
+    for asked in ({}, dict(samples=1), dict(refine=own["refine"]), dict(samples=settings.max_samples, refine=0)):
+        assert ask(**asked).records.shape == (1, 5, 1000, 70)
+    for asked in (dict(refine=own["refine"] + 1), dict(samples=own["samples"] + 1)):
+        with pytest.raises(InputError, match="refine must be 30 or less here .*/jobs"): ask(**asked)
+
+
+def test_a_sampler_is_one_of_the_models_own(client, record):
+    assert "ode" in client.get("/api/v1/models/mini").json()["model_configuration"]["samplers"]
+    found = arrays(predict(client, npy(record), sampler="ode", **FAST))
+    assert json.loads(str(found["provenance"]))["sampler"] == "ode"
+    refused = predict(client, npy(record), sampler="draws", **FAST)
+    assert refused.status_code == 400 and "unknown sampler 'draws'" in refused.json()["detail"]
+    assert "ode" in refused.json()["detail"]
+
+
+def test_a_refinement_shows_its_steps_and_ends_when_it_is_cancelled(client, record):
+    sent = send(client, npy(record), refine=1000, snr=200, **FAST)
+    job = f"/jobs/{sent.json()['id']}"
+    until = time.time() + 60
+    while not (state := client.get(job, headers=KEY).json())["progress"]: assert time.time() < until, state
+    assert 0 < state["progress"] < 0.1 and state["state"] == "running"
+    client.delete(job, headers=KEY)
+    state_of(client, sent, "cancelled", seconds=20)
+
+
+def test_jobs_that_are_cancelled_leave_their_places_and_faults_are_in_the_log(runs, caplog):
+    app, go, seen = service(runs, max_jobs=2), threading.Event(), []
+    with TestClient(app) as client:
+        def broken(given, progress):
+            go.wait(30)
+            seen.append(request_id.get())
+            raise RuntimeError("/secret/path")
+        app.state.service.jobs.work = broken
+        first = send(client, npy(GOOD))
+        state_of(client, first, "running")
+        waiting = [send(client, npy(GOOD)).json()["id"] for _ in range(2)]
+        assert send(client, npy(GOOD)).status_code == 503
+        for name in waiting: assert client.delete(f"/jobs/{name}", headers=KEY).json()["state"] == "cancelled"
+        others = [send(client, npy(GOOD)) for _ in range(2)]
+        go.set()
+        job, _ = state_of(client, first, "failed"), [state_of(client, other, "failed") for other in others]
+        assert job["request_id"] == first.headers["x-request-id"] and "noted" in job["error"]
+        assert seen == [one.headers["x-request-id"] for one in (first, *others)]
+        # the thread of the model knows for whom it works, too
+        app.state.service.batches.work = lambda key, given: seen.append(request_id.get())
+        assert predict(client, npy(GOOD)).headers["x-request-id"] == seen[-1]
+        # what has not begun when the service ends is lost, and says so
+        app.state.service.jobs._ends.set()
+        assert "send it again" in state_of(client, send(client, npy(GOOD)), "lost")["error"]
+    faults = [line for line in caplog.records if line.exc_info and "/secret/path" in str(line.exc_info[1])]
+    assert len(faults) == 3
 
 
 DOCKER = Path(__file__).resolve().parents[1] / "docker"
@@ -359,6 +469,8 @@ def test_the_container_files_fit_the_service(client):
     place = re.search(r"MODEL_ARTIFACTS_DIR=(\S+)", docker)[1]
     assert compose["api"]["volumes"][0].split(":")[-2:] == [place, "ro"] and f'VOLUME ["{place}"]' in docker
     assert re.search(r"^USER fwi$", docker, re.M) and "/health" in docker and docker.count("FROM ${BASE}") == 2
+    for name in ("Dockerfile", "Dockerfile.serve"):  # Ubuntu 24.04 has a user of number 1000
+        assert re.findall(r"useradd (?!--non-unique)", (DOCKER / name).read_text()) == []
     assert compose["api"]["environment"]["SECRET_API_KEY"].startswith("${SECRET_API_KEY:?")
     assert compose["api"]["depends_on"]["redis"]["condition"] == "service_healthy" and compose["redis"]["healthcheck"]
     assert {name for name, about in compose.items() if "profiles" in about} == {"prometheus", "grafana"}

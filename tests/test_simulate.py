@@ -57,6 +57,9 @@ def test_what_a_recipe_asks_is_what_records_have():
     assert 45 <= sum(whole) <= 75
     two = recipe_maps(recipe(layers=(2, 2)), 0, 8)
     assert all(len(v.unique()) == 2 for v in two)
+    both = recipe_maps(recipe(mixture="FlatVel_A:3,Style_A:1", layers=(2, 2)), 0, 80)
+    assert [len(v.unique()) == 2 for v in both] == whole  # of the family that has layers
+    with pytest.raises(InputError, match="Style_A has no layers"): recipe(mixture="Style_A,Style_B", layers=(2, 2))
 
 
 def test_frequencies_are_drawn_in_their_range():

@@ -2,10 +2,12 @@
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from forkserver import run as run_python
+from processes import assert_equal, finish, free_port, losses, python_train, SMALL as QUICK, weights
 
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.core.formats import recognise
@@ -20,12 +24,14 @@ from fwi_i2sb.data import prepare
 from fwi_i2sb.data.check import inspect_folder
 from fwi_i2sb.data.generate_samples import generate_samples
 from fwi_i2sb.data.manifest import default_time_samples
-from fwi_i2sb.data.speed_structure import challenge_facts, challenge_survey, read_gathers, read_map, write_sample
+from fwi_i2sb.data.speed_structure import (
+    challenge_facts, challenge_survey, read_gathers, read_map, source_columns, write_sample)
 from fwi_i2sb.data.store import convert, StoreDataset
-from fwi_i2sb.evaluation.submission import score_submission
+from fwi_i2sb.evaluation.submission import check_submission, score_submission
 from fwi_i2sb.physics.coarse_grid import coarse_step, simulate_coarse
 from fwi_i2sb.physics.filters import decimate
 from fwi_i2sb.physics.wave import OPENFWI, ricker, simulate, Survey
+from fwi_i2sb.training.run_dir import read_config, read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CELLS, FAMILY = (40, 24), "speed-structure"
@@ -87,6 +93,7 @@ def test_a_folder_is_read_as_it_is(tmp_path):
     assert challenge_facts(tmp_path)[0].difference(challenge_survey()) is None
     assert recognise(tmp_path) == recognise(sample) == "challenge"
     write_sample(tmp_path / "again", gathers, velocity)
+    assert np.array_equal(read_map(tmp_path / "again/vp_model.npy"), velocity)  # what is kept is float32 of m/s
     np.testing.assert_allclose(np.load(tmp_path / "again/vp_model.npy"), np.load(sample / "vp_model.npy"), rtol=1e-7)
     name = "receiver_data_src_75.npy"
     assert (tmp_path / "again" / name).read_bytes() == (sample / name).read_bytes()
@@ -188,7 +195,8 @@ def command(*words) -> list[str]:
 
 def test_four_commands_and_a_kill(folder, run, tmp_path, fwi, refused):
     words = "submit", run, folder / "test", "--nfe", 2, "--samples", 2, "--device", "cpu"
-    assert fwi(*words, "-o", tmp_path / "whole.npz").code == 0
+    told = fwi(*words, "-o", tmp_path / "whole.npz")
+    assert told.code == 0 and all(f"{stage} 3/3" in told.err for stage in ("digest", "submit", "write", "check"))
     env = os.environ | dict(OMP_NUM_THREADS="1")
     killed = subprocess.Popen(command(*words, "-o", tmp_path / "killed.npz"), env=env, stderr=subprocess.DEVNULL)
     parts = tmp_path / "killed.npz.parts"
@@ -208,7 +216,7 @@ def test_four_commands_and_a_kill(folder, run, tmp_path, fwi, refused):
         assert all(v.shape == CELLS[::-1] and v.dtype == np.float64 for v in maps.values())
         score = np.mean([np.mean(np.abs(truth[n] - maps[n]) / (np.abs(truth[n]) + 1e-8)) for n in truth])
     assert abs(score_submission(tmp_path / "whole.npz", folder / "test_truth")[0] - score) < 1e-12
-    assert told.code == 0 and f"MAPE {score:.6f}" in told.out
+    assert told.code == 0 and f"MAPE {score:.6f}" in told.out and "score 3/3" in told.err
     refused(*words, "-o", tmp_path / "whole.npz", saying=("is there already",))
     refused("submission-check", tmp_path / "whole.npz", saying=("it holds 3 maps, not 150",))
 
@@ -229,7 +237,7 @@ def test_checkpoints_names_and_post_processing(folder, run, tmp_path, fwi, refus
     words = "submit", run, folder, "--nfe", 1, "--samples", 1, "--device", "cpu", "-o", tmp_path / "s.npz"
     told = fwi(*words, "--checkpoint", "step-1", "--stamp", "epoch", "--post-process", "--bounds", 2000, 2500,
         "--sigma", 1, "--truth", folder / "test_truth", "--count", 3)
-    assert told.code == 0 and "MAPE after post-processing" in told.out
+    assert told.code == 0 and "MAPE after post-processing" in told.out and "score 3/3" in told.err
     with np.load(tmp_path / "s-epoch-0.npz") as maps:
         assert all(2 <= v.min() and v.max() <= 2.5 + 1e-6 for v in maps.values())
     assert json.loads((tmp_path / "s-epoch-0.json").read_text())["step"] == 1
@@ -256,12 +264,67 @@ def test_checkpoints_names_and_post_processing(folder, run, tmp_path, fwi, refus
     (lambda m: {k + "x": v for k, v in m.items()}, "lacks 'a'"),
     (lambda m: dict(list(m.items())[1:]), "holds 1 maps, not 2"),
     (lambda m: {k: 1000 * v for k, v in m.items()}, "not in km/s"),
+    (lambda m: m | dict(b=np.where(m["b"] == m["b"].min(), 5000, m["b"])), "b holds 5000, which is not in km/s"),
     (lambda m: m | dict(a=np.array([[None] * 5] * 4)), "is no array of numbers")])
 def test_a_wrong_submission_is_refused(change, saying, tmp_path, refused):
     right = {name: 1.5 + np.random.default_rng(0).random((4, 5)) for name in "ab"}
     np.savez(tmp_path / "truth.npz", **right)
     np.savez(tmp_path / "wrong.npz", **change(right))
     refused("submission-check", tmp_path / "wrong.npz", "--truth", tmp_path / "truth.npz", saying=(saying,))
+
+
+def test_two_maps_of_one_name_are_refused_and_150_are_expected(tmp_path, refused):
+    right = np.full((4, 5), 2.0)
+    with zipfile.ZipFile(tmp_path / "twice.npz", "w") as file, pytest.warns(UserWarning, match="Duplicate name"):
+        for v in (np.nan * right, right):
+            with file.open("a.npy", "w") as member: np.lib.format.write_array(member, v)
+    np.savez(tmp_path / "truth.npz", a=right)
+    refused("submission-check", tmp_path / "twice.npz", "--truth", tmp_path / "truth.npz", saying=("'a' twice",))
+    with pytest.raises(InputError, match="'a' twice"): score_submission(tmp_path / "truth.npz", tmp_path / "twice.npz")
+    assert check_submission(tmp_path / "truth.npz", None, (4, 5)) == ["it holds 1 maps, not 150"]
+
+
+def test_two_processes_a_kill_and_restarts_in_epochs(folder, tmp_path, fwi, refused):
+    words = lambda name, *more: ["--result-dir", str(tmp_path), "--dataset-dir", str(folder), "--dataset-name", FAMILY,
+        "--name", name, *QUICK, "--num-itr", "4", "--save-every", "1", "--lr-schedule", "cosine_restarts",
+        "--lr-restart-epochs", "1", *map(str, more)]
+    assert fwi("train", *words("alone")).code == 0
+    finish(python_train(*words("both", "--proc-per-node", 2, "--master-port", free_port())))
+    np.testing.assert_allclose(losses(tmp_path / "both"), losses(tmp_path / "alone"), rtol=1e-5)
+    finish(python_train(*words("killed"), interrupted=(3, signal.SIGKILL)), -signal.SIGKILL)
+    assert len(list((tmp_path / "killed/checkpoints").glob("step-*"))) == 2
+    assert fwi("train", *words("killed")).code == 0
+    assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "alone"))
+    assert losses(tmp_path / "killed") == losses(tmp_path / "alone")
+    rates = [row["lr"] for row in read_metrics(tmp_path / "killed") if "lr" in row]
+    np.testing.assert_allclose(rates, [1e-3, 5e-4, 1e-3, 5e-4])  # 9 records in batches of 4: two steps
+    optim = read_config(tmp_path / "killed")[0].optim
+    assert (optim.lr_restart, optim.lr_restart_epochs) == (2, None)
+    refused("train", *words("no", "--simulate", "all"), saying=("no meaning with --simulate",))
+    refused("train", *words("no", "--lr-restart", 5), saying=("give one of them",))
+    assert not (tmp_path / "no").exists()
+
+
+PEAK = """import re, sys
+from pathlib import Path
+from fwi_i2sb import cli
+cli.main(["convert", "data"])
+cli.main(["train", *sys.argv[1:]])
+cli.main(["submit", "runs/full", "data/test", "--device", "cpu"])
+print("peak", re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])"""
+
+
+def test_the_challenges_own_size_stays_below_three_gigabytes(tmp_path):
+    gathers = np.sin(0.01 * (np.arange(10001.0)[:, None] - 50 * np.arange(31))) * np.ones((5, 1, 1))
+    velocity = np.linspace(1500, 4400, 1259)[None, :, None].repeat(300, 2)
+    for name in ("train/a", "train/b", "train/c", "test/d"):
+        write_sample(tmp_path / "data" / name, gathers, None if name == "test/d" else velocity, source_columns(300))
+    done = run_python([sys.executable, "-c", PEAK, "--result-dir", "runs", "--name", "full", "--dataset-dir", "data",
+        "--dataset-name", FAMILY, "--preset", "speed-structure", "--batch-size", "2", "--num-itr", "2", "--log-writer",
+        "none", "--device", "cpu", "--val-maps", "0"], cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert int(re.search(r"peak (\d+)", done.stdout)[1]) * 1024 < 3e9
+    assert check_submission(tmp_path / "submission.npz", ["d"], (300, 1259)) == []
 
 
 def app(name, monkeypatch, **environment):
@@ -279,6 +342,7 @@ def test_the_cloud_app_runs_here(folder, tmp_path, monkeypatch):
     for name in ("train", "val", "test", "speed_structure.json"): (tmp_path / "vol" / name).symlink_to(folder / name)
     monkeypatch.setenv("MODAL_CONFIG_PATH", str(tmp_path / "none.toml"))  # no credentials
     cloud = app("modal_here", monkeypatch, mount=tmp_path / "vol", gpu="T4", volume="other", timeout=600)
+    assert "[track,signal,modal]" in APP.read_text()  # --augment band-pass needs signal
     assert cloud.settings.gpu == "T4" and cloud.app.name == "fwi-i2sb" and cloud.settings.volume == "other"
     assert cloud.analyse.local() == str(tmp_path / "vol")
     options = "--name a --model tiny --batch-size 4 --num-itr 1 --val-nfe 1 --val-maps 0 --log-writer none --device cpu"

@@ -20,8 +20,10 @@ from torch.utils.data import DataLoader
 from fwi_i2sb.data.check import verify_store
 from fwi_i2sb.data.multi_family import MultiFamilyStore
 from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.core.sealed import write_sealed
 from fwi_i2sb.data.scale import OPENFWI_SCALE, VelocityScale
 from fwi_i2sb.data.manifest import read_manifest
+from fwi_i2sb.data.openfwi_config import load_ranges
 from fwi_i2sb.data.store import convert, StoreDataset
 from fwi_i2sb.physics.wave import OPENFWI, surface_survey
 
@@ -71,7 +73,7 @@ KILLED = """
 
 
 @pytest.mark.parametrize("at, workers", [(64, 0), (200, 1)])
-def test_killed_and_continued_gives_the_same_bytes(tmp_path, at, workers):
+def test_killed_and_continued_gives_the_same_values(tmp_path, at, workers):
     whole = convert(write_files(tmp_path / "whole"), "FlatVel_A", workers=0, **OPTIONS)
     root = tmp_path / "killed" / "FlatVel_A"
     shutil.copytree(whole, root, ignore=shutil.ignore_patterns("train", "val"))
@@ -509,7 +511,12 @@ def one_record(root): np.load(root / "data" / "data1.npy", mmap_mode="r+")[77] *
 def shuffled(root): d = np.load(root / "data" / "data49.npy"); np.save(root / "data" / "data49.npy", d[::-1])
 
 
-@pytest.mark.parametrize("change, name", [(km_per_s, "model2"), (one_record, "data1"), (shuffled, "data49")])
+def one_trace(root): np.load(root / "data" / "data2.npy", mmap_mode="r+")[3, 1, :, 0] = 0  # far from every middle
+def one_row(root): np.load(root / "model" / "model1.npy", mmap_mode="r+")[5, 0, -1] += 100
+
+
+@pytest.mark.parametrize("change, name", [(km_per_s, "model2"), (one_record, "data1"), (shuffled, "data49"),
+    (one_trace, "data2"), (one_row, "model1")])
 def test_files_that_were_corrected_are_converted_again(tmp_path, change, name):
     root = write_files(tmp_path)
     model = np.load(root / "model" / "model2.npy"); model[:] = np.clip(model, 3100, 4400)
@@ -540,6 +547,28 @@ def test_a_copy_of_the_files_is_not_a_change(tmp_path):
         convert(root, "FlatVel_A", build=False, **OPTIONS)
         convert(root, "FlatVel_A", workers=0, **OPTIONS)
     assert (root / "train" / "manifest.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("key", ["data_min", "label_max"])
+@pytest.mark.parametrize("value", ["true", "false", "null", '"-30"', "[1]", "Infinity", "-Infinity", "NaN", "1e400",
+    "1e300", "9" * 400, "9" * 5000])
+def test_a_range_that_is_no_number_is_refused(tmp_path, key, value):
+    entry = dict(data_min=-26.95, data_max=52.77, label_min=1500, label_max=4500) | {key: None}
+    (tmp_path / "ranges.json").write_text(json.dumps({"flatvel-a": entry}).replace("null", value))
+    with pytest.raises(InputError, match=f"ranges.json.*({key}|cannot be read)") as caught:
+        load_ranges(tmp_path / "ranges.json", "FlatVel_A")
+    assert len(str(caught.value)) < 300
+
+
+def test_a_store_of_an_earlier_version_says_what_it_cannot_tell(tmp_path):
+    root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
+    path = root / "train" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    for source in manifest["sources"]: source["digest"] = [digest[:16] for digest in source["digest"]]  # of parts
+    write_sealed(path, manifest)
+    (root / "train" / "sources.json").unlink()
+    with pytest.warns(UserWarning, match="earlier version made .* if they were corrected, remove it"):
+        convert(root, "FlatVel_A", build=False, **OPTIONS)
 
 
 @pytest.mark.parametrize("content", ["[]", "{", '{"a": 1}', '{"a": {"digest": 3}}'])

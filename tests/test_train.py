@@ -20,6 +20,10 @@ def test_a_run_directory_holds_what_it_promises(eight):
     assert [r["step"] for r in rows if "loss" in r] == list(range(1, 9))
     assert {r["step"] for r in rows if "val_mae" in r} == {4, 8}
     assert (eight / "samples" / "step-8.png").stat().st_size > 10_000
+    assert sorted(p.name for p in (eight / "samples").iterdir()) == ["step-4.npz", "step-8.npz", "step-8.png"]
+    with np.load(eight / "samples" / "step-4.npz", allow_pickle=False) as maps:
+        assert {name: part.shape for name, part in maps.items()} == dict.fromkeys(("truth", "start", "bridge"),
+            (2, 1, 70, 70)) and 1500 <= maps["truth"].min() < maps["truth"].max() <= 4500
 
 
 def test_the_validation_figure_shows_so_many_records_or_is_not_drawn(fwi, data, four, tmp_path, monkeypatch):
@@ -124,6 +128,7 @@ def test_a_run_goes_back_and_what_it_had_beyond_is_set_aside(fwi, data, eight, t
     aside = run / "set-aside" / "after-step-6"
     assert "continues from step 6" in said and str(aside.relative_to(tmp_path)) in said
     assert [path.name for path in checkpoints(aside)] == ["step-8"] and (aside / "samples" / "step-8.png").is_file()
+    assert (aside / "samples" / "step-8.npz").is_file() and (run / "samples" / "step-4.npz").is_file()
     assert read_metrics(aside) == [row for row in rows if row["step"] > 6]
     assert [row["step"] for row in read_metrics(run) if "loss" in row] == [1, 2, 3, 4, 5, 6, 8]
     assert_equal(weights(run), before)

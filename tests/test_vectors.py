@@ -1,25 +1,27 @@
 "Data sets of arrays: prepared, trained on by one process and by two, continued, judged, and what is refused."
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from processes import assert_equal, finish, free_port, losses, python_train, weights
+import torch
+from processes import assert_equal, finish, free_port, losses, own_network, python_train, weights
 
 from fwi_i2sb import load_run
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.prepare_targets import prepare_targets
 from fwi_i2sb.data.target_store import TargetStore
 from fwi_i2sb.examples import plates_data, plates_run
+from fwi_i2sb.metrics.accuracy import structural_similarity
 from fwi_i2sb.training.run_dir import read_metrics
 
+TEMPLATE = own_network()
 pytestmark = pytest.mark.usefixtures("one_thread")
-TEMPLATE = Path(__file__).parents[1] / "docs" / "guides" / "vector_model.py"
 SMALL = ["--batch-size", "4", "--microbatch", "2", "--log-every", "1", "--val-every", "2", "--device", "cpu",
     "--precision", "fp32", "--lr", "1e-3", "--log-writer", "none", "--import", str(TEMPLATE), "--model", "mine"]
 
@@ -118,7 +120,7 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(fwi, tmp_path, arrays):
     assert rows == [2, 4, 6] and not list(whole.rglob("*.pkl"))
 
 
-def test_two_processes_prepare_once_and_learn_as_one(fwi, tmp_path, arrays):
+def test_two_processes_learn_as_one(fwi, tmp_path, arrays):
     done = fwi("train", *words(tmp_path / "waves.npz", tmp_path / "runs", "one", "--num-itr", 4))
     assert done.code == 0, done.err
     shutil.copy(tmp_path / "waves.npz", tmp_path / "again.npz")
@@ -130,7 +132,6 @@ def test_two_processes_prepare_once_and_learn_as_one(fwi, tmp_path, arrays):
     assert first["val_records"] == second["val_records"] == 7
     for name, value in first.items():
         if name.startswith("val_"): np.testing.assert_allclose(second[name], value, rtol=1e-4, err_msg=name)
-    assert len(list((tmp_path / "again.npz.store").rglob("*.lmdb"))) == 2
 
 
 def test_an_edited_file_is_prepared_again_and_is_not_the_data_of_the_run(fwi, refused, tmp_path, arrays):
@@ -180,7 +181,35 @@ def test_a_store_that_was_cut_or_is_of_another_file_is_not_used(refused, tmp_pat
     assert not (tmp_path / "runs" / "cut" / "config.json").exists()
 
 
-def test_maps_from_arrays_by_a_backbone(fwi, tmp_path):
+def test_an_edit_that_keeps_size_and_time_is_noticed(tmp_path, arrays):
+    data, root = tmp_path / "waves.npz", tmp_path / "store"
+    first = TargetStore(prepare_targets(data, root), "train").physical(0)[0]
+    seen, arrays["y"] = data.stat(), arrays["y"] + 1
+    np.savez(data, **arrays)
+    os.utime(data, ns=(seen.st_atime_ns, seen.st_mtime_ns))
+    assert (data.stat().st_size, data.stat().st_mtime_ns) == (seen.st_size, seen.st_mtime_ns)
+    with pytest.warns(UserWarning, match="the file has changed"): prepare_targets(data, root)
+    np.testing.assert_allclose(TargetStore(root, "train").physical(0)[0], first + 1)
+
+
+def test_a_folder_and_the_channels_of_a_file_are_trained_on_without_preparing(fwi, refused, tmp_path, arrays):
+    (tmp_path / "waves").mkdir()
+    for key, values in (("input_test", arrays["x"].reshape(35, 2, 20)), ("output_test", arrays["y"])):
+        np.save(tmp_path / "waves" / f"{key}.npy", values)
+    refused("train", "--result-dir", tmp_path, "--dataset-dir", tmp_path / "waves", "--dataset-name", "FlatVel_A",
+        "--input-key", "x", saying=("--input-key has no effect with velocity maps",))
+    given = words(tmp_path / "waves", tmp_path, "run", "--num-itr", 1, "--input-channels", 2, "--param-names", "h", "c")
+    done = fwi("train", *given)
+    assert done.code == 0, done.err
+    spec = TargetStore(tmp_path / "waves.store", "train").spec
+    assert spec.inputs.shape == (2, 20) and spec.target.names == ("h", "c")
+    refused("train", *given[:-1], "d", saying=("another --param-names",))
+    refused("train", *words(tmp_path / "waves", tmp_path, "new", "--input-channels", 3), saying=("--input-channels 3",))
+    refused("train", *words(tmp_path / "waves.store", tmp_path, "new", "--units", "m", "s"), saying=("--units has no "
+        "effect", "prepared already"))
+
+
+def test_maps_from_arrays(fwi, refused, tmp_path):
     rng = np.random.default_rng(0)
     y = rng.uniform(1500, 4500, (12, 1, 1)) + np.arange(9)[:, None] * np.ones((9, 11))
     np.savez(tmp_path / "maps.npz", x=rng.standard_normal((12, 2, 32, 40)), y=y)
@@ -190,13 +219,33 @@ def test_maps_from_arrays_by_a_backbone(fwi, tmp_path):
         if word not in ("--import", str(TEMPLATE), "mine", "--model")]
     done = fwi("train", *given, "--model", "timm:test_resnet")
     assert done.code == 0, done.err
-    run = load_run(tmp_path / "runs" / "maps")
-    assert run.predict(rng.standard_normal((3, 2, 32, 40))).shape == (3, 1, 9, 11)
-    card = fwi("evaluate-targets", run.path, "--no-plots")
-    assert card.code == 0 and "vp" in card.out and "m/s" in card.out
+    assert load_run(tmp_path / "runs" / "maps").predict(np.zeros((3, 2, 32, 40))).shape == (3, 1, 9, 11)
+    given = ["own" if word == "maps" else word for word in given] + ["--model", "compact", "--loss"]
+    done = fwi("train", *given, "mse:1,ssim:0.1,mape:0.1,perceptual:0,ms_gradient:0.1,misfit:0", "--constraint",
+        "depth_gradient(vp) >= 0", "--constraint-weight", 1e-6, "--best", "ssim_vp")
+    assert done.code == 0, done.err
+    run = load_run(tmp_path / "runs" / "own")
+    row = next(row for row in read_metrics(run.path) if "loss_ssim" in row)
+    own = row["loss_mse"] + 0.1 * sum(row[f"loss_{name}"] for name in ("ssim", "mape", "ms_gradient"))
+    np.testing.assert_allclose(row["loss"], own + 1e-6 * row["loss_constraint"], rtol=1e-4)
+    said = fwi("evaluate-targets", run.path, "--out", tmp_path / "card", "--save-predictions")
+    assert said.code == 0 and "SSIM" in said.out and "m/s" in said.out and (tmp_path / "card" / "maps.png").exists()
+    with np.load(tmp_path / "card" / "predictions.npz", allow_pickle=False) as saved:
+        pair = [(torch.from_numpy(saved[name]).double() - run.target.mean[0]) / run.target.std[0] for name in ("answer",
+            "truth")]
+    card, = json.loads((tmp_path / "card" / "card.json").read_text())["targets"]
+    similar = structural_similarity(*((values + 3) / 6 for values in pair)).mean()
+    np.testing.assert_allclose(card["ssim"], similar, rtol=1e-4)
+    refused("train", *given, "mse:1,misfit:1", saying=("the loss misfit simulates the waves",))
 
 
 def test_networks_are_listed_and_the_template_trains(fwi, refused, tmp_path, arrays):
+    own = tmp_path / "nets" / "own.py"
+    assert f"--import {own} --model mine" in fwi("models", "ratenet", "--template", own).out
+    assert own.read_bytes() == TEMPLATE.read_bytes()
+    refused("models", "--template", own, saying=("is there already",))
+    refused("models", "--template", tmp_path / "own", saying=("ends in .py",))
+    assert [path.name for path in own.parent.iterdir()] == ["own.py"]
     listed = fwi("models", "--import", TEMPLATE).out
     assert "ratenet" in listed and "mine" in listed and "timm:NAME" in listed
     assert fwi("train", *words(tmp_path / "waves.npz", tmp_path / "runs", "own", "--num-itr", 1)).code == 0
@@ -217,7 +266,8 @@ def test_a_run_on_arrays_is_judged_in_units_and_no_command_of_maps_takes_it(fwi,
         error = saved["answer"].astype(float) - saved["truth"]
     np.testing.assert_allclose([row["mae"] for row in card["targets"]], np.abs(error).mean(0), rtol=1e-5)
     assert len(list((tmp_path / "card").glob("*.svg"))) == 10
-    for command in ("invert", "evaluate"): refused(command, run, saying=("from arrays", "evaluate-targets"))
+    assert card["seen_in_training"] == 0 and "warning" not in done.out
+    refused("invert", run, saying=("from arrays", "evaluate-targets"))
     refused("evaluate-targets", mini, saying=("velocity maps",))
     refused("train", "--result-dir", tmp_path, "--dataset-dir", plates_data(), "--model", "tiny", "--num-itr", 1,
         saying=("--method vector",))

@@ -59,7 +59,7 @@ async def load(
     **request,  # content, headers, params
 ) -> list[Answer]:  # one per request, in the order of sending
     "Post the same request again and again, until all have their answers. Raises `InputError` unless one load is given."
-    need("httpx2", "bench", "a load on a service")
+    need("httpx2", "a load on a service", "bench")
     import httpx2
 
     if (clients > 0) == (rate > 0): raise InputError("give clients that wait, or a rate, and one of them alone")

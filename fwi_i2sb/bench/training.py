@@ -17,7 +17,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from .data import FAMILY, openfwi_files, our_convert
-from .network import _autocast, _batch
+from .network import autocast, example_batch
 from .timing import compare, Result, Setting, trial, wake, WrongOutput
 from ..core.devices import resolve_precision
 from ..data.geology import sample_velocity
@@ -86,7 +86,7 @@ def batch_on_cpu(setting: Setting) -> Result:
         made = Preparation(store, start, ModelOptions(), 0, "cpu")
         return _preparing(setting, "data: read and make a batch, per record",
             lambda: made(StoredRecords(store, start, 0).__getitems__(_KEYS)), store, start, target=8,
-            reason="a normal number costs as much as before, and a sample has 9800 of them")
+            reason="to look up 87 500 pressures and to draw 9800 normal numbers takes more than an eighth")
 
 # %% ../../nbs/12_bench/05_training.ipynb #b758ca52
 def _options(setting) -> TrainOptions:
@@ -128,10 +128,10 @@ def _product(device: str) -> tuple[Callable, int]:
 def _stepped(setting, name, size):
     "A forward and backward pass of a network on a batch, and the network."
     net = wake(build_method(ModelOptions(name), OPENFWI_SPEC, 0).net).to(setting.device)
-    batch, learner = _batch(setting, size), Denoiser(net)
+    batch, learner = example_batch(setting, size), Denoiser(net)
     precision = resolve_precision("auto", "cuda") if setting.device == "cuda" else "fp32"
     def step():
-        with _autocast(setting, precision):
+        with autocast(setting, precision):
             found = learner(batch["x0"], batch["t_index"].float(), batch["seismic"], batch["keep"])
             found.float().square().mean().backward()
     return step, net

@@ -16,10 +16,13 @@ import tyro
 from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
-from .config_file import config_values, flag_of, rule_of, words_of
+from .config_file import (
+    check_names, config_values, flag_of, joined, option_fields, plugin_of, rule_of, words_of)
 from .errors import InputError, out_of_memory, unknown
 from .files import home
+from .frames import unframed
 from .registry import import_plugin
+from .settings import kind_of_settings
 from .tables import markdown_table
 
 # %% ../../nbs/A0_core/02_commands.ipynb #48eee16e
@@ -37,8 +40,7 @@ Count = up_to(10**9)
 Natural = up_to(2**63 - 1, 0)
 Few = up_to(1024)
 Workers = up_to(512, 0)
-NonNegative = up_to(1e6, 0)
-Share = up_to(1.0, 0)
+NonNegative, Share = up_to(1e6, 0), up_to(1.0, 0)
 # `import` is a Python keyword and cannot name a field
 Plugin = Annotated[Path | None, tyro.conf.arg(name="import")]
 
@@ -78,13 +80,6 @@ def option_group(cls: type) -> type:
     return made
 
 # %% ../../nbs/A0_core/02_commands.ipynb #2eaf4314
-def _plugin_of(argv: list[str]) -> str | None:
-    "The file of --import on a command line that is not parsed yet: the help lists its names."
-    given = [word.removeprefix("--import=") for before, word in zip(["", *argv], argv)
-        if before == "--import" or word.startswith("--import=")]
-    return given[-1] if given else None
-
-
 def _expand(argv: list[str], options_type: type, presets: dict) -> list[str]:
     "`--preset NAME` and `--config FILE` as the flags that they stand for, before those that are given and win."
     rest, sets, words = [], {"--preset": {}, "--config": {}}, iter(argv)
@@ -94,10 +89,11 @@ def _expand(argv: list[str], options_type: type, presets: dict) -> list[str]:
             rest.append(word)
             continue
         value = value if given else next(words, "")
-        if name == "--config": sets[name] |= config_values(options_type, value)
+        if name == "--config": sets[name] |= config_values(options_type, value, plugin_of(argv))
         elif value in presets: sets[name] = presets[value]
         else: raise unknown("preset", value, presets)
-    return [word for part in sets.values() for item in part.items() for word in words_of(*item)] + rest
+    sets = [word for part in sets.values() for item in part.items() for word in words_of(*item)]
+    return sets + joined(options_type, rest)
 
 
 def _description(options_type: type, presets: dict) -> str:
@@ -117,14 +113,19 @@ def parse(
 ):
     """Parse a command line into `options_type`: flat flags, grouped help, `--a-b` and `--a_b` alike.
 
-    Raises `InputError` for a value out of its limits."""
+    Raises `InputError` for what is missing, is no option, or is of another type or out of its limits."""
     argv, presets = sys.argv[1:] if argv is None else argv, getattr(options_type, "PRESETS", {})
-    if "--help" in argv: import_plugin(_plugin_of(argv))
-    if presets: argv = _expand(argv, options_type, presets)
-    before = _refusal.set(_Refused)
-    flat = tyro.conf.OmitArgPrefixes[options_type]
-    try: return tyro.cli(flat, args=argv, prog=prog, description=_description(options_type, presets))
+    if any(f.name == "plugin" for _, f in option_fields(options_type)): import_plugin(plugin_of(argv))
+    argv = _expand(argv, options_type, presets) if presets else joined(options_type, argv)
+    check_names(options_type)
+    before, flat = _refusal.set(_Refused), tyro.conf.OmitArgPrefixes[options_type]
+    try:
+        with contextlib.redirect_stderr(io.StringIO()) as framed:
+            return tyro.cli(flat, args=argv, prog=prog, description=_description(options_type, presets))
     except _Refused as error: raise InputError(str(error)) from None
+    except SystemExit as stop:
+        if not stop.code: raise
+        raise InputError(unframed(framed.getvalue())) from None
     finally: _refusal.reset(before)
 
 # %% ../../nbs/A0_core/02_commands.ipynb #bc4cc6e6
@@ -146,7 +147,7 @@ def _group_table(group: type, presets: dict) -> str:
     comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(group), re.M))
     rows = []
     for f in dataclasses.fields(group):
-        if dataclasses.is_dataclass(f.type): continue
+        if dataclasses.is_dataclass(f.type) or kind_of_settings(f.type): continue
         default = "required" if f.default is dataclasses.MISSING else "" if f.default is None else f"`{f.default}`"
         names = [named.help_behavior_hint(f.default) for named in getattr(f.type, "__metadata__", ())
             if callable(getattr(named, "help_behavior_hint", None))]
@@ -161,7 +162,9 @@ def _group_table(group: type, presets: dict) -> str:
 # %% ../../nbs/A0_core/02_commands.ipynb #0ccb4369
 def options_to_dict(options) -> dict:
     "Nested plain dictionary of a dataclass of options; paths become strings."
-    return json.loads(json.dumps(dataclasses.asdict(options), default=str))
+    # options had no settings once: where there are none, they look as they did
+    kept = lambda pairs: {name: value for name, value in pairs if (name, value) != ("settings", None)}
+    return json.loads(json.dumps(dataclasses.asdict(options, dict_factory=kept), default=str))
 
 # %% ../../nbs/A0_core/02_commands.ipynb #efe75455
 def options_from_dict(options_type: type, values: dict):

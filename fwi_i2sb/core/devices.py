@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['resolve_device', 'time_precisions', 'measured_precisions', 'resolve_precision', 'precision_words', 'check_compiler',
-           'device_name']
+           'compiler_words', 'device_name']
 
 # %% ../../nbs/A0_core/04_devices.ipynb #7d002c51
 import contextlib, hashlib, os, shutil, time
@@ -85,6 +85,13 @@ def check_compiler():
     compiler = os.environ.get("CXX", "g++")
     if not shutil.which(compiler):
         raise InputError(f"torch.compile needs a C++ compiler, and {compiler} is not on this machine")
+
+
+def compiler_words(device: str) -> str:
+    "What a training on a device can expect of torch.compile, in words."
+    if device == "cuda": return "compiled: the first steps take minutes"
+    return ("compiled: the first steps take minutes, and on a CPU the convolutions, most of the work of a U-Net, stay "
+        "what they are: `fwi-i2sb bench layout --compile` measures what is left to gain")
 
 # %% ../../nbs/A0_core/04_devices.ipynb #6da306e9
 def device_name(device: torch.device) -> str:

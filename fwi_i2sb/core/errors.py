@@ -22,7 +22,9 @@ def unknown(kind:str, # what the name names, e.g. "family"
     near = {c.lower(): c for c in choices}
     match = difflib.get_close_matches(str(name).lower(), near, n=1, cutoff=0.5)
     hint = f"; did you mean {near[match[0]]!r}?" if match else ""
-    return InputError(f"unknown {kind} {name!r}{hint} (one of {', '.join(choices)})")
+    # a list that fills the screen hides the sentence
+    named = f" (one of {', '.join(choices)})" if len(choices) <= 30 else f" ({len(choices)} are known)"
+    return InputError(f"unknown {kind} {name!r}{hint}{named}")
 
 # %% ../../nbs/A0_core/00_errors.ipynb #c0de5002
 def out_of_memory(error:BaseException)->str|None: # the sentence

@@ -28,9 +28,11 @@ class Registry(Mapping):
         self,
         kind: str,  # what one of them is called in messages, e.g. "model"
         group: str | None = None,  # entry points through which other packages add to it
+        check: Callable[[str, object], object] | None = None,  # called with name and thing: refuses a wrong one
     ):
-        self.kind, self.group, self.own, self.pending = kind, group, {}, group is not None
+        self.kind, self.group, self.own, self.pending, self.check = kind, group, {}, group is not None, check
         self.makers = {}  # by prefix: what makes a thing of the rest of a name, as of timm:resnet18
+        self.followers = []  # what is called with every name that is added
         Registry.every.append(self)
 
     def __getitem__(self, name: str):
@@ -63,8 +65,19 @@ def register(
     self,
     name: str,  # as on the command line
 ) -> Callable:
-    "Decorator that adds a thing by its name. Raises `InputError` for a name that is taken."
-    return _entry(self.own, name, f"there is a {self.kind} {name!r} already: take another name")
+    "Decorator that adds a thing by its name. Raises `InputError` for a name that is taken, and for a wrong thing."
+    taken = f"there is a {self.kind} {name!r} already: take another name"
+    return _entry(self.own, name, taken, self.followers, self.check)
+
+
+@method_of(Registry)
+def follow(
+    self,
+    then: Callable[[str], object],  # called with a name
+):
+    "Call a function with every name that is there, and with every one that is added later, before it is entered."
+    for name in self: then(name)
+    self.followers.append(then)
 
 
 @method_of(Registry)
@@ -75,12 +88,14 @@ def register_prefix(
     "Decorator that adds a function for names `prefix:REST`: it makes the thing of REST. `InputError` for a taken one."
     return _entry(self.makers, prefix, f"there are {self.kind}s {prefix}:... already: take another prefix")
 
-
-def _entry(names: dict, name: str, taken: str) -> Callable:
+# %% ../../nbs/A0_core/05_registry.ipynb #1cb6c3d9
+def _entry(names: dict, name: str, taken: str, followers=(), check=None) -> Callable:
     "A decorator that enters a thing under a name that is free."
     if name in names: raise InputError(taken)
 
     def add(thing):
+        if check: check(name, thing)
+        for then in followers: then(name)
         names[name] = thing
         return thing
 

@@ -40,14 +40,19 @@ def conform(content, schema:type[Schema])->dict: # the content
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from None
     return content
 
-def unsealed(content)->dict: # the rest
-    "Take the checksum out of some JSON content. Raises `ValueError` where it is not that of the rest, or no object."
+def unsealed(content, # as read
+    always:bool=True, # whether such files have always had a checksum
+)->dict: # the rest
+    "Take the checksum out of some JSON content. `ValueError` where there is none, a wrong one, or no object."
     if not isinstance(content, dict): raise ValueError("it holds no object")
     rest = {k: v for k, v in content.items() if k != "checksum"}
+    if always and "checksum" not in content: raise ValueError("it is not what was written (it has no checksum)")
     if "checksum" in content and content["checksum"] != seal(rest):
         raise ValueError("it is not what was written (its checksum differs)")
     return rest
 
-def read_sealed(path:Path, schema:type[Schema])->dict: # without the checksum
+def read_sealed(path:Path, schema:type[Schema],
+    always:bool=True, # as for `unsealed`
+)->dict: # without the checksum
     "Read a JSON file. Raises `OSError`, or `ValueError` for one that was changed or is not what the schema says."
-    return conform(unsealed(read_json(path)), schema)
+    return conform(unsealed(read_json(path), always), schema)

@@ -97,7 +97,7 @@ def live_mask(seismic: Tensor) -> Tensor:
 
 def relative_noise(
     seismic: Tensor,  # one record (shots, time, receivers)
-    share: float,  # standard deviation, in units of the root mean square of the record's live traces
+    noise_level: float,  # standard deviation, in units of the root mean square of the record's live traces
     rng: np.random.Generator,
 ) -> Tensor:
     "The record with white noise on its live traces."
@@ -105,7 +105,7 @@ def relative_noise(
     size = live.sum() * seismic.shape[-2]
     rms = (seismic.double().square().sum() / size.clamp(min=1)).sqrt().to(seismic)
     noise = torch.from_numpy(rng.standard_normal(tuple(seismic.shape), dtype=np.float32)).to(seismic)
-    return seismic + share * rms * noise * live
+    return seismic + noise_level * rms * noise * live
 
 # %% ../../nbs/02_data/23_augment.ipynb #b1a1d1fd
 def _positive(what: str, least: int = 1) -> Callable:
@@ -160,7 +160,7 @@ def _shift(numbers, recording, rng, velocity, seismic):
 AUGMENTATIONS.register("shift")(Augmentation("shift:SECONDS", _most_samples, _shift))
 
 # %% ../../nbs/02_data/23_augment.ipynb #44789f46
-def _at_most(share: float, count: int) -> int: return min(int(share * count + 1e-9), count - 1)
+def _at_most(fraction: float, count: int) -> int: return min(int(fraction * count + 1e-9), count - 1)
 
 
 def _check_drop(word: str, count: Callable) -> Callable:

@@ -12,19 +12,19 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import check_memory
-from ..core.formats import phrase, read_array, recognise
+from ..core.files import check_axes, check_memory
+from ..core.formats import phrase, recognise, RUNS
 from .findings import fingerprint, inspect_map, Report, Tally
-from .gathers import to_survey
-from .layouts import family_of, find_root, match_files, open_pair, split_files, unlabelled
+from .gathers import Gathers, to_survey
+from .layouts import family_of, find_root, layout_of
 from .openfwi import (
     any_family, FAMILIES, Family, get_family, read_pair, refuse_half, store_bytes)
 from .rules import inspect_pair, velocity_at_sources
 from .scale import OPENFWI_SCALE, VelocityScale
-from .segy import is_segy, read_gathers
+from .record_formats import read_records
 from .manifest import (
     check_shapes, default_time_samples, is_benchmark, read_manifest, same_files, survey_and_scale)
-from .sources import changed_sources, describe_sources
+from .sources import changed_sources, describe_sources, known_digests
 from .store import StoreDataset
 from ..physics.wave import OPENFWI, Survey
 
@@ -95,14 +95,14 @@ def _differing(seismic, velocity):
 
 # %% ../../nbs/02_data/17_check.ipynb #9d230c16
 def _pairs_by_split(root, family, val_files, problems):
-    try: found = {s: split_files(root, family, s, val_files) for s in ("train", "val")}
+    good, layout = {}, layout_of(root)
+    try: found = {s: layout.split_files(root, family, s, val_files) for s in ("train", "val")}
     except InputError as error:
-        problems.append(str(error)); found = {"unsplit": match_files(root)}
-    good = {}
+        problems.append(str(error)); found = {"unsplit": layout.match_files(root)}
     for split, (pairs, lost) in found.items():
         problems += [x for x in lost if x not in problems]; good[split] = []
         for p in pairs:
-            try: good[split].append(open_pair(*p))
+            try: good[split].append(layout.open_pair(*p))
             except InputError as error: problems.append(str(error))
     return good
 
@@ -126,18 +126,20 @@ def _read_all(splits, survey, scale, pressure, accept, progress):
 def _stale(root, splits):
     "Sentences about stores beside the files that were made of what these held before."
     for split, pairs in splits.items():
-        try: old, new = read_manifest(root / split), dict(sources=describe_sources(pairs, root))
+        try:
+            old, known = read_manifest(root / split), known_digests(root / split)
+            new = dict(sources=describe_sources(pairs, root, known))
         except InputError: continue  # no finished store, or one that was reported
         if same_files(old, new) and (changed := changed_sources(old, new)):
             yield f"the store {root / split} was made of what {', '.join(changed)} held before: convert again"
 
 def _unlabelled(root, problems):
     "The records of a folder that have no maps: those of a challenge that are to be inverted."
-    folders, lost = unlabelled(root)
+    layout, good = layout_of(root), []
+    folders, lost = layout.unlabelled(root)
     problems += lost
-    good = []
     for folder in folders:
-        try: good.append(open_pair(folder, None))
+        try: good.append(layout.open_pair(folder, None))
         except InputError as error: problems.append(str(error))
     return {"test": good} if folders else {}
 
@@ -192,7 +194,7 @@ def inspect_folder(root:str|Path, # a folder `find_root` understands, several of
             parts = [inspect_folder(p, **given) for p in inside]
             return Report(str(root), {}, [x for p in parts for x in p.problems],
                 [x for p in parts for x in p.doubts], parts=parts)
-        if (what := recognise(root)) in ("run", "records"):
+        if (what := recognise(root)) in (*RUNS, "records"):
             raise InputError(f"{root} is {phrase(what)}: a data set or a record is checked") from None
         get_family(root.resolve().name if family is None else family.name)  # a misspelt family is reported first
         raise
@@ -221,9 +223,8 @@ def _looks(d, survey):
     else: hint = "it needs a network trained on its geometry"
     return f"shape {d.shape[-3:]} is not {whose} {expected}: {hint}"
 
-def _on_survey(path, survey):
+def _on_survey(path, gathers, survey):
     "A record of SEG-Y or SU as the survey has it, None where it cannot be; its original traces; the report so far."
-    gathers = read_gathers(path)
     report = Report(str(path), gathers.facts(), notes=list(gathers.notes))
     try: d, there, report.notes, original = to_survey(gathers, survey)
     except InputError as error: report.problems.append(str(error)); return None, None, report
@@ -237,11 +238,12 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers), o
     accept=(), # names of findings that are meant
 )->Report:
     "Check a file of records: shape, range, and the rules for the survey."
-    if is_segy(path):
-        d, original, report = _on_survey(path, survey)
+    found = read_records(path)
+    if isinstance(found, Gathers):
+        d, original, report = _on_survey(path, found, survey)
         if d is None: return report
     else:
-        d, original = read_array(path, (3, 4), "a record (shots, time, receivers)"), None
+        check_axes(path, d := found, (3, 4)); original = None
         report = Report(str(path), dict(shape=str(d.shape)))
     if not d.size:
         report.problems.append(f"shape {d.shape} holds no value")

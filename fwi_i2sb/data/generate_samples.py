@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 
 from ..core.errors import InputError
+from ..core.formats import refuse_run
 from ..core.locks import check_space, check_writable, locked
 from ..core.sealed import write_sealed
 from ..core.tasks import run_tasks
-from .generate import cannot_write
+from .generate import cannot_write, check_size
 from .geology import RECIPES, sample_velocity
 from .openfwi import get_family
 from .scale import VelocityScale
@@ -67,6 +68,7 @@ def _facts(n_train, n_test, seed, families, layers, shape, survey, scale):
     if n_train + n_test == 0: raise InputError("nothing to generate: training and test samples are both 0")
     families = [get_family(name).name for name in families]
     layers = list(LAYERS) if layers is None and all(name in RECIPES for name in families) else layers and list(layers)
+    check_size(shape, 1, survey)
     survey = survey or challenge_survey(shape)
     columns = source_columns(shape[1])
     if [round(x / survey.dx) + 1 for x, _ in survey.sources] != list(columns):
@@ -135,9 +137,10 @@ def generate_samples(out:Path, # folder; train/, test/ and test_truth/ are made 
 
     Raises `InputError` for impossible settings, for a folder of something else or of other settings, and for a full
     disk; `ChildProcessError` when a process fails."""
+    refuse_run(out, "a folder for the samples")
     facts, folder = _facts(n_train, n_test, seed, families, layers, shape, survey, scale), Path(out)
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
-    if workers < 1: raise InputError(f"workers must be at least 1, not {workers}")
+    if workers < 1: raise InputError(f"--workers must be 1 or more (got {workers})")
     _check_facts(folder, facts)
     check_writable(folder, FACTS, flag="OUT")
     try:

@@ -12,7 +12,8 @@ from pathlib import Path
 from pydantic import FiniteFloat, NonNegativeInt, PositiveInt
 
 from ..core.errors import InputError
-from ..core.sealed import read_sealed, Schema
+from ..core.files import read_json
+from ..core.sealed import conform, Schema, unsealed
 from .scale import OPENFWI_SCALE, VelocityScale
 from ..physics.wave import Survey
 
@@ -34,7 +35,9 @@ def _read_settings(folder):
     "The content of generate.json, or None where there is none."
     path = folder / "generate.json"
     try:
-        settings = read_sealed(path, _Settings)
+        content = read_json(path)
+        # those from before there were checksums say nothing of velocities
+        settings = conform(unsealed(content, always="velocity_range" in content), _Settings)
         facts_of(settings)
         return settings
     except FileNotFoundError: return None

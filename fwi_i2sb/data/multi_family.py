@@ -143,16 +143,17 @@ def stored(self, records:list[int],
         kinds = {store.manifest[name]["dtype"] for store in self.stores}
         dtype = getattr(torch, kinds.pop() if len(kinds) == 1 else "float32")
         parts.append(torch.empty(len(records), *self.stores[0].manifest[name]["shape"], dtype=dtype))
-    for i, *rows in zip(records, *parts):
-        k, place = self.place(i)
-        self.stores[k].copy_record(int(self.numbers[k][place]), *rows)
+    places = np.array([self.place(i) for i in records]).reshape(-1, 2)
+    for k in np.unique(places[:, 0]):
+        rows = np.flatnonzero(places[:, 0] == k)
+        self.stores[k].copy_records(self.numbers[k][places[rows, 1]].tolist(), rows.tolist(), *parts)
     return tuple(parts)
 
 # %% ../../nbs/02_data/14_multi_family.ipynb #1cdd75e8
 @method_of(MultiFamilyStore)
 def into_memory(self):
     "Read all stores into memory that is shared with other processes. Raises `InputError` where there is too little."
-    for store in self.stores: store._values.into_memory()
+    for store in self.stores: store.into_memory()
 
 
 @method_of(MultiFamilyStore)

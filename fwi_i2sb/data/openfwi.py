@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from ..core.errors import InputError, unknown
 from ..core.files import check_memory, open_npy
-from ..core.formats import refuse
+from ..core.formats import foreign_records, refuse, refuse_other
 from .scale import PressureRange
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #dbb4ba5f
@@ -143,6 +143,9 @@ def refuse_half(folder:Path):
         raise InputError(f"{folder} is one half of a data set: name the folder above it, {whole}")
 
 def _nothing_found(folder, family):
+    refuse_other(folder)
+    roots = folder, *_folders_of(folder, family.name)
+    if foreign := foreign_records(place for root in roots for place in (root / "data", root)): return foreign
     slip = unknown("family", family.name, FAMILIES)
     if family.name not in FAMILIES and "did you mean" in str(slip): return slip
     others = [name for name in FAMILIES if _folders_of(folder, name)]
@@ -235,7 +238,8 @@ def discover(root:str|Path,      # a folder `find_root` understands
     family = any_family(family); root = find_root(root, family)
     pairs, lost = split_files(root, family, split, val_files)
     if lost: raise InputError(lost[0])
-    if not pairs: raise InputError(f"{root} holds no {split} files of {family.name}")
+    if not pairs: raise foreign_records([root / split / "data"]) or InputError(
+        f"{root} holds no {split} files of {family.name}")
     return [open_pair(*p) for p in pairs]
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #6a8719f7

@@ -6,7 +6,7 @@
 __all__ = ['load_families', 'load_ranges']
 
 # %% ../../nbs/02_data/02_openfwi_config.ipynb #e3793eba
-import math
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,13 +16,18 @@ from .openfwi import same_name, any_family, FAMILIES, Family
 from .scale import VelocityScale
 
 # %% ../../nbs/02_data/02_openfwi_config.ipynb #3f8ef53f
+_MOST = 1e30 # what single precision can still square is more, and no unit of pressure or velocity comes near
+
 def _limits(entry, path, name, low, high):
     "Two numbers of an entry of a configuration, the first below the second."
-    try: a, b = float(entry[low]), float(entry[high])
-    except (ValueError, KeyError, TypeError, OverflowError):
-        raise InputError(f"{path} is not a JSON table of families with {low} and {high}: {name} has none") from None
-    if -math.inf < a < b < math.inf: return a, b
-    raise InputError(f"{path}: {low} of {name} must be below its {high}, and both finite")
+    if not isinstance(entry, dict) or not {low, high} <= {*entry}:
+        raise InputError(f"{path} is not a JSON table of families with {low} and {high}: {name} has none")
+    a, b = entry[low], entry[high]
+    for key, value in ((low, a), (high, b)):
+        if type(value) not in (int, float):
+            raise InputError(f"{path}: {key} of {name} must be a number (got {json.dumps(value):.40})")
+    if -_MOST <= a < b <= _MOST: return float(a), float(b)
+    raise InputError(f"{path}: {low} of {name} must be below its {high}, and both from {-_MOST:g} to {_MOST:g}")
 
 def _entries(path, wanted):
     "The entries of a configuration that are of OpenFWI's families or of those wanted, by name."

@@ -15,21 +15,21 @@ import numpy as np
 from ..core.commands import options_to_dict
 from ..core.errors import InputError
 from ..core.files import home, read_json, sha256, warn_once, write_json, write_text
+from ..core.formats import refuse_run
 from ..core.locks import check_space, check_writable, locked
 from ..core.sealed import seal, write_sealed
 from .build import has_manifest
 from .array_options import ArrayOptions, plan_targets, split_records
 from .arrays import ArrayFile, find_key, open_arrays
 from .database import append, Values
+from .scalers import Moments
+from .sources import file_stamp
 from .target_store import load_targets
-from .targets import Moments, Standard, target_from_dict, TargetSpec
+from .targets import Standard, target_from_dict, TargetSpec
 
 # %% ../../nbs/02_data/30_prepare_targets.ipynb #15c4c766
 def _files(source: Path, keys: list[str]) -> list[Path]:
     return [source / f"{key}.npy" for key in keys] if source.is_dir() else [source]
-
-
-def _stamp(files: list[Path]) -> list: return [[s.st_size, s.st_mtime_ns] for s in map(os.stat, files)]
 
 
 def _known(root: Path) -> dict:
@@ -40,7 +40,7 @@ def _known(root: Path) -> dict:
 
 
 def _digest(files: list[Path], known: dict) -> str:
-    if known.get("stamp") == _stamp(files): return known["digest"]
+    if known.get("stamp") == list(map(file_stamp, files)): return known["digest"]
     return "-".join(map(sha256, files))
 
 # %% ../../nbs/02_data/30_prepare_targets.ipynb #1008fae4
@@ -71,7 +71,8 @@ def _records(x: ArrayFile, y: ArrayFile, chosen: np.ndarray, done: int) -> Itera
 def _measure(plan: dict) -> tuple:
     "A callback that measures stored records, and the moments and checksum that it has found."
     target, inputs = plan["target"], plan["inputs"]
-    moments = Moments(len(target["names"])), Moments(inputs["channels"])
+    moments = [Moments(n, part.get("scaler", ())) for n, part in ((len(target["names"]), target),
+        (inputs["channels"], inputs))]
     cut, crc = 4 * len(target["names"]) * math.prod(target["size"]), [0]
 
     def seen(i, value):
@@ -91,8 +92,9 @@ def _scaling(moments: tuple, plan: dict, where: str) -> dict:
     if not moments[1].std.all():
         raise InputError(f"channel {int(np.argmin(moments[1].std))} of the inputs is constant in all training records "
             f"of {where}: leave it out")
-    return {name: dict(mean=found.mean.tolist(), std=found.std.tolist())
-        for name, found in zip(("target", "inputs"), moments)}
+    labels = ([f"the target {name}" for name in plan["target"]["names"]],
+        [f"channel {k} of the inputs" for k in range(len(moments[1].mean))])
+    return {name: found.parameters(own) for name, found, own in zip(("target", "inputs"), moments, labels)}
 
 # %% ../../nbs/02_data/30_prepare_targets.ipynb #3ce808a9
 def _space(plan: dict) -> int:
@@ -125,6 +127,7 @@ def _build(root: Path, plans: dict, x: ArrayFile, y: ArrayFile, progress=None):
         append(root / split / "database.lmdb", 2 * _space(plan) + 2**26, lambda done: _records(x, y, chosen, done),
             seen, lambda done: progress and progress(before + done, x.shape[0]))
         if split == "train": scaling = _scaling(moments, plan, str(root / split))
+        else: moments[0].check_logs([f"the target {name}" for name in plan["target"]["names"]])
         made[split] = plan | {name: plan[name] | scaling[name] for name in scaling} | dict(crc32=crc[0])
     for split in made: write_sealed(root / split / "manifest.json", made[split])
 
@@ -167,10 +170,11 @@ def prepare_targets(
     One process works while others wait. Raises `InputError` for a file that cannot be used, before and while it is
     read; nothing that looks finished stays then."""
     source, root = home(source), home(root)
+    refuse_run(root, "a folder for the store")
     with open_arrays(source) as arrays:
         keys, x, y = _chosen(arrays, options, source)
         files, known = _files(source, keys), _known(root)
-        digest, stamp = _digest(files, known), _stamp(files)
+        digest, stamp = _digest(files, known), list(map(file_stamp, files))
         plans = plan_targets(name or source.stem, dict(file=source.name, digest=digest), x, y, keys, options)
         there = lambda: all([_finished(root / split, plan) for split, plan in plans.items()])
         if there() and known.get("stamp") == stamp: return root  # nothing is written
@@ -182,7 +186,8 @@ def prepare_targets(
                 except InputError:
                     for split in plans: _discard(root / split)
                     raise
-                if _stamp(files) != stamp: raise InputError(f"{source} changed while it was read: repeat the command")
+                if list(map(file_stamp, files)) != stamp: raise InputError(
+                    f"{source} changed while it was read: repeat the command")
                 _write_split(root / "split.csv", plans)
             now = dict(path=os.path.abspath(source), stamp=stamp, digest=digest, name=name,
                 options=options_to_dict(options))
@@ -195,7 +200,8 @@ def planned_spec(source: Path, options: ArrayOptions = ArrayOptions()) -> Target
     with open_arrays(home(source)) as arrays:
         keys, x, y = _chosen(arrays, options, source)
         plan = plan_targets(Path(source).stem, {}, x, y, keys, options)["train"]
-    target, inputs = ({k: v for k, v in plan[name].items() if k != "key"} for name in ("target", "inputs"))
+    target, inputs = ({k: v for k, v in plan[name].items() if k not in ("key", "scaler")}
+        for name in ("target", "inputs"))
     channels = inputs["channels"]
     return TargetSpec(plan["name"], Standard([0] * channels, [1] * channels, inputs["size"]),
         target_from_dict(target | {k: [v] * len(target["names"]) for k, v in (("mean", 0), ("std", 1))}),

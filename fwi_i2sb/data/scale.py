@@ -10,6 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -40,6 +41,7 @@ class VelocityScale:
     def __post_init__(self):
         _check_range(self, "velocity")
         if self.low <= 0: raise InputError(f"velocities must be positive (got {self.low:g} m/s)")
+        if self.high > 1e6: raise InputError(f"velocities must be 1e+06 m/s or less (got {self.high:g} m/s)")
 
     @property
     def unit(self) -> float:
@@ -155,7 +157,7 @@ def _halves(scale: PressureRange | PressureScaler) -> Tensor:
     return scale.normalize(bits.view(torch.float16).float())
 
 
-_PIECE = 2**16  # values
+_PIECE = 2**15  # values
 
 
 def normalize_stored(
@@ -164,8 +166,12 @@ def normalize_stored(
 ) -> Tensor:  # float32
     "Stored pressure on the network's scale."
     if pressure.dtype != torch.float16 or pressure.device.type != "cpu": return scale.normalize(pressure.float())
-    out = torch.empty(pressure.shape)
+    bits, out = pressure.contiguous().view(torch.int16).numpy().view(np.uint16).reshape(-1), torch.empty(pressure.shape)
+    table, found, places = _halves(scale).numpy(), out.numpy().reshape(-1), np.empty(min(_PIECE, len(bits)), np.intp)
     # in pieces, for which the processor's cache is large enough
-    for bits, part in zip(pressure.view(torch.int16).flatten().split(_PIECE), out.view(-1).split(_PIECE)):
-        torch.index_select(_halves(scale), 0, bits.to(torch.int32).bitwise_and_(0xFFFF), out=part)
+    for first in range(0, len(bits), _PIECE):
+        part = slice(first, first + _PIECE)
+        few = places[:len(bits[part])]
+        few[:] = bits[part]
+        table.take(few, out=found[part], mode="clip")  # numpy would make a copy of `out` to raise errors
     return out

@@ -16,7 +16,7 @@ from ..core.commands import need
 from ..core.errors import InputError
 from ..core.files import atomic, check_memory, home
 from ..core.formats import recognise, refuse
-from .gathers import agree, Gathers, OnSurvey, to_survey
+from .gathers import Gathers, on_survey, OnSurvey
 from ..physics.wave import Survey
 
 # %% ../../nbs/02_data/21_segy.ipynb #018c6d39
@@ -168,9 +168,7 @@ def read_record(path: str | Path, # SEG-Y or Seismic Unix
     fill: bool = True, # as of `to_survey`
 ) -> OnSurvey:
     "Read a record on a survey. Raises `InputError` that names the file, as `read_gathers`, `agree` and `to_survey` do."
-    gathers = read_gathers(path)
-    try: return to_survey(agree(gathers, survey, dt, dx), survey, fill)
-    except InputError as error: raise InputError(f"{path}: {error}") from None
+    return on_survey(path, read_gathers(path), survey, dt, dx, fill)
 
 # %% ../../nbs/02_data/21_segy.ipynb #765128d0
 def _whole(lengths):

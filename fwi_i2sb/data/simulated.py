@@ -20,7 +20,7 @@ from ..core.commands import Count, Few, option_group, up_to, Workers
 from ..core.errors import InputError
 from ..core.files import atomic
 from .degrade import at_frequency, Degradation, degrade
-from .geology import sample_velocity
+from .geology import RECIPES, sample_velocity
 from .openfwi import get_family, parse_families
 from .scale import VelocityScale
 from ..physics.filters import decimate
@@ -34,7 +34,7 @@ class SimulateOptions:
     reuse: Few = 10  # times that a record is used, about, before another takes its place in the pool
     simulate_proc: Workers | None = None  # processes that make records; default: spare cores; 0, or on a GPU: none
     mixture: str | None = None  # families and weights, as CurveVel_A:3,FlatFault_A:1; default: those of the data alike
-    layers: tuple[int, int] | None = None  # least and largest number of layers, where the families have layers
+    layers: tuple[Few, Few] | None = None  # least and largest number of layers, where the families have layers
     survey: Path | None = None  # JSON of the survey of these records, as many shots and traces; default: the data's
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator; openfwi is exact and much slower on CPUs
     freq: tuple[up_to(1e4, above=0), ...] | None = None  # peak frequency of the wavelet in Hz, or a range: 12 18
@@ -111,7 +111,7 @@ def make_recipe(
     recipe = Recipe(_BEYOND + seed, names, weights, options.layers, tuple(shape), survey.to_dict(),
         (scale.low, scale.high), factor, dtype, options.engine, _range(options.freq, "--freq"),
         _range(options.snr, "--snr"), options.missing_shots, options.missing_traces)
-    for name in names: sample_velocity(name, 1, shape=shape, layers=options.layers, scale=scale)
+    for name in names: sample_velocity(name, 1, shape=shape, layers=_layers(recipe, name), scale=scale)
     fit_survey(survey, shape)
     for freq in recipe.freq or (survey.freq,):
         shot = at_frequency(survey, freq, scale.low) if recipe.freq else survey
@@ -123,6 +123,11 @@ def make_recipe(
 
 # %% ../../nbs/02_data/33_simulated.ipynb #0dfb4050
 _FAMILY, _WAVELET, _LOST, _NOISE = 1, 2, 3, 4  # streams of the draws
+
+
+def _layers(recipe: Recipe, name: str) -> tuple | None:
+    "The numbers of layers of a family, where it has layers; a recipe of families without any is left to be refused."
+    return recipe.layers if name in RECIPES or RECIPES.keys().isdisjoint(recipe.families) else None
 
 
 def _draw(recipe: Recipe, number: int, stream: int) -> np.random.Generator:
@@ -138,8 +143,8 @@ def recipe_maps(
     maps = []
     for n in range(first, first + count):
         name = recipe.families[int(_draw(recipe, n, _FAMILY).choice(len(recipe.families), p=recipe.weights))]
-        maps.append(sample_velocity(name, 1, shape=recipe.shape, seed=recipe.seed, first=n, layers=recipe.layers,
-            scale=recipe.scale))
+        maps.append(sample_velocity(name, 1, shape=recipe.shape, seed=recipe.seed, first=n,
+            layers=_layers(recipe, name), scale=recipe.scale))
     return torch.cat(maps)
 
 

@@ -31,12 +31,12 @@ MAP = "vp_model.npy"
 
 def to_depth_first(vp:np.ndarray, # (x, depth) in km/s, as the challenge has it
 )->np.ndarray: # (1, depth, x) in m/s, float64
-    "A map of the challenge as a map of this package."
+    "A map of the challenge as a map of this package, each value rounded once; single precision holds all that counts."
     return np.asarray(vp, dtype=np.float64).T[None] * 1000
 
 def to_horizontal_first(velocity:np.ndarray, # (1, depth, x) or (depth, x) in m/s
 )->np.ndarray: # (x, depth) in km/s, float64
-    "A map of this package as the challenge has it."
+    "A map of this package as the challenge has it; maps of single precision come back from there bit by bit."
     return np.ascontiguousarray(np.asarray(velocity, dtype=np.float64).reshape(velocity.shape[-2:]).T) / 1000
 
 # %% ../../nbs/02_data/22_speed_structure.ipynb #c406236e
@@ -86,7 +86,7 @@ def read_gathers(sample:Path, # a folder
 
 def read_map(path:Path, # a file vp_model.npy
 )->np.ndarray: # (1, depth, x) in m/s, float32
-    "The map of a sample. Raises `InputError` for a file that cannot be read."
+    "The map of a sample, to the nearest number of single precision. `InputError` for a file that cannot be read."
     vp = open_npy(path, ndim=2)
     check_memory(24 * vp.size, f"the map {path}")
     return np.ascontiguousarray(to_depth_first(vp), dtype=np.float32)

@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 
 from ..core.errors import InputError, out_of_memory, unknown
 from ..core.files import disk_full, warn_once
+from ..core.formats import refuse_run
 from ..core.locks import check_writable, locked
 from ..core.registry import method_of
 from .build import build_split, discard, files_have, has_manifest, store_space
@@ -30,7 +31,7 @@ from .prepare import (
     decode_record, refuse_damage, value_parts)
 from .rules import inspect_pair
 from .scale import VelocityScale
-from .sources import changed_sources, remember_sources
+from .sources import changed_sources, remember_sources, unproven_sources
 from ..physics.wave import Survey
 
 # %% ../../nbs/02_data/13_store.ipynb #fd490ead
@@ -48,6 +49,9 @@ def _finished(folder, settings):
     if changed := changed_sources(old, settings):
         warn_once(f"{folder} {changed}", f"{files_have(changed)} changed since {folder} was made of {_them(changed)}")
         return False
+    if unproven := unproven_sources(old, settings):
+        warn_once(f"{folder} {unproven}", f"{files_have(unproven)} another time or place than when an earlier version "
+            f"made {folder}, which kept a digest of parts: if they were corrected, remove it and convert again")
     Values(folder / "database.lmdb", old["count"])  # raises an error unless it is whole
     return same_range(old["seismic"], settings["seismic"])  # False where repaired training files have another range
 
@@ -56,6 +60,7 @@ def _convert(root, wanted, source, pairs, accept, workers, progress):
     "Build what is missing of both splits, as the only process that does."
     total = sum(w["count"] for w in wanted.values())
     if workers is None: workers = len(os.sched_getaffinity(0)) if total >= 4000 else 0
+    refuse_run(root, "a folder for the store")
     with locked(root):
         left = [split for split in wanted if not _finished(root / split, wanted[split])]
         _check_space(root, {split: wanted[split] for split in left})
@@ -208,12 +213,18 @@ def _judge(store, i, velocity, seismic):
     for f in found: warn_once(f"{store.folder} {f.reason}", f"{store.folder}: record {i} {f}")
 
 @method_of(StoreDataset)
+def into_memory(self):
+    "Read all records into memory that is shared with other processes. Raises `InputError` where there is too little."
+    self._values.into_memory()
+
+@method_of(StoreDataset)
 def value(self, i:int, # record
 )->bytes: # velocity, then seismic
     "A record as it is stored."
     value = self._values[i]
     return value[:len(value) - self._tail]
 
+# %% ../../nbs/02_data/13_store.ipynb #59c4a445
 @method_of(StoreDataset)
 def physical(self, i:int, # record
 )->tuple[torch.Tensor, torch.Tensor]: # velocity (1, depth, x) in m/s, pressure (shots, time, receivers); float32
@@ -223,13 +234,16 @@ def physical(self, i:int, # record
     return pair
 
 @method_of(StoreDataset)
-def copy_record(self, i:int, # record
-    velocity:torch.Tensor, # (1, depth, x), any number type: becomes the map in m/s
-    seismic:torch.Tensor,  # (shots, time, receivers), likewise: becomes the pressure
+def copy_records(self, numbers:list[int], # of the records
+    rows:list[int], # where each is wanted
+    velocity:torch.Tensor, # (n, 1, depth, x), any number type: these rows become the maps in m/s
+    seismic:torch.Tensor,  # (n, shots, time, receivers), likewise: become the pressure
 ):
-    "Put a record where it is wanted; in the types in which it is stored nothing is converted."
-    def put(buffer):
-        for part, (kind, count, place, shape) in zip((velocity, seismic), self._parts):
-            part.numpy()[...] = np.frombuffer(buffer, kind, count, place).reshape(shape)
-    self._values.read(i, put)
-    if self._unjudged: _judge(self, int(i) % len(self), velocity.float(), seismic.float())
+    "Put records where they are wanted; in the types in which they are stored nothing is converted."
+    parts = [(part.numpy(), *how) for part, how in zip((velocity, seismic), self._parts)]
+    def put(k, buffer):
+        for part, kind, count, place, shape in parts:
+            part[rows[k]] = np.frombuffer(buffer, kind, count, place).reshape(shape)
+    self._values.read_each(numbers, put)
+    if not self._unjudged: return
+    for i, row in zip(numbers, rows): _judge(self, int(i) % len(self), velocity[row].float(), seismic[row].float())

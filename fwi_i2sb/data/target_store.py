@@ -54,7 +54,7 @@ class TargetStore(Dataset):
         if "unfinished" in manifest: raise InputError(f"the store {self.folder} is unfinished: repeat fwi-i2sb prepare")
         try:
             self.target = target_from_dict({k: v for k, v in manifest["target"].items() if k != "key"})
-            self.inputs = Standard(manifest["inputs"]["mean"], manifest["inputs"]["std"], manifest["inputs"]["size"])
+            self.inputs = Standard(**{k: v for k, v in manifest["inputs"].items() if k not in ("key", "channels")})
             self.name, count = manifest["name"], manifest["count"]
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{self.folder / 'manifest.json'} is damaged: {error!r}") from None

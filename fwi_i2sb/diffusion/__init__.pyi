@@ -3,4 +3,6 @@
 from .bridge import Bridge as Bridge
 from .ddpm import Diffusion as Diffusion
 from .gaussian_mixture import GaussianMixtureBridge as GaussianMixtureBridge
-from .sampling import TrajectoryPoint as TrajectoryPoint, sample as sample, t_sequence as t_sequence
+from .samplers import Jump as Jump, Sampler as Sampler
+from .sampling import SAMPLERS as SAMPLERS, TrajectoryPoint as TrajectoryPoint, sample as sample
+from .sampling import t_sequence as t_sequence

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from .bridge import at_index
 from ..core.errors import InputError
-from ..core.registry import method_of, Registry
-from .sampling import noise_source, t_sequence, TrajectoryPoint
+from ..core.registry import method_of
+from .samplers import Jump, Sampler, sampler_registry
+from .sampling import follow, TrajectoryPoint, unit_noise
 
 # %% ../../nbs/03_diffusion/02_ddpm.ipynb #c047fc8d
 class Diffusion:
@@ -110,9 +111,9 @@ def jump(
     return state.to(xt.dtype)
 
 # %% ../../nbs/03_diffusion/02_ddpm.ipynb #35449552
-DDPM_SAMPLERS = Registry("sampler")  # name -> noise share, eta
-DDPM_SAMPLERS.register("ddim")(0.0)
-DDPM_SAMPLERS.register("ancestral")(1.0)
+DDPM_SAMPLERS = sampler_registry("stochastic", "order")  # name -> `Sampler`; it starts from noise
+DDPM_SAMPLERS.register("ddim")(Sampler(eta=0.0, takes_eta=True))
+DDPM_SAMPLERS.register("ancestral")(Sampler())
 
 # %% ../../nbs/03_diffusion/02_ddpm.ipynb #1e18cf48
 def denoise(
@@ -122,6 +123,8 @@ def denoise(
     *,
     nfe: int,  # number of network calls, 1 to n_steps - 1
     eta: float = 0.0,  # noise share: 0 is DDIM, 1 ancestral sampling
+    spacing: str = "even",  # as in `t_sequence`
+    step: Callable[[Jump], Tensor] | None = None,  # update rule of one's own, in place of `Diffusion.jump`
     seeds: Sequence | None = None,  # one key (int or tuple of ints) per sample; None draws from torch's generator
 ) -> Iterator[TrajectoryPoint]:  # one point per network call; the last, at t_index 0, is the last x0 estimate
     """Sample clean maps from unit noise: DDIM (arXiv 2010.02502) or ancestral sampling (arXiv 2006.11239, algorithm 2).
@@ -132,9 +135,11 @@ def denoise(
     """
     if not 0 <= eta <= 1:
         raise InputError(f"eta is {eta}: the noise share lies between 0 (ddim) and 1 (ancestral)")
-    draw = (lambda: torch.randn_like(like)) if seeds is None else noise_source(seeds, like)
-    indices, xt = t_sequence(diffusion.n_steps, nfe), draw()
-    for t_index, t_prev in zip(indices, indices[1:]):
-        x0 = predict_x0(xt, t_index)
-        xt = diffusion.jump(t_prev, t_index, xt, x0, eta=eta, noise=draw() if eta and t_prev else None)
-        yield TrajectoryPoint(t_prev, xt, x0)
+    draw = unit_noise(seeds, like)
+    yield from follow(diffusion, predict_x0, draw(), step or _step, nfe=nfe, eta=eta, spacing=spacing, draw=draw)
+
+
+def _step(jump):
+    "The update rule of `Diffusion`."
+    noise = jump.noise() if jump.eta and jump.t_prev else None
+    return jump.process.jump(jump.t_prev, jump.t_index, jump.xt, jump.x0, eta=jump.eta, noise=noise)

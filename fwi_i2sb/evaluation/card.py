@@ -15,8 +15,9 @@ from ..core.registry import method_of
 from ..metrics.calibration import (
     bootstrap, coverage, crps, expected_coverage, LEVELS, spread_correlation, spread_skill, variance)
 from ..data.scale import OPENFWI_SCALE, VelocityScale
-from ..metrics.accuracy import mae, rmse, ssim
+from ..metrics.accuracy import mae, mape, moments, of_moments, rmse, ssim
 from ..data.starting_models import sees_truth
+from ..inference.run import OWN
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #b4893084
 class Tally:
@@ -31,7 +32,7 @@ class Tally:
         kind: str,  # start, stage, method, sample, oracle, control or classical
         scale: VelocityScale = OPENFWI_SCALE,  # of the run: unit of the normalised errors, range of the SSIM
     ):
-        self.about = dict(start=start, sees_truth=sees_truth(start), method=method, kind=kind)
+        self.about = dict(start=start, sees_truth=start != OWN and sees_truth(start), method=method, kind=kind)
         self.scale, self.values, self.cost = scale, {}, {}
 
     def __len__(self): return len(self.values.get("mae", ()))
@@ -68,9 +69,13 @@ def _grow(self, new: dict, cost: dict, n: int):
     self.cost = cost
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #3f083b0b
+def _centre(scale): return (scale.low + scale.high) / 2  # m/s, so that six digits of a moment are enough
+
+
 def _scores(maps, truth, ensemble, scale):
     "The scores of a batch of maps, one number per record."
-    new = dict(mae=mae(maps, truth), rmse=rmse(maps, truth), ssim=ssim(maps, truth, scale))
+    new = dict(mae=mae(maps, truth), rmse=rmse(maps, truth), ssim=ssim(maps, truth, scale), mape=mape(maps, truth),
+        moments=moments(maps, truth, _centre(scale)))
     if ensemble is None: new["crps"] = new["mae"]
     elif ensemble.shape[1] == 1 or importlib.util.find_spec("scoringrules"): new["crps"] = crps(ensemble, truth)
     if ensemble is not None and ensemble.shape[1] > 1:
@@ -80,12 +85,14 @@ def _scores(maps, truth, ensemble, scale):
     return new
 
 # %% ../../nbs/09_evaluation/00_card.ipynb #f1fa6030
-def _columns(values, k):
+def _columns(values, k, centre):
     "For every score of a row: columns with a line per record, and the function of their means that it is."
     same = lambda mean: mean
     columns = {name: (values[name], same)
-        for name in ("mae", "ssim", "misfit", "misfit_low", "crps", "correlation") if name in values}
-    columns["rmse"] = values["rmse"] ** 2, np.sqrt
+        for name in ("mae", "mape", "ssim", "misfit", "misfit_low", "crps", "correlation") if name in values}
+    columns |= dict(mse=(values["rmse"] ** 2, same), rmse=(values["rmse"] ** 2, np.sqrt))
+    for name in ("r2", "pearson", "rel_l2"):
+        columns[name] = values["moments"], lambda mean, name=name: of_moments(mean, centre)[name]
     if "variance" in values:
         columns["spread"] = values["variance"], np.sqrt
         columns["spread_skill"] = (np.stack([values["variance"], values["rmse"] ** 2], 1),
@@ -109,7 +116,8 @@ def row(
     values = {name: v[keep] for name, v in tally.values.items()}
     found, interval = {}, {}
     with np.errstate(divide="ignore", invalid="ignore"):
-        for name, (column, statistic) in _columns(values, tally.cost.get("samples")).items():
+        for name, (column, statistic) in _columns(values, tally.cost.get("samples"),
+                _centre(tally.scale)).items():
             if name.startswith("misfit") or name == "correlation": column = column[np.isfinite(column)]
             found[name] = _number(statistic(column.mean(0))) if len(column) else None
             ends = bootstrap(column, statistic=statistic, seed=seed)
@@ -166,7 +174,7 @@ def assemble(
     digits = lambda v: [digits(x) for x in v] if np.ndim(v) else None if _number(v) is None else float(f"{v:.6g}")
     return dict(
         format=FORMAT, **about, settings=settings, units=dict(mae="m/s", rmse="m/s", crps="m/s", spread="m/s",
-            mae_norm=f"{scale.unit:g} m/s", rmse_norm=f"{scale.unit:g} m/s"),
+            mse="m²/s²", mae_norm=f"{scale.unit:g} m/s", rmse_norm=f"{scale.unit:g} m/s"),
         velocity_range=[scale.low, scale.high], interval="95 % percentile bootstrap over records",
         expected=dict(levels=list(LEVELS), coverage=[level(value) for value in LEVELS]),
         rows=rows(tallies, families, settings["seed"]), records=dict(number=list(numbers), family=list(families)),

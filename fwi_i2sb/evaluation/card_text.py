@@ -20,6 +20,8 @@ _PAPER = {"MAE m/s": ("mae", ".1f"), "RMSE m/s": ("rmse", ".1f"), "MAE [-1,1]": 
           "covered 50 %": ("coverage_50", ".2f"), "covered 90 %": ("coverage_90", ".2f"),
           "correlation": ("correlation", ".2f"), "NFE": ("nfe", "g"), "network calls": ("network_calls", "g"),
           "wave solves": ("wave_solves", "g"), "s/record": ("seconds_per_record", ".2f")}
+_PAGE = _PAPER | {"MAPE": ("mape", ".2%"), "R²": ("r2", ".3f"), "Pearson r": ("pearson", ".3f"),
+         "relative L²": ("rel_l2", ".3f")}
 
 
 def _named_for(columns: dict, card: dict) -> dict:
@@ -117,9 +119,9 @@ def _beside(card):
 # %% ../../nbs/09_evaluation/01_card_text.ipynb #1f696d1a
 def markdown(card: dict) -> str:
     "A card as a Markdown page: what was judged, the table with all intervals, the notes."
-    head = ["family", "start", "method", "records", *_named_for(_PAPER, card)]
+    head = ["family", "start", "method", "records", *_named_for(_PAGE, card)]
     lines = [[row["family"], _star(row), row["method"], str(row["records"]),
-        *(_cell(row, key, form, True) for key, form in _PAPER.values())] for row in card["rows"]]
+        *(_cell(row, key, form, True) for key, form in _PAGE.values())] for row in card["rows"]]
     page = ["# Evaluation card", *title(card), markdown_table(head, lines),
         "\n".join(f"- {note}" for note in notes(card)).replace("- *", "- \\*")]
     if "published" in card:

@@ -15,10 +15,10 @@ from typing import Literal
 import tyro
 
 from ..core.commands import (
-    Count, Natural, option_group, options_from_dict, options_to_dict, Plugin, Share, up_to)
+    Count, flag_of, Natural, option_group, options_from_dict, options_to_dict, Plugin, Share, up_to)
 from ..core.devices import resolve_device
 from ..core.errors import InputError
-from ..core.files import atomic, read_json, write_text
+from ..core.files import atomic, only_warn, read_json, write_text
 from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from ..core.slurm import do_parts, number_of_parts, parse_part, SplitOptions
@@ -27,9 +27,11 @@ from ..data.openfwi import FAMILIES
 from .card_figure import card_figure
 from .card_text import markdown, table
 from .evaluate import evaluate
+from ..inference.first_guess import named_starts
 from ..inference.kept import kept_folder, weights_digest
 from ..inference.options import check_samples, SamplingOptions
-from ..inference.run import load_run, results_folder
+from ..inference.run import load_run, results_folder, TrainedRun
+from ..inference.targets import TargetRun
 from ..inference.validation_data import validation_data
 from ..metrics.published import published
 
@@ -41,7 +43,7 @@ class EvaluateOptions:
     Card.json, card.md and card.png in a folder."""
     run: tyro.conf.Positional[Path]  # run directory, or one of its folders checkpoints/step-N
     starts: tuple[str, ...] | None = None  # also first-guess[:RUN], MAP.npy; default: blur-openfwi_custom linear
-    sampling: SamplingOptions = SamplingOptions(records=50)
+    sampling: SamplingOptions = SamplingOptions()
     seed: Natural = 0  # seed of starts, samples and perturbations
     misfit_records: Count = 8  # records that are simulated for the data misfit
     engine: Literal["deepwave", "openfwi"] = "deepwave"  # forward operator of misfit and --freq; openfwi is exact
@@ -60,24 +62,40 @@ class EvaluateOptions:
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
     split: SplitOptions = SplitOptions()
 
+    @property
+    def records(self) -> int:
+        "Number of validation records of velocity maps."
+        return self.sampling.records or 50
+
 # %% ../../nbs/09_evaluation/04_command.ipynb #8c4265f2
 def write_card(
     folder: Path,  # made where it does not exist
     card: dict,  # from `evaluate`
-) -> None:
-    "Write `card.png`, `card.md` and, last, `card.json`, each completely or not at all."
+) -> str:  # what was written
+    "Write `card.json`, `card.md` and `card.png`, each completely or not at all; a figure that fails is a warning."
     folder.mkdir(parents=True, exist_ok=True)
-    with atomic(folder / "card.png") as part: card_figure(card).savefig(part, format="png", dpi=120)
-    write_text(folder / "card.md", markdown(card))
     write_text(folder / "card.json",
         "{" + ",\n".join(f"{json.dumps(k)}: {json.dumps(v, allow_nan=False)}" for k, v in card.items()) + "}\n")
+    write_text(folder / "card.md", markdown(card))
+    with only_warn(f"the figure {folder / 'card.png'}"):
+        with atomic(folder / "card.png") as part: card_figure(card).savefig(part, format="png", dpi=120)
+        return f"{folder / 'card.json'}, card.md and card.png"
+    return f"{folder / 'card.json'} and card.md"
 
 # %% ../../nbs/09_evaluation/04_command.ipynb #c0a7d006
+def _flat(options) -> dict:
+    "All options by name, those of groups last."
+    own = options_to_dict(options)
+    found = {name: value for name, value in own.items() if not isinstance(value, dict)}
+    for name in [name for name in own if name not in found]: found |= _flat(getattr(options, name))
+    return found
+
+
 def _asked(options: EvaluateOptions) -> dict:
     "The settings that differ from the default ones, by name, as far as numbers depend on them."
-    flat = lambda given: (values := options_to_dict(given)) | values.pop("sampling")
+    flat = lambda given: _flat(replace(given, split=SplitOptions())) | dict(records=given.records)
     default = flat(EvaluateOptions(options.run))
-    elsewhere = ("run", "out", "device", "plugin", "batch_size", "published", "dataset_dir", "store_dir", "split")
+    elsewhere = ("run", "out", "device", "plugin", "batch_size", "published", "dataset_dir", "store_dir")
     return {name: value for name, value in flat(options).items() if name not in elsewhere and value != default[name]}
 
 
@@ -87,57 +105,87 @@ def _folder_name(asked: dict) -> str:
     plain = re.sub(r"[^\w.,+-]+", "-", named)
     return plain if plain == named and len(plain) < 100 else f"{plain[:90]}-{zlib.crc32(named.encode()):08x}"
 
+# %% ../../nbs/09_evaluation/04_command.ipynb #956142cf
+def _other_card(folder: Path, identity: dict, *, own: bool = False) -> bool:
+    """Whether a folder holds the card of another evaluation, or a table or a figure of the user's.
 
-def _other_card(folder: Path, identity: dict) -> bool:
-    "Whether a folder holds the card of another evaluation."
+    Earlier versions did not write down the weights: in the run's own folder they were the run's."""
     try: found = read_json(folder / "card.json")
-    except FileNotFoundError: return False
+    except FileNotFoundError: return any((folder / name).exists() for name in ("card.md", "card.png"))
     except (OSError, ValueError): return True
-    return not isinstance(found, dict) or found.get("identity") != identity
+    there = found.get("identity") if isinstance(found, dict) else None
+    if own and isinstance(there, dict): there = dict(weights=identity.get("weights")) | there
+    return there != identity
 
 
 def card_folder(options: EvaluateOptions, above: Path, identity: dict) -> Path:
-    "Where a card goes. Raises `InputError` where --out holds another one."
+    "Where a card goes. Raises `InputError` where --out holds another one, or it cannot be written there."
     if options.out:
         if _other_card(options.out, identity):
-            raise InputError(f"{options.out} holds the card of another evaluation, or of another version: name another "
-                f"folder with --out")
+            raise InputError(f"{options.out} holds the card of another evaluation or version, or a card.md or card.png "
+                f"without its card.json: name another folder with --out")
         return options.out
     name, step = _folder_name(identity["asked"]), f"step-{identity['step']}"
     digest = f"{zlib.crc32(json.dumps(identity, sort_keys=True).encode()):08x}"
     names = ["", *([name] if name else []), ",".join(filter(None, (step, name))), f"{step},{digest}"]
-    return next(above / part for part in names if not _other_card(above / part, identity))
+    folder = next(above / part for part in names if not _other_card(above / part, identity, own=True))
+    check_writable(folder, "card.json", "card.md", "card.png")
+    return folder
 
 # %% ../../nbs/09_evaluation/04_command.ipynb #6c981983
-def _prepare(options: EvaluateOptions) -> tuple:
+def _prepare(options: EvaluateOptions, run: TrainedRun) -> tuple:
     "Everything that can be refused: a function of progress that evaluates, the card's folder, its identity, its data."
     perturbation = Degradation(options.snr, options.missing_shots, options.missing_traces, options.freq)
-    run = load_run(options.run, device=options.device, plugin=options.plugin)
     check_writable(options.out or results_folder(run), "card.json", "card.md", "card.png")
     check_samples(run, options.sampling)
     data = validation_data(run, options.dataset_dir, options.store_dir, options.dataset_name)
-    identity = dict(asked=_asked(options), step=run.step, fingerprint=data.fingerprint)
+    weights = [weights_digest(run, start) for start in named_starts(run, options.starts)]
+    identity = dict(asked=_asked(options), step=run.step, fingerprint=data.fingerprint, weights=weights)
     folder = card_folder(options, results_folder(run), identity)
-    kept = kept_folder(folder, identity | dict(batch_size=options.batch_size, weights=weights_digest(run.net)))
+    kept = kept_folder(folder, identity | dict(batch_size=options.batch_size))
     same = ("starts", "seed", "misfit_records", "engine", "fwi_records", "batch_size")
-    judge = partial(evaluate, run, data, n_records=options.sampling.records, degradation=perturbation, kept=kept,
+    judge = partial(evaluate, run, data, n_records=options.records, degradation=perturbation, kept=kept,
         part=parse_part(options.split.part), **options.sampling.settings,
         **{name: getattr(options, name) for name in same})
     return judge, folder, identity, data, kept
 
 
+def _load(options: EvaluateOptions) -> TrainedRun | TargetRun:
+    return load_run(options.run, device=options.device, plugin=options.plugin)
+
+
 def evaluate_part(options: dict, part: str, first: int, count: int):
     "Evaluate a part of the batches, in a process or a job of its own."
-    judge, *_ = _prepare(replace(options_from_dict(EvaluateOptions, options), split=SplitOptions(part=part)))
+    own = replace(options_from_dict(EvaluateOptions, options), split=SplitOptions(part=part))
+    judge, *_ = _prepare(own, _load(own))
     judge()
 
 # %% ../../nbs/09_evaluation/04_command.ipynb #1913b4c6
+def _evaluate_arrays(options: EvaluateOptions) -> list[dict]:
+    "Judge a run on arrays, as `evaluate-targets` does. Raises `InputError` for an option that has no effect there."
+    from fwi_i2sb.evaluation.targets import evaluate_targets, EvaluateTargetsOptions  # which imports this module
+
+    shared, usual = ("records", "out", "device", "plugin"), _flat(EvaluateOptions(options.run))
+    for name, value in _flat(options).items():
+        if name not in ("run", *shared) and value != usual[name]:
+            raise InputError(f"{flag_of(name)} has no effect with {options.run}, which learnt from arrays: remove it "
+                f"(fwi-i2sb evaluate-targets --help lists what has)")
+    given = {name: getattr(options, name) for name in shared} | dict(records=options.sampling.records)
+    return evaluate_targets(EvaluateTargetsOptions((options.run,), **given))["targets"]
+
+
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
-    "Evaluate a run, or continue to do so; print the table and write the card, unless other parts are missing."
+    """Evaluate a run, or continue to do so; print the table and write the card, unless other parts are missing.
+
+    A run on arrays is judged as `evaluate-targets` does."""
+    if isinstance(run := _load(options), TargetRun): return _evaluate_arrays(options)
     device = resolve_device(options.device)
-    batches = -(-options.sampling.records // options.batch_size) + options.fwi_records
+    batches = -(-options.records // options.batch_size) + options.fwi_records
     count = number_of_parts(options.split, device, batches)
-    judge, folder, identity, data, kept = _prepare(options)
+    judge, folder, identity, data, kept = _prepare(options, run)
+    if options.split.part and (path := folder / "card.json").exists() and not _other_card(folder, identity):
+        print(f"{path} is written already: no part is missing")
+        return read_json(path)["rows"]
     if count > 1:
         with progress_bar("evaluate", "parts") as progress:
             do_parts("fwi_i2sb.evaluation.command:evaluate_part", options, count, folder, device, progress)
@@ -148,7 +196,7 @@ def evaluate_command(options: EvaluateOptions) -> list[dict]:
     benchmark = [family for family in dict.fromkeys(data.names) if family in FAMILIES] if options.published else []
     if benchmark: card |= dict(published=[row for family in benchmark for row in published(family)])
     elif options.published: print(f"OpenFWI published no figures for {', '.join(data.names)}")
-    write_card(folder, card | dict(identity=identity))
+    written = write_card(folder, card | dict(identity=identity))
     shutil.rmtree(kept, ignore_errors=True)
-    print(f"{table(card)}\nwrote {folder / 'card.json'}, card.md and card.png")
+    print(f"{table(card)}\nwrote {written}")
     return card["rows"]

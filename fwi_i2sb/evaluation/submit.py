@@ -13,7 +13,6 @@ from typing import Annotated, Literal
 
 import numpy as np
 import torch, tyro
-from pydantic import FiniteFloat
 
 import fwi_i2sb
 from ..core.commands import Count, Natural, option_group, Plugin, up_to
@@ -27,13 +26,18 @@ from ..data.sources import source_digest
 from ..data.speed_structure import list_samples, read_gathers, to_horizontal_first
 from .submission import (
     challenge_mape, check_submission, COUNT, expected, pack_submission, score_submission, true_maps)
+from ..inference.inversion import told_elsewhere
 from ..inference.kept import weights_digest
 from ..inference.options import check_samples, SamplingOptions
 from ..inference.post_process import post_process
-from ..inference.run import check_survey, default_start, load_run, TrainedRun
+from ..inference.first_guess import default_start
+from ..inference.run import check_survey, load_run, TrainedRun
 from ..training.best import named_checkpoint
 
 # %% ../../nbs/09_evaluation/06_submit.ipynb #df919312
+_Speed = up_to(1e6, 0.0)  # m/s
+
+
 @option_group
 class SubmitOptions:
     "Invert every sample of a test folder of the Speed & Structure challenge into one submission; repeat to continue."
@@ -44,7 +48,7 @@ class SubmitOptions:
     stamp: Literal["none", "step", "epoch"] = "none"  # put the step, or the epoch, of the weights into the file's name
     count: Count | None = None  # samples that there must be; the challenge has 150; default: as many as there are
     post_process: bool = False  # clip the maps to bounds, then blur them
-    bounds: tuple[FiniteFloat, FiniteFloat] | None = None  # m/s, with --post-process; default: the run's velocity range
+    bounds: tuple[_Speed, _Speed] | None = None  # m/s, with --post-process; default: the run's velocity range
     sigma: up_to(100.0, 0.0) | None = None  # width in cells of the blur, with --post-process; default: 0.5
     truth: Path | None = None  # true maps, where these are known: a folder with vp_model.npy, or .npz; prints MAPE
     start: str | None = None  # linear[:TOP:BOTTOM], first-guess[:RUN] or MAP.npy; default: as trained, else linear
@@ -82,10 +86,19 @@ class _Settings(Schema):
     seed: int
     files: dict[str, str]
 
+def _digests(samples):
+    "What tells the records of the samples from others, by name."
+    found = {}
+    with progress_bar("digest", "samples") as progress:
+        for done, sample in enumerate(samples, 1):
+            found[sample.name] = source_digest(sample, 1)
+            progress(done, len(samples))
+    return found
+
 def _settings(options, run, samples):
-    return dict(run=str(run.path), step=run.step, weights=weights_digest(run.net),
+    return dict(run=str(run.path), step=run.step, weights=weights_digest(run, options.start),
         start=options.start or default_start(run), samples=options.samples, nfe=options.nfe, tta=options.tta,
-        seed=options.seed, files={sample.name: source_digest(sample, 1) for sample in samples})
+        seed=options.seed, files=_digests(samples))
 
 def _check_parts(folder, settings):
     "Refuse finished maps of other settings."
@@ -135,6 +148,7 @@ def _sound(part, shape):
     except (OSError, ValueError, EOFError): return False
     return found.shape == shape and found.dtype == np.float32
 
+@told_elsewhere()
 def _fill(run, samples, settings, folder, progress):
     "Invert the samples whose maps are missing."
     for done, sample in enumerate(samples):
@@ -155,10 +169,14 @@ def _final(part, post, scale):
 
 def _scores(parts, truth, post, scale):
     "The score without and with post-processing."
-    true = true_maps(truth)
-    mean = lambda how: float(np.mean([challenge_mape(_final(part, how, scale), true[name]())
-        for name, part in parts.items()]))
-    return dict(mape=mean(None)) | (dict(mape_post_processed=mean(post)) if post else {})
+    true, scores = true_maps(truth), {None: [], post: []}
+    with progress_bar("score", "maps") as progress:
+        for done, (name, part) in enumerate(parts.items(), 1):
+            known = true[name]()
+            for how, found in scores.items(): found.append(challenge_mape(_final(part, how, scale), known))
+            progress(done, len(parts))
+    mape = {how: float(np.mean(found)) for how, found in scores.items()}
+    return dict(mape=mape[None]) | (dict(mape_post_processed=mape[post]) if post else {})
 
 # %% ../../nbs/09_evaluation/06_submit.ipynb #b4206bb8
 def _finish(options, run, settings, post, folder, out):
@@ -169,7 +187,9 @@ def _finish(options, run, settings, post, folder, out):
     write_json(out.with_suffix(".json"), about)
     with progress_bar("write", "maps") as progress:
         pack_submission(out, {name: partial(_final, part, post, run.scale) for name, part in parts.items()}, progress)
-    if problems := check_submission(out, sorted(parts), tuple(run.spec.map_size[::-1])):
+    with progress_bar("check", "maps") as progress:
+        problems = check_submission(out, sorted(parts), tuple(run.spec.map_size[::-1]), progress=progress)
+    if problems:
         raise InputError(f"{out} is not as the challenge wants it: {problems[0]}")
     shutil.rmtree(folder)
     print(f"{len(parts)} maps of {run.path} at step {run.step} in {out}")
@@ -196,6 +216,9 @@ def submit_command(options:SubmitOptions)->Path: # the file
         return _finish(options, run, settings, post, folder, out)
 
 # %% ../../nbs/09_evaluation/06_submit.ipynb #fd6fa0a9
+_Cells = up_to(10**5)
+
+
 @option_group
 class SubmissionCheckOptions:
     "Check a submission to the Speed & Structure challenge: names, number, shape, type; score it where maps are known."
@@ -203,7 +226,7 @@ class SubmissionCheckOptions:
     test_dir: Path | None = None  # folder of the samples that were to be inverted: their names must be in it
     truth: Path | None = None  # true maps: a folder with vp_model.npy, or .npz; the score is printed
     count: Count | None = None  # maps that there must be; default: as of test_dir or truth, else the challenge's 150
-    shape: tuple[int, int] | None = None  # cells of a map in x and depth; default: as of these, else 300 1259
+    shape: tuple[_Cells, _Cells] | None = None  # cells of a map in x and depth; default: as of these, else 300 1259
 
 def submission_check_command(options:SubmissionCheckOptions)->float|None: # the score, where there is a truth
     "Say what is wrong with a submission, with exit code 2; score it."
@@ -215,7 +238,8 @@ def submission_check_command(options:SubmissionCheckOptions)->float|None: # the 
     if problems: raise InputError(f"{options.file} has {len(problems)} problem(s), first: {problems[0]}")
     print(f"{options.file}: {count} maps, as the challenge wants them")
     if options.truth is None: return None
-    score, scores = score_submission(options.file, options.truth)
+    with progress_bar("score", "maps") as progress:
+        score, scores = score_submission(options.file, options.truth, progress)
     ends = min(scores.values()), max(scores.values())
     print(f"MAPE {score:.6f} (mean over {len(scores)} samples, {ends[0]:.4f} to {ends[1]:.4f})")
     return score

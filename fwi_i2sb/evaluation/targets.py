@@ -20,16 +20,18 @@ from torch import Tensor
 
 from ..core.commands import Count, option_group, options_to_dict, Plugin
 from ..core.errors import InputError
-from ..core.files import atomic, sha256, write_json, write_text
+from ..core.files import atomic, only_warn, sha256, write_json, write_text
 from ..core.locks import check_writable
 from ..core.tables import markdown_table, text_table
 from ..data.array_options import ArrayOptions, input_shape, target_shape
 from ..data.arrays import array_files, find_key, open_arrays
 from ..data.target_store import is_target_store, TargetStore
 from .command import card_folder
-from .diagnostics import save_diagnostics
+from .diagnostics import map_figure, save_diagnostics, save_figure
+from .seen import Seen, seen_sentence
+from ..inference.kept import net_digest
 from ..inference.run import load_run
-from ..inference.targets import TargetRun
+from ..inference.targets import check_together, predict_all, TargetRun
 from ..metrics.vector import TargetErrors
 from ..training.run_dir import open_store
 
@@ -66,7 +68,7 @@ def file_batches(
             yield torch.from_numpy(truth).reshape(-1, *found[1]), given
 
 # %% ../../nbs/09_evaluation/09_targets.ipynb #684ca0db
-_DRAWN = 100_000  # values of a target that are drawn, at most
+_DRAWN, _SHOWN = 100_000, 3  # values of a target, and whole maps, that are drawn, at most
 
 
 @dataclass
@@ -74,11 +76,13 @@ class Answers:
     "What is kept of answers: sums for the metrics, spread, and up to so many values for pictures."
     errors: TargetErrors
     variance: Tensor | None = None  # of every target, summed over records (targets,)
+    inside: Tensor | None = None  # how often the truth lies between the lowest and the highest answer (targets,)
     drawn: list = field(default_factory=list)  # of (truth, answer) (values, targets), in units
+    shown: list = field(default_factory=list)  # of (truth, answer) of the first maps, in units
     kept: list = field(default_factory=list)  # of (truth, answer, spread) of all records, where they are to be saved
     records: int = 0
 
-
+# %% ../../nbs/09_evaluation/09_targets.ipynb #b8649b7a
 def judge_targets(
     runs: list[TargetRun],  # on the same targets
     batches: Iterator[tuple[Tensor, Tensor]],  # targets and inputs in physical units
@@ -86,23 +90,25 @@ def judge_targets(
     *, keep: bool = False,  # keep all answers
 ) -> Answers:
     "Judge the mean of runs. Raises `InputError` where they have different targets or inputs."
-    first, *others = runs
-    for run in others:
-        same = [(r.target.names, r.target.units, r.target.shape, r.spec.inputs.shape) for r in (first, run)]
-        if same[0] != same[1]:
-            raise InputError(f"runs {first.path} and {run.path} cannot be averaged: their targets or inputs differ")
-    scale, found = first.target, Answers(TargetErrors(first.target))
-    found.variance = torch.zeros(len(scale.names), dtype=torch.float64)
+    check_together(runs)
+    scale, found = runs[0].target, Answers(TargetErrors(runs[0].target))
+    found.variance, found.inside = torch.zeros(2, len(scale.names), dtype=torch.float64)
+    summed = lambda values: values.double().transpose(0, 1).flatten(1).sum(1)
     rng, cells = np.random.default_rng(0), math.prod(scale.size)
     chosen = torch.from_numpy(np.sort(rng.permutation(cells)[:max(1, _DRAWN // max(records, 1))]))
     for truth, inputs in batches:
-        answers = torch.stack([run.predict(inputs) for run in runs]).double()
-        mean, spread = answers.mean(0), answers.std(0) if others else None
+        mean, answers, spread = predict_all(runs, inputs)
+        if not scale.normalize(truth.double()).isfinite().all():
+            raise InputError(f"a record holds a target of 0 or less, and run {runs[0].path} learnt its logarithm")
         found.errors.add(scale.normalize(mean), scale.normalize(truth.double()))
-        if others: found.variance += spread.square().transpose(0, 1).flatten(1).sum(1)
+        if spread is not None:
+            found.variance += summed(spread.square())
+            found.inside += summed((answers.amin(0) <= truth) & (truth <= answers.amax(0)))
         flat = [values.flatten(2)[..., chosen] if scale.size else values[..., None] for values in (truth, mean)]
         found.drawn.append([values.transpose(1, 2).flatten(0, 1).numpy() for values in flat])
-        if keep: found.kept.append([v.float().numpy() for v in (truth, mean, *([spread] if others else []))])
+        if scale.size and len(found.shown) < _SHOWN:
+            found.shown += list(zip(truth.numpy(), mean.numpy()))[:_SHOWN - len(found.shown)]
+        if keep: found.kept.append([v.float().numpy() for v in (truth, mean, *([] if spread is None else [spread]))])
         found.records += len(truth)
     return found
 
@@ -114,16 +120,18 @@ def target_card(runs: list[TargetRun], found: Answers) -> dict:
     rows = [dict(name=name, unit=unit, **plain(each[name])) for name, unit in
         zip(runs[0].target.names, runs[0].target.units)]
     if (m := len(runs)) > 1:
-        for row, variance, n in zip(rows, found.variance.tolist(), found.errors.sums[:, 0].tolist()):
+        counts = found.errors.sums[:, 0]
+        for row, variance, inside, n in zip(rows, *(v.tolist() for v in (found.variance, found.inside, counts))):
             row["spread"] = math.sqrt(variance / n)
             expected = math.sqrt((1 + 1 / m) * variance / n)
             row["spread_error"] = expected / row["rmse"] if row["rmse"] else None
+            row["coverage"], row["coverage_expected"] = inside / n, (m - 1) / (m + 1)
     return dict(kind="targets", runs=[str(run.path) for run in runs], steps=[run.step for run in runs],
         data=runs[0].spec.name, records=found.records, targets=rows, overall=plain(found.errors.overall()))
 
 
-_HEADS = dict(mae="MAE", rmse="RMSE", r2="R²", pearson="Pearson r", rel_l2="relative L²", spread="spread",
-    spread_error="spread / error")
+_HEADS = dict(mae="MAE", mse="MSE", rmse="RMSE", mape="MAPE", r2="R²", pearson="Pearson r", rel_l2="relative L²",
+    ssim="SSIM", spread="spread", spread_error="spread / error", coverage="coverage", coverage_expected="expected")
 
 
 def _cells(card: dict) -> tuple[list[str], list[list[str]]]:
@@ -145,7 +153,7 @@ def target_table(card: dict) -> str:
 class EvaluateTargetsOptions:
     """Judge a run on arrays, or the mean of several, on records that it has not seen: table on screen.
 
-    Card.json, card.md and ten pictures in a folder."""
+    Card.json, card.md and ten pictures in a folder; of maps one more, with true ones, found ones and their errors."""
     runs: tyro.conf.Positional[tuple[Path, ...]]  # run directories, or folders checkpoints/step-N; several: their mean
     data: Path | None = None  # file of arrays, judged as a whole, or a store, of which val is; default: that of the run
     input_key: str | None = None  # name of the inputs in --data; default: the usual name that is there
@@ -184,20 +192,26 @@ def _batches(options: EvaluateTargetsOptions, run: TargetRun) -> tuple[Iterator,
 
 # %% ../../nbs/09_evaluation/09_targets.ipynb #3db35ddf
 def _write(folder: Path, card: dict, found: Answers, options: EvaluateTargetsOptions, run: TargetRun):
-    "Write pictures and predictions, then the card, last."
+    "Write the card, predictions, and last the pictures: one that fails is a warning."
     folder.mkdir(parents=True, exist_ok=True)
-    if options.plots:
-        truth, answer = map(np.concatenate, zip(*found.drawn))
-        save_diagnostics(folder, truth, answer, run.target.names, run.target.units, options.plot_format)
+    write_json(folder / "card.json", card)
+    head, rows = _cells(card)
+    warning = seen_sentence(card["seen_in_training"], card["records"])
+    write_text(folder / "card.md", f"# {card['data']}: {card['records']} records\n\n{markdown_table(head, rows)}\n\n"
+        f"MAE, RMSE, spread: in the unit of the target, MSE in its square; in the last row in its "
+        f"standard deviations. MAPE is a fraction.\n" + (f"\n{warning}\n" if warning else ""))
     if options.save_predictions:
         names = ("truth", "answer", "spread")
         arrays = dict(zip(names, map(np.concatenate, zip(*found.kept))))
         with atomic(folder / "predictions.npz") as part, open(part, "wb") as file:
             np.savez(file, **arrays, names=np.array(run.target.names), units=np.array(run.target.units))
-    head, rows = _cells(card)
-    write_text(folder / "card.md", f"# {card['data']}: {card['records']} records\n\n{markdown_table(head, rows)}\n\n"
-        f"MAE, RMSE, spread: in the unit of the target; in the last row in its standard deviations.\n")
-    write_json(folder / "card.json", card)
+    if options.plots:
+        truth, answer = map(np.concatenate, zip(*found.drawn))
+        with only_warn(f"the pictures in {folder}"):
+            save_diagnostics(folder, truth, answer, run.target.names, run.target.units, options.plot_format)
+            if found.shown:
+                maps = map_figure(*zip(*found.shown), run.target.names, run.target.units)
+                save_figure(folder, "maps", maps, options.plot_format)
 
 # %% ../../nbs/09_evaluation/09_targets.ipynb #d406c8ae
 def _target_run(path: Path, options: EvaluateTargetsOptions) -> TargetRun:
@@ -211,16 +225,21 @@ def evaluate_targets(options: EvaluateTargetsOptions) -> dict:  # the card
     "Judge runs, print the table and write the card."
     if not options.runs: raise InputError("name at least one run")
     runs = [_target_run(path, options) for path in options.runs]
+    for run in runs if options.data is None else []:
+        if run.spec.fingerprint != runs[0].spec.fingerprint:
+            raise InputError(f"runs {runs[0].path} and {run.path} learnt from different records, and one may have seen "
+                f"what the other has not: name records that none has seen with --data")
     above = options.out or runs[0].path / "evaluation"
     check_writable(above, "card.json", "card.md")
     batches, count, fingerprint = _batches(options, runs[0])
     free = ("runs", "out", "device", "plugin", "plots", "plot_format", "save_predictions")
     asked = {k: v for k, v in options_to_dict(options).items() if k not in free and v is not None}
     identity = dict(asked=asked, step=runs[0].step, runs=[str(run.path) for run in runs], fingerprint=fingerprint,
-        steps=[run.step for run in runs])
-    folder = card_folder(options, above, identity)
-    found = judge_targets(runs, batches, count, keep=options.save_predictions)
-    card = target_card(runs, found) | dict(identity=identity)
+        steps=[run.step for run in runs], weights=[net_digest(run.net) for run in runs])
+    folder, seen = card_folder(options, above, identity), Seen()
+    found = judge_targets(runs, seen.watch(batches), count, keep=options.save_predictions)
+    card = target_card(runs, found) | dict(seen_in_training=seen.count(runs), identity=identity)
     _write(folder, card, found, options, runs[0])
     print(f"{card['records']} records of {card['data']}\n{target_table(card)}\nwrote {folder / 'card.json'}")
+    if warning := seen_sentence(card["seen_in_training"], card["records"]): print(warning)
     return card

@@ -18,75 +18,28 @@ from .figure import plot_result
 from .records import mean_misfits, report
 
 # %% ../../nbs/08_inference/10_command.ipynb #a9d15587
-from .inversion import Inversion
+from .inversion import Inversion, told_elsewhere
 from ..metrics.accuracy import misfit
 from ..core.errors import InputError
+from ..core.commands import options_from_dict
 from ..core.formats import read_array
-from ..core.commands import need, options_from_dict
 from ..core.devices import resolve_device
 from .records import record_files, result_names, Spool, Work
-from .validation_data import validation_data
-from ..core.files import atomic
+from ..core.files import atomic, only_warn
 from ..core.locks import check_writable
 from ..core.progress import progress_bar
+from ..core.registry import import_plugin
 from ..core.slurm import do_parts, number_of_parts, parse_part, SplitOptions
 from .kept import (
-    collected, identity_digest, invert_batches, kept_folder, misfits_there, work_identity)
-from .options import check_samples, InvertOptions, SamplingOptions
-from ..data.segy import is_segy, read_record, write_map_segy
+    check_result, collected, identity_digest, invert_batches, kept_folder, misfits_there, result_files, work_identity)
+from .options import check_given, check_samples, InvertOptions, SamplingOptions
+from ..data.segy import write_map_segy
 from .run import (
-    check_record_shape, default_start, is_map_file, load_run, own_settings, prepare_seismic,
-    results_folder, resimulate, TrainedRun)
-from ..training.run_dir import first_records
-
-# %% ../../nbs/08_inference/10_command.ipynb #2215eb6a
-def _check_given(options: InvertOptions, run: TrainedRun):
-    given = [name for name in ("dataset_dir", "store_dir") if getattr(options, name) is not None]
-    if options.sampling.records != SamplingOptions.records: given.insert(0, "records")
-    if options.record and given:
-        raise InputError(f"--{given[0].replace('_', '-')} chooses validation records and has no effect with --record: "
-            f"remove one of them")
-    if options.segy: need("segyio", "--segy", "segy")
-    own = own_settings(run, guide=options.sampling.guide, refine=options.sampling.refine)
-    if options.snr is not None and not any(own.values()):
-        raise InputError("--snr tells --refine and --guide where to end and has no effect without them: remove it")
-    if not options.record and (options.dt is not None or options.dx is not None):
-        raise InputError(
-            "--dt and --dx describe the record given with --record and have no effect without it: remove them")
-
-# %% ../../nbs/08_inference/10_command.ipynb #9cef7931
-def _validation_work(options: InvertOptions, run: TrainedRun) -> Work:
-    data = validation_data(run, options.dataset_dir, options.store_dir)
-    ids = first_records(data, options.sampling.records)
-
-    def read(i, j):
-        truth, seismic = (torch.stack(part) for part in zip(*(data.physical(k) for k in ids[i:j])))
-        return seismic, truth
-    name, start = f"validation-{len(ids)}", run.options.model.corrupt if options.start is None else options.start
-    return Work(name, ids, read, start, name, run.survey, fingerprint=data.fingerprint)
-
-
-def _segy_work(options: InvertOptions, run: TrainedRun, path: Path, name: str, start: object) -> Work:
-    record, there, said, original = read_record(path, run.survey, options.dt, options.dx,
-        fill=not run.options.model.reads_mask)
-    for sentence in said: print(f"note: {path}: {sentence}", file=sys.stderr)
-    return Work(name, [0], lambda i, j: (record[None], None), start, str(path), run.survey, said, int((~there).sum()),
-        original)
-
-
-def _file_work(options: InvertOptions, run: TrainedRun, path: Path, name: str) -> Work:
-    start = default_start(run) if options.start is None else options.start
-    if is_segy(path): return _segy_work(options, run, path, name, start)
-
-    def values():  # opened for every batch: a map that is read on and on fills memory
-        d = read_array(path, (), "a record (shots, time, receivers)")
-        return d if d.ndim == 4 else d[None]
-    check_record_shape(run, values().shape)
-    read = lambda i, j: (np.array(values()[i:j], dtype=np.float32), None)
-    survey = replace(run.survey, **{k: getattr(options, k) for k in ("dt", "dx") if getattr(options, k) is not None})
-    return Work(name, list(range(max(len(values()), 1))), read, start, str(path), survey)
+    is_map_file, load_run, prepare_seismic, results_folder, resimulate, TrainedRun)
+from .work import file_work, validation_work
 
 # %% ../../nbs/08_inference/10_command.ipynb #af1eaa16
+@told_elsewhere()
 def _answer(options: InvertOptions, run: TrainedRun, seismic, given: dict) -> Inversion:
     sampling = options.sampling
     if options.fwi_iterations is None:
@@ -116,8 +69,6 @@ def _starts(work: Work) -> object:
 def _one_batch(options: InvertOptions, run: TrainedRun, work: Work, i: int, j: int, progress):
     "The inversion of some records, and their true maps."
     given, truth = work.read(i, j)
-    if i == 0 and (values := np.asarray(given)).size and not values.any():
-        raise InputError(f"{work.source} is all zeros in its first {j} record(s): there is nothing to invert")
     starts, n = _starts(work), len(work.record_ids)
     tell = lambda done, total: progress(i + (j - i) * done // total, n)
     return _answer(options, run, given, dict(start=starts if isinstance(starts, str | Path) else starts[i:j],
@@ -157,17 +108,26 @@ def _warn(name: str, provenance: dict):
     if len(odd) > 5: print(f"warning: {name}: {len(odd) - 5} more, in record_checks of its .npz", file=sys.stderr)
 
 
+def _draw(path: Path, result: Inversion, **shown):
+    "The figure of the first record; where it fails, a warning."
+    path.unlink(missing_ok=True)  # of the same question, but not of these numbers
+    with only_warn(f"the figure {path}"):
+        figure = plot_result(start=result.start[0], mean=result.mean[0], std=result.std[0], **shown)
+        with atomic(path) as part: figure.savefig(part, format="png", dpi=120)
+
+# %% ../../nbs/08_inference/10_command.ipynb #0f22bc4b
 def _write(options: InvertOptions, run: TrainedRun, work: Work, folder: Path, progress) -> tuple[Path, str, dict]:
     """Invert a piece of work, or a part of it, and write its `.npz` and `.png`; the path, the report, and the misfits.
 
     Where batches of other parts are missing, None twice beside the path, and nothing is written."""
+    for sentence in work.changes: print(f"note: {work.source}: {sentence}", file=sys.stderr)
     identity, path = work_identity(options, run, work), folder / f"{work.name}.npz"
     kept, batches = kept_folder(folder, identity), list(_batches(run, options, work))
     invert_batches(batches, lambda i, j: _one_batch(options, run, work, i, j, progress), kept, options.split.part)
     with Spool(folder) as spool:
         provenance = collected(batches, work, spool, kept)
         if provenance is None: return path, None, None
-        provenance["asked"] = identity_digest(identity)
+        provenance.update(asked=identity_digest(identity), segy=options.segy)
         arrays = spool.tensors(); truth = arrays.pop("truth", None)
         made = run.recalibration if provenance["calibrated"] else None
         result = Inversion(**arrays, provenance=provenance, recalibration=made)
@@ -180,17 +140,16 @@ def _write(options: InvertOptions, run: TrainedRun, work: Work, folder: Path, pr
             raise
         provenance.update(misfit=misfits, misfit_engine=options.engine, misfit_failed=failed)
         result.save(path, **more)
-        figure = plot_result(start=result.start[0], mean=result.mean[0], std=result.std[0],
-            truth=None if truth is None else truth[0], seismic=seismic, resimulated=again, survey=run.survey,
-            limits=(run.scale.low, run.scale.high), start_name=str(work.start), doubts=provenance["trust_reasons"][0])
-        with atomic(path.with_suffix(".png")) as part: figure.savefig(part, format="png", dpi=120)
+        _draw(path.with_suffix(".png"), result, seismic=seismic, resimulated=again, survey=run.survey,
+            limits=(run.scale.low, run.scale.high), start_name=str(work.start), doubts=provenance["trust_reasons"][0],
+            truth=None if truth is None else truth[0])
         _warn(work.name, provenance)
         shutil.rmtree(kept, ignore_errors=True)
         return path, report(result, misfits, truth), misfits
 
 # %% ../../nbs/08_inference/10_command.ipynb #a7eca6de
 def _check_targets(options: InvertOptions, folder: Path, names: list[str], files: list[Path]) -> list[str]:
-    "The suffixes of results, which can be written and replace no record."
+    "The suffixes of results, which can be written and replace no record; what is there is looked at later."
     suffixes = [".npz", ".png", *([".sgy"] if options.segy else [])]
     records = {path.resolve() for path in (*files, *(options.record or ()))}
     if options.segy and records & {folder.resolve(), *((folder / f"{name}.sgy").resolve() for name in names)}:
@@ -207,7 +166,7 @@ def _many(options: InvertOptions, run: TrainedRun, files: list[Path], names: lis
     with progress_bar("invert", "files") as progress:
         for k, (file, name) in enumerate(zip(files, names)):
             try:
-                work = _file_work(options, run, file, name)
+                work = file_work(options, run, file, name)
                 path = folder / f"{name}.npz"
                 misfits = misfits_there(path, work_identity(alone, run, work))
                 if misfits is None:
@@ -224,26 +183,49 @@ def _many(options: InvertOptions, run: TrainedRun, files: list[Path], names: lis
     return folder
 
 # %% ../../nbs/08_inference/10_command.ipynb #5d56d760
-def _do(options: InvertOptions) -> Path:
-    "Invert here, whatever is not there yet; what is missing of a part's work is left to others."
+def _planned(options: InvertOptions) -> tuple:
+    "Everything that can be refused: the run, the folder, files, names and suffixes, and the work where it is one."
     run = load_run(options.run, device=options.device, plugin=options.plugin)
-    _check_given(options, run)
+    check_given(options, run)
+    given = options.sampling.settings
+    if options.fwi_iterations is None:
+        run.method.sampling_settings(**{name: given[name] for name in ("nfe", "sampler", "eta", "w")},
+            clip=given["clip_denoise"])
     files = record_files(options.record or ())
-    names = result_names(files) if options.record else [f"validation-{options.sampling.records}"]
+    names = result_names(files) if options.record else [f"validation-{options.records}"]
     if options.fwi_iterations is not None: names = [f"{name}-classical" for name in names]
     folder = options.out or results_folder(run)
     if len(files) > 1:
-        _check_targets(options, folder, names, files)
-        return _many(options, run, files, names, folder)
-    work = _file_work(options, run, files[0], names[0]) if files else _validation_work(options, run)
+        suffixes = _check_targets(options, folder, names, files)
+        for file, name in zip(files, names):
+            if not result_files(path := folder / f"{name}.npz", suffixes): continue
+            # what cannot be inverted replaces nothing, and is said when its turn comes
+            try: work = file_work(options, run, file, name)
+            except InputError: continue
+            check_result(path, work_identity(options, run, work), suffixes)
+        return run, folder, files, names, suffixes, None
+    work = file_work(options, run, files[0], names[0]) if files else validation_work(options, run)
     if options.fwi_iterations is not None and not files: work = replace(work, name=f"{work.name}-classical")
     suffixes = _check_targets(options, folder, [work.name], files)
+    if result_files(path := folder / f"{work.name}.npz", suffixes):
+        check_result(path, work_identity(options, run, work), suffixes)
+    return run, folder, files, names, suffixes, work
+
+# %% ../../nbs/08_inference/10_command.ipynb #8b3a0b63
+def _do(options: InvertOptions) -> Path:
+    "Invert here, whatever is not there yet; what is missing of a part's work is left to others."
+    run, folder, files, names, suffixes, work = _planned(options)
+    if work is None: return _many(options, run, files, names, folder)
+    path = folder / f"{work.name}.npz"
+    if options.split.part and misfits_there(path, work_identity(options, run, work)) is not None:
+        print(f"{path} is written already: no part is missing")
+        return path
     with progress_bar("invert") as progress: path, said, _ = _write(options, run, work, folder, progress)
     if said is None:
         print(f"part {options.split.part} is done; the last part to end writes {path}")
         return path
     print(said)
-    print(f"wrote {' and '.join(str(path.with_suffix(suffix)) for suffix in suffixes)}")
+    print(f"wrote {' and '.join(map(str, result_files(path, suffixes)))}")
     return path
 
 # %% ../../nbs/08_inference/10_command.ipynb #cf1b8645
@@ -254,11 +236,12 @@ def invert_part(options: dict, part: str, first: int, count: int):
 
 def invert_command(options: InvertOptions) -> Path:
     "Invert, write `NAME.npz` and `NAME.png` for every file of records, and print the data misfit before and after."
+    import_plugin(options.plugin)
     device = resolve_device(options.device)
-    units = len(record_files(options.record)) if options.record else -(-options.sampling.records // 8)
+    units = len(record_files(options.record)) if options.record else -(-options.records // 8)
     count = number_of_parts(options.split, device, units)
     if count > 1:
-        out = options.out or results_folder(load_run(options.run, device=options.device, plugin=options.plugin))
+        folder = _planned(options)[1]
         with progress_bar("invert", "parts") as progress:
-            do_parts("fwi_i2sb.inference.command:invert_part", options, count, out, device, progress)
+            do_parts("fwi_i2sb.inference.command:invert_part", options, count, folder, device, progress)
     return _do(options)

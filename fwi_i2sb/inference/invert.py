@@ -19,19 +19,20 @@ from ..core.errors import InputError
 from ..core.registry import method_of
 from ..core.devices import device_name
 from .record_checks import record_checks
-from .first_guess import starting_models
+from .first_guess import default_start, guess_calls, is_own, starting_models
 from .refine import Guide, refine_samples
-from .run import default_start, own_settings, prepare_seismic, stable_range, TrainedRun
+from .trained_run import own_settings, prepare_seismic, stable_range, TrainedRun
 from .trust import doubts, signs
 from .tta import asked_more_than_once
 from ..training.conditions import lacks_as_trained, read_by_network, reads_residual
 from ..training.trained import is_first_guess
 from ..methods.trajectories import draw_samples, trajectories
 from ..physics.wave import Survey
-from .inversion import deviation, Inversion
+from .inversion import deviation, Inversion, warns_if_odd
 
 # %% ../../nbs/08_inference/06_invert.ipynb #4b99e3d1
 @method_of(TrainedRun)
+@warns_if_odd
 @asked_more_than_once
 @torch.inference_mode()
 def invert(
@@ -55,12 +56,11 @@ def invert(
     original=None,  # (shots, receivers): traces that were neither resampled nor interpolated; None: all
     snr: float | None = None,  # signal-to-noise ratio of the records in dB, where they end; None: measured
     batch_size: int = 32,  # samples per network call: memory and speed, not results
-    progress=None,  # called with (done, total) samples, or of a refinement maps
+    progress=None,  # called with (done, total) samples, or of a refinement its steps; what it raises ends it
 ) -> Inversion:
     """Draw velocity maps per record with the run's method; mean and standard deviation in m/s.
 
-    The defaults of a pipeline are its own (`run.pipeline.settings`). Raises `InputError` for what the method or the
-    record does not allow."""
+    A pipeline has defaults of its own (`run.pipeline.settings`). Raises `InputError` for what cannot be asked."""
     own = own_settings(self, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine, refine_tv=refine_tv)
     _check_own(self, own, snr)
     settings = self.method.sampling_settings(nfe=own["nfe"], sampler=sampler, eta=eta, w=w, clip=clip_denoise)
@@ -68,13 +68,13 @@ def invert(
     own["samples"], began = _n_samples(self, settings, own["samples"], batch_size, seed, len(d)), time.perf_counter()
     start, x1, about = _started(self, d, start, ids, truth, seed)
     mean, maps, cost = _maps(self, d, x1, ids, own, settings, snr, seed, batch_size, progress)
-    about |= _settings(settings, own, start) | cost | _provenance(self, start, seed, ids, began)
+    about |= _settings(self, settings, own, start) | cost | _provenance(self, start, seed, ids, began)
     return _inversion(self, d, x1, mean, maps, settings, record_checks(self, seismic, x1, original), about)
 
 # %% ../../nbs/08_inference/06_invert.ipynb #fa790fdd
 def _started(run, d, start, ids, truth, seed):
     "The start that is meant, its maps in m/s, and the seconds that these take per record, for the provenance."
-    start, began = default_start(run) if start is None else start, time.perf_counter()
+    start, began = default_start(run) if is_own(start) else start, time.perf_counter()
     x1 = starting_models(run, start, d, ids, truth, seed)
     return start, x1, dict(start_seconds=(time.perf_counter() - began) / len(d))
 
@@ -84,7 +84,9 @@ def _maps(run, d, x1, ids, own, settings, snr, seed, batch_size, progress):
     guide = Guide(run, d, own["guide"], settings["nfe"], snr) if own["guide"] else None
     draw = partial(_draw, run, d, ids=ids, samples=own["samples"], seed=seed, settings=settings, guide=guide,
         batch_size=batch_size)
-    mean, maps, cost = _passes(run, draw, x1, own["passes"], None if own["refine"] else progress)
+    # of a refinement the samples are the lesser part: they can be ended, and count as nothing
+    drawn = (lambda done, total: progress(0, total)) if progress and own["refine"] else progress
+    mean, maps, cost = _passes(run, draw, x1, own["passes"], drawn)
     cost["guide_solves"] = guide.wave_solves / len(d) if guide else 0
     cost["wave_solves"] += cost["guide_solves"]
     if not own["refine"]: return mean, maps, cost
@@ -103,12 +105,12 @@ def _passes(run, draw, x1, passes, progress):
     return mean, maps, dict(wave_solves=solves, shared_solves=solves, clipped_cells=clipped)
 
 
-def _draw(run, d, x1, ids, samples, seed, settings, **how):
+def _draw(run, d, x1, ids, samples, seed, settings, **execution):
     "Samples (batch, k, 1, depth, x) in m/s."
     rows, seeds = zip(*((r, (seed, ids[r], k, STREAMS["sample"])) for r in range(len(d)) for k in range(samples)))
     start = run.scale.normalize(x1)
     gathers = read_by_network(run.options.model, run.spec, d, start, run.device)
-    drawn = draw_samples(run.method, run.net, gathers, start, rows, seeds, settings, device=run.device, **how)
+    drawn = draw_samples(run.method, run.net, gathers, start, rows, seeds, settings, device=run.device, **execution)
     return run.scale.denormalize(drawn).reshape(len(d), samples, *x1.shape[1:])
 
 
@@ -181,10 +183,10 @@ def _records(run, seismic, survey, record_ids):
     return d, ids
 
 
-def _settings(settings, own, start):
+def _settings(run, settings, own, start):
     "How samples are drawn and refined, and the network calls for them and for their start."
     name = start if isinstance(start, str) else "given map"
-    start_calls, nets = int(is_first_guess(start)), 1 if settings["w"] in (0, 1) else 2
+    start_calls, nets = guess_calls(run, start), 1 if settings["w"] in (0, 1) else 2
     return own | {name: settings[name] for name in ("nfe", "sampler", "eta", "w")} | dict(start=name,
         clip_denoise=settings["clip"], start_calls=start_calls,
         network_calls=own["passes"] * own["samples"] * settings["nfe"] * nets + start_calls)
@@ -222,6 +224,7 @@ def states(
 
 # %% ../../nbs/08_inference/06_invert.ipynb #0cfd87c7
 @method_of(TrainedRun)
+@warns_if_odd
 def classical(
     self,  # supplies survey, decimation, range and fitted line; no network is used, except for a first guess
     seismic,  # as for `invert`, as are the others
@@ -242,6 +245,6 @@ def classical(
     about = dict(method="classical", model=None, step=None, reads_start=True, samples=1, nfe=0, sampler="adam",
                  eta=None, w=None, clip_denoise=None, clipped_cells=0, iterations=iterations, lr=lr,
                  bands=list(frequency_bands(self.survey)), record_checks=checks, trust_reasons=checks, calibrated=False,
-                 network_calls=int(is_first_guess(start)), wave_solves=found.wave_solves)
+                 network_calls=guess_calls(self, start), wave_solves=found.wave_solves)
     return Inversion(maps, torch.zeros_like(x1), maps[:, None], x1,
         _provenance(self, start, seed, ids, began) | about)

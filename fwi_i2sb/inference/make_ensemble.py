@@ -21,13 +21,14 @@ from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from ..data.multi_family import MultiFamilyStore
 from ..hub import is_hub
-from .ensemble import check_members, weights_of, write_ensemble
-from .mixture import combined, mixture_spread
+from .ensemble import check_members, join_runs, weights_of
+from .mixture import mixture_spread
 from .records import Spool
 from .run import load_run, TrainedRun
 from .validation_data import validation_data
 from ..metrics.accuracy import mae
 from ..metrics.recalibration import recalibrate
+from ..training.members import combined, write_ensemble
 from ..training.run_dir import first_records
 
 # %% ../../nbs/08_inference/23_make_ensemble.ipynb #2eb3b316
@@ -75,12 +76,12 @@ def _ask(members: list[TrainedRun], data: MultiFamilyStore, ids: list[int], spoo
     return total / len(ids)
 
 
-def _combine(spool: Spool, weights: list[float], how: str):
+def _combine(spool: Spool, weights: list[float], statistic: str):
     "The ensemble's means and spreads, to the spool."
     arrays = spool.tensors()
     for k in range(0, len(arrays["means"]), _FEW):
         means, spreads = (arrays[name][k:k + _FEW] for name in ("means", "spreads"))
-        mean = combined(means, weights, how)
+        mean = combined(means, weights, statistic)
         spool.add(mean=mean, spread=mixture_spread(mean, means, spreads, weights))
 
 # %% ../../nbs/08_inference/23_make_ensemble.ipynb #2a1f267e
@@ -93,11 +94,11 @@ def fit(
     progress,  # called with (records done, records in all)
 ) -> tuple[list[float], dict | None, dict]:  # weights, recalibration where 10 records or more are kept, about
     "Weights and calibration of an ensemble from records that are kept for it."
-    ids, how = first_records(data, len(data))[len(data) - count:], "median" if combine == "median" else "mean"
+    ids, statistic = first_records(data, len(data))[len(data) - count:], "median" if combine == "median" else "mean"
     with Spool(folder) as spool:
         errors = _ask(members, data, ids, spool, progress)
         weights = learned_weights(errors) if combine == "learned" else [1 / len(members)] * len(members)
-        _combine(spool, weights, how)
+        _combine(spool, weights, statistic)
         a = spool.tensors()
         about = dict(mae=mae(a["mean"], a["truth"]).mean().item(),
             mae_members=[mae(a["means"][:, k], a["truth"]).mean().item() for k in range(len(members))])
@@ -143,7 +144,8 @@ def make_ensemble(options: EnsembleOptions) -> Path:
     members, count, kept = _open_all(options), len(options.runs), None
     weights, made, about = [1 / count] * count, None, {}
     if options.records != 0:
-        data = validation_data(members[0], options.dataset_dir, options.store_dir)
+        joined = join_runs(members, options.out, dict(kept=None))
+        data = validation_data(joined, options.dataset_dir, options.store_dir)
         records = _kept_count(options, members, data)
         if not records: raise InputError("no validation record can be kept: give --records 0, or more records")
         with progress_bar("ensemble", "records") as progress:

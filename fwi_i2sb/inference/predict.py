@@ -20,7 +20,7 @@ from ..core.progress import progress_bar
 from ..data.array_options import input_shape
 from ..data.arrays import find_key, open_arrays
 from .run import load_run
-from .targets import TargetRun
+from .targets import check_together, predict_all, TargetRun
 
 # %% ../../nbs/08_inference/26_predict.ipynb #d12fbe8c
 @option_group
@@ -29,14 +29,25 @@ class PredictOptions:
     run: tyro.conf.Positional[Path]  # run directory, or one of its folders checkpoints/step-N
     file: tyro.conf.Positional[Path]  # .npz, HDF5, MATLAB 7.3 (.mat), or a folder of .npy files
     out: Path  # .npz that is written; must not be there
+    also: tuple[Path, ...] = ()  # further runs: the answer is the mean of all, `spread` their standard deviation
     input_key: str | None = None  # name of the inputs in the file; default: the usual name that is there
     batch_size: Count = 64  # inputs per network call: memory and speed, not results
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
 
 
-def _answers(options: PredictOptions, run: TargetRun, progress) -> np.ndarray:
-    "The targets of all inputs of a file, (records, *target), float32."
+def _runs(options: PredictOptions) -> list[TargetRun]:
+    runs = [load_run(path, device=options.device, plugin=options.plugin) for path in (options.run, *options.also)]
+    for run in runs:
+        if not isinstance(run, TargetRun):
+            raise InputError(f"{run.path} answers with velocity maps: fwi-i2sb invert is the command for it")
+    check_together(runs)
+    return runs
+
+
+def _answers(options: PredictOptions, runs: list[TargetRun], progress) -> dict[str, np.ndarray]:
+    "The targets of all inputs of a file, and of several runs their spread, (records, *target), float32."
+    run = runs[0]
     with open_arrays(options.file) as arrays:
         x = arrays[find_key(list(arrays), "input", options.input_key, str(options.file))]()
         channels, answers = run.spec.inputs.shape[0], []
@@ -44,9 +55,10 @@ def _answers(options: PredictOptions, run: TargetRun, progress) -> np.ndarray:
         if found != run.spec.inputs.shape:
             raise InputError(f"{x.where} has inputs of shape {found}, and run {run.path} reads {run.spec.inputs.shape}")
         for k, block in enumerate(x.blocks(options.batch_size)):
-            answers.append(run.predict(block.reshape(-1, *found)).numpy())
+            mean, _, spread = predict_all(runs, block.reshape(-1, *found))
+            answers.append(dict(answer=mean) | ({} if spread is None else dict(spread=spread)))
             progress(min((k + 1) * options.batch_size, x.shape[0]), x.shape[0])
-    return np.concatenate(answers)
+    return {name: np.concatenate([part[name].float().numpy() for part in answers]) for name in answers[0]}
 
 # %% ../../nbs/08_inference/26_predict.ipynb #ccbc7f75
 def predict_command(options: PredictOptions) -> Path:
@@ -54,12 +66,10 @@ def predict_command(options: PredictOptions) -> Path:
     if options.out.suffix != ".npz": raise InputError(f"--out must name a .npz file (got {options.out})")
     if options.out.exists(): raise InputError(f"{options.out} is there already: remove it, or name another --out")
     check_writable(options.out.parent)
-    run = load_run(options.run, device=options.device, plugin=options.plugin)
-    if not isinstance(run, TargetRun):
-        raise InputError(f"{options.run} answers with velocity maps: fwi-i2sb invert is the command for it")
-    with progress_bar("predict", "inputs") as progress: answer = _answers(options, run, progress)
+    runs = _runs(options)
+    with progress_bar("predict", "inputs") as progress: found = _answers(options, runs, progress)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with atomic(options.out) as part, open(part, "wb") as file:
-        np.savez(file, answer=answer, names=np.array(run.target.names), units=np.array(run.target.units))
-    print(f"wrote {options.out}: {len(answer)} x {', '.join(run.target.names)}")
+        np.savez(file, **found, names=np.array(runs[0].target.names), units=np.array(runs[0].target.units))
+    print(f"wrote {options.out}: {len(found['answer'])} x {', '.join(runs[0].target.names)}")
     return options.out

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..data.findings import Finding
 from ..data.rules import inspect_pair, velocity_at_sources
-from .run import TrainedRun
+from .trained_run import TrainedRun
 
 # %% ../../nbs/08_inference/01_record_checks.ipynb #24275c0a
 def _start_finding(run, speeds, start):

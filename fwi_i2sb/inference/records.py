@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.formats import phrase, recognise, RECORD_SUFFIXES
+from ..core.formats import phrase, recognise, record_suffixes
 from .inversion import Inversion
 from ..metrics.accuracy import mae
 from ..physics.wave import Survey
@@ -32,9 +32,11 @@ def record_files(given: Iterable[Path], # files, and folders of such
         if (kind := recognise(path)) in ("run", "pipeline", "ensemble", "checkpoint", "store", "data set"):
             raise InputError(f"{path} is {phrase(kind)}, and records are .npy, SEG-Y or SU files: leave --record out, "
                 f"and name a data set or a store with --dataset-dir")
-        found = sorted(p for p in path.iterdir() if p.suffix.lower() in RECORD_SUFFIXES and not p.name.startswith("."))
+        first, *others = suffixes = record_suffixes()
+        found = sorted(p for p in path.iterdir() if p.suffix.lower() in suffixes and not p.name.startswith("."))
         if not found:
-            raise InputError(f"{path} is {phrase(kind)} and holds no .npy record, nor one as .sgy, .segy or .su")
+            raise InputError(f"{path} is {phrase(kind)} and holds no {first} record, nor one as "
+                f"{', '.join(others[:-1])} or {others[-1]}")
         files += found
     return files
 
@@ -140,9 +142,7 @@ def report(result: Inversion, misfits: dict, truth=None) -> str:
     if p["clipped_cells"]:
         lines.append(f"{p['clipped_cells']} of {result.samples.numel()} cells of the samples were too slow or too fast "
             f"to simulate and were set to the end of the range of an answer: do not trust them")
-    odd = [sentences for sentences in p["record_checks"] if sentences]
-    lines.append(f"record checks: {len(odd)} of {len(result.mean)} record(s) are odd, the first {odd[0][0]}" if odd
-        else "record checks: nothing odd")
+    lines.append(f"record checks: {result.odd or 'nothing odd'}")
     if "signs" in p:
         if not p["calibrated"]:
             lines.append("the deviation is that of the samples: only with the pipeline's own settings it is calibrated")

@@ -9,7 +9,7 @@ __all__ = ['GUIDED', 'refine_samples', 'Guide']
 from torch import Tensor
 import torch
 
-from .run import TrainedRun
+from .trained_run import TrainedRun
 from ..physics.refinement import level_of, noise_level, refine
 
 # %% ../../nbs/08_inference/04_refine.ipynb #a5fe20c3
@@ -26,7 +26,7 @@ def _move(run, seismic, level, maps, rows, steps, **more):
     if sound.any():
         found = refine(seismic[rows[sound]].to(run.device), maps[sound].to(run.device), run.survey,
             factor=run.spec.factor, steps=steps, noise=level[rows[sound]].to(run.device), low=run.scale.low,
-            high=run.scale.high, batch_size=32 if run.device.type == "cuda" else 4, **more)
+            high=run.scale.high, **more)
         maps[sound] = found.velocity.cpu()
         misfit[sound] = torch.stack((found.before, found.after), 1).cpu()
         solves = found.wave_solves.sum().item()
@@ -41,7 +41,7 @@ def refine_samples(
     steps: int,  # for each map, two wave solves each
     tv: float = 0.0,  # weight of the total variation
     snr: float | None = None,  # signal-to-noise ratio of the records in dB; None: measured
-    progress=None,  # called with (done, total) maps
+    progress=None,  # called with (done, total) steps of all maps; what it raises ends them
 ) -> tuple[Tensor, Tensor, dict]:
     """Refined means and samples, and what it cost; maps that cannot be simulated stay as they are.
 

@@ -22,6 +22,7 @@ from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from ..core.registry import named
 from ..data.multi_family import MultiFamilyStore
+from .inversion import told_elsewhere
 from .pipeline import (
     is_pipeline, LAST, read_plan, STAGES, weights_of_stages, write_calibration, write_plan)
 from .run import load_run, TrainedRun
@@ -165,6 +166,7 @@ def _check(options: PipelineOptions) -> MultiFamilyStore:
 _FEW = 4  # records inverted at once
 
 
+@told_elsewhere()
 def _invert_few(run: TrainedRun, data: MultiFamilyStore, numbers: list[int], settings: dict) -> dict:
     "Means, deviations of samples, true maps and signs of some records."
     truth, seismic = (torch.stack(part) for part in zip(*map(data.physical, numbers)))

@@ -9,7 +9,7 @@ __all__ = ['SIGNS', 'FALSE_ALARMS', 'signs', 'fit_limits', 'doubts']
 import torch
 from torch import Tensor
 
-from .run import resimulate, TrainedRun
+from .trained_run import resimulate, TrainedRun
 from ..metrics.accuracy import misfit
 
 # %% ../../nbs/08_inference/14_trust.ipynb #3a018c49

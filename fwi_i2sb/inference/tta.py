@@ -16,11 +16,11 @@ import torch
 from ..core.errors import InputError, unknown
 from ..data.augment import relative_noise
 from ..diffusion.sampling import STREAMS
-from .first_guess import starting_models
+from .first_guess import is_own, starting_models
 from .inversion import Inversion
 from .mixture import join
 from .post_process import post_processed
-from .run import prepare_seismic, TrainedRun
+from .trained_run import prepare_seismic, TrainedRun
 from ..physics.mirror import flip_map, flip_record, mirror
 from ..training.trained import is_first_guess
 
@@ -57,7 +57,7 @@ def parse_tta(
 # %% ../../nbs/08_inference/20_tta.ipynb #356828fd
 def _start(run, start, d, settings: dict):
     "The start of the record as it is, and the start of the flipped one."
-    if start is None or is_first_guess(start): return start, start
+    if is_own(start) or is_first_guess(start): return start, start
     ids, seed = settings.get("record_ids") or list(range(len(d))), settings.get("seed") or 0
     maps = starting_models(run, start, d, ids, settings.get("truth"), seed)
     return maps, flip_map(maps)
@@ -76,9 +76,9 @@ def _flipped(run: TrainedRun, invert: Callable, d, start, settings: dict) -> Inv
     return Inversion(**maps, provenance=answer.provenance, raw_std=raw)
 
 
-def _noisy(d, share: float, copy: int, settings: dict):
+def _noisy(d, noise_level: float, copy: int, settings: dict):
     ids, seed = settings.get("record_ids") or list(range(len(d))), settings.get("seed") or 0
-    return torch.stack([relative_noise(record, share, np.random.default_rng((seed, i, copy, STREAMS["tta"])))
+    return torch.stack([relative_noise(record, noise_level, np.random.default_rng((seed, i, copy, STREAMS["tta"])))
         for record, i in zip(d, ids)])
 
 # %% ../../nbs/08_inference/20_tta.ipynb #43bee2b2

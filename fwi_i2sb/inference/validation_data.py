@@ -52,8 +52,9 @@ def validation_data(
         raise InputError(f"the data set of the run, {data.dataset_dir}, is not there: say with --dataset-dir where it "
             f"lies now")
     data = replace(data, time_samples=run.spec.time_samples)
+    folded = not data.fold and any(one.options.data.fold for one in run.runs)  # none has needed this split
     store, = open_store(replace(run.options, data=data), splits=("val",),
-        build=bool(dataset_dir or store_dir))
+        build=bool(dataset_dir or store_dir or folded))
     check_survey(run, store.survey)
     folder, (velocity, seismic) = store.stores[0].folder, store.physical(0)
     for what, theirs, ours in (("maps", velocity.shape[1:], run.spec.map_size),

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..models.registry import build_net, Model, Shapes
 from . import map_losses  # noqa: F401  its terms are known from here on
 from .constraints import add_constraints, add_weights
-from .losses import Criterion, Judged, parse_losses
+from .losses import Criterion, Judged, MAP_LOSSES, parse_losses
 from ..core.errors import InputError, unknown
 from ..core.registry import method_of
 from ..data.spec import DataSpec, OPENFWI_SPEC
@@ -53,6 +53,7 @@ class Method:
     """
     name, about = "regression", "one call, any sum of errors"  # as on the command line, and one line of text
     uses = ("loss", "adaptive_loss", "cond_weight")  # options that not every method has
+    settings = None  # a class made by `option_group`: options of its own; of a method that was built, their values
     usual_loss = "l2"  # where --loss is not given
     any_net, latent = True, False  # whether every U-Net can learn it; whether its network has a latent Gaussian
     # names, the first is the default; default number of network calls; maps per network input
@@ -60,13 +61,17 @@ class Method:
     betas = (0.9, 0.999)  # of AdamW
     ignores = ()  # options of every other method that would have no effect
     parts = "encode", "conditional"  # what its network must have beside `forward`
-    map_losses = True  # whether its answers are velocity maps, which terms of a loss may look at
+    own_losses = ()  # terms of a loss that look at maps, but mean something else here
 
     def __init__(self, model: Model, options: ModelOptions, shapes: Shapes,
             spec: DataSpec | TargetSpec = OPENFWI_SPEC):
         self.model, self.options, self.spec = model, options, spec
-        self.criterion = Criterion(parse_losses(options.loss or self.usual_loss), options.cond_weight, options.kl_start,
-            options.kl_anneal, options.adaptive_loss)
+        if self.settings is not None: self.settings = self.settings(**(options.settings or {}))
+        loss = self.usual_loss if options.loss is None else options.loss
+        weights = {name: weight for name, weight in parse_losses(loss).items()
+            if weight or not self.lacks(name, options, spec)}
+        self.criterion = Criterion(weights, options.cond_weight, options.kl_start, options.kl_anneal,
+            options.adaptive_loss)
         add_weights(self.criterion, options, spec)
         add_constraints(self.criterion, options, spec)
         self.net = build_net(model, shapes, options)
@@ -77,10 +82,24 @@ class Method:
         "The networks that learn, by name; `net` is the one that inverts."
         return {"net": self.net}
 
-    @property
-    def loss_modules(self) -> dict[str, LossModule]:
-        "The networks with their losses, by the same names."
-        return {"net": LossModule(self.denoiser, self.loss)}
+# %% ../../nbs/06_methods/03_base.ipynb #b38b4570
+@method_of(Method)
+@property
+def loss_modules(self) -> dict[str, LossModule]:
+    "The networks with their losses, by the same names."
+    return {"net": LossModule(self.denoiser, self.loss)}
+
+# %% ../../nbs/06_methods/03_base.ipynb #03ba5e02
+@method_of(Method)
+@classmethod
+def lacks(cls, name: str, options: ModelOptions, spec: DataSpec | TargetSpec | None = None) -> str | None:
+    "Why the method cannot have a term of a loss, with data that are known or not yet; None where it can."
+    if name == "kl" and not cls.latent:
+        return f"needs a latent Gaussian, which the method {cls.name} does not have: use the method vae, or remove it"
+    if name not in MAP_LOSSES: return None
+    if cls.name == "ddpm" and not options.pred_x0:
+        return "looks at maps, and --no-pred-x0 predicts the noise of ddpm: remove one"
+    return None
 
 # %% ../../nbs/06_methods/03_base.ipynb #96ac073d
 def network_gathers(options: ModelOptions, spec: DataSpec) -> tuple[int, int, int]:
@@ -130,7 +149,7 @@ def shapes(cls, options: ModelOptions, spec: DataSpec | TargetSpec) -> Shapes:
     "The sizes that its network is built for. Raises `InputError` for data that it cannot learn from."
     if isinstance(spec, TargetSpec):
         raise InputError(f"the method {cls.name} learns velocity maps, and {spec.name} is a data set of arrays: "
-            f"give --method vector with a --model that can learn it, as ratenet or timm:resnet18")
+            f"give --method vector with a --model that can learn it, as ratenet, compact or timm:resnet18")
     return Shapes(*network_gathers(options, spec), spec.map_size, cls.maps)
 
 # %% ../../nbs/06_methods/03_base.ipynb #a3c59ded

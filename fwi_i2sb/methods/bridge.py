@@ -51,12 +51,12 @@ class BridgeMethod(Method):
     def noise_share(self, sampler, eta): return sampler_settings(sampler, eta)["eta"]
 
     def stochastic(self, sampler, nfe):
-        return nfe > 1 and not SAMPLERS[sampler].get("ot_ode") or self.options.base_noise > 0
+        return nfe > 1 and SAMPLERS[sampler].stochastic or self.options.base_noise > 0
 
     @torch.no_grad()
     def sample(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds, guide=None):
         predict = predictor(self.bridge, net, cond, w=w, pred_x0=self.predicts_x0, clip_denoise=clip, guide=guide)
-        settings = sampler_settings(sampler, eta if sampler == "dbim" else None)
+        settings = sampler_settings(sampler, eta if SAMPLERS[sampler].takes_eta else None)
         x1 = disturb(x1, self.options.base_noise, seeds)
         yield from sample(self.bridge, predict, x1, nfe=nfe, seeds=seeds, **settings)
 

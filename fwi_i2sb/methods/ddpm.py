@@ -8,9 +8,9 @@ __all__ = ['DDPMMethod']
 # %% ../../nbs/06_methods/05_ddpm.ipynb #4d38f0a2
 import torch
 
-from ..core.errors import InputError
 from ..core.registry import method_of
 from ..diffusion.ddpm import DDPM_SAMPLERS, denoise, Diffusion
+from ..diffusion.samplers import noise_share as share_of
 from ..diffusion.sampling import predictor, t_sequence
 from ..data.spec import OPENFWI_SPEC
 from .base import Method
@@ -48,9 +48,7 @@ def check_nfe(self, nfe):
 
 @method_of(DDPMMethod)
 def noise_share(self, sampler, eta):
-    if eta is not None and sampler != "ddim":
-        raise InputError(f"sampler {sampler} has no eta: remove it, or use the sampler ddim")
-    return DDPM_SAMPLERS[sampler] if eta is None else eta
+    return share_of(DDPM_SAMPLERS, sampler, eta)
 
 
 @method_of(DDPMMethod)
@@ -64,4 +62,6 @@ def sample(self, net, cond, x1, *, nfe, sampler, eta, w, clip, seeds, guide=None
 
     predict = predictor(self.diffusion, beside, cond, w=w, pred_x0=self.options.pred_x0, clip_denoise=clip,
         guide=guide)
-    yield from denoise(self.diffusion, predict, x1, nfe=nfe, eta=eta, seeds=seeds)
+    chosen = DDPM_SAMPLERS[sampler]
+    yield from denoise(self.diffusion, predict, x1, nfe=nfe, eta=eta, spacing=chosen.spacing, step=chosen.step,
+        seeds=seeds)

@@ -44,7 +44,10 @@ def _smooth(difference: Tensor) -> Tensor:
 
 
 @LOSSES.register("log_cosh")
-def _log_cosh(difference: Tensor) -> Tensor: return difference + F.softplus(-2 * difference) - math.log(2)
+def _log_cosh(difference: Tensor) -> Tensor:
+    size = difference.abs()
+    near = torch.log1p(2 * torch.sinh(difference.clamp(-1, 1) / 2).square())  # the sum loses what is small
+    return torch.where(size < 1, near, size + F.softplus(-2 * size) - math.log(2))
 
 
 LOSSES.register("mse")(_squared), LOSSES.register("mae")(_absolute);
@@ -142,8 +145,12 @@ def __call__(self, judged: Judged, keep: Tensor) -> Tensor:
     with torch.autocast(judged.answer.device.type, enabled=False):
         share, self.last, total = 1 + (self.cond_weight - 1) * keep, {}, 0.0
         for name, weight in self.weights.items():
-            with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-                value = (self.extra.get(name) or find_loss(name))(judged).float() * share
+            try:
+                with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+                    value = (self.extra.get(name) or find_loss(name))(judged).float() * share
+            except InputError:
+                if weight: raise
+                continue  # maps too small for a term that would only be logged
             self.last[name] = value.detach()
             if weight: total = total + self.factor(name) * value
     return total

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core.errors import InputError
+from ..data.spec import DataSpec
 from .losses import Judged, MAP_LOSSES
 from ..metrics.accuracy import structural_similarity
 from ..physics.refinement import bounded
@@ -22,8 +23,12 @@ from ..physics.waveform_inversion import residual_of
 # %% ../../nbs/06_methods/01_map_losses.ipynb #670cdc73
 def _relative(judged):
     "Relative error of every cell (batch, cells)."
-    pred, true = (judged.spec.velocity.denormalize(v) for v in (judged.map, judged.truth))
-    return ((pred - true).abs() / true).flatten(1)
+    spec, maps = judged.spec, isinstance(judged.spec, DataSpec)
+    scale = spec.velocity if maps else spec.target
+    pred, true = (scale.denormalize(v) for v in (judged.map, judged.truth))
+    # other maps than those of velocities may be zero somewhere
+    least = torch.tensor([0.0] if maps else scale.std, device=true.device)[:, None, None] / 100
+    return ((pred - true).abs() / true.abs().maximum(least)).flatten(1)
 
 
 @MAP_LOSSES.register("mape")
@@ -52,7 +57,9 @@ def _weighted(judged: Judged) -> Tensor:
 # %% ../../nbs/06_methods/01_map_losses.ipynb #948fdd80
 @MAP_LOSSES.register("ssim")
 def _ssim(judged: Judged) -> Tensor:
-    return 1 - structural_similarity((judged.map + 1) / 2, (judged.truth + 1) / 2)
+    share = (lambda v: (v + 1) / 2) if isinstance(judged.spec, DataSpec) else judged.spec.target.share
+    found = structural_similarity(*(share(v).flatten(0, 1)[:, None] for v in (judged.map, judged.truth)))
+    return 1 - found.view(len(judged.map), -1).mean(1)
 
 
 def _differences(maps): return maps.diff(dim=-2), maps.diff(dim=-1)
@@ -96,11 +103,11 @@ def _features(device: str) -> nn.ModuleList:
 @MAP_LOSSES.register("perceptual")
 def _perceptual(judged: Judged) -> Tensor:
     if min(judged.map.shape[-2:]) < 16: raise InputError("the loss perceptual needs maps of 16 x 16 cells or more")
-    a, b, total = judged.map, judged.truth, 0.0
+    a, b, total = *(v.flatten(0, 1)[:, None] for v in (judged.map, judged.truth)), 0.0
     for stage in _features(str(a.device)):
         a, b = stage(a), stage(b)
         total = total + (a - b).square().flatten(1).mean(1) / len(_STAGES)
-    return total
+    return total.view(len(judged.map), -1).mean(1)
 
 # %% ../../nbs/06_methods/01_map_losses.ipynb #190a6601
 @MAP_LOSSES.register("tv")

@@ -11,6 +11,7 @@ from typing import Literal
 
 from ..core.commands import Count, Natural, NonNegative, option_group, Share, up_to
 from ..core.registry import method_of, named
+from ..core.settings import settings_of
 
 # %% ../../nbs/06_methods/02_options.ipynb #fe3b6de2
 @option_group
@@ -50,6 +51,7 @@ class ModelOptions:
     n_critic: Count = 5  # gan: steps of the critic per step of the generator
     gp_weight: NonNegative = 10.0  # gan: weight of the critic's gradient penalty
     pixel_weight: NonNegative = 100.0  # gan: weight of the generator's pixel errors, against 1 for the critic
+    settings: settings_of("method") = None  # of a method of one's own, by name: each of them is a flag
 
 # %% ../../nbs/06_methods/02_options.ipynb #fdea1385
 @method_of(ModelOptions)

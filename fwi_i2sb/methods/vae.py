@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..core.philox import normal_of
-from ..core.registry import method_of, Registry
+from ..core.registry import method_of
 from ..data.spec import OPENFWI_SPEC
+from ..diffusion.samplers import Sampler, sampler_registry
 from ..diffusion.sampling import noise_source, TrajectoryPoint
 from .base import LossModule, Method
 
@@ -29,9 +30,10 @@ class Latent(nn.Module):
         return self.net(like, None, cond, normal_of(keys, mean.shape[1:])), mean, log_var
 
 # %% ../../nbs/06_methods/08_vae.ipynb #855d22a1
-VAE_SAMPLERS = Registry("sampler")  # name -> whether the latent is drawn
-VAE_SAMPLERS.register("mean")(False)
-VAE_SAMPLERS.register("draws")(True)
+# name -> `Sampler` of one call; a stochastic one draws the latent
+VAE_SAMPLERS = sampler_registry("step", "eta", "takes_eta", "order", "spacing")
+VAE_SAMPLERS.register("mean")(Sampler(stochastic=False))
+VAE_SAMPLERS.register("draws")(Sampler())
 
 
 class VAEMethod(Method):
@@ -39,18 +41,18 @@ class VAEMethod(Method):
 
     name, about, usual_loss = "vae", "one call, from the mean of a latent Gaussian or from draws", "mae,kl:1e-4"
     uses = "loss", "adaptive_loss", "kl_start", "kl_anneal"
-    samplers, any_net, latent = tuple(VAE_SAMPLERS), False, True
+    any_net, latent = False, True
 
     def __init__(self, model, options, shapes, spec=OPENFWI_SPEC):
         super().__init__(model, options, shapes, spec)
-        self.latent_net = Latent(self.net)
+        self.samplers, self.latent_net = tuple(VAE_SAMPLERS), Latent(self.net)
 
     @property
     def loss_modules(self): return {"net": LossModule(self.latent_net, self.loss)}
 
     def compile(self): self.latent_net.compile()
 
-    def stochastic(self, sampler, nfe): return VAE_SAMPLERS[sampler]
+    def stochastic(self, sampler, nfe): return VAE_SAMPLERS[sampler].stochastic
 
     def loss(self, latent_, batch):
         "Error of a drawn map and divergence of its latent, per sample."
@@ -67,7 +69,7 @@ def sample(
     x1: Tensor,
     *, nfe: int, sampler: str, eta: float | None, w: float, clip: bool, seeds, guide=None,
 ):
-    noise = noise_source(seeds, net.unpack(cond)[-2])() if VAE_SAMPLERS[sampler] else None
+    noise = noise_source(seeds, net.unpack(cond)[-2])() if VAE_SAMPLERS[sampler].stochastic else None
     x0 = net(x1, None, cond, noise).to(x1.dtype)
     if clip: x0 = x0.clamp(-1, 1)
     if guide: x0 = guide(x0)

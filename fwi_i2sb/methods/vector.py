@@ -13,6 +13,7 @@ from ..core.errors import InputError
 from ..core.registry import method_of
 from ..data.targets import TargetSpec
 from .base import LossModule, Method
+from .losses import MAP_LOSSES, parse_losses
 from ..models import backbones, ratenet  # noqa: F401  known from here on
 from ..models.registry import Shapes
 
@@ -22,7 +23,7 @@ class VectorMethod(Method):
 
     name, about = "vector", "numbers, or maps of any kind, from arrays; one call, any sum of errors"
     uses, ignores = ("loss", "adaptive_loss"), ("drop_traces", "drop_shots")
-    any_net, map_losses, parts = False, False, ()
+    any_net, own_losses, parts = False, ("weighted_mse",), ()
     guidable = blind = False
 
     @classmethod
@@ -30,7 +31,17 @@ class VectorMethod(Method):
         if not isinstance(spec, TargetSpec):
             raise InputError("the method vector learns from a data set of arrays (see fwi-i2sb prepare), and this one "
                 "has velocity maps")
+        for name, weight in parse_losses(options.loss or cls.usual_loss).items():
+            if weight and (why := cls.lacks(name, options, spec)): raise InputError(f"the loss {name} {why}")
         return Shapes(inputs=spec.inputs.shape, outputs=spec.target.shape)
+
+    @classmethod
+    def lacks(cls, name, options, spec=None):
+        if name == "misfit": return "simulates the waves of velocity maps, which arrays have not: remove it"
+        looks = name in MAP_LOSSES and name not in cls.own_losses
+        if looks and spec is not None and not spec.target.size:
+            return f"looks at maps, and {', '.join(spec.target.names[:8])} are numbers: remove it"
+        return super().lacks(name, options, spec)
 
     @property
     def loss_modules(self): return {"net": LossModule(self.net, self.loss)}

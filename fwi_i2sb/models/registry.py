@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from .compact import Compact
+from .compact import Compact, CompactMaps
 from .inversionnet import InversionNet
 from .unet import build_network, PRESETS
 from .vae_unet import VAE_ENCODERS, VAEUNet
@@ -86,11 +86,12 @@ for _name in PRESETS: _unet(_name)
 
 # %% ../../nbs/04_models/07_registry.ipynb #03baacbb
 def _compact(shapes, options):
+    if shapes.outputs: return CompactMaps(shapes.reads, shapes.outputs)
     return Compact(shapes.shots, shapes.time_samples, shapes.receivers, shapes.map_size)
 
 
-register("compact", methods=("regression",), about="whole gathers to one vector, the vector to a map; seismic alone",
-    reads_map=False)(_compact)
+register("compact", methods=("regression", "vector"), reads_map=False,
+    about="whole gathers to one vector, the vector to a map; seismic alone")(_compact)
 
 
 def _inversionnet(shapes, options):
@@ -111,7 +112,7 @@ def _autoencoder(encoder):
         return VAEUNet(encoder, shapes.shots, shapes.time_samples, shapes.receivers, shapes.map_size)
 
 
-for _name in VAE_ENCODERS: _autoencoder(_name)
+VAE_ENCODERS.follow(_autoencoder)  # those that come later too
 
 # %% ../../nbs/04_models/07_registry.ipynb #83b1a829
 from . import speed_structure

@@ -27,12 +27,13 @@ class Sizes:
     tokens: tuple[int, int]  # of a gather, at most: along time, along the receivers
     patches: int  # of a map that ask the memory, at most
     members: int  # of the ensemble that it is meant for
+    dropout: float = 0.0  # share of the transformer's numbers that a training step leaves out
 
 
 PRESETS = {
     "speed-structure": Sizes(96, 4, 4, 16, (16, 4), 100, 3),  # two cores
-    "speed-structure-seed001": Sizes(512, 8, 12, 64, (32, 8), 256, 5),
-    "speed-structure-seed002": Sizes(512, 8, 6, 64, (32, 8), 256, 3)}
+    "speed-structure-seed001": Sizes(512, 8, 12, 64, (32, 8), 256, 5, 0.1),
+    "speed-structure-seed002": Sizes(512, 8, 6, 64, (32, 8), 256, 3, 0.1)}
 
 # %% ../../nbs/04_models/06_speed_structure.ipynb #cf99b7f6
 class MultiScale(nn.Module):
@@ -114,7 +115,7 @@ class SpeedStructure(SeismicNet):
         place = lambda *shape: nn.Parameter(0.02 * torch.randn(*shape, sizes.embed))
         self.source, self.token = place(shots, 1), place(math.prod(self.read.grid))
         self.query = place(math.prod(self.patches))
-        same = dict(d_model=sizes.embed, nhead=sizes.heads, dim_feedforward=4 * sizes.embed, dropout=0.0,
+        same = dict(d_model=sizes.embed, nhead=sizes.heads, dim_feedforward=4 * sizes.embed, dropout=sizes.dropout,
             activation="gelu", batch_first=True, norm_first=True)
         reading = sizes.layers // 2
         self.compare = nn.ModuleList(nn.TransformerEncoderLayer(**same) for _ in range(reading))

@@ -27,18 +27,26 @@ class Mirror:
         return self.error * freq / velocity
 
 
+def _in_line(points: Tensor) -> Tensor:
+    "Positions from left to right, and above one another from the top."
+    return torch.tensor(sorted(range(len(points)), key=points.tolist().__getitem__))
+
+
 def _nearest(points: tuple, width: float, step: float, what: str) -> tuple[tuple[int, ...], float]:
     "For every position the one whose mirror image lies nearest, and the largest distance."
     here = torch.tensor(points, dtype=torch.float64)
-    distance = torch.cdist(here, torch.stack([width - here[:, 0], here[:, 1]], 1))
+    image = torch.stack([width - here[:, 0], here[:, 1]], 1)
+    distance = torch.cdist(here, image)
     error, order = distance.min(1)
+    if len(order.unique()) < len(points):  # two share the nearest: as both lie in line
+        order[_in_line(here)] = _in_line(image)
+        error = distance.gather(1, order[:, None])[:, 0]
     worst = int(error.argmax())
     if error[worst] > step * (1 + 1e-6):
         x, z = points[worst]
-        raise InputError(f"this survey has no mirror image: no {what} lies within one grid step ({step:g} m) of the "
-            f"image of the one at x={x:g} m, z={z:g} m, which a map {width:g} m wide has at x={width - x:g} m")
-    if sorted(order.tolist()) != list(range(len(points))):
-        raise InputError(f"this survey has no mirror image: two {what}s share the nearest image")
+        raise InputError(f"this survey has no mirror image: no {what} of its own lies within one grid step "
+            f"({step:g} m) of the image of the one at x={x:g} m, z={z:g} m, which a map {width:g} m wide has at "
+            f"x={width - x:g} m")
     return tuple(order.tolist()), float(error[worst])
 
 # %% ../../nbs/01_physics/05_mirror.ipynb #40b0dbc0

@@ -7,7 +7,7 @@ __all__ = ['SKIPPED', 'LOW_STEPS', 'LARGEST', 'noise_level', 'level_of', 'bounde
            'refine']
 
 # %% ../../nbs/01_physics/04_refinement.ipynb #d0363966
-import math
+import math, threading
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.threads import over_cores
 from .filters import low_band
 from .smoothing import blur_benchmark
 from .wave import Survey
@@ -106,8 +107,8 @@ def refine(
     depth: float = 1.0,  # power of the depth that it grows with: deep cells are seen by weaker waves
     low: float = 1500.0,  # smallest velocity of a changed map (m/s)
     high: float = 4500.0,  # largest velocity of a changed map (m/s)
-    batch_size: int = 8,  # maps simulated at once: memory and speed
-    progress: Callable[[int, int], None] | None = None,  # called with (maps done, of how many)
+    batch_size: int = 32,  # maps simulated at once by a GPU: memory and speed; a CPU's core takes one after another
+    progress: Callable[[int, int], None] | None = None,  # called with (steps done, of how many) of all maps; may raise
 ) -> Refined:
     """Maps moved towards their records by full-waveform inversion (Virieux & Operto 2009, section 3), engine deepwave.
 
@@ -120,17 +121,19 @@ def refine(
     if not tv >= 0: raise InputError(f"the weight of the total variation must be 0 or more (got {tv})")
     noise = torch.as_tensor(noise, dtype=torch.float32, device=velocity.device).expand(len(velocity))
     settings = dict(survey=survey, factor=factor, steps=steps, first=first, tv=tv, smooth=smooth, depth=depth)
-    found = []
-    with torch.inference_mode(False), torch.enable_grad():
-        for i in range(0, len(velocity), batch_size):
-            part = slice(i, i + batch_size)
-            found.append(_refine_batch(seismic[part].clone(), velocity[part].clone(), noise[part], low=low, high=high,
-                **settings))
-            if progress: progress(min(i + batch_size, len(velocity)), len(velocity))
+    parts = torch.arange(len(velocity)).split(1 if velocity.device.type == "cpu" else batch_size)
+    tell = _counter(len(parts), steps * len(velocity), progress)
+
+    def work(k, unwanted):
+        with torch.inference_mode(False), torch.enable_grad():
+            return _refine_batch(seismic[parts[k]], velocity[parts[k]], noise[parts[k]], unwanted,
+                lambda done: tell(k, done), low=low, high=high, **settings)
+
+    found = over_cores(work, range(len(parts)), velocity.device)
     return Refined(*map(torch.cat, zip(*found)))
 
 # %% ../../nbs/01_physics/04_refinement.ipynb #07859deb
-def _refine_batch(observed, velocity, noise, *, survey, factor, steps, low, high, tv, **settings):
+def _refine_batch(observed, velocity, noise, unwanted, tell, *, survey, factor, steps, low, high, tv, **settings):
     live, size = (observed != 0).any(-2, keepdim=True), observed.flatten(1).norm(dim=1).clamp(min=1e-30)
 
     def residuals(v, rows): return residual_of(v, observed[rows], survey, factor, high) * live[rows]
@@ -147,6 +150,7 @@ def _refine_batch(observed, velocity, noise, *, survey, factor, steps, low, high
         v = bounded(z, low, high)
         residual = residuals(v, rows)
         misfit, solves[rows] = relative(residual, rows), solves[rows] + 2
+        tell((solves - 1).sum() // 2)
         better = misfit.detach() < after[rows]
         best[rows[better]], after[rows[better]] = v.detach()[better], misfit.detach()[better]
         seen = misfit if cut is None else relative(low_band(residual, survey.dt * factor, cut), rows)
@@ -160,8 +164,21 @@ def _refine_batch(observed, velocity, noise, *, survey, factor, steps, low, high
         z = unbounded(velocity[rows], low, high)
         for cut, count in plan:
             z = _minimise(lambda z, part: judged(z, rows[part], cut), z, count,
-                lambda: after[rows] > 1.02 * noise[rows], **settings)
+                lambda: (after[rows] > 1.02 * noise[rows]) & (not unwanted()), **settings)
+    tell(steps * len(velocity))  # one that has reached the noise takes fewer
     return best, before, after, far, solves
+
+# %% ../../nbs/01_physics/04_refinement.ipynb #825153d8
+def _counter(parts, total, progress):
+    "`tell(part, done)`, which any thread may call: reports the steps of all parts, one report after the other."
+    spent, lock = [0] * parts, threading.Lock()
+
+    def tell(part, done):
+        with lock:
+            spent[part] = int(done)
+            progress(sum(spent), total)
+    return tell if progress else lambda part, done: None
+
 
 
 def _variation(v):

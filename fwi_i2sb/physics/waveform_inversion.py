@@ -7,6 +7,7 @@ __all__ = ['BANDS', 'residual_of', 'frequency_bands', 'Descent', 'check_pairs', 
 
 # %% ../../nbs/01_physics/03_waveform_inversion.ipynb #7c693e8c
 from collections.abc import Callable
+from itertools import count
 from typing import NamedTuple
 
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from .filters import decimate, low_band
 from ..core.errors import InputError
+from ..core.threads import over_cores
 from .smoothing import blur_benchmark
 from .wave import simulate, Survey
 
@@ -68,8 +70,7 @@ def descend(
     seismic: Tensor,  # observed gathers (batch, shots, time, receivers), pressure, decimated as in the store
     start: Tensor,  # starting models (batch, 1, depth, x) in m/s
     survey: Survey,  # how the records were shot, before decimation
-    *,
-    factor: int,  # every `factor`-th sample was kept
+    *, factor: int,  # every `factor`-th sample was kept
     iterations: int = 30,  # steps of Adam
     lr: float = 30.0,  # learning rate (m/s)
     bands: tuple[float | None, ...] | None = None,  # Hz, equal shares of the iterations; default: as `frequency_bands`
@@ -92,13 +93,16 @@ def descend(
     if not bands or not all(cut is None or cut > 0 for cut in bands):
         raise InputError(f"bands end at positive frequencies or are the whole record, not at {bands}")
     plan = [cut for k, cut in enumerate(bands) for _ in range((iterations + k) // len(bands))]
-    results = []
-    with torch.inference_mode(False), torch.enable_grad():
-        for i in range(len(start)):
-            tell = progress and (lambda done, i=i: progress(i * iterations + done, len(start) * iterations))
-            results.append(_descend_one(seismic[i : i + 1].clone(), start[i : i + 1].clone(), survey, factor, plan, lr,
-                (low, high), smooth, tell))
-    velocity, misfit = map(torch.cat, zip(*results))
+    done = count(1)
+
+    def work(i, unwanted):
+        def tell():
+            if unwanted(): raise InterruptedError
+            if progress: progress(next(done), len(start) * iterations)
+        with torch.inference_mode(False), torch.enable_grad():
+            return _descend_one(seismic[i : i + 1].clone(), start[i : i + 1].clone(), survey, factor, plan, lr,
+                (low, high), smooth, tell)
+    velocity, misfit = map(torch.cat, zip(*over_cores(work, range(len(start)), start.device)))
     return Descent(velocity, misfit, 2 * iterations + 1)
 
 # %% ../../nbs/01_physics/03_waveform_inversion.ipynb #64851f9a
@@ -108,8 +112,8 @@ def _descend_one(observed, start, survey, factor, plan, lr, limits, smooth, tell
     The plan names the band of every step."""
     velocity, size = start.clamp(*limits).requires_grad_(), observed.norm()
     optimizer, history = None, []
-    for done, cut in enumerate(plan, 1):
-        if done == 1 or cut != plan[done - 2]: optimizer = torch.optim.Adam([velocity], lr=lr)
+    for k, cut in enumerate(plan):
+        if not k or cut != plan[k - 1]: optimizer = torch.optim.Adam([velocity], lr=lr)
         residual = residual_of(velocity, observed, survey, factor, limits[1])
         seen = residual if cut is None else low_band(residual, survey.dt * factor, cut)
         gradient, = torch.autograd.grad((seen**2).sum(), velocity)
@@ -117,6 +121,6 @@ def _descend_one(observed, start, survey, factor, plan, lr, limits, smooth, tell
         optimizer.step()
         with torch.no_grad(): velocity.clamp_(*limits)
         history.append(residual.detach().norm() / size)
-        if tell: tell(done)
+        tell()
     with torch.no_grad(): history.append(residual_of(velocity, observed, survey, factor, limits[1]).norm() / size)
     return velocity.detach(), torch.stack(history)[None]

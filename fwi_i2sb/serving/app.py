@@ -9,6 +9,10 @@ __all__ = ['create_app']
 import asyncio, contextlib
 from importlib.resources import files
 
+from ..core.commands import need
+
+need("fastapi", "the service", "serve")
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
@@ -24,6 +28,7 @@ from starlette.routing import Match
 import fwi_i2sb
 from ..core.errors import InputError
 from .batches import Full
+from .depends import service_of
 from .example import examples
 from .logs import Numbered, policy, request_id
 from .models import log, ModelFault
@@ -33,8 +38,9 @@ from .service import Service
 from .settings import Settings
 
 # %% ../../nbs/11_serving/14_app.ipynb #06bf8678
-def _refuse(status: int, detail: str, headers: dict | None = None) -> JSONResponse:
-    return JSONResponse(dict(detail=" ".join(detail.split()), request_id=request_id.get()), status, headers)
+def _refuse(request: Request, status: int, detail: str, headers: dict | None = None) -> JSONResponse:
+    said = service_of(request).models.without_paths(" ".join(detail.split()))
+    return JSONResponse(dict(detail=said, request_id=request_id.get()), status, headers)
 
 
 def _allowed(request: Request) -> str:
@@ -44,45 +50,44 @@ def _allowed(request: Request) -> str:
     return ", ".join(sorted(set().union(*own)))
 
 
-def _add_refusals(app: FastAPI, service: Service):
-    said = service.models.without_paths
-
+def _add_refusals(app: FastAPI):
     @app.exception_handler(AnyHTTPException)
     async def known(request, error):
         headers = dict(error.headers or {})
         if error.status_code == 405: headers["allow"] = _allowed(request) or headers.get("allow", "GET")
-        return _refuse(error.status_code, said(str(error.detail)), headers)
+        return _refuse(request, error.status_code, str(error.detail), headers)
 
     @app.exception_handler(RequestValidationError)
     @app.exception_handler(ValidationError)
     async def invalid(request, error):
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
-        return _refuse(422, f"{place or 'the request'}: {first['msg']}")
+        return _refuse(request, 422, f"{place or 'the request'}: {first['msg']}")
 
     @app.exception_handler(InputError)
-    async def wrong(request, error): return _refuse(400, said(str(error)))
+    async def wrong(request, error): return _refuse(request, 400, str(error))
 
 # %% ../../nbs/11_serving/14_app.ipynb #aa57a73a
 def _add_failures(app: FastAPI):
     @app.exception_handler(ModelFault)
-    async def fault(request, error): return _refuse(500, str(error))
+    async def fault(request, error): return _refuse(request, 500, str(error))
 
     @app.exception_handler(Full)
     async def full(request, error):
-        return _refuse(503, f"too much is asked at once: try again in {error.seconds} s",
+        return _refuse(request, 503, f"too much is asked at once: try again in {error.seconds} s",
             {"retry-after": str(error.seconds)})
 
     @app.exception_handler(ClientDisconnect)
-    async def left(request, error): return _refuse(400, "the request ended before its body did")
+    async def left(request, error): return _refuse(request, 400, "the request ended before its body did")
 
     @app.exception_handler(RedisError)
     async def store(request, error):
         log.warning("Redis does not answer (%s)", type(error).__name__)
-        return _refuse(503, "jobs are kept in Redis, which does not answer: try again in 5 s", {"retry-after": "5"})
+        return _refuse(request, 503, "jobs are kept in Redis, which does not answer: try again in 5 s",
+            {"retry-after": "5"})
 
 # %% ../../nbs/11_serving/14_app.ipynb #6c207594
-_ABOUT = """Velocity maps from seismic records, by trained runs and pipelines. Records are pressure,
+_ABOUT = """Velocity maps from seismic records, by trained runs, pipelines and ensembles. Records are pressure,
 shots x time x receivers; maps are in m/s, depth first."""
 
 
@@ -100,7 +105,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(title=settings.app_name, version=fwi_i2sb.__version__, description=_ABOUT, docs_url=None,
         redoc_url=None, lifespan=lifespan, responses=refusals(400, 404, 422, 500, 503))
     app.state.service = service
-    _add_refusals(app, service)
+    _add_refusals(app)
     _add_failures(app)
     _add_docs(app)
     add_page(app)

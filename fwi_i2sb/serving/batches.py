@@ -6,12 +6,13 @@
 __all__ = ['Full', 'Batches', 'close']
 
 # %% ../../nbs/11_serving/03_batches.ipynb #4ea9cdbb
-import asyncio, contextlib, time
+import asyncio, contextlib, contextvars, time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from ..core.registry import method_of
+from .logs import request_id
 
 # %% ../../nbs/11_serving/03_batches.ipynb #1120c93b
 class Full(Exception):
@@ -27,6 +28,7 @@ class _Waiting:
     given: object
     future: asyncio.Future
     since: float = field(default_factory=time.monotonic)
+    number: str = field(default_factory=request_id.get)
 
 # %% ../../nbs/11_serving/03_batches.ipynb #e95d2356
 class Batches:
@@ -115,8 +117,10 @@ def _tell(tell, future, value):
 
 @method_of(Batches)
 async def _run(self, batch: list) -> list:
-    loop = asyncio.get_running_loop()
-    answers = await loop.run_in_executor(self._thread, self.work, batch[0].key, [one.given for one in batch])
+    loop, context = asyncio.get_running_loop(), contextvars.copy_context()
+    context.run(request_id.set, ",".join(one.number for one in batch))  # for the log
+    answers = await loop.run_in_executor(self._thread, context.run, self.work, batch[0].key,
+        [one.given for one in batch])
     return list(zip(batch, answers, strict=True))
 
 

@@ -26,8 +26,8 @@ def keep_freed_memory() -> bool:
 # %% ../../nbs/11_serving/15_command.ipynb #dd534851
 @option_group
 class ServeOptions:
-    "Serve trained runs and pipelines: predictions by HTTP, for clients with a key from SECRET_API_KEY."
-    runs: tyro.conf.Positional[Path] = Path("runs")  # folder of run directories and pipelines, or one of them
+    "Serve trained runs, pipelines and ensembles: predictions by HTTP, for clients with a key from SECRET_API_KEY."
+    runs: tyro.conf.Positional[Path] = Path("runs")  # folder of runs, pipelines and ensembles, or one of them
     host: str = "127.0.0.1"  # address that is listened at; 0.0.0.0: all
     port: up_to(65_535) = 8000  # port that is listened at
     hub: str | None = None  # pipelines that come with the package, by name, separated by commas

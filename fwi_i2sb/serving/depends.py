@@ -50,7 +50,7 @@ async def limited(service: TheService, client: Annotated[str, Depends(caller)]) 
     return client
 
 # %% ../../nbs/11_serving/10_depends.ipynb #bc3d15c5
-async def read_body(request: Request, most: int, seconds: float = 60.0) -> bytes:
+async def read_body(request: Request, most: int, seconds: float = 60.0, advice: str = "send fewer records") -> bytes:
     "The body of a request, of so many bytes at most, that arrives in time."
     declared = request.headers.get("content-length", "0")
     if not re.fullmatch(r"[0-9]{1,20}", declared): raise HTTPException(400, "the header Content-Length is no number")
@@ -63,7 +63,7 @@ async def read_body(request: Request, most: int, seconds: float = 60.0) -> bytes
                     parts.append(part)
                     if (size := size + len(part)) > most: break
     except TimeoutError: raise HTTPException(408, f"the body has not arrived in {seconds:g} s") from None
-    if size > most: raise HTTPException(413, f"the body is longer than {most} bytes: send fewer records")
+    if size > most: raise HTTPException(413, f"the body is longer than {most} bytes: {advice}")
     return b"".join(parts)
 
 

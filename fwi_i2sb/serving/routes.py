@@ -18,7 +18,8 @@ from pydantic import BaseModel
 from ..core.errors import InputError
 from .depends import caller, limited, read_body, Refusal, TheService, unless_gone
 from .models import ModelFault
-from .requests import Asked, Body, BYTES, JobAsked, JobBody, parse_body, Prediction, prepare
+from fwi_i2sb.serving.requests import (Asked, Body, BYTES, check_beside, JobAsked, JobBody, parse_body, Prediction,
+    prepare, WHOLE)
 from .service import encode, Service
 
 information, work = APIRouter(tags=["models"]), APIRouter(tags=["predictions"])
@@ -121,10 +122,10 @@ def refusals(*codes: int) -> dict:
     return {code: dict(model=Refusal) for code in codes}
 
 
-def _documented(asked: type[Asked], body: type[BaseModel], answers: dict | None = None) -> dict:
+def _documented(asked: type[Asked], body: type[BaseModel], example: dict, answers: dict | None = None) -> dict:
     "How a route with two kinds of bodies is described; what stands beside a record of bytes is in the address."
-    content = {"application/json": dict(schema=body.model_json_schema())} | BINARY
-    query = [{"name": name, "in": "query", "schema": schema, "description": "only with a body of bytes"}
+    content = {"application/json": dict(schema=body.model_json_schema(), example=example)} | BINARY
+    query = [{"name": name, "in": "query", "schema": schema, "description": "for a body of bytes"}
         for name, schema in asked.model_json_schema()["properties"].items()]
     return dict(openapi_extra=dict(parameters=query, requestBody=dict(required=True, content=content)),
         responses=refusals(401, 408, 413, 415, 429) | (answers or {}))
@@ -141,11 +142,12 @@ async def _read(service: Service, request: Request, query: Asked, form: type[Ask
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/json"
     if kind not in ("application/json", BYTES):
         raise HTTPException(415, f"bodies are application/json or {BYTES}")
-    most = service.settings.max_body_bytes
-    content = await read_body(request, most, service.settings.body_seconds)
+    s, most, advice = service.settings, service.settings.max_body_bytes, "send fewer records"
+    if kind != BYTES: most, advice = min(most, s.max_json_bytes), f"{advice}, or bytes of a .npy"
+    content = await read_body(request, most, s.body_seconds, advice)
     values, asked = await service.aside(parse_body, kind, content, form, most)
     if asked is None: asked = form.model_validate(query)
-    elif query: raise InputError("with a body of JSON all that is asked stands in it, nothing in the address")
+    else: check_beside(asked, query)
     name = asked.model if job else request.path_params["name"]
     try: await service.aside(service.models.folder, name)
     except InputError as error: raise HTTPException(404, str(error)) from None
@@ -153,7 +155,7 @@ async def _read(service: Service, request: Request, query: Asked, form: type[Ask
     return kind, name, plain, await service.aside(prepare, service.models, name, values, plain, service.settings, job)
 
 # %% ../../nbs/11_serving/11_routes.ipynb #685e40f2
-@work.post("/api/v1/predict/{name}", **_documented(Asked, Body, {200: dict(content=BINARY)}))
+@work.post("/api/v1/predict/{name}", **_documented(Asked, Body, WHOLE, {200: dict(content=BINARY)}))
 async def predict(service: TheService, request: Request, name: Name,
         client: Annotated[str, Depends(limited)]) -> Prediction:
     "Invert a record, or several."
@@ -174,9 +176,10 @@ class Job(BaseModel):
     started: float | None = None
     ended: float | None = None
     error: str | None = None
+    request_id: str | None = None  # of the one that sent it, as in the log
 
 
-@work.post("/jobs", status_code=202, tags=["jobs"], **_documented(JobAsked, JobBody))
+@work.post("/jobs", status_code=202, tags=["jobs"], **_documented(JobAsked, JobBody, WHOLE | dict(model="curvevel-a")))
 async def send(service: TheService, request: Request, client: Annotated[str, Depends(limited)]) -> Job:
     "Send work that takes long: many samples, many steps."
     service.jobs.check()

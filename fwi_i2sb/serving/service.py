@@ -23,6 +23,7 @@ from .jobs import Jobs, Memory, Shared
 from .metrics import Metrics
 from .models import describe, log, Models, tabulate
 from .requests import BYTES, invert_together, Request
+from .sentences import without_paths
 from .settings import Settings
 
 
@@ -48,7 +49,7 @@ class Service:
         self.batches = Batches(partial(_answer, self), s.queue_size, s.batch_size, s.batch_wait_ms / 1000,
             self.metrics.batch)
         self.jobs = Jobs(partial(_work, self), Shared(self.redis_url) if self.redis_url else Memory(), s.max_jobs,
-            s.job_seconds)
+            s.job_seconds, self.models.without_paths)
         self.metrics.waiting.set_function(lambda: len(self.batches))
 
     async def stop(self):
@@ -90,12 +91,12 @@ def _work(service: Service, given: dict, progress) -> bytes:
 # %% ../../nbs/11_serving/09_service.ipynb #f85d7a07
 def encode(answer: tuple, name: str, request: Request, number: str, kind: str) -> bytes:
     "An answer as JSON, or as `.npz`."
-    values, about = arrays_of(*answer, request.batched), answer[0].provenance | dict(warnings=request.warnings)
+    values = without_paths(arrays_of(*answer, request.batched))
+    about = without_paths(answer[0].provenance | dict(warnings=request.warnings))
     if kind == BYTES: return as_npz(values, about)
-    values = as_json(values)
     values["output_map"] = values.pop("map")
-    return json.dumps(values | dict(units="m/s", warnings=request.warnings, provenance=about, model_name=name,
-        request_id=number), allow_nan=False).encode()
+    return as_json(values | dict(units="m/s", warnings=about["warnings"], provenance=about, model_name=name,
+        request_id=number))
 
 # %% ../../nbs/11_serving/09_service.ipynb #7acb59d8
 @method_of(Service)

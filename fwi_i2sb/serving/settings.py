@@ -9,6 +9,10 @@ __all__ = ['Settings', 'read_settings']
 from pathlib import Path
 from typing import Annotated, Literal
 
+from ..core.commands import need
+
+for library in ("limits", "pydantic_settings"): need(library, "the service", "serve")
+
 from limits import parse
 from pydantic import Field, field_validator, model_validator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -21,7 +25,7 @@ class _Given(BaseSettings):
 
     app_name: str = "fwi_i2sb"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
-    model_artifacts_dir: Path = Path("runs")  # run directories and pipelines
+    model_artifacts_dir: Path = Path("runs")  # runs, pipelines and ensembles
     hub_models: str = ""  # pipelines that come with the package, by name, separated by commas
     secret_api_key: SecretStr = SecretStr("")  # keys, separated by commas
     api_rate_limit: str = "60/minute"  # predictions and jobs per key
@@ -30,6 +34,7 @@ class _Given(BaseSettings):
     cors_allowed_origins: str = ""  # separated by commas; * allows all, without credentials
     device: Literal["auto", "cpu", "cuda"] = "auto"
     max_body_bytes: Annotated[int, Field(ge=1000, le=10**10)] = 64_000_000
+    max_json_bytes: Annotated[int, Field(ge=1000, le=10**9)] = 10_000_000  # of JSON: a record of OpenFWI
     body_seconds: Annotated[float, Field(gt=0, le=10_000)] = 60.0  # time that a body may take to arrive
     max_records: Annotated[int, Field(ge=1, le=10_000)] = 16  # in a request
     max_samples: Annotated[int, Field(ge=1, le=10_000)] = 64  # per record; refined ones of a prediction cost time

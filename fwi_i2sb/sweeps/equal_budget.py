@@ -27,12 +27,13 @@ from ..methods.options import ModelOptions
 from ..training.options import DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions
 from ..training.processes import open_accelerator
 from ..core.devices import resolve_device
-from ..core.files import code_digest, user_cache, write_json
+from ..core.files import atomic, code_digest, user_cache, write_json
 from ..core.locks import locked
 from ..core.tables import text_table
 from ..training.run_dir import data_spec, open_store, read_config, read_metrics
 from ..training.starts import prepare_starts
 from ..training.step import new_state, train_step
+from ..training.targets import is_targets
 from ..train import train
 
 # %% ../../nbs/10_sweeps/04_equal_budget.ipynb #fe8df0fe
@@ -70,9 +71,9 @@ def recipe(
     optim = OptimOptions(batch_size, batch_size, steps, lr=lr, lr_schedule="cosine", warmup=min(100, steps // 10),
         clip_grad_norm=1.0, ema=0.99)
     every = max(1, -(-steps // points))
-    # the curves are compared, not the maps on the way
-    log = LogOptions("none", log_every=every, val_every=every, val_batches=max(1, curve_records // batch_size),
-        val_maps=0, save_every=4 * every, keep=1)
+    # the curves are compared, not the maps on the way; of arrays all records are behind them
+    maps = {} if is_targets(data) else dict(val_batches=max(1, curve_records // batch_size), val_maps=0)
+    log = LogOptions("none", log_every=every, val_every=every, save_every=4 * every, keep=1, **maps)
     hardware = DeviceOptions(gpu=0 if torch.cuda.is_available() else None)
     return TrainOptions(RunOptions(Path(folder), name, seed), data, model, optim, log, hardware)
 
@@ -95,9 +96,10 @@ def seconds_per_step(
 
     Builds the stores where they are missing."""
     store = open_store(options)[0]
-    spec = data_spec(store, options.data.scaler)
-    store.input_scale = spec.input_scale
-    start = prepare_starts(options, spec, store, "train", device=resolve_device(options.hardware.device))
+    spec, start = data_spec(store, options.data.scaler), None
+    if not is_targets(options.data):
+        store.input_scale = spec.input_scale
+        start = prepare_starts(options, spec, store, "train", device=resolve_device(options.hardware.device))
     if options.model.precondition:
         spec = replace(spec, moments=tuple(start_moments(store, start, options.model, options.run.seed)))
     method = build_method(options.model, spec, options.run.seed)
@@ -149,7 +151,7 @@ class Entrant(NamedTuple):
 
     @property
     def curve(self) -> list[dict]:
-        "Steps, seconds and MAE (m/s) of every validation on the way."
+        "Steps, seconds and MAE (m/s, of arrays standard deviations) of every validation on the way."
         return [dict(step=row["step"], seconds=row["step"] * self.cost, mae=row["val_mae"])
             for row in read_metrics(self.run.path) if "val_mae" in row]
 
@@ -195,14 +197,14 @@ NUMBERS = ("mae", "rmse", "ssim", "crps", "misfit", "spread_skill", "coverage_50
 def card_row(
     card: dict,  # from `evaluate`
     start: str,  # starting model, as it was asked for
-    which: str = "method",  # kind of row, see `09_evaluation/00_card`, or its name in the table
+    kind: str = "method",  # of row, see `09_evaluation/00_card`, or its name in the table
     **about,  # put in front: what the experiment varied
 ) -> dict:
     """The scores of a card's row over all its records, with the 95 % interval of the MAE.
 
     Raises `InputError` where the card has no such row."""
-    row = next((row for row in card["rows"] if row["start"] == start and which in (row["kind"], row["method"])), None)
-    if row is None: raise InputError(f"the card of {card['name']} has no row {which!r} from the start {start!r}")
+    row = next((row for row in card["rows"] if row["start"] == start and kind in (row["kind"], row["method"])), None)
+    if row is None: raise InputError(f"the card of {card['name']} has no row {kind!r} from the start {start!r}")
     return dict(**about, start=start, sees_truth=row["sees_truth"], method=row["method"], records=row["records"],
         **{k: row.get(k) for k in NUMBERS}, mae_interval=row["interval"]["mae"])
 
@@ -263,9 +265,11 @@ def save_experiment(
     figures: dict[str, Figure],  # by file name without suffix
     **scalars,  # numbers that stand for the whole: columns of a grid's table
 ):
-    "Write the figures and, last, `metrics.json`."
+    "Write the figures and, last, `metrics.json`, each completely or not at all."
     if not out_dir: return
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items(): figure.savefig(folder / f"{name}.png", dpi=120, bbox_inches="tight")
+    for name, figure in figures.items():
+        with atomic(folder / f"{name}.png") as part:
+            figure.savefig(part, dpi=120, bbox_inches="tight", format="png")
     write_json(folder / "metrics.json", dict(**scalars, about=about, rows=rows))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 
 from ..core.errors import InputError
 from ..core.registry import Registry
+from ..core.settings import setting_defaults
 from ..methods.registry import resolve
 from ..training.batches import check_batch
 from ..training.optimisers import check_optimizer, OPTIMIZERS
@@ -45,6 +46,8 @@ def with_values(
     for group in fields(options):
         part = getattr(options, group.name)
         own = {f.name: values[f.name] for f in fields(part) if f.name in values}
+        added = {name: values[name] for name in setting_defaults("method") if name in values}
+        if group.name == "model" and added: own["settings"] = (part.settings or {}) | added
         if own: options = replace(options, **{group.name: replace(part, **own)})
     return options
 

@@ -14,6 +14,7 @@ from ..core.errors import InputError
 from ..core.files import read_json, write_json
 from .spaces import Dimension, suggest, with_values
 from ..training.best import falls
+from ..training.epochs import in_steps
 from ..training.options import absolute, run_identity, TrainOptions
 
 # %% ../../nbs/10_sweeps/09_study.ipynb #18727643
@@ -72,23 +73,24 @@ def open_study(
 
 # %% ../../nbs/10_sweeps/09_study.ipynb #91979bdf
 def trial_options(train: TrainOptions, dimensions: dict[str, Dimension], trial) -> TrainOptions:
-    "The options of a trial: values that are proposed, in a folder named after them."
+    "The options of a trial: values that are proposed, in a folder named after them, with its restarts in steps."
     values = suggest(dimensions, lambda name, low, high: trial.suggest_float(name, low, high, log=True),
         trial.suggest_categorical)
     digest = hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:10]
     run = replace(train.run, result_dir=train.folder, name=f"trial-{digest}")
-    return replace(with_values(train, values), run=run)
+    return in_steps(replace(with_values(train, values), run=run))
 
 
 def report_new(trial, metric: str, seen: list[tuple[int, dict]], told: set[int]) -> bool:
     "Tell a study of new validations; whether the trial is worse than the others were at that step."
+    worse = False
     for step, values in seen:
         value = values.get(metric)
         if step in told or value is None or not math.isfinite(value): continue
         told.add(step)
         trial.report(value, step)
-        if trial.should_prune(): return True
-    return False
+        worse = trial.should_prune() or worse
+    return worse
 
 
 def over(study) -> list:

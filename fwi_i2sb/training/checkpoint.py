@@ -7,7 +7,7 @@ __all__ = ['save_checkpoint', 'Checkpoint', 'read_checkpoint', 'checkpoints', 'n
            'prune_checkpoints', 'optimizer_tensors', 'load_optimizer']
 
 # %% ../../nbs/07_training/02_checkpoint.ipynb #a4f975f8
-import hashlib, os, re, secrets, shutil, warnings
+import contextlib, hashlib, os, re, secrets, shutil, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..core.errors import InputError
-from ..core.files import disk_full, fsync_path, sha256, warn_once
+from ..core.files import disk_full, fsync_path, read_json, sha256, warn_once
 from ..core.sealed import read_sealed, Schema, write_sealed
 
 # %% ../../nbs/07_training/02_checkpoint.ipynb #533a93e2
@@ -85,6 +85,13 @@ class Checkpoint:
         return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
 
+def _is_old(folder: Path) -> bool:
+    "Whether a run is of the versions that wrote no checksums."
+    with contextlib.suppress(OSError, ValueError, AttributeError, InputError):
+        return read_json(folder / "config.json").get("format", 1) in (1, 2)
+    return False
+
+
 def _files_of(part, sums):
     "The names of the files of a part: its own, or of one that was packed `part-1`, `part-2`, ..."
     packed = [name for name in sums if re.fullmatch(rf"{part}-\d+", name)]
@@ -108,7 +115,7 @@ def read_checkpoint(
     path = Path(path)
     if not path.is_dir(): raise InputError(f"no checkpoint {path}")
     try:
-        state = read_sealed(path / "state.json", _State)
+        state = read_sealed(path / "state.json", _State, always=not _is_old(path.parent.parent))
         if re.fullmatch(r"step-\d+", path.name) and int(path.name[5:]) != state["step"]:
             raise ValueError(f"its state is of step {state['step']}")
         files = {part: _files_of(part, state["sha256"]) for part in parts}

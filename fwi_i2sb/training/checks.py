@@ -20,6 +20,7 @@ from ..data.folds import Fold, fold_records
 from ..data.openfwi import parse_families
 from ..data.spec import DataSpec
 from ..data.starting_models import parse_start
+from ..data.target_folds import check_folds
 from ..data.targets import TargetSpec
 from ..methods.base import Method
 from ..methods.registry import build_method, resolve, try_network
@@ -31,7 +32,7 @@ from .best import check_metric
 from .checkpoint import checkpoints
 from .fresh import check_fresh
 from .optimisers import check_optimizer
-from .options import TrainOptions
+from .options import DataOptions, TrainOptions
 from .pool import check_simulate
 from .ranks import find_ranks
 from .records import check_place
@@ -41,7 +42,7 @@ from .run_dir import (
 from .schedules import check_schedule
 from .starts import check_starts
 from .step import checkpoint_bytes
-from .targets import check_targets, is_targets, target_metrics
+from .targets import check_targets, expected_targets, is_targets, refuse_arrays, target_metrics
 from .validate import metric_names
 
 # %% ../../nbs/07_training/24_checks.ipynb #a12e10fa
@@ -57,11 +58,19 @@ def check_training(
     if optim.swa_from is not None and optim.swa_from >= optim.num_itr:
         raise InputError(f"--swa-from {optim.swa_from} must be less than --num-itr {optim.num_itr}: no weights would "
             f"be averaged")
-    if data.fold is not None:
-        fold = Fold.parse(data.fold)
-        if data.part: raise InputError("--part and --fold both choose records: give one of them")
-        for sources in training_sources(data).values():
-            fold_records([count for _, count in sources], fold, options.run.seed)
+    _check_fold(options)
+
+
+def _check_fold(options: TrainOptions):
+    data, arrays = options.data, is_targets(options.data)
+    if data.fold_bins != DataOptions.fold_bins and not (data.fold and arrays):
+        raise InputError("--fold-bins has no effect without folds of a data set of arrays: remove it")
+    if data.fold is None: return
+    fold = Fold.parse(data.fold)
+    if data.part: raise InputError("--part and --fold both choose records: give one of them")
+    if arrays: return check_folds(expected_targets(data).records, fold.of)
+    for sources in training_sources(data).values():
+        fold_records([count for _, count in sources], fold, options.run.seed)
 
 # %% ../../nbs/07_training/24_checks.ipynb #acee94bd
 def _check_folder(options: TrainOptions):
@@ -99,7 +108,9 @@ def check_options(options: TrainOptions):
     if is_targets(options.data):
         check_targets(options)
         judged = target_metrics(options.data)
-    else: judged = metric_names(parse_families(options.data.dataset_name))
+    else:
+        refuse_arrays(options.data, "velocity maps")
+        judged = metric_names(parse_families(options.data.dataset_name))
     read_start_maps(options.model.corrupt)
     import_plugin(options.run.plugin)
     check_training(options, judged)

@@ -43,23 +43,26 @@ def decay_groups(net: nn.Module, weight_decay: float) -> list[dict]:
     return [dict(params=part, weight_decay=weight_decay if decays else 0.0) for decays, part in parts.items() if part]
 
 
+def _name_of(optim: OptimOptions) -> str: return "adamw" if optim.optimizer is None else optim.optimizer
+
+
 def build_optimizer(
     net: nn.Module,
     optim: OptimOptions,
     betas: tuple[float, float] = (0.9, 0.999),  # of the method, where --betas does not say otherwise
 ) -> torch.optim.Optimizer:
     "The optimiser of a network. Raises `InputError` for an unknown name."
-    found, betas = OPTIMIZERS[optim.optimizer or "adamw"], optim.betas or betas
+    found, betas = OPTIMIZERS[_name_of(optim)], optim.betas or betas
     given = dict(betas=betas, momentum=optim.momentum, nesterov=optim.nesterov)
     if hasattr(net, "parameter_groups"): groups = dict(params=net.parameter_groups(optim.weight_decay))  # its own
-    elif optim.optimizer: groups = dict(params=decay_groups(net, optim.weight_decay))
+    elif optim.optimizer is not None: groups = dict(params=decay_groups(net, optim.weight_decay))
     else: groups = dict(params=net.parameters(), weight_decay=optim.weight_decay)
     return found.kind(**groups, lr=optim.lr, **{name: given[name] for name in found.uses}, **found.fixed)
 
 # %% ../../nbs/07_training/20_optimisers.ipynb #4a3f4d91
 def check_optimizer(optim: OptimOptions):
     "Raise `InputError` for an unknown optimiser, and for options that it does not read."
-    name = optim.optimizer or "adamw"
+    name = _name_of(optim)
     usual = {f.name: f.default for f in fields(OptimOptions)}
     for option in ("momentum", "nesterov", "betas"):
         if option not in OPTIMIZERS[name].uses and getattr(optim, option) != usual[option]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Decay', 'Scheduler', 'LogWriter', 'FREE_OPTIONS', 'JUDGING', 'RunOptions', 'DataOptions', 'OptimOptions',
-           'LogOptions', 'DeviceOptions', 'TrainOptions', 'run_identity', 'absolute', 'first_difference']
+           'LogOptions', 'DeviceOptions', 'TrainOptions', 'by_name', 'run_identity', 'absolute', 'first_difference']
 
 # %% ../../nbs/07_training/00_options.ipynb #613e10ed
 import os
@@ -18,6 +18,8 @@ from pydantic import BeforeValidator, Field
 from ..core.commands import (
     Count, Few, flag_of, Natural, NonNegative, option_group, options_to_dict, Plugin, Share, up_to, Workers)
 from ..core.registry import named
+from ..data.array_options import ArrayOptions
+from ..core.settings import setting_defaults
 from ..data.scale import SCALERS
 from ..data.simulated import SimulateOptions
 from ..methods.options import ModelOptions
@@ -43,7 +45,8 @@ class DataOptions:
     balance: Literal["size", "uniform"] = "size"  # several families: each record once an epoch, or each family as often
     part: str | None = None  # parts of the training records, as 1-9/20 (record i is in part i mod 20 + 1); default: all
     start_folds: up_to(1000, 0) = 0  # K: first guesses by that of the runs NAME-1 to NAME-K that has not seen it
-    fold: str | None = None  # K/N: hold out fold K of N of the training records, by source file; default: the split
+    fold: str | None = None  # K/N: hold out fold K of N of the training records, by source file or value; default: none
+    fold_bins: Count = 10  # --fold of arrays: bins of the targets, which every fold has alike; 1: folds are drawn
     start_draws: Count = 4  # starts simulated per record, of a random --corrupt with --condition seismic,residual
     store_dir: Path | None = None  # where the stores are built when DATASET_DIR is read-only; default: beside the data
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
@@ -55,6 +58,7 @@ class DataOptions:
     in_memory: bool = False  # read the whole store into memory at the start: for slow or remote disks
     data_on: Literal["auto", "device", "host", "disk"] = "auto"  # where records lie; auto: on a GPU if half its memory
     augment: named("augmentation", str | None) = None  # changes of training records, as flip,noise:0.02@0.3
+    arrays: ArrayOptions = ArrayOptions()
 
 # %% ../../nbs/07_training/00_options.ipynb #489fbd5e
 Decay = Annotated[float, Field(ge=0, lt=1)]
@@ -77,6 +81,7 @@ class OptimOptions:
     lr_step: Count = 1000  # steps between two decays, or of one ratio with exponential
     milestones: tuple[Count, ...] = ()  # multistep: the steps at which it decays
     lr_restart: Count = 10_000  # cosine_restarts: steps until the first restart
+    lr_restart_epochs: Count | None = None  # instead: passes over the training records, kept as steps in config.json
     lr_restart_factor: Few = 1  # cosine_restarts: by which each period is longer than the one before
     lr_factor: Share = 0.5  # plateau: decay ratio
     lr_patience: Natural = 10  # plateau: validations without improvement that are put up with
@@ -151,6 +156,10 @@ TrainOptions.PRESETS = {
     # one GPU, hours
     "medium": dict(model="unet_ch32", batch_size=256, microbatch=256, num_itr=50_000, lr=3e-4, lr_schedule="cosine",
         warmup=1000, clip_grad_norm=1.0, ema=0.999, val_batches=8),
+    # maps of 1259 x 300 cells, of the challenge of this name, in less than 3 GB
+    "speed-structure": dict(model="speed-structure", loss="seed002", batch_size=32, microbatch=2, num_itr=20_000,
+        lr=3e-4, lr_schedule="cosine", warmup=500, clip_grad_norm=1.0, ema=0.999, val_every=1000, val_batches=2,
+        save_every=1000, best="mae_norm"),
     # the launch options of the published scripts
     "published": dict(model="unet_ch32", image_size=256, corrupt="blur-openfwi_custom", t0=1e-4, T=1.0, interval=1000,
         beta_max=0.3, drop_cond=0.25, cond_weight=11.0, pred_x0=False, batch_size=256, microbatch=2, num_itr=1_000_000,
@@ -172,14 +181,22 @@ FREE_OPTIONS = {
 JUDGING = {"log.val_every", "log.val_batches", "log.val_nfe", "log.best"}  # what a plateau depends on
 
 # %% ../../nbs/07_training/00_options.ipynb #65cffb69
+def by_name(options: TrainOptions) -> dict:
+    "The values of all options by `group.name`, those of a plug-in's methods among them."
+    found = {f"{group}.{name}": value for group, values in options_to_dict(options).items()
+        for name, value in values.items()}
+    found |= {f"arrays.{name}": value for name, value in found.pop("data.arrays").items()}  # a group in a group
+    own = setting_defaults("method") | found.pop("model.settings", {})
+    return found | {f"model.{name}": value for name, value in own.items()}
+
+
 def run_identity(options: TrainOptions) -> dict:
     "The options that make a run what it is, by flag. Raises `InputError` for an unknown schedule."
     from fwi_i2sb.training.schedules import SCHEDULERS  # which reads these options
 
     schedule = SCHEDULERS[options.optim.lr_schedule]
     free = (FREE_OPTIONS | (set() if schedule.to_end else {"optim.num_itr"})) - (JUDGING if schedule.judged else set())
-    return {flag_of(name): value for group, values in options_to_dict(options).items()
-        for name, value in values.items() if f"{group}.{name}" not in free}
+    return {flag_of(name.partition(".")[2]): value for name, value in by_name(options).items() if name not in free}
 
 
 def absolute(options: TrainOptions) -> TrainOptions:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from ..core.commands import flag_of
 from ..core.errors import InputError
+from ..core.formats import recognise, refuse
 from .options import TrainOptions
 from .best import named_checkpoint
 from .checkpoint import Checkpoint, checkpoints, newest_checkpoint, read_checkpoint
@@ -19,6 +20,9 @@ from .run_dir import read_config, read_metrics, truncate_metrics, write_metrics
 from .step import load_weights, parts, put_back, TrainState
 
 # %% ../../nbs/07_training/14_resume.ipynb #7a5e0006
+_OTHERS = "store", "data set", "challenge", "records", "pipeline", "ensemble"
+
+
 def _is_source(place: Path) -> bool: return any((place / name).is_file() for name in ("config.json", "state.json"))
 
 
@@ -35,7 +39,9 @@ def find_source(
     places = [named_checkpoint(place) if (place.parent.parent / "best.json").exists() else place for place in places]
     if found := next((place for place in places if _is_source(place)), None): return found
     if _named_before(name, options) in places: return _named_before(name, options)
-    if found := next((place for place in places if place.exists()), None): return found
+    if found := next((place for place in places if place.exists()), None):
+        if not found.is_dir() or recognise(found) in _OTHERS: raise refuse(found, "a run, or a checkpoint of one,")
+        return found
     raise InputError(f"{flag_of(name)} {given} is neither a run nor a checkpoint: there is no "
         f"{', no '.join(map(str, places))}")
 
@@ -113,10 +119,10 @@ def set_aside(
     folder: Path,  # a run
     step: int,  # where it goes back to
 ) -> Path | None:  # the folder set-aside/after-step-N, or None where there was nothing
-    "Move what a run has beyond a step into a folder of its own: checkpoints, lines of metrics.jsonl, figures."
+    "Move what a run has beyond a step into a folder of its own: checkpoints, lines of metrics.jsonl, maps."
     rows = [row for row in read_metrics(folder) if row["step"] > step]
-    figures = [path for path in (folder / "samples").glob("step-*.png") if path.stem.removeprefix("step-").isdigit()]
-    later = [path for path in [*checkpoints(folder), *figures] if _step(path) > step]
+    maps = [path for path in (folder / "samples").glob("step-*.*") if path.stem.removeprefix("step-").isdigit()]
+    later = [path for path in [*checkpoints(folder), *maps] if _step(path) > step]
     if not rows and not later: return None
     names = (f"after-step-{step}{'' if k == 1 else f'-{k}'}" for k in range(1, 10**6))
     place = next(path for name in names if not (path := folder / "set-aside" / name).exists())

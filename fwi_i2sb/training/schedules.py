@@ -61,7 +61,7 @@ def _cosine(optim: OptimOptions, step: int, validations=()) -> float:
     return _cosine_share(optim, step / optim.num_itr)
 
 
-@_schedule("cosine_restarts", "min_lr", "lr_restart", "lr_restart_factor")
+@_schedule("cosine_restarts", "min_lr", "lr_restart", "lr_restart_epochs", "lr_restart_factor")
 def _restarts(optim: OptimOptions, step: int, validations=()) -> float:
     period = optim.lr_restart
     if optim.lr_restart_factor == 1: step %= period
@@ -107,5 +107,7 @@ def check_schedule(optim: OptimOptions):
     for which, option, needed in (("multistep", "milestones", "STEP ..."), ("linear_warmup", "warmup", "STEPS")):
         if name == which and not getattr(optim, option):
             raise InputError(f"--lr-schedule {name} needs {flag_of(option)} {needed}")
+    if optim.lr_restart_epochs and optim.lr_restart != usual["lr_restart"]:
+        raise InputError("--lr-restart and --lr-restart-epochs both say when the rate restarts: give one of them")
     if optim.min_lr > optim.lr:
         raise InputError(f"--min-lr {optim.min_lr:g} is more than --lr {optim.lr:g}: it must not be more")

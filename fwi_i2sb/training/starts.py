@@ -31,7 +31,7 @@ from .cross_fit import CrossFit, fold_guesses
 from .conditions import network_input, reads_residual, start_residual
 from .options import TrainOptions
 from .run_dir import make_start
-from .trained import FirstGuess, guess_folder, is_first_guess, read_first_guess
+from .trained import FirstGuess, guess_folder, is_first_guess, JointGuess, read_first_guess
 
 # %% ../../nbs/07_training/09_starts.ipynb #1774a056
 def kept_starts(options: TrainOptions) -> bool:
@@ -52,19 +52,23 @@ def check_starts(options: TrainOptions):
         raise InputError("--start-folds has no effect without --corrupt first-guess: remove it")
     if folds == 1: raise InputError("--start-folds must be 0, or 2 or more (got 1)")
     if not is_first_guess(text): return
-    guess = FirstGuess(guess_folder(text, options.run.result_dir), "cpu")
+    guess = read_first_guess(guess_folder(text, options.run.result_dir), "cpu")
     if folds: fold_guesses(options, "cpu")
     else: _check_unseen(options, guess, None)
 
 
-def _check_unseen(options: TrainOptions, guess: FirstGuess, fingerprint: str | None):
+def _check_unseen(options: TrainOptions, guess: FirstGuess | JointGuess, fingerprint: str | None):
     "Refuse a first guess that was trained on records of this training; None: the data are not known yet."
-    theirs, ours = guess.run.options.data, options.data
-    same = (guess.run.spec.fingerprint == fingerprint if fingerprint else
+    for run in guess.runs: _check_not_met(options.data, run, fingerprint)
+
+
+def _check_not_met(ours, run, fingerprint):
+    theirs = run.options.data
+    same = (run.spec.fingerprint == fingerprint if fingerprint else
         (theirs.dataset_dir, theirs.dataset_name) == (ours.dataset_dir.absolute(), ours.dataset_name))
     parts = [Part.parse("1/1" if data.part is None else data.part) for data in (theirs, ours)]
     if same and parts[0].meets(parts[1]):
-        raise InputError(f"the first guess {guess.run.folder} was trained on records that this training would use "
+        raise InputError(f"the first guess {run.folder} was trained on records that this training would use "
             f"(parts {theirs.part or 'all'} and {ours.part or 'all'}), and is better on them than on new ones: train "
             f"the two on other parts, for instance with --part 1/2 and --part 2/2")
 

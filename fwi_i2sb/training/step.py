@@ -116,12 +116,13 @@ def update_ema(average: nn.Module, net: nn.Module, rate: float, step: int, mean_
 # %% ../../nbs/07_training/11_step.ipynb #5dc722be
 import contextlib
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import nn
 
 
-from .options import OptimOptions, TrainOptions
+from .options import TrainOptions
 from .schedules import learning_rate
 from ..methods.base import LossModule, Method
 
@@ -142,14 +143,14 @@ def train_step(
     if len(turns) > 1: own = list(own)
     for name in turns:
         before = [buffer.clone() for buffer in state.nets[name].buffers()]
-        values = _add_gradients(loss_modules[name], own, parts, options.optim, accelerator,
+        values = _add_gradients(loss_modules[name], own, parts, options, state.step, accelerator,
             lambda: criterion.terms if name == "net" else {})
         _share_buffers(state.nets[name], before, accelerator)
         if _update(name, state, method, options): losses |= {log_name(name, term): v for term, v in values.items()}
         else: skipped = True
     if criterion.adaptive is not None and log_name("net") in losses:
         criterion.learn({term: accelerator.reduce(losses[log_name("net", term)], "sum").item()
-            for term in criterion.weights})
+            for term in criterion.terms})
     state.step, state.skipped = state.step + 1, state.skipped + skipped
     return losses
 
@@ -162,15 +163,24 @@ def log_name(
     return "_".join(part for part in ("loss", "" if module == "net" else module, term) if part)
 
 
-def _add_gradients(loss_module: LossModule, own, parts: int, optim: OptimOptions, accelerator: Accelerator,
+@contextlib.contextmanager
+def _seeded(seed: int, step: int, place: int, device: torch.device):
+    "Inside the block torch draws what belongs to a step and to the place of a microbatch in the global batch."
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(int(np.random.SeedSequence((seed, step, place)).generate_state(1)[0]))
+        yield
+
+
+def _add_gradients(loss_module: LossModule, own, parts: int, options: TrainOptions, step: int, accelerator: Accelerator,
         terms) -> dict[str, torch.Tensor]:
     "Forward and backward over this process's own microbatches; its part of the loss, \"\", and of its terms."
-    total = {}
+    total, size, first = {}, options.optim.batch_size, accelerator.process_index * parts
     for part, batch in enumerate(own):
-        with accelerator.no_sync(loss_module) if part < parts - 1 else contextlib.nullcontext():
-            loss = loss_module(batch).sum() / optim.batch_size
+        with (accelerator.no_sync(loss_module) if part < parts - 1 else contextlib.nullcontext(),
+                _seeded(options.run.seed, step, first + part, accelerator.device)):
+            loss = loss_module(batch).sum() / size
             accelerator.backward(loss * accelerator.num_processes)
-        found = {"": loss.detach()} | {name: value.sum() / optim.batch_size for name, value in terms().items()}
+        found = {"": loss.detach()} | {name: value.sum() / size for name, value in terms().items()}
         total = {name: total.get(name, 0.0) + value for name, value in found.items()}
     return total
 

@@ -47,7 +47,7 @@ def invert_batch(
 
 # %% ../../nbs/07_training/12_validate.ipynb #535e2788
 VAL_BATCH = 32  # records that --val-batches counts as one batch
-METRICS = "mae", "mae_norm", "rmse", "rmse_norm", "ssim"  # of a validation
+METRICS = "mae", "mae_norm", "rmse", "rmse_norm", "ssim", "mse", "mape", "r2", "pearson", "rel_l2"  # of a validation
 
 
 def metric_names(
@@ -68,19 +68,19 @@ def validate(
 ) -> tuple[dict, dict]:  # metrics of the set; maps in m/s of this rank's first batch
     """Invert up to `val_batches` batches with `val_nfe` network calls, with the method's own sampler.
 
-    MAE and RMSE in m/s, and normalised; of several families also the MAE of each."""
+    MAE and RMSE in m/s, and normalised, MSE in m²/s²; of several families also the MAE of each."""
     size, rank, world = options.optim.microbatch, accelerator.process_index, accelerator.num_processes
     if isinstance(store, TargetStore):
         return validate_targets(method, net, store, options, accelerator, VAL_BATCH * options.log.val_batches), {}
     chosen = first_records(store, VAL_BATCH * options.log.val_batches)
     settings, shown = method.sampling_settings(nfe=options.log.val_nfe), {}
-    totals = torch.zeros(len(store.sizes), 4, dtype=torch.float64)
+    totals = torch.zeros(len(store.sizes), 10, dtype=torch.float64)
     for first in range(rank * size, len(chosen), size * world):
         record_ids = chosen[first:first + size]
         maps = invert_batch(method, net, store, record_ids, start, settings, accelerator.device)
         pred, true = maps[method.name], maps["truth"]
         values = torch.stack([torch.ones(len(record_ids)).double(), metrics.mae(pred, true),
-            metrics.rmse(pred, true).square(), metrics.ssim(pred, true, store.velocity)], dim=1)
+            metrics.ssim(pred, true, store.velocity), metrics.mape(pred, true), *metrics.moments(pred, true).T], dim=1)
         totals.index_add_(0, torch.tensor([store.store_of(i) for i in record_ids]), values)
         shown = shown or maps
     # the same bits everywhere: all ranks decide by them whether to end
@@ -90,7 +90,9 @@ def validate(
 # %% ../../nbs/07_training/12_validate.ipynb #1afa641f
 def _means(totals: torch.Tensor, names: tuple[str, ...], scale: VelocityScale) -> dict:
     "Metrics from the sums of every family."
-    n, mae, mse, ssim = totals.sum(0).tolist()
+    n, mae, ssim, mape, *moments = totals.sum(0).tolist()
+    mse, more = moments[-1], metrics.of_moments([value / n for value in moments])
     each = {f"mae_{name}": (row[1] / row[0]).item() for name, row in zip(names, totals) if len(names) > 1 and row[0]}
     return dict(mae=mae / n, mae_norm=mae / n / scale.unit, rmse=math.sqrt(mse / n),
-        rmse_norm=math.sqrt(mse / n) / scale.unit, ssim=ssim / n, records=int(n), **each)
+        rmse_norm=math.sqrt(mse / n) / scale.unit, ssim=ssim / n, mse=mse / n, mape=mape / n,
+        **{name: float(value) for name, value in more.items()}, records=int(n), **each)

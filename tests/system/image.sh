@@ -25,14 +25,23 @@ if (cd docker && buildah bud --build-arg BASE=localhost/debian --ignorefile Dock
     >"$folder/wrong.log" 2>&1; then echo "it was built"; exit 1; fi
 grep -qx "    docker build -f docker/Dockerfile -t fwi-i2sb ." "$folder/wrong.log"
 
-try_inside() { # TAG SCRIPT
+try_inside() { # TAG SCRIPT OPTIONS OF buildah run
     say "inside the image $1"
     container=$(buildah from "localhost/$1")
     du -sh "$(buildah mount "$container")"
-    buildah run --network host --volume "$PWD/tests/system/$2:/mnt/$2:ro" "$container" bash "/mnt/$2"
+    buildah run --network host "${@:3}" --volume "$PWD/tests/system/$2:/mnt/$2:ro" "$container" bash "/mnt/$2"
     buildah rm "$container" >/dev/null
 }
 try_inside fwi-i2sb inside.sh
 build Dockerfile.serve fwi-i2sb-serve
-try_inside fwi-i2sb-serve inside_serve.sh
+
+# as compose starts it: with its environment, and a Redis
+port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+redis-server --port "$port" --dir "$folder" --save "" --appendonly yes >"$folder/redis.log" & redis=$!
+trap 'kill $redis' EXIT
+SECRET_API_KEY=word python tests/system/compose_environment.py "$port" >"$folder/environment"
+mapfile -t environment <"$folder/environment"
+try_inside fwi-i2sb-serve inside_serve.sh "${environment[@]}"
+kept=$(redis-cli -p "$port" dbsize)
+[ "${kept##* }" -gt 0 ] || { echo "the service kept nothing in Redis"; exit 1; }
 say "done"

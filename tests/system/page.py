@@ -119,3 +119,20 @@ def test_what_is_given_up_ends(page):
     page.get_by_role("button", name="Stop").click()
     page.locator("#status", has_text="Stopped").wait_for()
     assert page.locator("#go").is_enabled()
+
+
+def test_a_request_of_the_documentation_is_answered(page):
+    page.goto(page.url + "docs")
+    page.get_by_role("button", name="Authorize").first.click()
+    page.locator(".modal-ux input").fill(KEY)
+    page.locator(".modal-ux button.authorize").click()
+    page.locator(".modal-ux button.btn-done").click()
+    operation = page.locator(".opblock-post", has_text="/api/v1/predict/{name}")
+    operation.locator(".opblock-summary-control").click()
+    operation.get_by_role("button", name="Try it out").click()
+    operation.get_by_placeholder("name").fill("mini")
+    operation.get_by_role("button", name="Execute").click()
+    answer = operation.locator(".live-responses-table tbody")
+    answer.wait_for()
+    assert answer.locator(".response-col_status").inner_text().startswith("200"), answer.inner_text()
+    assert '"model_name": "mini"' in answer.locator("pre").first.inner_text()

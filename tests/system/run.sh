@@ -8,15 +8,15 @@ for tool in buildah debootstrap ip munged slurmctld slurmd sbatch chromium redis
     command -v $tool >/dev/null || { echo "make test-system needs $tool: bash tests/system/setup.sh installs it"; exit 2; }
 done
 folder=$(mktemp -d)
+chmod 755 "$folder"
 image=
 trap 'kill $image 2>/dev/null && wait $image || true; rm -rf "$folder"' EXIT
 
-printf '\n== %s\n' "one training on two hosts: launched on each, by mpirun, by Slurm"
-chmod 755 "$folder"
-timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/pytest" --durations 10 tests/system/hosts.py tests/system/slurm.py
-
 # beside what follows, as it waits for the network and the disk
 timeout 3600 bash tests/system/image.sh "$folder" >"$folder/image.log" 2>&1 & image=$!
+
+printf '\n== %s\n' "one training on two hosts: launched on each, by mpirun, by Slurm"
+timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/pytest" --durations 10 tests/system/hosts.py tests/system/slurm.py
 
 printf '\n== %s\n' "the explorer in JupyterLab, in a browser"
 timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/browser" --durations 3 tests/system/browser.py

@@ -1,0 +1,58 @@
+"The page that says where a new thing is added: what it names exists, its examples work, and no list is missing."
+import importlib
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.core.registry import import_plugin, Registry
+from fwi_i2sb.diffusion.sampling import SAMPLERS
+from fwi_i2sb.methods.losses import LOSSES
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = (ROOT / "docs" / "guides" / "extending.md").read_text(encoding="utf-8")
+CELL = r" `?(.*?)`? \|"
+ROWS = [row for row in re.findall(rf"^\|{CELL * 5}$", PAGE, re.M) if row[0] not in ("to add", "---")]
+LISTS = [row for row in ROWS if isinstance(getattr(importlib.import_module(row[2]), row[1]), Registry)]
+
+
+@pytest.fixture(autouse=True)
+def names_leave_with_the_test(monkeypatch):
+    for kind in Registry.every: monkeypatch.setattr(kind, "own", dict(kind))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_what_the_page_names_is_there(row):
+    _, name, module, notebook, _ = row
+    cells = json.loads((ROOT / "nbs" / f"{notebook}.ipynb").read_text(encoding="utf-8"))["cells"]
+    source = "\n".join("".join(cell["source"]) for cell in cells)
+    assert f"#| default_exp {module.removeprefix('fwi_i2sb.')}\n" in source + "\n"
+    assert re.search(rf"^(class |def )?{name}\b", source, re.M) and hasattr(importlib.import_module(module), name)
+
+
+@pytest.mark.parametrize("row", LISTS, ids=lambda row: row[0])
+def test_an_example_adds_one_name(row):
+    _, name, module, _, example = row
+    scope = vars(importlib.import_module(module)).copy()
+    before = set(scope[name])
+    exec(example, scope)
+    (added,) = set(scope[name]) - before
+    assert f'"{added}"' in example and scope[name][added] is not None
+
+
+def test_every_list_of_the_package_is_on_the_page():
+    made = {(found, "fwi_i2sb." + path.relative_to(ROOT / "fwi_i2sb").with_suffix("").as_posix().replace("/", "."))
+        for path in (ROOT / "fwi_i2sb").rglob("*.py")
+        for found in re.findall(r"^(\w+) = (?:sampler_r|R)egistry\(", path.read_text(encoding="utf-8"), re.M)}
+    assert len(made) > 15 and made == {(row[1], row[2]) for row in LISTS}
+
+
+def test_the_file_on_the_page_is_a_plug_in(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text(re.search(r"```python\n(.*?)```", PAGE, re.S)[1])
+    import_plugin(file)
+    assert "cubic" in LOSSES and not SAMPLERS["halfway"].stochastic
+    file.with_name("again.py").write_text(file.read_text())
+    with pytest.raises(InputError, match="already"): import_plugin(file.with_name("again.py"))
