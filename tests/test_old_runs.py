@@ -2,16 +2,21 @@
 import json
 import shutil
 import sys
+import zlib
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from forkserver import run as python
+from safetensors.numpy import save_file
 
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.generated import generated_with
 from fwi_i2sb.data.scale import OPENFWI_SCALE
 from fwi_i2sb.inference.pipeline import read_calibration, read_plan
 from fwi_i2sb.inference.run import load_run
+from fwi_i2sb.methods.registry import build_method
 from fwi_i2sb.training.best import named_checkpoint
 from fwi_i2sb.training.members import read_ensemble
 from fwi_i2sb.training.run_dir import FORMAT, read_config
@@ -30,6 +35,31 @@ def old(mini, tmp_path):
         **{k: spec[k] for k in ("time_samples", "factor", "map_size", "linear", "records", "fingerprint")})
     path.write_text(json.dumps(config))
     return path.parent
+
+
+def drawn(name, shape):
+    "Weights of a layer for `tests/old_run`, which would be too large a file."
+    values = np.random.default_rng(zlib.crc32(name.encode())).standard_normal(shape).astype(np.float32)
+    if len(shape) > 1: return np.float32(0.8) * values / np.float32(np.sqrt(np.prod(shape[1:])))
+    return np.ones(shape, np.float32) if name.endswith("weight") else np.float32(0.01) * values
+
+
+def test_a_run_from_before_the_chapters_inverts_to_what_it_did_then(tmp_path):
+    """The folder was written, and its maps were found, by the program as it was before its modules moved into chapters.
+
+    `drawn` gives the very weights: their hash is in the checkpoint's state, and is checked when it is read."""
+    folder = tmp_path / "run"
+    shutil.copytree(Path(__file__).parent / "old_run", folder)
+    options, spec = read_config(folder)
+    layers = build_method(options.model, spec).net.state_dict()
+    save_file({name: drawn(name, tuple(values.shape)) for name, values in layers.items()},
+        folder / "checkpoints" / "step-60" / "ema.safetensors")
+    run = load_run(folder, device="cpu")
+    seismic = np.random.default_rng(0).standard_normal((2, 5, 250, 70)).astype(np.float32)
+    with np.load(folder / "maps.npz") as maps:
+        for start in maps:
+            found = run.invert(torch.from_numpy(seismic), start, samples=1, nfe=3).samples
+            np.testing.assert_allclose(found, maps[start], rtol=0, atol=0.1)  # m/s: rounding of another processor
 
 
 def test_an_old_run_inverts_to_the_same_numbers(mini, old):
