@@ -44,3 +44,17 @@ def test_new_records_are_inverted_as_well_as_the_card_says(name):
 
 
 def test_the_shipped_pipeline_is_there(): assert "curvevel-a" in shipped()
+
+
+def test_the_readme_shows_the_numbers_of_the_card():
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in
+        (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8").splitlines()]
+    first = next(place for place, line in enumerate(lines) if line[:3] == ["stage", "MAE", "RMSE"])
+    card = scores(shipped()["curvevel-a"])
+    answers = "starting model", "bridge, not refined", "bridge", "bridge, recalibrated"
+    for line, answer in zip(lines[first + 2:], answers, strict=False):
+        row = card[answer]
+        errors = [f"{row[name]:.0f}" for name in ("mae", "rmse")] + [f"{row['ssim']:.3f}", f"{row['crps']:.0f}"]
+        covered = ["" if row[name] is None else f"{row[name]:.0%}".replace("%", " %") for name in
+            ("coverage_50", "coverage_90")]
+        assert [*line[1:5], *line[6:8]] == errors + covered, answer
