@@ -9,14 +9,13 @@ for tool in buildah debootstrap ip munged slurmctld slurmd sbatch chromium redis
 done
 folder=$(mktemp -d)
 chmod 755 "$folder"
-image=
-trap 'kill $image 2>/dev/null && wait $image || true; rm -rf "$folder"' EXIT
+image= hosts=
+trap 'kill $image 2>/dev/null || true; kill -INT $hosts 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
 
-# beside what follows, as it waits for the network and the disk
+# these two beside what follows: the one waits for the disk, the other for hosts that are gone
 timeout 3600 bash tests/system/image.sh "$folder" >"$folder/image.log" 2>&1 & image=$!
-
-printf '\n== %s\n' "one training on two hosts: launched on each, by mpirun, by Slurm"
-timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/pytest" --durations 10 tests/system/hosts.py tests/system/slurm.py
+timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/hosts" --durations 10 tests/system/hosts.py \
+    tests/system/slurm.py >"$folder/hosts.log" 2>&1 & hosts=$!
 
 printf '\n== %s\n' "the explorer in JupyterLab, in a browser"
 timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/browser" --durations 3 tests/system/browser.py
@@ -30,7 +29,12 @@ timeout --signal INT 1200 python -m pytest -q --basetemp "$folder/serving" --dur
 printf '\n== %s\n' "ten trainings in a row on two and on four ranks; twenty kills"
 REPEATS=10 KILLS=20 timeout --signal INT 3600 python -m pytest -q -n 2 --basetemp "$folder/pytest" --durations 3 tests/test_processes.py -k "run_after_run or killed_at_random"
 
-wait $image && built=0 || built=$?
-image=
+printf '\n== %s\n' "one training on two hosts: launched on each, by mpirun, by Slurm"
+wait $hosts && good=0 || good=$?
+cat "$folder/hosts.log"
+
+printf '\n== %s\n' "the images"
+wait $image || good=$?
+image= hosts=
 cat "$folder/image.log"
-exit $built
+exit $good
