@@ -58,6 +58,32 @@ def test_notebooks_carry_their_outputs_and_no_error(notebook):
     assert notebook.stat().st_size < 300_000
 
 
+CHAPTERS = [p for p in NOTEBOOKS if re.match(r"[0-9A]\d_", p.parent.name)]
+
+
+def place(notebook: Path) -> tuple[bool, str]:
+    "Where a chapter stands: the tools that all of them use are an appendix."
+    return not notebook.parent.name.startswith("A"), notebook.parent.name
+
+
+def test_notebooks_are_in_the_order_of_thought():
+    codes = {path: ["".join(cell["source"]) for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
+        if cell["cell_type"] == "code"] for path in CHAPTERS}
+    written = {found[1]: path for path, cells in codes.items() for cell in cells
+        if (found := re.search(r"^#\|\s*default_exp\s+(\S+)", cell, re.M))}
+    assert len(written) > 200
+    for path, cells in codes.items():
+        for cell in cells:
+            # a name of the package itself stands for the chapter that offers it: readers know those from the README
+            others = [written[name] for name in re.findall(r"^from fwi_i2sb\.([\w.]+) import", cell, re.M)
+                if name in written and name != "examples"]
+            later = [other for other in others if place(other) > place(path)]
+            assert not later, f"{path.stem} needs what a later chapter brings: {later}"
+            if re.search(r"^#\|\s*exporti?\b", cell, re.M):
+                later = [other for other in others if other.parent == path.parent and other > path]
+                assert not later, f"{path.stem} is built on later notebooks: {later}"
+
+
 def test_nothing_in_the_product_unpickles():
     for module in (ROOT / "fwi_i2sb").rglob("*.py"):
         assert (not re.search(r"allow_pickle=True|pickle\.loads?\(|weights_only=False|torch\.load\(",
