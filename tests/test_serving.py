@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -537,6 +538,12 @@ def test_the_command_serves_logs_json_and_ends_in_order(runs, record, refused, m
     refused("serve", runs, saying=("SECRET_API_KEY is not set",))
     monkeypatch.setenv("SECRET_API_KEY", KEY["X-API-Key"])
     refused("serve", tmp_path / "none", saying=("is no folder of runs",))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        refused("serve", runs, "--port", taken.getsockname()[1], saying=("cannot be listened at", "in use"))
+    refused("serve", runs, "--host", "203.0.113.1", saying=("cannot be listened at",))  # of no machine
+    monkeypatch.setenv("REDIS_URL", "redis://:word@here:x/0")
+    assert "word" not in refused("serve", runs, saying=("REDIS_URL: it must be an address",))
+    monkeypatch.delenv("REDIS_URL")
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", "serve", str(runs), "--port", str(port), "--device",
         "cpu"], stderr=subprocess.PIPE, text=True, env=os.environ | {"LOG_LEVEL": "INFO"})
