@@ -7,11 +7,13 @@ __all__ = ['DEFAULT_STARTS', 'is_own', 'default_start', 'guess_weights', 'guess_
            'named_starts']
 
 # %% ../../nbs/08_inference/03_first_guess.ipynb #16850955
+from collections.abc import Sequence
+
 import torch
 
 from ..core.errors import InputError
 from ..data.starting_models import parse_start, Start
-from ..diffusion.sampling import STREAMS
+from ..diffusion.sampling import record_keys, STREAMS
 from .trained_run import OWN, prepare_start, TrainedRun
 from ..training.trained import guess_folder, is_first_guess, read_first_guess
 
@@ -49,7 +51,7 @@ def first_guess(
     seismic: torch.Tensor,  # (batch, shots, time_samples, receivers), pressure
     record_ids: list[int],  # numbers of the records
     start: str = "first-guess",  # first-guess[:RUN], a run or an ensemble; default: `first-guess` beside this one
-    seed: int = 0,
+    seed: int | Sequence[int] = 0,  # one for all records, or one for each
 ) -> torch.Tensor:  # (batch, 1, depth, x), m/s
     """The map of a regression, or of an ensemble of them, that has not seen the truth, in the run's range.
 
@@ -60,11 +62,13 @@ def first_guess(
     if is_first_guess(run.options.model.corrupt): return run.scale.denormalize(mean)
     blurs = (tuple(spec for spec in parse_start(run.options.model.corrupt, dx=run.survey.dx) if spec.uses_truth)
         or parse_start("blur-openfwi_custom"))
-    smooth = Start(blurs, scale=run.scale)(mean, [(seed, record, 0, STREAMS["start"]) for record in record_ids])
+    keys = [(*key, 0, STREAMS["start"]) for key in record_keys(seed, record_ids)]
+    smooth = Start(blurs, scale=run.scale)(mean, keys)
     return run.scale.denormalize(smooth.clamp(-1, 1))
 
 # %% ../../nbs/08_inference/03_first_guess.ipynb #1c5638b9
-def starting_models(run: TrainedRun, start, seismic, record_ids, truth=None, seed: int = 0) -> torch.Tensor:
+def starting_models(run: TrainedRun, start, seismic, record_ids, truth=None,
+        seed: int | Sequence[int] = 0) -> torch.Tensor:
     "Starting models in m/s: those of `prepare_start`, and `first-guess[:RUN]`; None, `OWN`: `default_start`."
     if is_own(start): start = default_start(run.runs[0])
     if is_first_guess(start): return first_guess(run, seismic, record_ids, start, seed)

@@ -7,6 +7,7 @@ __all__ = []
 
 # %% ../../nbs/08_inference/06_invert.ipynb #e3d2d42b
 import math, time
+from collections.abc import Sequence
 from functools import partial
 
 import psutil, torch
@@ -14,7 +15,7 @@ import psutil, torch
 # %% ../../nbs/08_inference/06_invert.ipynb #224a27ff
 import fwi_i2sb
 from ..physics.waveform_inversion import descend, frequency_bands
-from ..diffusion.sampling import STREAMS, TrajectoryPoint
+from ..diffusion.sampling import record_keys, STREAMS, TrajectoryPoint
 from ..core.errors import InputError
 from ..core.registry import method_of
 from ..core.devices import device_name
@@ -45,7 +46,7 @@ def invert(
     sampler: str | None = None,  # one of run.method.samplers; default: the first
     eta: float | None = None,  # share of fresh noise, 0 to 1; only for dbim and ddim, default 0
     clip_denoise: bool | None = None,  # clip the x0 estimate to [-1, 1] at every step; default: as the run
-    seed: int = 0,  # first part of every noise key
+    seed: int | Sequence[int] = 0,  # first part of every noise key; one for all records, or one for each
     record_ids: list[int] | None = None,  # second part: numbers of the records; default 0, 1, ...
     truth: torch.Tensor | None = None,  # maps in m/s, only for starting models that blur the truth
     survey: Survey | None = None,  # survey of the record, which is compared with the run's
@@ -65,9 +66,10 @@ def invert(
     _check_own(self, own, snr)
     settings = self.method.sampling_settings(nfe=own["nfe"], sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     d, ids = _records(self, seismic, survey, record_ids)
-    own["samples"], began = _n_samples(self, settings, own["samples"], batch_size, seed, len(d)), time.perf_counter()
+    keys, began = record_keys(seed, ids), time.perf_counter()
+    own["samples"] = _n_samples(self, settings, own["samples"], batch_size, keys)
     start, x1, about = _started(self, d, start, ids, truth, seed)
-    mean, maps, cost = _maps(self, d, x1, ids, own, settings, snr, seed, batch_size, progress)
+    mean, maps, cost = _maps(self, d, x1, keys, own, settings, snr, batch_size, progress)
     about |= _settings(self, settings, own, start) | cost | _provenance(self, start, seed, ids, began)
     return _inversion(self, d, x1, mean, maps, settings, record_checks(self, seismic, x1, original), about)
 
@@ -79,10 +81,10 @@ def _started(run, d, start, ids, truth, seed):
     return start, x1, dict(start_seconds=(time.perf_counter() - began) / len(d))
 
 
-def _maps(run, d, x1, ids, own, settings, snr, seed, batch_size, progress):
+def _maps(run, d, x1, keys, own, settings, snr, batch_size, progress):
     "Means and samples as asked, refined where that is asked for, and what they cost."
     guide = Guide(run, d, own["guide"], settings["nfe"], snr) if own["guide"] else None
-    draw = partial(_draw, run, d, ids=ids, samples=own["samples"], seed=seed, settings=settings, guide=guide,
+    draw = partial(_draw, run, d, keys=keys, samples=own["samples"], settings=settings, guide=guide,
         batch_size=batch_size)
     # of a refinement the samples are the lesser part: they can be ended, and count as nothing
     drawn = (lambda done, total: progress(0, total)) if progress and own["refine"] else progress
@@ -105,9 +107,9 @@ def _passes(run, draw, x1, passes, progress):
     return mean, maps, dict(wave_solves=solves, shared_solves=solves, clipped_cells=clipped)
 
 
-def _draw(run, d, x1, ids, samples, seed, settings, **execution):
+def _draw(run, d, x1, keys, samples, settings, **execution):
     "Samples (batch, k, 1, depth, x) in m/s."
-    rows, seeds = zip(*((r, (seed, ids[r], k, STREAMS["sample"])) for r in range(len(d)) for k in range(samples)))
+    rows, seeds = zip(*((r, (*key, k, STREAMS["sample"])) for r, key in enumerate(keys) for k in range(samples)))
     start = run.scale.normalize(x1)
     gathers = read_by_network(run.options.model, run.spec, d, start, run.device)
     drawn = draw_samples(run.method, run.net, gathers, start, rows, seeds, settings, device=run.device, **execution)
@@ -168,11 +170,12 @@ def _check_own(run, own, snr):
         raise InputError("snr has no effect without refine or guide: remove it, or refine")
 
 
-def _n_samples(run, settings, samples, batch_size, seed, records):
+def _n_samples(run, settings, samples, batch_size, keys):
     if samples is None: samples = 8 if run.method.stochastic(settings["sampler"], settings["nfe"]) else 1
+    seed = min(seed for seed, _ in keys)
     for name, value, least in (("samples", samples, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if value < least: raise InputError(f"{name} must be {least} or more (got {value})")
-    _check_memory(run, samples, records)
+    _check_memory(run, samples, len(keys))
     return samples
 
 # %% ../../nbs/08_inference/06_invert.ipynb #9903c64e
@@ -216,7 +219,7 @@ def states(
     x1 = self.scale.normalize(starting_models(self, start, d, ids, truth, seed))
     gathers = read_by_network(self.options.model, self.spec, d, x1, self.device)
     points, = trajectories(self.method, self.net, gathers, x1, range(len(d)),
-        [(seed, record, sample, STREAMS["sample"]) for record in ids], settings, device=self.device,
+        [(*key, sample, STREAMS["sample"]) for key in record_keys(seed, ids)], settings, device=self.device,
         batch_size=len(d))
     return [point._replace(xt=self.scale.denormalize(point.xt), x0=self.scale.denormalize(point.x0))
         for point in points]

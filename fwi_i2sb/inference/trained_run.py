@@ -8,6 +8,7 @@ __all__ = ['OWN', 'TrainedRun', 'check_survey', 'check_record_shape', 'prepare_s
 
 # %% ../../nbs/08_inference/00_trained_run.ipynb #5d8350fa
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +17,7 @@ import torch
 
 # %% ../../nbs/08_inference/00_trained_run.ipynb #8e845680
 from ..diffusion.bridge import Bridge
-from ..diffusion.sampling import STREAMS
+from ..diffusion.sampling import record_keys, STREAMS
 from ..core.errors import InputError
 from ..core.files import check_memory
 from ..core.formats import read_array
@@ -149,7 +150,7 @@ def prepare_start(
     start,  # "linear", "linear:TOP:BOTTOM", a .npy path, an array of maps in m/s, or a --corrupt text if truth is given
     record_ids: list[int],  # numbers of the records: part of the random kinds' keys
     *, truth: torch.Tensor | None = None,  # (batch, 1, depth, x), m/s: the map for starts that blur it
-    seed: int = 0,  # first part of the random kinds' keys
+    seed: int | Sequence[int] = 0,  # first part of the random kinds' keys; one for all records, or one for each
 ) -> torch.Tensor:  # (batch, 1, depth, x), m/s
     """Starting models in m/s.
 
@@ -165,7 +166,7 @@ def prepare_start(
         raise InputError(f"the true maps have shape {tuple(truth.shape)}, and {len(record_ids)} record(s) of this run "
             f"need {shape}")
     x0 = run.scale.normalize(truth) if truth is not None else torch.zeros(shape)
-    keys = [(seed, record, 0, STREAMS["start"]) for record in record_ids]
+    keys = [(*key, 0, STREAMS["start"]) for key in record_keys(seed, record_ids)]
     return run.scale.denormalize(make_start(start, run.spec)(x0, keys))
 
 # %% ../../nbs/08_inference/00_trained_run.ipynb #5e765862

@@ -15,7 +15,7 @@ import torch
 
 from ..core.errors import InputError, unknown
 from ..data.augment import relative_noise
-from ..diffusion.sampling import STREAMS
+from ..diffusion.sampling import record_keys, STREAMS
 from .first_guess import is_own, starting_models
 from .inversion import Inversion
 from .mixture import join
@@ -78,8 +78,8 @@ def _flipped(run: TrainedRun, invert: Callable, d, start, settings: dict) -> Inv
 
 def _noisy(d, noise_level: float, copy: int, settings: dict):
     ids, seed = settings.get("record_ids") or list(range(len(d))), settings.get("seed") or 0
-    return torch.stack([relative_noise(record, noise_level, np.random.default_rng((seed, i, copy, STREAMS["tta"])))
-        for record, i in zip(d, ids)])
+    return torch.stack([relative_noise(record, noise_level, np.random.default_rng((*key, copy, STREAMS["tta"])))
+        for record, key in zip(d, record_keys(seed, ids))])
 
 # %% ../../nbs/08_inference/20_tta.ipynb #43bee2b2
 def ask_all(

@@ -156,6 +156,7 @@ class _Mamba(nn.Module):
         self.embed = nn.Conv2d(gathers[0], dim, patch, patch)
         self.place = nn.Parameter(0.02 * torch.randn(math.prod(self.grid), dim))
         self.blocks = nn.ModuleList(_Mixer(dim) for _ in range(depth))
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(2))  # of what leaves the sequence
         self.shapes = [(dim, *self.grid)] * 2
 
     def forward(self, seismic):
@@ -163,7 +164,7 @@ class _Mamba(nn.Module):
         for k, block in enumerate(self.blocks, 1):
             x = block(x).flip(1)  # an even number of blocks: the last order is the first one
             if 2 * k == len(self.blocks): half = x
-        return [v.transpose(1, 2).unflatten(2, self.grid) for v in (half, x)]
+        return [norm(v).transpose(1, 2).unflatten(2, self.grid) for norm, v in zip(self.norms, (half, x))]
 
 # %% ../../nbs/04_models/05_vae_unet.ipynb #b6cf2722
 _LATENT, _WIDTHS = 64, (128, 64, 32)

@@ -6,7 +6,7 @@
 __all__ = ['keep_freed_memory', 'ServeOptions', 'serve_command', 'reloaded']
 
 # %% ../../nbs/11_serving/15_command.ipynb #0e6be267
-import ctypes, os
+import ctypes, os, socket
 from pathlib import Path
 from typing import Literal
 
@@ -35,6 +35,16 @@ class ServeOptions:
     reload: bool = False  # start again when the code changes, for development
 
 
+def _check_address(host, port):
+    try:
+        family, kind, number, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, number) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn: a port just left is free
+            probe.bind(place)
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port} cannot be listened at: {error.strerror}") from None
+
+
 def serve_command(options: ServeOptions):
     "Serve until told to end; what was accepted is answered first."
     need("fastapi", "serve", "serve")
@@ -43,6 +53,7 @@ def serve_command(options: ServeOptions):
     settings = read_settings(model_artifacts_dir=options.runs, hub_models=options.hub, device=options.device)
     if not settings.model_artifacts_dir.is_dir() and not settings.hub:
         raise InputError(f"{settings.model_artifacts_dir} is no folder of runs: name one, or pipelines with --hub")
+    _check_address(options.host, options.port)
     _run(options, settings)
 
 

@@ -18,8 +18,8 @@ from pydantic import BaseModel
 from ..core.errors import InputError
 from .depends import caller, limited, read_body, Refusal, TheService, unless_gone
 from .models import ModelFault
-from fwi_i2sb.serving.requests import (Asked, Body, BYTES, check_beside, JobAsked, JobBody, parse_body, Prediction,
-    prepare, WHOLE)
+from .requests import (Asked, Body, BYTES, check_beside, JobAsked, JobBody, parse_body, Prediction,
+    prepare, WHOLE, without_seed)
 from .service import encode, Service
 
 information, work = APIRouter(tags=["models"]), APIRouter(tags=["predictions"])
@@ -161,7 +161,7 @@ async def predict(service: TheService, request: Request, name: Name,
     "Invert a record, or several."
     with service.batches.place():
         kind, name, asked, ready = await _read(service, request, dict(request.query_params), Asked, False)
-        waiting = service.batches.put((name, asked), ready, len(ready.records))
+        waiting = service.batches.put((name, without_seed(asked)), ready, len(ready.records))
     answer, form = await unless_gone(request, waiting), _form(request, kind)
     content = await service.aside(encode, answer, name, ready, request.state.request_id, form)
     return Response(content, media_type=form, headers={"x-model": quote(name), "vary": "accept"})

@@ -6,8 +6,10 @@
 __all__ = ['Settings', 'read_settings']
 
 # %% ../../nbs/11_serving/00_settings.ipynb #711203b1
+import re
 from pathlib import Path
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from ..core.commands import need
 
@@ -57,11 +59,27 @@ class Settings(_Given):
         except ValueError: raise ValueError(f"{text!r} is no limit such as 60/minute") from None
         return text
 
+    @field_validator("redis_url")
+    @classmethod
+    def _address(cls, url):
+        if url is None: return None
+        try:
+            place = urlsplit(url.get_secret_value())
+            sound = place.scheme in ("redis", "rediss") and place.hostname and place.port != 0
+        except ValueError: sound = False  # brackets, or a port that is no number
+        if not sound: raise ValueError("it must be an address such as redis://HOST:6379/0")
+        return url
+
     @model_validator(mode="after")
     def _complete(self):
         if not self.keys: raise ValueError("SECRET_API_KEY is not set: give the service a key, or several")
+        if not all(re.fullmatch("[!-~]+", key) for key in self.keys):
+            raise ValueError("SECRET_API_KEY: a key holds letters, digits and signs of ASCII, and no space")
         if "*" in self.origins and len(self.origins) > 1:
             raise ValueError("CORS_ALLOWED_ORIGINS names origins beside *: leave one of them out")
+        for origin in self.origins:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ValueError(f"CORS_ALLOWED_ORIGINS: {origin!r} is no origin such as https://one.example")
         return self
 
     @property

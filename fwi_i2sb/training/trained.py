@@ -6,6 +6,7 @@
 __all__ = ['Restored', 'restore', 'is_first_guess', 'guess_folder', 'FirstGuess', 'JointGuess', 'read_first_guess']
 
 # %% ../../nbs/07_training/08_trained.ipynb #a6018a85
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..core.formats import recognise, refuse
 from ..core.registry import import_plugin
 from ..data.spec import DataSpec
 from ..data.starting_models import parse_start
-from ..diffusion.sampling import STREAMS
+from ..diffusion.sampling import record_keys, STREAMS
 from ..methods.base import Method
 from ..methods.registry import build_method
 from ..methods.trajectories import draw_samples
@@ -126,14 +127,14 @@ class FirstGuess:
         self,
         seismic: Tensor,  # (batch, shots, time_samples, receivers), pressure
         record_ids: list[int],  # numbers of the records
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,  # one for all records, or one for each
     ) -> Tensor:  # (batch, 1, depth, x), m/s, in the range of its run
         "Maps of records, from one network call each."
         run, spec = self.run, self.run.spec
         if tuple(seismic.shape[1:]) != spec.gathers:
             raise InputError(f"the first guess {run.folder} reads records of shape {spec.gathers}, these have "
                 f"{tuple(seismic.shape[1:])}")
-        keys = [(seed, i, 0, STREAMS["start"]) for i in record_ids]
+        keys = [(*key, 0, STREAMS["start"]) for key in record_keys(seed, record_ids)]
         x1 = make_start(self.start, spec)(torch.zeros(len(seismic), 1, *spec.map_size), keys)
         gathers = read_by_network(run.options.model, spec, seismic, x1, run.device)
         maps = draw_samples(run.method, run.method.net, gathers, x1, range(len(seismic)),
@@ -159,7 +160,7 @@ class JointGuess:
         self.weights = dict(members=[run.weights for run in self.runs], weights=plan["weights"],
             combine=plan["combine"])
 
-    def __call__(self, seismic: Tensor, record_ids: list[int], seed: int = 0) -> Tensor:
+    def __call__(self, seismic: Tensor, record_ids: list[int], seed: int | Sequence[int] = 0) -> Tensor:
         "As `FirstGuess`."
         maps = torch.stack([guess(seismic, record_ids, seed) for guess in self.guesses], 1)
         return combined(maps, self.plan["weights"], "median" if self.plan["combine"] == "median" else "mean")

@@ -26,6 +26,7 @@ for second in range(60):  # as the image's own check of its health does
     except OSError: time.sleep(1)
     else: break
 assert json.loads(ask("/api/v1/models")) == {"models": ["curvevel-a"]}
+assert json.loads(ask("/api/v1/models/curvevel-a"))["output_shape"] == [70, 70]
 assert b"<!doctype html>" in ask("/", Accept="text/html") and b"import" in ask("/static/page/page.js")
 record = ask("/api/v1/models/curvevel-a/example")
 kind = {"Content-Type": "application/octet-stream"}

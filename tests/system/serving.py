@@ -174,15 +174,17 @@ def test_a_service_that_is_told_to_end_under_load_answers_what_it_accepted(serve
     assert not [line for line in lines if line["levelname"] == "ERROR"]
 
 
-def test_at_twice_the_capacity_answers_stay_as_fast_and_nothing_is_lost(serve, record):
+def test_at_twice_the_capacity_no_answer_waits_longer_than_the_queue_and_nothing_is_lost(serve, record):
     address, process = serve(API_RATE_LIMIT="1000000/minute", QUEUE_SIZE="16")
     full = ask(address, record, 5.0, clients=12)
     capacity, memory = throughput(full), psutil.Process(process.pid).memory_info().rss
     answers = ask(address, record, 20.0, rate=2 * capacity)
     accepted = [answer for answer in answers if answer.status == 200]
-    assert {answer.status for answer in answers} == {200, 503} and len(accepted) > 0.3 * len(answers)
-    early, late = (np.median([a.seconds for a in accepted if begin <= a.sent < begin + 8]) for begin in (4, 12))
-    assert late < 2 * early
+    assert {answer.status for answer in answers} == {200, 503}
+    # whatever else the machine does: how many answers others got while one was waited for; of an endless queue hundreds
+    ends = np.sort([a.sent + a.seconds for a in accepted])
+    others = [np.subtract(*np.searchsorted(ends, (a.sent + a.seconds, a.sent))) for a in accepted]
+    assert len(accepted) > 100 and np.median(others) <= 2 * (16 + 2 * 8)  # queue, two batches
     numbers = {line.split()[0]: float(line.split()[-1]) for line in httpx.get(f"{address}/metrics").text.splitlines()
         if not line.startswith("#")}
     assert numbers["fwi_i2sb_batch_records_sum"] == len(full) + len(accepted)
