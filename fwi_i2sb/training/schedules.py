@@ -109,6 +109,8 @@ def check_schedule(optim: OptimOptions):
             raise InputError(f"--lr-schedule {name} needs {flag_of(option)} {needed}")
     for option, what in (("lr_restart", "when the rate restarts"), ("warmup", "how long the rate rises")):
         if getattr(optim, f"{option}_epochs") and getattr(optim, option) != usual[option]:
-            raise InputError(f"{flag_of(option)} and {flag_of(option)}-epochs both say {what}: give one of them")
+            flag = flag_of(option)
+            raise InputError(f"{flag} {getattr(optim, option)} and {flag}-epochs both say {what}: give one of them, "
+                f"and {flag} {usual[option]} where the other is a preset's")
     if optim.min_lr > optim.lr:
         raise InputError(f"--min-lr {optim.min_lr:g} is more than --lr {optim.lr:g}: it must not be more")
