@@ -42,6 +42,10 @@ def test_folds_of_files_and_of_values():
     parts = [fold_records(counts, Fold(k, 5), seed=3) for k in range(1, 6)]
     assert sorted(np.concatenate([part["val"] for part in parts])) == list(range(sum(counts)))
     assert all(not np.intersect1d(part["train"], part["val"]).size for part in parts)
+    fast = np.random.default_rng(2).normal(2900, 300, 40)
+    alike = source_folds(counts, 5, seed=3, velocities=fast, bins=8)
+    assert np.ptp(np.bincount(alike, counts)[1:]) <= max(counts) and not np.array_equal(alike, chosen)
+    for files in np.argsort(fast).reshape(8, 5): assert sorted(alike[files]) == [1, 2, 3, 4, 5]  # of every bin one each
     target = np.random.default_rng(1).exponential(size=(100, 2))
     fold = stratified_folds(target, 4, bins=5, seed=2)
     tops = [(target.mean(1)[fold == k] > np.median(target.mean(1))).mean() for k in range(1, 5)]

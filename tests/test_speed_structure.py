@@ -1,4 +1,5 @@
 "The Speed & Structure challenge: its folders, their store, submissions killed and continued, and the cloud app."
+import csv
 import importlib.util
 import json
 import os
@@ -31,10 +32,11 @@ from fwi_i2sb.evaluation.submission import check_submission, score_submission
 from fwi_i2sb.physics.coarse_grid import coarse_step, simulate_coarse
 from fwi_i2sb.physics.filters import decimate
 from fwi_i2sb.physics.wave import OPENFWI, ricker, simulate, Survey
-from fwi_i2sb.training.run_dir import read_config, read_metrics
+from fwi_i2sb.training.run_dir import open_store, read_config, read_metrics
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CELLS, FAMILY = (40, 24), "speed-structure"
+CHANGES = "flip,noise:0.05,gain:0.8:1.2@0.9,shift:0.01,drop-shots:0.4,drop-traces:0.2"
 SMALL = challenge_survey(CELLS, dx=10.0, dt=1e-3, nt=301)
 APP = Path(__file__).parents[1] / "docker" / "modal_app.py"
 
@@ -287,7 +289,7 @@ def test_two_maps_of_one_name_are_refused_and_150_are_expected(tmp_path, refused
 def test_two_processes_a_kill_and_restarts_in_epochs(folder, tmp_path, fwi, refused):
     words = lambda name, *more: ["--result-dir", str(tmp_path), "--dataset-dir", str(folder), "--dataset-name", FAMILY,
         "--name", name, *QUICK, "--num-itr", "4", "--save-every", "1", "--lr-schedule", "cosine_restarts",
-        "--lr-restart-epochs", "1", *map(str, more)]
+        "--lr-restart-epochs", "1", "--warmup-epochs", "1", "--augment", CHANGES, *map(str, more)]
     assert fwi("train", *words("alone")).code == 0
     finish(python_train(*words("both", "--proc-per-node", 2, "--master-port", free_port())))
     np.testing.assert_allclose(losses(tmp_path / "both"), losses(tmp_path / "alone"), rtol=1e-5)
@@ -297,12 +299,37 @@ def test_two_processes_a_kill_and_restarts_in_epochs(folder, tmp_path, fwi, refu
     assert_equal(weights(tmp_path / "killed"), weights(tmp_path / "alone"))
     assert losses(tmp_path / "killed") == losses(tmp_path / "alone")
     rates = [row["lr"] for row in read_metrics(tmp_path / "killed") if "lr" in row]
-    np.testing.assert_allclose(rates, [1e-3, 5e-4, 1e-3, 5e-4])  # 9 records in batches of 4: two steps
+    np.testing.assert_allclose(rates, [5e-4, 5e-4, 1e-3, 5e-4])  # 9 records in batches of 4: two steps
     optim = read_config(tmp_path / "killed")[0].optim
-    assert (optim.lr_restart, optim.lr_restart_epochs) == (2, None)
+    assert (optim.lr_restart, optim.lr_restart_epochs, optim.warmup, optim.warmup_epochs) == (2, None, 2, None)
     refused("train", *words("no", "--simulate", "all"), saying=("no meaning with --simulate",))
-    refused("train", *words("no", "--lr-restart", 5), saying=("give one of them",))
+    for more in (("--lr-restart", 5), ("--warmup", 5)):
+        refused("train", *words("no", *more), saying=(more[0], "give one of them"))
     assert not (tmp_path / "no").exists()
+
+
+def test_folds_have_slow_and_fast_maps_alike(folder, tmp_path, fwi, refused, forked_trainings):
+    data = ("--dataset-dir", folder, "--dataset-name", FAMILY)
+    words = lambda *more: [*map(str, ("--result-dir", tmp_path, *data, "--name", "cv", *QUICK, "--num-itr", 1,
+        "--lr-schedule", "cosine_restarts", "--lr-restart-epochs", 2, *more))]
+    said = fwi("kfold", *words("--folds", 3, "--fold-by", "velocity"))
+    assert said.code == 0, said.err
+    rows = list(csv.DictReader((tmp_path / "cv/folds.csv").open()))
+    means = {row["file"]: read_map(folder / "train" / row["file"] / "vp_model.npy").mean() for row in rows}
+    np.testing.assert_allclose([float(row["velocity"]) for row in rows], list(means.values()), atol=0.06)
+    slow_first = sorted(rows, key=lambda row: means[row["file"]])
+    for k in (0, 3, 6): assert {row["fold"] for row in slow_first[k:k + 3]} == {"1", "2", "3"}
+    for k in (1, 2, 3):
+        options, _ = read_config(tmp_path / f"cv/fold-{k}")
+        train, val = open_store(options)
+        assert val.numbers[0].tolist() == [i for i, row in enumerate(rows) if row["fold"] == str(k)]
+        assert not np.intersect1d(train.numbers[0], val.numbers[0]).size and len(train) == 6
+        assert options.optim.lr_restart == 3  # twice six records in batches of four
+    refused("train", *words("--fold-by", "velocity"), saying=("--fold-by has no effect without folds",))
+    refused("kfold", *words("--folds", 3, "--fold-bins", 2), saying=("--fold-bins has no effect",))
+    refused("train", *words("--name", "fold-1", "--result-dir", tmp_path / "cv", "--fold", "1/3"),
+        saying=("--fold-by (velocity, now size)",))
+    refused("kfold", *words("--folds", 10, "--fold-by", "velocity"), saying=("10 folds need 10 source files",))
 
 
 PEAK = """import re, sys

@@ -130,11 +130,12 @@ def default_time_samples(survey:Survey, # of the raw records
 def _planned(split, family, survey, scale, pairs, root, cells, time_samples, dtype, known):
     "The manifest of one split but for what only the records tell: pressure range, findings and checksums."
     factor = -(-survey.nt // time_samples)
+    kept = {2: "2nd", 3: "3rd"}.get(factor, f"{factor}th")
     settings = dict(
         format=FORMAT, split=split, family=family.name, count=sum(p.count for p in pairs),
         time_samples=time_samples, factor=factor,
         dt=survey.dt * factor, filter="none" if factor == 1
-            else f"zero-phase FIR low-pass, every {factor}th sample kept", survey=survey.to_dict(),
+            else f"zero-phase FIR low-pass, every {kept} sample kept", survey=survey.to_dict(),
         velocity=dict(shape=cells, dtype="float32", unit="m/s") | scale.to_dict(),
         seismic=dict(shape=[len(survey.sources), time_samples, len(survey.receivers)], dtype=dtype, unit="pressure"),
         sources=describe_sources(pairs, root, known))

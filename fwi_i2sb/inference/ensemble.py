@@ -145,7 +145,8 @@ def join_runs(members: list[TrainedRun], folder: Path, plan: dict) -> EnsembleRu
     "Runs as one, which answers as a plan says. Raises `InputError` as `check_members`."
     check_members(members)
     first, data = members[0], members[0].options.data
-    folds = {run.options.data.fold and (run.options.data.fold, run.options.run.seed) for run in members}
+    folds = {own.data.fold and (own.data.fold, own.run.seed, own.data.fold_by, own.data.fold_bins)
+        for own in (run.options for run in members)}
     if len(folds) > 1: data = replace(data, fold=None)  # no fold is new to all of them, the validation split is
     method = Together([run.method for run in members])
     own = dict(folder=Path(folder), options=replace(first.options, data=data), method=method, pipeline=None)

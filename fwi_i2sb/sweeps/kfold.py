@@ -15,7 +15,7 @@ from ..core.errors import InputError
 from ..core.files import write_json, write_text
 from ..core.locks import claim
 from ..core.progress import progress_bar
-from ..data.folds import MOST_FOLDS, source_folds
+from ..data.folds import mean_velocities, MOST_FOLDS, source_folds
 from ..data.target_folds import file_records, target_folds
 from .jobs import run_jobs, threads_each
 from .runner import raise_signal
@@ -23,7 +23,7 @@ from .train_job import finished, result, slots_for, start_training, why
 from ..train import check_options, settled
 from ..training.epochs import in_steps
 from ..training.options import TrainOptions
-from ..training.run_dir import training_sources
+from ..training.run_dir import open_store, training_sources
 from ..training.targets import is_targets, open_targets
 from ..training.watch import handled
 
@@ -52,7 +52,7 @@ def own_runs(
 
 
 def fold_options(train: TrainOptions, k: int, folds: int) -> TrainOptions:
-    "The options of fold k, from 1, with its restarts in steps."
+    "The options of fold k, from 1, with its epochs in steps."
     return in_steps(replace(train, run=replace(train.run, result_dir=train.folder, name=f"fold-{k}"),
         data=replace(train.data, fold=f"{k}/{folds}")))
 
@@ -65,12 +65,26 @@ def _csv(path: Path, rows: list[dict]):
     write_text(path, text.getvalue())
 
 
+def _held_out_by_velocity(train: TrainOptions, folds: int) -> list[dict]:
+    "The source files of a store, which is made here, with the fold and the mean velocity of each."
+    with progress_bar("convert", "records") as report: whole, = open_store(train, report, splits=("train",))
+    rows = []
+    for store in whole.stores:
+        sources, means = store.manifest["sources"], mean_velocities(store)
+        chosen = source_folds([one["count"] for one in sources], folds, train.run.seed, velocities=means,
+            bins=train.data.fold_bins)
+        rows += [dict(family=store.family.name, file=Path(one["seismic"]).name, records=one["count"],
+            velocity=round(mean, 1), fold=int(k)) for one, mean, k in zip(sources, means, chosen)]
+    return rows
+
+
 def _held_out(train: TrainOptions, folds: int) -> list[dict]:
     "What is divided, with its fold: source files, or records of a file of arrays, whose store is made here."
     if is_targets(train.data):
         store, = open_targets(train.data, splits=("train",))
         chosen = target_folds(store, folds, train.data.fold_bins, train.run.seed)
         return [dict(record=int(i), fold=int(k)) for i, k in zip(file_records(store), chosen)]
+    if train.data.fold_by == "velocity": return _held_out_by_velocity(train, folds)
     return [dict(family=family, file=name, records=count, fold=int(k))
         for family, sources in training_sources(train.data).items()
         for (name, count), k in zip(sources, source_folds([n for _, n in sources], folds, train.run.seed))]

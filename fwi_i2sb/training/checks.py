@@ -63,8 +63,10 @@ def check_training(
 
 def _check_fold(options: TrainOptions):
     data, arrays = options.data, is_targets(options.data)
-    if data.fold_bins != DataOptions.fold_bins and not (data.fold and arrays):
-        raise InputError("--fold-bins has no effect without folds of a data set of arrays: remove it")
+    if data.fold_by != DataOptions.fold_by and not data.fold:
+        raise InputError("--fold-by has no effect without folds: remove it")
+    if data.fold_bins != DataOptions.fold_bins and not (data.fold and (arrays or data.fold_by == "velocity")):
+        raise InputError("--fold-bins has no effect without folds of a data set of arrays, or by velocity: remove it")
     if data.fold is None: return
     fold = Fold.parse(data.fold)
     if data.part: raise InputError("--part and --fold both choose records: give one of them")

@@ -46,7 +46,8 @@ class DataOptions:
     part: str | None = None  # parts of the training records, as 1-9/20 (record i is in part i mod 20 + 1); default: all
     start_folds: up_to(1000, 0) = 0  # K: first guesses by that of the runs NAME-1 to NAME-K that has not seen it
     fold: str | None = None  # K/N: hold out fold K of N of the training records, by source file or value; default: none
-    fold_bins: Count = 10  # --fold of arrays: bins of the targets, which every fold has alike; 1: folds are drawn
+    fold_by: Literal["size", "velocity"] = "size"  # --fold of maps: files by size alone, or slow and fast ones alike
+    fold_bins: Count = 10  # folds of arrays, and by velocity: bins that every fold has alike; 1: folds are drawn
     start_draws: Count = 4  # starts simulated per record, of a random --corrupt with --condition seismic,residual
     store_dir: Path | None = None  # where the stores are built when DATASET_DIR is read-only; default: beside the data
     val_files: tuple[str, ...] | None = None  # names of the validation files where no official split applies
@@ -87,6 +88,7 @@ class OptimOptions:
     lr_patience: Natural = 10  # plateau: validations without improvement that are put up with
     min_lr: NonNegative = 0.0  # cosine, cosine_restarts, plateau: the least learning rate
     warmup: Natural = 0  # steps of linear warm-up, with any schedule
+    warmup_epochs: Count | None = None  # instead: passes over the training records, kept as steps in config.json
     weight_decay: NonNegative = 0.01  # weight decay; that of adamw is decoupled
     clip_grad_norm: NonNegative | None = None  # clip the gradient's norm
     max_skipped: Natural = 100  # steps with a gradient that is not finite are skipped; more than this many end the run

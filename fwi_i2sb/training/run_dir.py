@@ -18,7 +18,7 @@ import torch
 from ..core.errors import InputError
 from ..core.files import check_regular, read_json, read_npy, warn_once, write_json, write_text
 from ..core.sealed import seal
-from ..data.folds import Fold, fold_records
+from ..data.folds import Fold, fold_records, mean_velocities
 from ..data.layouts import discover, find_root
 from ..data.openfwi import parse_families
 from ..data.openfwi_config import load_ranges
@@ -108,15 +108,18 @@ def open_store(
         for name in parse_families(options.data.dataset_name)}
     stores = {split: [StoreDataset(root, split, family=name, in_memory=options.data.in_memory)
         for name, root in roots.items()] for split in held}
-    if options.data.fold: return tuple(_fold(options, stores["train"], split) for split in splits)
+    if options.data.fold: return _fold(options, stores["train"], splits)
     return tuple(MultiFamilyStore(stores[split], options.data.part if split == "train" else None) for split in splits)
 
 
-def _fold(options: TrainOptions, stores: list[StoreDataset], split: str) -> MultiFamilyStore:
-    "The training records of a fold, or those that it holds out."
-    fold = Fold.parse(options.data.fold)
-    return MultiFamilyStore(stores, numbers=[fold_records([source["count"] for source in one.manifest["sources"]],
-        fold, options.run.seed)[split] for one in stores])
+def _fold(options: TrainOptions, stores: list[StoreDataset], splits: tuple[str, ...]) -> tuple[MultiFamilyStore, ...]:
+    "The training records of a fold, and those that it holds out."
+    data, parts = options.data, []
+    for store in stores:
+        alike = dict(velocities=mean_velocities(store), bins=data.fold_bins) if data.fold_by == "velocity" else {}
+        counts = [source["count"] for source in store.manifest["sources"]]
+        parts.append(fold_records(counts, Fold.parse(data.fold), options.run.seed, **alike))
+    return tuple(MultiFamilyStore(stores, numbers=[part[split] for part in parts]) for split in splits)
 
 # %% ../../nbs/07_training/01_run_dir.ipynb #6b22a545
 def _folders(data: DataOptions, name: str) -> tuple[Path, Path | None]:

@@ -105,9 +105,12 @@ def check_schedule(optim: OptimOptions):
         if option not in schedule.uses and getattr(optim, option) != usual[option]:
             raise InputError(f"{flag_of(option)} has no effect with --lr-schedule {name}: remove it")
     for which, option, needed in (("multistep", "milestones", "STEP ..."), ("linear_warmup", "warmup", "STEPS")):
-        if name == which and not getattr(optim, option):
+        if name == which and not (getattr(optim, option) or option == "warmup" and optim.warmup_epochs):
             raise InputError(f"--lr-schedule {name} needs {flag_of(option)} {needed}")
-    if optim.lr_restart_epochs and optim.lr_restart != usual["lr_restart"]:
-        raise InputError("--lr-restart and --lr-restart-epochs both say when the rate restarts: give one of them")
+    for option, what in (("lr_restart", "when the rate restarts"), ("warmup", "how long the rate rises")):
+        if getattr(optim, f"{option}_epochs") and getattr(optim, option) != usual[option]:
+            flag = flag_of(option)
+            raise InputError(f"{flag} {getattr(optim, option)} and {flag}-epochs both say {what}: give one of them, "
+                f"and {flag} {usual[option]} where the other is a preset's")
     if optim.min_lr > optim.lr:
         raise InputError(f"--min-lr {optim.min_lr:g} is more than --lr {optim.lr:g}: it must not be more")

@@ -166,6 +166,7 @@ def _plan(options: TrainOptions, spec: DataSpec, store: MultiFamilyStore, split:
         velocity=spec.velocity.to_dict(), pressure=spec.pressure.to_dict())
     engine = options.model.residual_engine
     if options.data.fold: same["fold"] = f"{options.data.fold} of seed {options.run.seed}"
+    if options.data.fold_by != "size": same["fold_by"] = f"{options.data.fold_by} in {options.data.fold_bins} bins"
     if dtype and engine != "deepwave": same["engine"] = engine  # folders of earlier versions do not name it
     return _Plan(about | same, draws, dtype, engine, make)
 
