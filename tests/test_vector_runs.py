@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from forkserver import start
-from processes import assert_equal, finish, free_port, losses, own_network, wait_for, weights
+from forkserver import behind, start
+from processes import MPIRUN, assert_equal, finish, free_port, losses, own_network, wait_for, weights
 from torch.optim import lr_scheduler
 
 from fwi_i2sb.core.commands import parse
@@ -232,6 +232,33 @@ def test_records_that_were_trained_on_are_counted_wherever_they_lie(fwi, learnt,
         assert done.code == 0 and f"warning: {count} of these" in done.out, done.err
         assert json.loads((tmp_path / f"card-{k}/card.json").read_text())["seen_in_training"] == count
         assert f"{count} of these" in (tmp_path / f"card-{k}/card.md").read_text()
+
+
+def test_two_processes_judge_as_one(fwi, learnt, arrays, tmp_path):
+    runs = [learnt(f"run-{seed}", "--num-itr", 1, "--seed", seed) for seed in (0, 1)]
+    x, y = (np.concatenate([values] * 4)[:150] for values in arrays.values())  # batches of 64, 64 and 22
+    np.savez(tmp_path / "many.npz", x=x, y=y)
+    bad = x.copy()
+    bad[70, 3] = np.nan  # of the second process
+    np.savez(tmp_path / "bad.npz", x=bad, y=y)
+
+    def two(*given, code=0):
+        program = behind([sys.executable, "-m", "fwi_i2sb", *map(str, given)])
+        return finish(start([*MPIRUN, "-np", "2", *program], stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}), code)
+
+    # `evaluate` has eight records, and so nothing for the second process
+    plain, written = ["--import", TEMPLATE, "--no-plots"], ["card.json", "card.md"]
+    many = [*runs, "--data", tmp_path / "many.npz", "--save-predictions"]
+    for command, given, files in (("evaluate-targets", [*many, "--no-plots"], [*written, "predictions.npz"]),
+            ("evaluate", runs[:1], written)):
+        one, both = tmp_path / f"one-{command}", tmp_path / f"two-{command}"
+        assert fwi("evaluate-targets", *given, *plain, "--out", one).code == 0
+        two(command, *given, *plain[:2], "--out", both)
+        for name in files: assert (one / name).read_bytes() == (both / name).read_bytes(), name
+    said = two("evaluate-targets", runs[0], "--data", tmp_path / "bad.npz", "--import", TEMPLATE, "--out",
+        tmp_path / "bad", code=2)
+    assert said.count("error: ") == 1 and "record 70 of" in said and not (tmp_path / "bad").exists()
 
 
 def test_evaluate_judges_runs_on_arrays_too(fwi, refused, learnt, tmp_path):
