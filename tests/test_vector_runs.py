@@ -13,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 from forkserver import behind, start
-from processes import MPIRUN, assert_equal, finish, free_port, losses, own_network, wait_for, weights
+from processes import (MPIRUN, assert_equal, finish, free_port, killed_search, losses, own_network, wait_for, weights)
 from torch.optim import lr_scheduler
 
 from fwi_i2sb.core.commands import parse
@@ -205,14 +205,22 @@ def test_two_ranks_prepare_once_take_the_rates_of_torch_and_end_together(arrays,
     assert [row["step"] for row in table(tmp_path / "early/history.csv")] == ["1", "2", "3"]
 
 
-def test_a_search_on_arrays_prints_what_trains_the_best(fwi, forked_trainings, store, tmp_path):
-    said = fwi("tune", *words(store, tmp_path, "search", "--num-itr", 2, "--val-every", 1, "--trials", 1, "--best",
-        "rmse_thickness", "--losses", "huber", "mae"))
+def test_a_killed_search_on_arrays_continues_and_prints_what_trains_the_best(fwi, forked_trainings, store, tmp_path):
+    given = ["tune", *words(store, tmp_path, "search", "--num-itr", 100, "--val-every", 50, "--trials", 2, "--best",
+        "rmse_thickness", "--losses", "huber", "mae")]
+    interrupted, = killed_search(given, folder := tmp_path / "search", 1)
+    said = fwi(*given)
     assert said.code == 0, said.err
-    best = json.loads((tmp_path / "search/best.json").read_text())
+    rows = table(folder / "trials.csv")
+    assert [row["state"] for row in rows] == ["complete"] * 2 and interrupted.name == rows[0]["run"]
+    for row in rows:  # interrupted or not
+        judged = {line["step"]: line["val_rmse_thickness"] for line in read_metrics(folder / row["run"])
+            if "val_rmse_thickness" in line}
+        assert [*judged] == [50, 100] and float(row["value"]) == min(judged.values())
+    best = json.loads((folder / "best.json").read_text())
     assert best["command"] in said.out and best["metric"] == "rmse_thickness"
     assert fwi(*shlex.split(best["command"])[1:]).code == 0
-    assert_equal(weights(tmp_path / "search" / best["run"]), weights(tmp_path / "search-best"))
+    assert_equal(weights(folder / best["run"]), weights(tmp_path / "search-best"))
 
 
 def test_records_that_were_trained_on_are_counted_wherever_they_lie(fwi, learnt, store, arrays, tmp_path):
