@@ -104,7 +104,11 @@ def judge_targets(
     return found
 
 # %% ../../nbs/09_evaluation/09_targets.ipynb #30cc4510
-def target_card(runs: list[TargetRun], found: Answers) -> dict:
+def target_card(
+    runs: list[TargetRun],
+    data: str,  # name of the records
+    found: Answers,
+) -> dict:
     "The metrics of every target and over all of them, ready for JSON; None for what is not defined."
     plain = lambda values: {name: None if value != value else value for name, value in values.items()}
     each = found.errors.each()
@@ -118,7 +122,7 @@ def target_card(runs: list[TargetRun], found: Answers) -> dict:
             row["spread_error"] = expected / row["rmse"] if row["rmse"] else None
             row["coverage"], row["coverage_expected"] = inside / n, (m - 1) / (m + 1)
     return dict(kind="targets", runs=[str(run.path) for run in runs], steps=[run.step for run in runs],
-        data=runs[0].spec.name, records=found.records, targets=rows, overall=plain(found.errors.overall()))
+        data=data, records=found.records, targets=rows, overall=plain(found.errors.overall()))
 
 
 _HEADS = dict(mae="MAE", mse="MSE", rmse="RMSE", mape="MAPE", r2="R²", pearson="Pearson r", rel_l2="relative L²",
@@ -158,8 +162,8 @@ class EvaluateTargetsOptions:
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
 
 # %% ../../nbs/09_evaluation/09_targets.ipynb #b1098e7f
-def _batches(options: EvaluateTargetsOptions, run: TargetRun, turn: tuple[int, int]) -> tuple[Iterator, int, str]:
-    "Batches of records that are this process's turn, number of records, and what tells them apart."
+def _batches(options: EvaluateTargetsOptions, run: TargetRun, turn: tuple[int, int]) -> tuple:
+    "Batches of records that are this process's turn, number of records, name of the data, and what tells them apart."
     stored = options.data is None or is_target_store(options.data)
     if stored:
         for name in ("input_key", "output_key"):
@@ -172,14 +176,14 @@ def _batches(options: EvaluateTargetsOptions, run: TargetRun, turn: tuple[int, i
             raise InputError(f"{store.folder} has other targets, or inputs of another shape, than {run.path} was "
                 f"trained on")
         count = min(options.records or len(store), len(store))
-        return store_batches(store, count, turn), count, store.fingerprint
+        return store_batches(store, count, turn), count, store.name, store.fingerprint
     channels = run.spec.inputs.shape[0]
     given = ArrayOptions(input_key=options.input_key, output_key=options.output_key,
         input_channels=channels if channels > 1 else None)
     with open_arrays(options.data) as arrays:
         count = arrays[find_key(list(arrays), "output", options.output_key, str(options.data))]().shape[0]
     count = min(options.records or count, count)
-    return (file_batches(options.data, run, given, count, turn), count,
+    return (file_batches(options.data, run, given, count, turn), count, options.data.stem,
         "-".join(map(sha256, array_files(options.data))))
 
 # %% ../../nbs/09_evaluation/09_targets.ipynb #3db35ddf
@@ -214,7 +218,7 @@ def _target_run(path: Path, options: EvaluateTargetsOptions) -> TargetRun:
 
 
 def _prepare(options: EvaluateTargetsOptions, turn: tuple[int, int]) -> tuple:
-    "Everything that can be refused: runs, batches that are this process's turn, their records, folder and identity."
+    "Everything that can be refused: runs, their records as of `_batches`, folder and identity of the card."
     runs = [_target_run(path, options) for path in options.runs]
     check_together(runs)
     for run in runs if options.data is None else []:
@@ -223,24 +227,24 @@ def _prepare(options: EvaluateTargetsOptions, turn: tuple[int, int]) -> tuple:
                 f"what the other has not: name records that none has seen with --data")
     above = options.out or runs[0].path / "evaluation"
     check_writable(above, "card.json", "card.md")
-    batches, count, fingerprint = _batches(options, runs[0], turn)
+    batches, count, name, fingerprint = _batches(options, runs[0], turn)
     free = ("runs", "out", "hardware", "plugin", "plots", "plot_format", "save_predictions")
     asked = {k: v for k, v in options_to_dict(options).items() if k not in free and v is not None}
     identity = dict(asked=asked, step=runs[0].step, runs=[str(run.path) for run in runs], fingerprint=fingerprint,
         steps=[run.step for run in runs], weights=[net_digest(run.net) for run in runs])
-    return runs, batches, count, card_folder(options, above, identity), identity
+    return runs, batches, count, name, card_folder(options, above, identity), identity
 
 # %% ../../nbs/09_evaluation/09_targets.ipynb #6e3a90d7
 def _judge(options: EvaluateTargetsOptions, work: tuple, accelerator: Accelerator, progress) -> dict | None:
     "Answer the batches of this process, and on the first one judge those of all; the card."
-    runs, batches, count, folder, identity = work
+    runs, batches, count, name, folder, identity = work
     target = runs[0].target
     like = (torch.zeros(1, *target.shape), torch.zeros(1, len(runs), *target.shape),
         torch.zeros(1, 32, dtype=torch.uint8))
     batches = in_turn(answered(runs, batches), like, count, accelerator)
     if not accelerator.is_main_process: return deque(batches, maxlen=0) and None
     found = judge_targets(target, batches, count, keep=options.save_predictions, progress=progress)
-    card = target_card(runs, found) | dict(seen_in_training=found.seen.count(runs), identity=identity)
+    card = target_card(runs, name, found) | dict(seen_in_training=found.seen.count(runs), identity=identity)
     _write(folder, card, found, options, runs[0])
     print(f"{card['records']} records of {card['data']}\n{target_table(card)}\nwrote {folder / 'card.json'}")
     if warning := seen_sentence(card["seen_in_training"], card["records"]): print(warning)
