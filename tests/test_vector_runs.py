@@ -113,6 +113,19 @@ def test_folds_of_arrays_are_scaled_by_what_they_learn_from(fwi, refused, forked
     refused(*given, "--fold-bins", 3, saying=("--fold-bins",))  # other folds are other runs
 
 
+def test_inputs_are_changed_in_training_alone(refused, learnt, store, tmp_path):
+    changed = "noise:0.5@1,gain:0.8:1.2"
+    plain, one = learnt("plain", "--num-itr", 2), learnt("one", "--num-itr", 2, "--augment", changed)
+    assert learnt("two", "--num-itr", 1, "--augment", changed) and learnt("two", "--num-itr", 2, "--augment", changed)
+    assert losses(plain) != losses(one) == losses(tmp_path / "two")  # what is drawn belongs to the step
+    fresh, same = (next(row for row in read_metrics(learnt(name, "--num-itr", 1, "--lr", 0, *more)) if "val_mae" in row)
+        for name, more in (("fresh", ()), ("same", ("--augment", changed))))
+    assert fresh["val_mae"] == same["val_mae"]
+    for text, saying in (("flip", "one of noise, gain, drop-channels"), ("drop-channels:0.5", "two channels or more"),
+            ("", "has no name")):
+        refused("train", *words(store, tmp_path, "no", "--augment", text), saying=(saying,))
+
+
 def test_folds_that_cannot_be_are_refused(refused, data, store, tmp_path):
     refused("kfold", *words(store, tmp_path, "cv", "--folds", 33), saying=("32 training records", "33 folds"))
     refused("train", *words(store, tmp_path, "cv", "--fold", "1/33"), saying=("33 folds",))

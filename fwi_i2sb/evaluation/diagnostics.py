@@ -213,7 +213,8 @@ def map_figure(
         raise InputError(f"{len(names)} channel(s) of maps cannot be drawn from values of shape {truth.shape} and "
             f"{answer.shape}")
     rows = [(i, k) for i in range(len(truth)) for k in range(len(names))][:most]
-    figure = new_figure(7.2, 1.9 * len(rows))
+    depth, width = truth.shape[2:]
+    figure = new_figure(7.6, 0.6 + len(rows) * min(max(0.25 + 1.4 * depth / width, 0.9), 5))
     for line, (i, k) in zip(figure.subplots(len(rows), 3, squeeze=False), rows):
         error = answer[i, k] - truth[i, k]
         limit, ends = np.abs(error).max() or 1.0, _span(truth[i, k], answer[i, k])
@@ -221,6 +222,7 @@ def map_figure(
                 "found - true"), (ends, ends, (-limit, limit)), ("batlow", "batlow", "vik")):
             image = ax.imshow(values, vmin=low, vmax=high, cmap=colour_map(colours), interpolation="nearest")
             figure.colorbar(image, ax=ax, label=units[k])
-            ax.set(title=what if (i, k) == rows[0] else None, xticks=[], yticks=[])
-        line[0].set_ylabel(f"{names[k]}, {i}")
+            ax.set(title=what if (i, k) == rows[0] else None, xlabel="x (cells)" if (i, k) == rows[-1] else None)
+            ax.tick_params(labelleft=ax is line[0], labelbottom=(i, k) == rows[-1])
+        line[0].set_ylabel(f"{names[k]}, record {i}\ndepth (cells)")
     return figure
