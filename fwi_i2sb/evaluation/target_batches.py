@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..data.array_options import ArrayOptions, input_shape, target_shape
-from ..data.arrays import find_key, open_arrays
+from ..data.arrays import find_keys, open_arrays
 from ..data.target_store import TargetStore
 from ..inference.targets import TargetRun
 
@@ -45,8 +45,7 @@ def file_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     "Targets and inputs of a file that was not split. Raises `InputError` for other shapes than those of the run."
     with open_arrays(path) as arrays:
-        x, y = (arrays[find_key(list(arrays), role, given, str(path))]() for role, given in
-            (("input", options.input_key), ("output", options.output_key)))
+        x, y = (arrays[key]() for key in find_keys(list(arrays), (options.input_key, options.output_key), str(path)))
         kind, channels, axes = target_shape(y.where, y.shape)
         found = input_shape(x.where, x.shape, options.input_channels), (channels, *axes)
         if found != (run.spec.inputs.shape, run.target.shape) or x.shape[0] != y.shape[0]:
