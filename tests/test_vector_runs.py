@@ -291,7 +291,8 @@ def test_evaluate_judges_runs_on_arrays_too(fwi, refused, learnt, tmp_path):
         "evaluate-targets"))
     assert card == same and card["seen_in_training"] == 0
     assert "5 records" in fwi("evaluate", run, "--import", TEMPLATE, "--records", 5).out
-    for given in (("--nfe", 2), ("--snr", 10), ("--published",), ("--jobs", 2), ("--mem-gb", 3), ("--seed", 1)):
+    for given in (("--nfe", 2), ("--snr", 10), ("--published",), ("--jobs", 2), ("--mem-gb", 3), ("--seed", 1),
+            ("--tta", "flip")):
         refused("evaluate", run, "--import", TEMPLATE, *given, saying=(f"{given[0]} has no effect with",
             "learnt from arrays"))
 
