@@ -42,7 +42,7 @@ from .training.checks import check_method, check_options
 from .training.epochs import in_steps
 from .training.fresh import archive
 from .training.history import write_history
-from .training.launch import start_processes
+from .training.launch import run_processes
 from .training.options import run_identity, TrainOptions
 from .training.pool import simulated_store
 from .training.processes import open_accelerator
@@ -79,19 +79,11 @@ def train(
     options = in_steps(settled(options))
     check_options(options)
     ranks = find_ranks(options.hardware)
-    number = _train_on_node(options, ranks, progress) if ranks.starts > 1 else _train(options, progress)
+    work = partial(train, options, progress=progress)
+    number = run_processes(work, ranks) if ranks.starts > 1 else _train(options, progress)
     if number == signal.SIGINT: raise KeyboardInterrupt
     if number: raise SystemExit(128 + number)
     return options.folder
-
-# %% ../nbs/07_training/28_train.ipynb #d26a725e
-def _train_on_node(options: TrainOptions, ranks, progress: bool) -> int:
-    code = start_processes(partial(train, options, progress=progress), ranks)
-    if code < 0:
-        raise ChildProcessError(f"a process of this node was killed by signal {-code}: repeat the command to continue "
-            f"from the last checkpoint")
-    if 0 < code <= 128: raise SystemExit(code)  # the process has printed the reason
-    return max(0, code - 128)
 
 # %% ../nbs/07_training/28_train.ipynb #ff36cdf5
 def _train(options: TrainOptions, progress: bool) -> int:

@@ -3,6 +3,7 @@ import atexit
 import os
 import random
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -72,6 +73,17 @@ def wait_for(condition, process=None):
         assert process is None or process.poll() is None, process.communicate()
         assert time.monotonic() < end, "waited in vain"
         time.sleep(0.02)
+
+
+def killed_search(words: list[str], folder: Path, begun: int) -> set[Path]:
+    "Begin a search, and kill it when so many of its trials have written something down; the folders of these trials."
+    process = start([sys.executable, "-m", "fwi_i2sb", *words], env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stderr=subprocess.DEVNULL)
+    there = lambda: {path.parent for path in folder.glob("trial-*/metrics.jsonl") if read_metrics(path.parent)}
+    wait_for(lambda: len(there()) >= begun, process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    return there()
 
 
 def children(process) -> list[psutil.Process]:

@@ -72,10 +72,11 @@ def test_a_word_that_means_two_things_and_a_comparison_without_targets_are_refus
 
 
 def test_what_is_clear_stands_for_its_own_target():
-    answer = torch.tensor([[1.0, 2.0]])  # 12 and 14 in units
+    both = torch.tensor([[1.0, 2.0]])  # 12 and 14 in units
     for names, text, cost in ((("x", "speed"), "y0 == 0", 12), (("x", "speed"), "speed == 0", 14),
-            (("y1", "speed"), "y0 == 0", 12), (("y0", "y1"), "y1 == 0", 14), (("mean", "speed"), "mean == 0", 12)):
-        term, spec = Constraints((text,), "mae"), spec_of(*names)
+            (("y1", "speed"), "y0 == 0", 12), (("y0", "y1"), "y1 == 0", 14), (("mean", "speed"), "mean == 0", 12),
+            (("speed",), "y >= 12.5", 0.5), (("speed",), "y >= 11.5", 0)):
+        term, spec, answer = Constraints((text,), "mae"), spec_of(*names), both[:, :len(names)]
         term.check(blank(spec))
         assert term(Judged(answer, answer, answer, spec, torch.zeros(1, 1, 4))).tolist() == [cost], text
     maps = torch.tensor([[[[0.0, 0], [1, -1], [1, -1]]]])  # 10 to 12 and to 8 in units, from cell to cell

@@ -1,15 +1,11 @@
 "The search for options: a kill, what it leaves, the command that it prints."
 import csv
 import json
-import os
 import shlex
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
-from processes import arguments, assert_equal, wait_for, weights
+from processes import arguments, assert_equal, killed_search, weights
 
 from fwi_i2sb.core.commands import parse
 from fwi_i2sb.training.options import TrainOptions
@@ -21,14 +17,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def test_a_killed_search_continues_and_prints_what_trains_the_best(data, fwi, refused, forked_trainings, tmp_path):
     words = ["hpo", *arguments(data, tmp_path, "search", "--num-itr", 8, "--val-every", 4, "--trials", 3,
         "--optimizers", "sgd", "adamw", "--losses", "l1", "l2")]
-    process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", *words], env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stderr=subprocess.DEVNULL)
     folder = tmp_path / "search"
-    begun = lambda: [path.parent for path in folder.glob("trial-*/metrics.jsonl") if read_metrics(path.parent)]
-    wait_for(lambda: len(begun()) == 2, process)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    interrupted = set(begun())
+    interrupted = killed_search(words, folder, 2)
     said = fwi(*words)
     assert said.code == 0, said.err
     rows = list(csv.DictReader((folder / "trials.csv").open()))

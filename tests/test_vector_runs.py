@@ -12,8 +12,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from forkserver import start
-from processes import assert_equal, finish, free_port, losses, own_network, wait_for, weights
+from forkserver import behind, start
+from processes import (MPIRUN, assert_equal, finish, free_port, killed_search, losses, own_network, wait_for, weights)
 from torch.optim import lr_scheduler
 
 from fwi_i2sb.core.commands import parse
@@ -113,6 +113,19 @@ def test_folds_of_arrays_are_scaled_by_what_they_learn_from(fwi, refused, forked
     refused(*given, "--fold-bins", 3, saying=("--fold-bins",))  # other folds are other runs
 
 
+def test_inputs_are_changed_in_training_alone(refused, learnt, store, tmp_path):
+    changed = "noise:0.5@1,gain:0.8:1.2"
+    plain, one = learnt("plain", "--num-itr", 2), learnt("one", "--num-itr", 2, "--augment", changed)
+    assert learnt("two", "--num-itr", 1, "--augment", changed) and learnt("two", "--num-itr", 2, "--augment", changed)
+    assert losses(plain) != losses(one) == losses(tmp_path / "two")  # what is drawn belongs to the step
+    fresh, same = (next(row for row in read_metrics(learnt(name, "--num-itr", 1, "--lr", 0, *more)) if "val_mae" in row)
+        for name, more in (("fresh", ()), ("same", ("--augment", changed))))
+    assert fresh["val_mae"] == same["val_mae"]
+    for text, saying in (("flip", "one of noise, gain, drop-channels"), ("drop-channels:0.5", "two channels or more"),
+            ("", "has no name")):
+        refused("train", *words(store, tmp_path, "no", "--augment", text), saying=(saying,))
+
+
 def test_folds_that_cannot_be_are_refused(refused, data, store, tmp_path):
     refused("kfold", *words(store, tmp_path, "cv", "--folds", 33), saying=("32 training records", "33 folds"))
     refused("train", *words(store, tmp_path, "cv", "--fold", "1/33"), saying=("33 folds",))
@@ -205,14 +218,22 @@ def test_two_ranks_prepare_once_take_the_rates_of_torch_and_end_together(arrays,
     assert [row["step"] for row in table(tmp_path / "early/history.csv")] == ["1", "2", "3"]
 
 
-def test_a_search_on_arrays_prints_what_trains_the_best(fwi, forked_trainings, store, tmp_path):
-    said = fwi("tune", *words(store, tmp_path, "search", "--num-itr", 2, "--val-every", 1, "--trials", 1, "--best",
-        "rmse_thickness", "--losses", "huber", "mae"))
+def test_a_killed_search_on_arrays_continues_and_prints_what_trains_the_best(fwi, forked_trainings, store, tmp_path):
+    given = ["tune", *words(store, tmp_path, "search", "--num-itr", 100, "--val-every", 50, "--trials", 2, "--best",
+        "rmse_thickness", "--losses", "huber", "mae")]
+    interrupted, = killed_search(given, folder := tmp_path / "search", 1)
+    said = fwi(*given)
     assert said.code == 0, said.err
-    best = json.loads((tmp_path / "search/best.json").read_text())
+    rows = table(folder / "trials.csv")
+    assert [row["state"] for row in rows] == ["complete"] * 2 and interrupted.name == rows[0]["run"]
+    for row in rows:  # interrupted or not
+        judged = {line["step"]: line["val_rmse_thickness"] for line in read_metrics(folder / row["run"])
+            if "val_rmse_thickness" in line}
+        assert [*judged] == [50, 100] and float(row["value"]) == min(judged.values())
+    best = json.loads((folder / "best.json").read_text())
     assert best["command"] in said.out and best["metric"] == "rmse_thickness"
     assert fwi(*shlex.split(best["command"])[1:]).code == 0
-    assert_equal(weights(tmp_path / "search" / best["run"]), weights(tmp_path / "search-best"))
+    assert_equal(weights(folder / best["run"]), weights(tmp_path / "search-best"))
 
 
 def test_records_that_were_trained_on_are_counted_wherever_they_lie(fwi, learnt, store, arrays, tmp_path):
@@ -234,6 +255,33 @@ def test_records_that_were_trained_on_are_counted_wherever_they_lie(fwi, learnt,
         assert f"{count} of these" in (tmp_path / f"card-{k}/card.md").read_text()
 
 
+def test_two_processes_judge_as_one(fwi, learnt, arrays, tmp_path):
+    runs = [learnt(f"run-{seed}", "--num-itr", 1, "--seed", seed) for seed in (0, 1)]
+    x, y = (np.concatenate([values] * 4)[:150] for values in arrays.values())  # batches of 64, 64 and 22
+    np.savez(tmp_path / "many.npz", x=x, y=y)
+    bad = x.copy()
+    bad[70, 3] = np.nan  # of the second process
+    np.savez(tmp_path / "bad.npz", x=bad, y=y)
+
+    def two(*given, code=0):
+        program = behind([sys.executable, "-m", "fwi_i2sb", *map(str, given)])
+        return finish(start([*MPIRUN, "-np", "2", *program], stderr=subprocess.PIPE, text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "MASTER_PORT": str(free_port())}), code)
+
+    # `evaluate` has eight records, and so nothing for the second process
+    plain, written = ["--import", TEMPLATE, "--no-plots"], ["card.json", "card.md"]
+    many = [*runs, "--data", tmp_path / "many.npz", "--save-predictions"]
+    for command, given, files in (("evaluate-targets", [*many, "--no-plots"], [*written, "predictions.npz"]),
+            ("evaluate", runs[:1], written)):
+        one, both = tmp_path / f"one-{command}", tmp_path / f"two-{command}"
+        assert fwi("evaluate-targets", *given, *plain, "--out", one).code == 0
+        two(command, *given, *plain[:2], "--out", both)
+        for name in files: assert (one / name).read_bytes() == (both / name).read_bytes(), name
+    said = two("evaluate-targets", runs[0], "--data", tmp_path / "bad.npz", "--import", TEMPLATE, "--out",
+        tmp_path / "bad", code=2)
+    assert said.count("error: ") == 1 and "record 70 of" in said and not (tmp_path / "bad").exists()
+
+
 def test_evaluate_judges_runs_on_arrays_too(fwi, refused, learnt, tmp_path):
     run = learnt("run", "--num-itr", 1)
     for command, *more in (("evaluate",), ("evaluate-targets", "--no-plots")):
@@ -243,7 +291,8 @@ def test_evaluate_judges_runs_on_arrays_too(fwi, refused, learnt, tmp_path):
         "evaluate-targets"))
     assert card == same and card["seen_in_training"] == 0
     assert "5 records" in fwi("evaluate", run, "--import", TEMPLATE, "--records", 5).out
-    for given in (("--nfe", 2), ("--snr", 10), ("--published",), ("--jobs", 2), ("--mem-gb", 3), ("--seed", 1)):
+    for given in (("--nfe", 2), ("--snr", 10), ("--published",), ("--jobs", 2), ("--mem-gb", 3), ("--seed", 1),
+            ("--tta", "flip")):
         refused("evaluate", run, "--import", TEMPLATE, *given, saying=(f"{given[0]} has no effect with",
             "learnt from arrays"))
 

@@ -151,6 +151,7 @@ def test_an_edited_file_is_prepared_again_and_is_not_the_data_of_the_run(fwi, re
     ("pickled", ("pickled", "never read")), ("complex", ("complex numbers", "two channels")),
     ("flat", ("y1 is 7", "nothing to learn")), ("text", ("not real numbers",)),
     ("names", ("--param-names names 1 target",)), ("channels", ("--input-channels 3",)),
+    ("same", ("x of", "cannot be the inputs and the targets")),
 ])
 def test_what_cannot_be_learnt_from_is_refused_in_a_sentence(refused, tmp_path, arrays, change, saying):
     more = []
@@ -162,6 +163,7 @@ def test_what_cannot_be_learnt_from_is_refused_in_a_sentence(refused, tmp_path, 
     elif change == "complex": arrays["x"] = arrays["x"] * 1j
     elif change == "flat": arrays["y"][:, 1] = 7
     elif change == "text": arrays["y"] = np.array(["a"] * 35)
+    elif change == "same": more = ["--output-key", "x"]
     elif change == "names": more = ["--param-names", "thickness"]
     else: more = ["--input-channels", "3"]
     np.savez(tmp_path / "bad.npz", **arrays)

@@ -144,7 +144,8 @@ def option_table(
 
 # %% ../../nbs/A0_core/02_commands.ipynb #4558005a
 def _group_table(group: type, presets: dict) -> str:
-    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", inspect.getsource(group), re.M))
+    written = "\n".join(inspect.getsource(part) for part in group.__mro__ if dataclasses.is_dataclass(part))
+    comments = dict(re.findall(r"^    (\w+): .*?  # (.*)$", written, re.M))
     rows = []
     for f in dataclasses.fields(group):
         if dataclasses.is_dataclass(f.type) or kind_of_settings(f.type): continue

@@ -20,7 +20,7 @@ from ..core.locks import check_space, check_writable, locked
 from ..core.sealed import seal, write_sealed
 from .build import has_manifest
 from .array_options import ArrayOptions, plan_targets, split_records
-from .arrays import ArrayFile, find_key, open_arrays
+from .arrays import ArrayFile, find_keys, open_arrays
 from .database import append, Values
 from .scalers import Moments
 from .sources import file_stamp
@@ -210,8 +210,7 @@ def planned_spec(source: Path, options: ArrayOptions = ArrayOptions()) -> Target
 
 def _chosen(arrays: dict, options: ArrayOptions, source: Path) -> tuple[list[str], ArrayFile, ArrayFile]:
     "Keys of inputs and targets, and both arrays."
-    keys = [find_key(list(arrays), role, given, str(source)) for role, given in
-        (("input", options.input_key), ("output", options.output_key))]
+    keys = find_keys(list(arrays), (options.input_key, options.output_key), str(source))
     return keys, *(arrays[key]() for key in keys)
 
 

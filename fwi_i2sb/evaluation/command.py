@@ -34,6 +34,7 @@ from ..inference.run import load_run, results_folder, TrainedRun
 from ..inference.targets import TargetRun
 from ..inference.validation_data import validation_data
 from ..metrics.published import published
+from ..training.options import RankOptions
 
 # %% ../../nbs/09_evaluation/04_command.ipynb #12ea60ae
 @option_group
@@ -170,8 +171,10 @@ def _evaluate_arrays(options: EvaluateOptions) -> list[dict]:
         if name not in ("run", *shared) and value != usual[name]:
             raise InputError(f"{flag_of(name)} has no effect with {options.run}, which learnt from arrays: remove it "
                 f"(fwi-i2sb evaluate-targets --help lists what has)")
-    given = {name: getattr(options, name) for name in shared} | dict(records=options.sampling.records)
-    return evaluate_targets(EvaluateTargetsOptions((options.run,), **given))["targets"]
+    given = dict(records=options.sampling.records, out=options.out, plugin=options.plugin,
+        hardware=RankOptions(device=options.device))
+    card = evaluate_targets(EvaluateTargetsOptions((options.run,), **given))
+    return card["targets"] if card else []  # another process has it
 
 
 def evaluate_command(options: EvaluateOptions) -> list[dict]:

@@ -7,7 +7,7 @@ __all__ = ['PLOTS', 'MOST_TARGETS', 'TOGETHER', 'PLOT_NAMES', 'Judged', 'normal_
            'save_diagnostics', 'map_figure']
 
 # %% ../../nbs/09_evaluation/08_diagnostics.ipynb #c11d5b77
-import math
+import math, textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,10 +36,10 @@ class Judged:
     @property
     def error(self) -> np.ndarray: return self.answer - self.truth
 
-    def label(self, what: str) -> str:
-        "A text for an axis, with the unit, which stands on a line of its own where both are long."
-        unit = f"({self.unit})" if self.unit else ""
-        return f"{what} {self.name}" + ("\n" if len(f"{what} {self.name} {unit}") > 26 else " ") * bool(unit) + unit
+    def label(self, what: str, name: bool = True) -> str:
+        "A text for an axis, with name and unit, in lines that are no longer than the axis."
+        parts = what, self.name * name, f"({self.unit})" * bool(self.unit)
+        return "\n".join(textwrap.wrap(" ".join(filter(None, parts)), 26, break_on_hyphens=False))
 
 
 def _dots(ax, x, y, **given): ax.plot(x, y, ".", ms=2, alpha=0.6, rasterized=True, **given)
@@ -77,7 +77,7 @@ def _bland_altman(ax, j: Judged):
     _dots(ax, (j.truth + j.answer) / 2, j.error)
     for height, line in ((middle, "-"), (middle - limit, "--"), (middle + limit, "--")):
         ax.axhline(height, color="k", lw=1, ls=line)
-    ax.set(xlabel=j.label("mean of true and found"), ylabel="found - true")
+    ax.set(xlabel=j.label("mean of true and found"), ylabel=j.label("found - true", name=False))
 
 # %% ../../nbs/09_evaluation/08_diagnostics.ipynb #a8056972
 def normal_quantiles(n: int) -> np.ndarray:
@@ -126,14 +126,18 @@ def _error_correlation(ax, targets: list[Judged]):
     ax.set(xticks=range(len(targets)), yticks=range(len(targets)), yticklabels=[j.name for j in targets])
     ax.set_xticks(range(len(targets)), [j.name for j in targets], rotation=45, ha="right")
     for a, b in np.argwhere(np.isfinite(values)):
-        ax.text(b, a, f"{values[a, b]:.2f}", ha="center", va="center", size="x-small")
+        ax.text(b, a, f"{values[a, b]:.2f}", ha="center", va="center", size="x-small",
+            color="w" if abs(values[a, b]) > 0.6 else "k")
     ax.figure.colorbar(image, ax=ax, label="correlation of errors")
 
 
 def _box(ax, targets: list[Judged]):
     ax.axhline(0, color="0.7", lw=1)
     scaled = [j.error / (j.truth.std() or 1.0) for j in targets]
-    ax.boxplot(scaled, tick_labels=[j.name for j in targets], flierprops=dict(ms=2))
+    ax.boxplot(scaled, flierprops=dict(ms=2))
+    names = [j.name for j in targets]
+    turned = dict(rotation=45, ha="right") if sum(map(len, names)) > 36 else {}
+    ax.set_xticks(range(1, len(names) + 1), names, **turned)
     ax.set(ylabel="error / standard deviation of the truth")
 
 
@@ -162,7 +166,7 @@ def diagnostic_figure(
     "One picture. Raises `InputError` for a name that does not exist, and values that cannot be drawn."
     targets, draw = _targets(truth, answer, names, units), TOGETHER.get(kind) or PLOTS[kind]
     if kind in TOGETHER:
-        figure = new_figure(2 + 0.6 * len(targets), 1.8 + 0.5 * len(targets))
+        figure = new_figure(3 + 0.6 * len(targets), 2.7 + 0.5 * len(targets))
         draw(figure.subplots(), targets)
         return figure
     columns = min(3, len(targets))
@@ -209,7 +213,8 @@ def map_figure(
         raise InputError(f"{len(names)} channel(s) of maps cannot be drawn from values of shape {truth.shape} and "
             f"{answer.shape}")
     rows = [(i, k) for i in range(len(truth)) for k in range(len(names))][:most]
-    figure = new_figure(7.2, 1.9 * len(rows))
+    depth, width = truth.shape[2:]
+    figure = new_figure(7.6, 0.6 + len(rows) * min(max(0.25 + 1.4 * depth / width, 0.9), 5))
     for line, (i, k) in zip(figure.subplots(len(rows), 3, squeeze=False), rows):
         error = answer[i, k] - truth[i, k]
         limit, ends = np.abs(error).max() or 1.0, _span(truth[i, k], answer[i, k])
@@ -217,6 +222,7 @@ def map_figure(
                 "found - true"), (ends, ends, (-limit, limit)), ("batlow", "batlow", "vik")):
             image = ax.imshow(values, vmin=low, vmax=high, cmap=colour_map(colours), interpolation="nearest")
             figure.colorbar(image, ax=ax, label=units[k])
-            ax.set(title=what if (i, k) == rows[0] else None, xticks=[], yticks=[])
-        line[0].set_ylabel(f"{names[k]}, {i}")
+            ax.set(title=what if (i, k) == rows[0] else None, xlabel="x (cells)" if (i, k) == rows[-1] else None)
+            ax.tick_params(labelleft=ax is line[0], labelbottom=(i, k) == rows[-1])
+        line[0].set_ylabel(f"{names[k]}, record {i}\ndepth (cells)")
     return figure

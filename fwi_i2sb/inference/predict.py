@@ -20,7 +20,7 @@ from ..core.progress import progress_bar
 from ..data.array_options import input_shape
 from ..data.arrays import find_key, open_arrays
 from .run import load_run
-from .targets import check_together, predict_all, TargetRun
+from .targets import check_together, predict_each, TargetRun, together
 
 # %% ../../nbs/08_inference/26_predict.ipynb #d12fbe8c
 @option_group
@@ -55,7 +55,7 @@ def _answers(options: PredictOptions, runs: list[TargetRun], progress) -> dict[s
         if found != run.spec.inputs.shape:
             raise InputError(f"{x.where} has inputs of shape {found}, and run {run.path} reads {run.spec.inputs.shape}")
         for k, block in enumerate(x.blocks(options.batch_size)):
-            mean, _, spread = predict_all(runs, block.reshape(-1, *found))
+            mean, spread = together(predict_each(runs, block.reshape(-1, *found)))
             answers.append(dict(answer=mean) | ({} if spread is None else dict(spread=spread)))
             progress(min((k + 1) * options.batch_size, x.shape[0]), x.shape[0])
     return {name: np.concatenate([part[name].float().numpy() for part in answers]) for name in answers[0]}

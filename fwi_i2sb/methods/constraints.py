@@ -24,9 +24,9 @@ from .options import ModelOptions
 def meanings(spec: DataSpec | TargetSpec) -> dict[str, list[int | None]]:
     "What each word of a constraint could mean: the number of a target, or None, which is the input."
     if isinstance(spec, DataSpec): return dict(v=[0], x=[None])
-    found = dict(x=[None])
-    for k, name in enumerate(spec.target.names):
-        for word in {f"y{k}", name}: found.setdefault(word, []).append(k)
+    found, names = dict(x=[None]), spec.target.names
+    for k, name in enumerate(names):
+        for word in {f"y{k}", name} | ({"y"} if len(names) == 1 else set()): found.setdefault(word, []).append(k)
     return found
 
 

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Decay', 'Scheduler', 'LogWriter', 'FREE_OPTIONS', 'JUDGING', 'RunOptions', 'DataOptions', 'OptimOptions',
-           'LogOptions', 'DeviceOptions', 'TrainOptions', 'by_name', 'run_identity', 'absolute', 'first_difference']
+           'LogOptions', 'RankOptions', 'DeviceOptions', 'TrainOptions', 'by_name', 'run_identity', 'absolute',
+           'first_difference']
 
 # %% ../../nbs/07_training/00_options.ipynb #613e10ed
 import os
@@ -120,18 +121,23 @@ class LogOptions:
 
 # %% ../../nbs/07_training/00_options.ipynb #ce95df00
 @option_group
-class DeviceOptions:
-    "Devices and processes. Ranks come from these flags, else from torchrun, MPI or Slurm."
+class RankOptions:
+    "Device and processes. Ranks come from these flags, else from torchrun, MPI or Slurm."
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     gpu: Natural | None = None  # index of the one GPU to run on
+    num_proc_node: up_to(2**16) | None = None  # number of nodes of a multi-node run
+    node_rank: Natural | None = None  # index of this node among them
+    proc_per_node: Few | None = None  # processes started here; default: one, of a training one per GPU
+    master_address: str | None = None  # address of the node that holds rank 0
+    master_port: up_to(65535) | None = None  # port of rank 0; default: MASTER_PORT, else 6020
+
+
+@option_group
+class DeviceOptions(RankOptions):
+    "Devices and processes of a training."
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where the processor computes in it
     compile: bool = False  # torch.compile the network: minutes at the start, faster steps after
     deterministic: bool = False  # only algorithms that give the same bits at every run: slower on a GPU
-    num_proc_node: up_to(2**16) | None = None  # number of nodes of a multi-node run
-    node_rank: Natural | None = None  # index of this node among them
-    proc_per_node: Few | None = None  # processes started here, by a launcher of one per node; default: one per GPU
-    master_address: str | None = None  # address of the node that holds rank 0
-    master_port: up_to(65535) | None = None  # port of rank 0; default: MASTER_PORT, else 6020
 
 # %% ../../nbs/07_training/00_options.ipynb #1d291740
 @option_group

@@ -182,11 +182,16 @@ _LEFT_OVER = dict.fromkeys(["MV2_COMM_WORLD_SIZE", *(variable for name, variable
 
 
 @contextlib.contextmanager
-def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "none"):
+def open_accelerator(
+    hardware: DeviceOptions,
+    folder: Path,  # of the logs
+    log_writer: str = "none",
+    ranks: Ranks | None = None,  # of this process; default: from `find_ranks`
+):
     """An `Accelerator` and its `Peers`; process group and state are gone when the block ends.
 
     Raises `ChildProcessError` where another process died."""
-    ranks, device = find_ranks(hardware), resolve_device(hardware.device)
+    ranks, device = ranks or find_ranks(hardware), resolve_device(hardware.device)
     gpu = {} if hardware.gpu is None else {"ACCELERATE_TORCH_DEVICE": f"cuda:{hardware.gpu}"}
     if gpu: torch.cuda.set_device(hardware.gpu)
     with environment(gpu | (rank_variables(ranks) if ranks.world > 1 else _LEFT_OVER)):
@@ -199,7 +204,7 @@ def open_accelerator(hardware: DeviceOptions, folder: Path, log_writer: str = "n
             if peers.store: _leave(peers)
         except RuntimeError as error:
             if lost := _lost(error):
-                raise ChildProcessError(f"{lost}: repeat the command to continue from the last checkpoint") from None
+                raise ChildProcessError(f"{lost}: repeat the command to continue") from None
             raise
         finally: _close(peers)
 

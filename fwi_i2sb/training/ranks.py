@@ -14,7 +14,7 @@ import torch
 
 from ..core.errors import InputError
 from ..core.files import warn_once
-from .options import DeviceOptions
+from .options import RankOptions
 from ..core.devices import resolve_device
 
 # %% ../../nbs/07_training/03_ranks.ipynb #fb2ba2f0
@@ -92,7 +92,7 @@ def _first_host(nodes: str | None) -> str | None:
     return re.sub(r"\[(\w+).*?\]", r"\1", re.match(r"[^\[,]*(\[[^\]]*\])?[^,]*", nodes)[0]) if nodes else None
 
 # %% ../../nbs/07_training/03_ranks.ipynb #96d20b73
-def _starts(hardware: DeviceOptions, launcher: str, local_world: int) -> int:
+def _starts(hardware: RankOptions, launcher: str, local_world: int, usual: int | None) -> int:
     "How many processes this one starts on its node."
     wanted, cuda = hardware.proc_per_node, resolve_device(hardware.device) == "cuda"
     if launcher == "torchrun" or local_world > 1:
@@ -103,16 +103,17 @@ def _starts(hardware: DeviceOptions, launcher: str, local_world: int) -> int:
     gpus = torch.cuda.device_count() if cuda and hardware.gpu is None else 1
     if cuda and wanted and wanted > gpus:
         raise InputError(f"--proc-per-node {wanted}: there is one process per GPU, and torch sees {gpus}")
-    return wanted or gpus
+    return wanted or usual or gpus
 
 # %% ../../nbs/07_training/03_ranks.ipynb #008db4b7
 def find_ranks(
-    hardware: DeviceOptions,  # its flags come first
+    hardware: RankOptions,  # its flags come first
     env: Mapping[str, str] = os.environ,  # then these variables
+    *, usual: int | None = None,  # processes that are started where nobody says how many; default: one per GPU
 ) -> Ranks:
     "Find this process's place. Raises `InputError` where flags and launcher leave it open, or contradict each other."
     launcher, rank, world, local_rank, local_world = _launched(env, hardware.master_address)
-    starts, told_by = _starts(hardware, launcher, local_world), f"{launcher}'s variables"
+    starts, told_by = _starts(hardware, launcher, local_world, usual), f"{launcher}'s variables"
     _check_nodes(hardware, launcher, world, local_world)
     if starts > 1: rank, world, local_world = rank * starts, world * starts, starts
     if hardware.num_proc_node:
@@ -130,7 +131,7 @@ def find_ranks(
         told_by)
 
 
-def _check_nodes(hardware: DeviceOptions, launcher: str, world: int, local_world: int):
+def _check_nodes(hardware: RankOptions, launcher: str, world: int, local_world: int):
     "Refuse a number of nodes that is not the launcher's: the processes would wait for others that nobody starts."
     if hardware.num_proc_node and world not in (1, hardware.num_proc_node * local_world):
         raise InputError(f"--num-proc-node {hardware.num_proc_node}, but {launcher} started {world} processes, "
@@ -139,13 +140,13 @@ def _check_nodes(hardware: DeviceOptions, launcher: str, world: int, local_world
 
 
 # %% ../../nbs/07_training/03_ranks.ipynb #0073f7fc
-def _address(hardware: DeviceOptions, env: Mapping[str, str], far: bool) -> str:
+def _address(hardware: RankOptions, env: Mapping[str, str], far: bool) -> str:
     "The address of rank 0, which must be given if there are `far` processes."
     address = hardware.master_address or env.get("MASTER_ADDR") or _first_host(env.get("SLURM_STEP_NODELIST"))
     if address is None and far: raise InputError("several nodes need --master-address, the address of rank 0")
     return address or "127.0.0.1"
 
-def _check_gpu(hardware: DeviceOptions, world: int):
+def _check_gpu(hardware: RankOptions, world: int):
     if hardware.gpu is None: return
     if hardware.device == "cpu":
         raise InputError(f"--gpu {hardware.gpu} and --device cpu contradict each other: remove one")

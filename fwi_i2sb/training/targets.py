@@ -20,11 +20,13 @@ from ..core.commands import flag_of
 from ..core.errors import InputError
 from ..data.array_options import ArrayOptions
 from ..data.arrays import is_array_file, is_array_folder
+from ..data.augment import Augment
 from ..data.folds import Fold
 from ..data.prepare_targets import planned_spec, prepare_targets, renew_targets
 from ..data.target_folds import fold_stores
 from ..data.target_store import is_target_store, TargetStore
 from ..data.targets import TargetSpec
+from ..diffusion.sampling import STREAMS
 from ..methods.vector import VectorMethod
 from ..metrics.vector import metric_names, TargetErrors
 from .options import DataOptions, LogOptions, TrainOptions
@@ -79,7 +81,8 @@ def target_metrics(data: DataOptions) -> list[str]:
     return metric_names(expected_targets(data).target)
 
 # %% ../../nbs/07_training/21_targets.ipynb #b3e6fbd9
-_USED = "dataset_dir", "dataset_name", "store_dir", "fold", "fold_bins", "loader_workers", "in_memory", "arrays"
+_USED = ("dataset_dir", "dataset_name", "store_dir", "fold", "fold_bins", "loader_workers", "in_memory", "arrays",
+    "augment")
 
 
 def refuse_arrays(data: DataOptions, what: str):
@@ -103,10 +106,14 @@ def check_targets(options: TrainOptions):
 class TargetSamples(Dataset):
     "A data set indexed by a list of keys (step, slot, record), which gives the whole batch."
 
-    def __init__(self, store: TargetStore): self.store = store
+    def __init__(self, store: TargetStore, augment: Augment | None = None, seed: int = 0):
+        self.store, self.augment, self.seed = store, augment, seed
 
     def __getitems__(self, keys):
         targets, inputs = (torch.stack(part) for part in zip(*(self.store.physical(record) for _, _, record in keys)))
+        if self.augment:
+            drawn = [(self.seed, step, slot, STREAMS["augment"]) for step, slot, _ in keys]
+            targets, inputs = self.augment(targets, inputs, drawn)
         return dict(x0=self.store.target.normalize(targets), seismic=self.store.inputs.normalize(inputs),
             keep=torch.ones(len(keys)))
 

@@ -106,6 +106,6 @@ def _judge(self):
         lost = silent[0] if silent else self.lost
         if lost is None or self.over.is_set(): continue
         what = "does not answer, and this one was told to end" if self.signals and silent else "is gone"
-        print(f"error: process {lost} of {self.ranks.world} {what}: repeat the command to continue from the last "
-            f"checkpoint", file=sys.stderr, flush=True)
+        print(f"error: process {lost} of {self.ranks.world} {what}: repeat the command to continue", file=sys.stderr,
+            flush=True)
         os._exit(128 + self.signals[0] if self.signals else 1)
