@@ -176,7 +176,7 @@ def _evaluate_arrays(options: EvaluateOptions) -> list[dict]:
     card = evaluate_targets(EvaluateTargetsOptions((options.run,), **given))
     return card["targets"] if card else []  # another process has it
 
-
+# %% ../../nbs/09_evaluation/04_command.ipynb #127cca10
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     """Evaluate a run, or continue to do so; print the table and write the card, unless other parts are missing.
 

@@ -131,7 +131,7 @@ class RankOptions:
     master_address: str | None = None  # address of the node that holds rank 0
     master_port: up_to(65535) | None = None  # port of rank 0; default: MASTER_PORT, else 6020
 
-
+# %% ../../nbs/07_training/00_options.ipynb #b8e15d04
 @option_group
 class DeviceOptions(RankOptions):
     "Devices and processes of a training."
