@@ -34,7 +34,7 @@ from fwi_i2sb.training import checkpoint as checkpoint_module
 from fwi_i2sb.training.options import DataOptions, DeviceOptions, first_difference, RunOptions, TrainOptions
 from fwi_i2sb.training.processes import environment, join, open_accelerator, rank_variables
 from fwi_i2sb.training.ranks import find_ranks, Ranks
-from fwi_i2sb.training.checkpoint import checkpoints, save_checkpoint
+from fwi_i2sb.training.checkpoint import checkpoints, read_checkpoint, save_checkpoint
 from fwi_i2sb.training.run_dir import check_links, read_config, read_metrics, write_config
 from fwi_i2sb.training.watch import stop_signal
 
@@ -77,6 +77,16 @@ def test_a_folder_that_cannot_be_flushed_or_locked_costs_one_warning_each(tmp_pa
         "flush a folder", "no locks"]
     assert all(".trial" not in str(w.message) for w in told)
     assert everything(tmp_path) == ["run", "run/.lock", "run/config.json"]
+
+
+@pytest.mark.parametrize("spoil", [lambda file: os.truncate(file, 2**42), lambda file: os.truncate(file, 1000),
+    lambda file: file.write_bytes(b"\xff" * 64), lambda file: file.write_bytes(b"\2" + bytes(7) + b"[]")],
+    ids=["giant", "cut", "length", "header"])
+def test_weights_of_another_length_than_they_say_are_not_read_through(mini, tmp_path, monkeypatch, spoil):
+    shutil.copytree(checkpoints(mini)[0], folder := tmp_path / checkpoints(mini)[0].name)
+    spoil(folder / "ema.safetensors")
+    monkeypatch.setattr(checkpoint_module, "sha256", lambda path: pytest.fail("all of it was read"))
+    with pytest.raises(InputError, match="ema.safetensors has changed since it was written"): read_checkpoint(folder)
 
 
 @pytest.mark.parametrize("module, name, number, call", [(os, "mkdir", errno.EROFS, "mkdir"),

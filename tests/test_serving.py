@@ -533,6 +533,7 @@ def test_the_command_serves_logs_json_and_ends_in_order(runs, record, refused, m
     refused("serve", runs, saying=("SECRET_API_KEY is not set",))
     monkeypatch.setenv("SECRET_API_KEY", KEY["X-API-Key"])
     refused("serve", tmp_path / "none", saying=("is no folder of runs",))
+    refused("serve", runs, "--host", "999.1.1.1", saying=("nothing can listen at --host 999.1.1.1",))
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", "serve", str(runs), "--port", str(port), "--device",
         "cpu"], stderr=subprocess.PIPE, text=True, env=os.environ | {"LOG_LEVEL": "INFO"})

@@ -113,6 +113,11 @@ def test_folds_of_arrays_are_scaled_by_what_they_learn_from(fwi, refused, forked
     refused(*given, "--fold-bins", 3, saying=("--fold-bins",))  # other folds are other runs
 
 
+def test_arrays_are_not_simulated(refused, store, tmp_path):
+    refused("train", *words(store, tmp_path, "x", "--simulate", 4), saying=("--simulate has no effect with",))
+    assert not (tmp_path / "x").exists()
+
+
 def test_folds_that_cannot_be_are_refused(refused, data, store, tmp_path):
     refused("kfold", *words(store, tmp_path, "cv", "--folds", 33), saying=("32 training records", "33 folds"))
     refused("train", *words(store, tmp_path, "cv", "--fold", "1/33"), saying=("33 folds",))

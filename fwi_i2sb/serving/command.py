@@ -6,7 +6,7 @@
 __all__ = ['keep_freed_memory', 'ServeOptions', 'serve_command', 'reloaded']
 
 # %% ../../nbs/11_serving/15_command.ipynb #0e6be267
-import ctypes, os
+import ctypes, os, socket
 from pathlib import Path
 from typing import Literal
 
@@ -43,7 +43,21 @@ def serve_command(options: ServeOptions):
     settings = read_settings(model_artifacts_dir=options.runs, hub_models=options.hub, device=options.device)
     if not settings.model_artifacts_dir.is_dir() and not settings.hub:
         raise InputError(f"{settings.model_artifacts_dir} is no folder of runs: name one, or pipelines with --hub")
+    _check_address(options.host, options.port)
     _run(options, settings)
+
+
+def _check_address(host, port):
+    "Raise `InputError` where the service could not listen."
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+            probe.listen()
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"nothing can listen at --host {host} and --port {port} ({said}): name another") from None
 
 
 def _run(options, settings):
