@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from forkserver import run as python
-from processes import PATIENCE, arguments, free_port
+from processes import PATIENCE, arguments, assert_equal, free_port, weights
 from torch.utils.data import DataLoader, dataloader
 
 from fwi_i2sb.core import files
@@ -112,6 +112,28 @@ def test_a_checkpoint_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypat
     monkeypatch.setattr(checkpoint_module, "sha256", failing(number))
     with pytest.raises(InputError, match=advice): save_checkpoint(tmp_path, 7, {}, dict(ema={}))
     assert everything(tmp_path) == ["checkpoints"]
+
+
+def test_all_files_of_a_run_have_the_rights_that_its_user_gives(fwi, data, tmp_path):
+    before = os.umask(0o077)
+    try:
+        for steps in (1, 2): assert fwi("train", *arguments(data, tmp_path, "run", "--num-itr", steps)).code == 0
+    finally: os.umask(before)
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_clock_that_jumps_and_a_link_to_the_data_change_nothing(fwi, data, four, tmp_path, monkeypatch):
+    shutil.copytree(data, tmp_path / "disk" / "CurveVel_A", ignore=shutil.ignore_patterns("starts-*"))
+    for k, path in enumerate(sorted((tmp_path / "disk").rglob("*.npy"))): os.utime(path, (k % 2 * 2**32,) * 2)
+    (tmp_path / "CurveVel_A").symlink_to(tmp_path / "disk" / "CurveVel_A")
+    jumps = iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: (-1)**next(jumps) * 1e9)
+    for place, steps in ((tmp_path, 2), (tmp_path / "disk", 4)):
+        words = arguments(place / "CurveVel_A", tmp_path, "run", "--num-itr", steps, "--save-every", 2)
+        assert (done := fwi("train", *words)).code == 0, done.err
+    assert "-" not in done.err.partition(" left")[0].rpartition(", ")[2]
+    assert_equal(weights(tmp_path / "run"), weights(four))
 
 
 def test_a_killed_writer_is_swept_up_after_and_a_living_one_is_not(tmp_path):
