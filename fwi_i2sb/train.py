@@ -130,7 +130,9 @@ def _open_stores(options: TrainOptions, report) -> tuple:
     "Training and validation pairs; those of the training may be made on the way."
     if options.simulate.simulate is None: return open_store(options, report)
     validation, = open_store(options, report, splits=("val",))
-    return simulated_store(options, validation), validation
+    made = simulated_store(options, validation)
+    made.check_disk(options.folder / "pool", options.optim.batch_size)
+    return made, validation
 
 
 def _prepare(options: TrainOptions, report, accelerator: Accelerator):

@@ -167,9 +167,16 @@ def test_what_does_not_fit_is_refused_at_once(survey_file, tmp_path, refused):
     refused(*words, *RANGE, "--shape", 48, 39, saying=("the source at x=487.5 m", "outside the map of 48 x 39"))
     refused(*words, *RANGE, "--shape", *CELLS, "--engine", "openfwi", saying=("time step is too long", "5500 m/s"))
     refused(*words, "--velocity-range", 0, 5500, saying=("velocities must be positive",))
-    survey_of_words = tmp_path / "words.json"
-    survey_of_words.write_text("{}")
-    refused(*words[:-1], survey_of_words, saying=("words.json is not a survey description",))
+    path, right = tmp_path / "words.json", SURVEY.to_dict()
+    for wrong, saying in (({}, "it has no 'dx'"), ([right], "it holds no object"), (right | dict(foo=1), "'foo' is no"),
+            (right | dict(sources=[[1, 2, 3]]), "sources must be positions"), (right | dict(nt=True), "nt must be a"),
+            (right | dict(dx="10"), "dx must be a number (got '10')"), (right | dict(nt=10**9), "10000000 at most"),
+            (right | dict(dt=10**400), "not a survey description"),
+            (right | dict(receivers=[[0.0, float("nan")]]), "at finite positions"),
+            (right | dict(receivers=right["receivers"] * 2), "two receivers of the survey are on the same node")):
+        path.write_text(json.dumps(wrong))
+        refused(*words[:-1], path, *RANGE, "--shape", *CELLS, saying=(saying,))
+    refused(*words[:-1], "/dev/null", saying=("/dev/null is a pipe or a device",))
     assert not (tmp_path / "CurveVel_A").exists()
 
 

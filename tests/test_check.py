@@ -217,6 +217,21 @@ def test_foreign_files_are_told_by_their_content(refused, pairs, tmp_path):
     assert recognise(tmp_path / "a.pt") == "weights"
 
 
+@pytest.mark.parametrize("layout, name", [("data", "data/data2.npy.gz"), ("data", "model/model2.NPY"),
+    ("", "vel2.mat")])
+def test_a_file_of_another_kind_beside_good_ones_is_named_once(fwi, pairs, tmp_path, layout, name):
+    root, (d, v) = tmp_path / "Style_B", pairs["Style_B"]
+    for kind, plain, array in (("data", "seis", d), ("model", "vel", v)):
+        (folder := root / kind if layout else root).mkdir(parents=True, exist_ok=True)
+        for k in (1, 61): np.save(folder / f"{kind if layout else plain}{k}.npy", array)
+    (root / name).write_bytes(gzip.compress(b"data"))
+    with pytest.warns(UserWarning, match=f"passed over: .*{name} is packed with gzip") as told:
+        done = fwi("convert", root, "--family", "Style_B", "--val-files", *(p.name for p in root.rglob("*61.npy")),
+            "--accept", "duplicate")
+    assert done.code == 0, done.err
+    assert sum("passed over" in str(one.message) for one in told) == 1
+
+
 def test_folders_are_told_apart(mini, data, tmp_path):
     assert [recognise(p) for p in (mini, mini / "checkpoints" / "step-60", data, tmp_path)] == [
         "run", "checkpoint", "store", "empty folder"]

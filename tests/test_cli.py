@@ -382,10 +382,12 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
     (lambda c: c["run"].update(colour=1), "'colour'"),
     (lambda c: c["data_spec"]["velocity"].update(low=1400.), "checksum"),
     (lambda c: c["model"].update(beta_max=c["model"]["beta_max"] * 2), "checksum"),
-    (lambda c: c.pop("checksum"), "checksum")],
+    (lambda c: c.pop("checksum"), "checksum"), (lambda c: c.update(run=None), "no options of a run"),
+    (lambda c: c.update(model=[1]), "no options of a run"),
+    (lambda c: c["data"].update(dataset_dir=["a"]), "--dataset-dir must be a path")],
     ids=["spec-null", "spec-empty", "spec-missing", "format", "linear", "factor", "line", "map", "moment", "samples",
         "endless", "interval",
-        "image-size", "moments", "unknown", "range", "digit", "unsealed"])
+        "image-size", "moments", "unknown", "range", "digit", "unsealed", "run", "model", "path"])
 def test_a_damaged_config_is_named(refused, mini, tmp_path, spoil, saying):
     shutil.copytree(mini, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
@@ -436,14 +438,17 @@ def test_what_says_nothing_or_half(refused, data, tmp_path):
 @pytest.mark.parametrize("option, value", [("--num-itr", "0"), ("--keep", "0"), ("--log-every", "0"),
     ("--drop-cond", "1.5"), ("--val-nfe", "1000"), ("--val-maps", "33"), ("--lr", "-1"), ("--time-samples", "300"),
     ("--gpu", "7"), ("--seed", "-1"), ("--beta-max", "inf"), ("--name", "../x"), ("--name", ".."), ("--name", "a/b"),
-    ("--name", "/a")])
+    ("--name", "/a"), ("--corrupt", "file"), ("--corrupt", "linear:0.5,"),
+    ("--name", "n" * 201), ("--name", "a\nb"), ("--simulate", "999999999")])
 def test_numbers_that_cannot_be(refused, data, tmp_path, option, value):
     if option == "--time-samples":
         shutil.copytree(data / "data", tmp_path / "CurveVel_A" / "data"), shutil.copytree(data / "model",
             tmp_path / "CurveVel_A" / "model")
     source = tmp_path / "CurveVel_A" if option == "--time-samples" else data
     before = files(tmp_path)
-    refused(*train_words(source, tmp_path / "runs", option, value), saying=(value,))
+    saying = value if value.isprintable() and len(value) < 99 else "--name must be printable"
+    if option == "--simulate": saying = "the records of the pool need"
+    refused(*train_words(source, tmp_path / "runs", option, value), saying=(saying,))
     assert files(tmp_path) == before
 
 
@@ -463,6 +468,9 @@ def test_records_the_run_was_not_trained_for(refused, mini, record, tmp_path):
     refused("invert", mini, "--record", record, "--dx", "5", "--out", tmp_path / "out", saying=("dx 5 m, not 10 m",))
     np.save(tmp_path / "nan.npy", np.where(values == values.max(), np.nan, values))
     refused("invert", mini, "--record", tmp_path / "nan.npy", "--out", tmp_path / "out", saying=("not finite",))
+    np.save(tmp_path / "huge.npy", np.stack([values, values.astype(float) * 1e300]))
+    refused("invert", mini, "--record", tmp_path / "huge.npy", "--out", tmp_path / "out",
+        saying=("huge.npy: record 1 holds values", "in single precision"))
     refused("invert", mini, "--record", tmp_path / "missing.npy", "--out", tmp_path / "out", saying=("missing.npy",))
     assert not (tmp_path / "out").exists()
 

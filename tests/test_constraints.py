@@ -138,7 +138,8 @@ def test_a_training_logs_and_keeps_them(trained, refused, data, tmp_path):
     trained("run", "--num-itr", 2, *words)  # goes on
     file.write_text("v > 1\n")
     refused("train", *arguments(data, tmp_path, "run", "--num-itr", 3, *words), saying=("--constraint",))
-    for text, word in (("__import__('os')", "__import__"), ("w > 0", "unknown name 'w'"), ("v[99] > 0", "(70, 70)")):
+    for text, word in (("__import__('os')", "__import__"), ("w > 0", "unknown name 'w'"), ("v[99] > 0", "(70, 70)"),
+            ("v > 1 / (1 - 1)", "'1 / (1 - 1)' is not a finite number"), ("log(0) < v", "'log(0)' is not a finite")):
         refused("train", *arguments(data, tmp_path, "new", "--constraint", text), saying=(word,))
     refused("train", *arguments(data, tmp_path, "new", "--constraint-weight", 2), saying=("--constraint-weight",))
     refused("train", *arguments(data, tmp_path, "new", "--constraint-file", tmp_path / "no"), saying=("cannot be",))

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from forkserver import run as python
-from processes import PATIENCE, arguments, free_port
+from processes import PATIENCE, arguments, assert_equal, free_port, weights
 from torch.utils.data import DataLoader, dataloader
 
 from fwi_i2sb.core import files
@@ -34,7 +34,7 @@ from fwi_i2sb.training import checkpoint as checkpoint_module
 from fwi_i2sb.training.options import DataOptions, DeviceOptions, first_difference, RunOptions, TrainOptions
 from fwi_i2sb.training.processes import environment, join, open_accelerator, rank_variables
 from fwi_i2sb.training.ranks import find_ranks, Ranks
-from fwi_i2sb.training.checkpoint import checkpoints, save_checkpoint
+from fwi_i2sb.training.checkpoint import checkpoints, read_checkpoint, save_checkpoint
 from fwi_i2sb.training.run_dir import check_links, read_config, read_metrics, write_config
 from fwi_i2sb.training.watch import stop_signal
 
@@ -79,6 +79,16 @@ def test_a_folder_that_cannot_be_flushed_or_locked_costs_one_warning_each(tmp_pa
     assert everything(tmp_path) == ["run", "run/.lock", "run/config.json"]
 
 
+@pytest.mark.parametrize("spoil", [lambda file: os.truncate(file, 2**42), lambda file: os.truncate(file, 1000),
+    lambda file: file.write_bytes(b"\xff" * 64), lambda file: file.write_bytes(b"\2" + bytes(7) + b"[]")],
+    ids=["giant", "cut", "length", "header"])
+def test_weights_of_another_length_than_they_say_are_not_read_through(mini, tmp_path, monkeypatch, spoil):
+    shutil.copytree(checkpoints(mini)[0], folder := tmp_path / checkpoints(mini)[0].name)
+    spoil(folder / "ema.safetensors")
+    monkeypatch.setattr(checkpoint_module, "sha256", lambda path: pytest.fail("all of it was read"))
+    with pytest.raises(InputError, match="ema.safetensors has changed since it was written"): read_checkpoint(folder)
+
+
 @pytest.mark.parametrize("module, name, number, call", [(os, "mkdir", errno.EROFS, "mkdir"),
     (os, "fsync", errno.EIO, "fsync"), (os, "replace", errno.EXDEV, "rename"), (os, "rename", errno.EPERM,
     "rename of a folder"), (fcntl, "flock", errno.EIO, "lock")])
@@ -102,6 +112,28 @@ def test_a_checkpoint_that_fails_leaves_nothing_and_says_why(tmp_path, monkeypat
     monkeypatch.setattr(checkpoint_module, "sha256", failing(number))
     with pytest.raises(InputError, match=advice): save_checkpoint(tmp_path, 7, {}, dict(ema={}))
     assert everything(tmp_path) == ["checkpoints"]
+
+
+def test_all_files_of_a_run_have_the_rights_that_its_user_gives(fwi, data, tmp_path):
+    before = os.umask(0o077)
+    try:
+        for steps in (1, 2): assert fwi("train", *arguments(data, tmp_path, "run", "--num-itr", steps)).code == 0
+    finally: os.umask(before)
+    for path in (tmp_path / "run").rglob("*"):
+        assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+def test_a_clock_that_jumps_and_a_link_to_the_data_change_nothing(fwi, data, four, tmp_path, monkeypatch):
+    shutil.copytree(data, tmp_path / "disk" / "CurveVel_A", ignore=shutil.ignore_patterns("starts-*"))
+    for k, path in enumerate(sorted((tmp_path / "disk").rglob("*.npy"))): os.utime(path, (k % 2 * 2**32,) * 2)
+    (tmp_path / "CurveVel_A").symlink_to(tmp_path / "disk" / "CurveVel_A")
+    jumps = iter(range(10**6))
+    monkeypatch.setattr(time, "time", lambda: (-1)**next(jumps) * 1e9)
+    for place, steps in ((tmp_path, 2), (tmp_path / "disk", 4)):
+        words = arguments(place / "CurveVel_A", tmp_path, "run", "--num-itr", steps, "--save-every", 2)
+        assert (done := fwi("train", *words)).code == 0, done.err
+    assert "-" not in done.err.partition(" left")[0].rpartition(", ")[2]
+    assert_equal(weights(tmp_path / "run"), weights(four))
 
 
 def test_a_killed_writer_is_swept_up_after_and_a_living_one_is_not(tmp_path):

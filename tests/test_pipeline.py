@@ -152,7 +152,11 @@ def test_a_packed_pipeline_that_changed_is_refused(fwi, refused, trained, tmp_pa
     refused("pack", trained, tmp_path / "full", "--cost", "x", saying=("was not made by pack",))
     refused("pack", trained, tmp_path / "My_Own", "--cost", "x", saying=("My_Own", "small letters"))
     step = load_run(trained).step
-    for card, words in (([], "not the card.json"), (dict(rows=[], step=step + 1), f"card of step {step + 1}")):
+    (tmp_path / "full" / "text.json").write_text("no card")
+    refused("pack", trained, tmp_path / "new", "--cost", "x", "--card", tmp_path / "full" / "text.json",
+        saying=("text.json is not the card.json",))
+    for card, words in (([], "not the card.json"), (dict(rows=[1], step=step), "its rows are none"),
+            (dict(rows=[], step=step + 1), f"card of step {step + 1}")):
         (tmp_path / "full" / "card.json").write_text(json.dumps(card))
         refused("pack", trained, tmp_path / "new", "--cost", "x", "--card", tmp_path / "full" / "card.json",
             saying=(words,))

@@ -540,7 +540,8 @@ def test_the_command_serves_logs_json_and_ends_in_order(runs, record, refused, m
     refused("serve", tmp_path / "none", saying=("is no folder of runs",))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused("serve", runs, "--port", taken.getsockname()[1], saying=("cannot be listened at", "in use"))
-    refused("serve", runs, "--host", "203.0.113.1", saying=("cannot be listened at",))  # of no machine
+    for host in ("203.0.113.1", "999.1.1.1"):  # another machine's, and none
+        refused("serve", runs, "--host", host, saying=("cannot be listened at",))
     monkeypatch.setenv("REDIS_URL", "redis://:word@here:x/0")
     assert "word" not in refused("serve", runs, saying=("REDIS_URL: it must be an address",))
     monkeypatch.delenv("REDIS_URL")

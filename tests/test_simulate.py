@@ -158,7 +158,8 @@ def test_what_cannot_be_is_refused(refused, validation, tmp_path):
     refused(*on, "--freq", 18, 12, saying=("--freq takes",))
     refused(*on, "--freq", 200, saying=("--freq 200",))
     refused(*on, "--mixture", "CurveVelA", saying=("CurveVel_A",))
-    refused(*on, "--layers", 3, 40, saying=("layers",))
+    refused(*on, "--mixture", "", saying=("''",))
+    refused(*on, "--layers", 3, 40, saying=("--layers must be two rising whole numbers",))
     refused(*on, "--missing-shots", 2, saying=("--missing-shots",))
     path = tmp_path / "survey.json"
     path.write_text(json.dumps(surface_survey(16, 3, nt=200).to_dict()))

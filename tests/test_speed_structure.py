@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -273,6 +274,30 @@ def test_a_wrong_submission_is_refused(change, saying, tmp_path, refused):
     np.savez(tmp_path / "truth.npz", **right)
     np.savez(tmp_path / "wrong.npz", **change(right))
     refused("submission-check", tmp_path / "wrong.npz", "--truth", tmp_path / "truth.npz", saying=(saying,))
+
+
+def test_a_damaged_submission_is_refused(tmp_path, refused):
+    path = tmp_path / "bits.npz"
+    np.savez_compressed(path, a=np.random.default_rng(0).random((4, 5)) + 2)
+    bits = path.read_bytes()
+    for place in range(70, 180, 9):
+        path.write_bytes(bits[:place] + bytes(255 - bit for bit in bits[place:place + 7]) + bits[place + 7:])
+        refused("submission-check", path, "--count", 1, "--shape", 4, 5, saying=("bits.npz",))
+
+
+@pytest.mark.parametrize("damage, saying", [
+    (lambda file: np.save(file, np.load(file) * np.nan), "not finite"), (lambda file: file.unlink(), "has shape (4, "),
+    (lambda file: (file.unlink(), os.mkfifo(file)), "is a pipe"),
+    (lambda file: shutil.rmtree(file.parents[1]), "train/"), (lambda file: os.truncate(file, 200), "truncated")],
+    ids=["nan", "lost", "pipe", "none", "cut"])
+def test_a_test_folder_that_cannot_be_inverted_leaves_nothing(folder, run, tmp_path, refused, damage, saying):
+    shutil.copytree(folder, root := tmp_path / "data", ignore=shutil.ignore_patterns("database.lmdb"))
+    damage(next(iter(sorted(root.glob("test/*/receiver_data_src_1.npy")))))
+    refused("submit", run, root, "--nfe", 1, "--samples", 1, "--device", "cpu", "-o", tmp_path / "s.npz",
+        saying=(saying,))
+    refused("submit", run, root, "-o", tmp_path / "s.npy", saying=("-o must name a .npz file",))
+    refused("submit", run, root, "--checkpoint", "", saying=("unknown checkpoint ''",))
+    assert {p.name for p in tmp_path.iterdir()} == {"data"}
 
 
 def test_two_maps_of_one_name_are_refused_and_150_are_expected(tmp_path, refused):

@@ -1,13 +1,16 @@
 "Training as a process: interrupted, continued, refused, and split over ranks."
 import shutil
 import signal
+import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from processes import MPIRUN, arguments, assert_equal, finish, free_port, losses, python_train, weights
 
-from fwi_i2sb import plot
+from fwi_i2sb import plot, train as train_module
 from fwi_i2sb.core.errors import InputError
+from fwi_i2sb.training import journal
 from fwi_i2sb.training.checkpoint import checkpoints, newest_checkpoint, read_checkpoint
 from fwi_i2sb.training.run_dir import read_config, read_metrics
 
@@ -33,6 +36,21 @@ def test_the_validation_figure_shows_so_many_records_or_is_not_drawn(fwi, data, 
     assert fwi("train", *arguments(data, tmp_path, "two", "--num-itr", 1, "--val-maps", 2)).code == 0
     assert shown == [{2}] and (tmp_path / "two" / "samples" / "step-1.png").is_file()
     assert read_config(four)[0].log.val_maps == 0 and not (four / "samples").exists()
+
+
+def test_the_time_that_is_left_is_told_once_and_days_with_advice(fwi, data, tmp_path, monkeypatch):
+    clock = [0.0]
+    def slow(*given, real=train_module.train_step):
+        clock[0] += 30 * 3600
+        return real(*given)
+    monkeypatch.setattr(train_module, "train_step", slow)
+    monkeypatch.setattr(journal, "time", SimpleNamespace(**vars(time) | dict(monotonic=lambda: clock[0])))
+    monkeypatch.setattr(journal, "PACE", 1)
+    for steps, told in ((4, "3 d 18 h for the next 3 steps at the pace of the first 1: --preset small or medium"),
+            (7, "2 d 12 h for the next 2 steps at the pace of the first 1"), (8, None)):
+        done = fwi("train", *arguments(data, tmp_path, "slow", "--num-itr", steps))
+        lines = [line for line in done.err.splitlines() if "at the pace of" in line]
+        assert done.code == 0 and [line.partition(" sets")[0] for line in lines] == [f"train: {told}"] * bool(told)
 
 
 def test_tensorboard_gets_scalars_and_figures(mini):

@@ -126,6 +126,11 @@ def test_inputs_are_changed_in_training_alone(refused, learnt, store, tmp_path):
         refused("train", *words(store, tmp_path, "no", "--augment", text), saying=(saying,))
 
 
+def test_arrays_are_not_simulated(refused, store, tmp_path):
+    refused("train", *words(store, tmp_path, "x", "--simulate", 4), saying=("--simulate has no effect with",))
+    assert not (tmp_path / "x").exists()
+
+
 def test_folds_that_cannot_be_are_refused(refused, data, store, tmp_path):
     refused("kfold", *words(store, tmp_path, "cv", "--folds", 33), saying=("32 training records", "33 folds"))
     refused("train", *words(store, tmp_path, "cv", "--fold", "1/33"), saying=("33 folds",))

@@ -167,6 +167,7 @@ def test_what_cannot_be_learnt_from_is_refused_in_a_sentence(refused, tmp_path, 
     elif change == "names": more = ["--param-names", "thickness"]
     else: more = ["--input-channels", "3"]
     np.savez(tmp_path / "bad.npz", **arrays)
+    refused("prepare", tmp_path / "bad.npz", "--out", tmp_path / "store", "--name", "", saying=("--name must be a",))
     refused("prepare", tmp_path / "bad.npz", "--out", tmp_path / "store", *more, saying=saying)
     assert not list((tmp_path / "store").rglob("*.lmdb")) and not list((tmp_path / "store").rglob("manifest.json"))
 
@@ -241,6 +242,14 @@ def test_maps_from_arrays(fwi, refused, tmp_path):
     refused("train", *given, "mse:1,misfit:1", saying=("the loss misfit simulates the waves",))
 
 
+def test_the_folder_one_is_in_is_looked_at(refused, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for here in ("", "."):
+        refused("train", "--result-dir", "runs", "--dataset-dir", here, "--dataset-name", "FlatVel_A", "--num-itr", 1,
+            "--model", "tiny", saying=(". holds no FlatVel_A files",))
+    assert not list(tmp_path.iterdir())
+
+
 def test_networks_are_listed_and_the_template_trains(fwi, refused, tmp_path, arrays):
     own = tmp_path / "nets" / "own.py"
     assert f"--import {own} --model mine" in fwi("models", "ratenet", "--template", own).out
@@ -270,6 +279,8 @@ def test_a_run_on_arrays_is_judged_in_units_and_no_command_of_maps_takes_it(fwi,
     assert len(list((tmp_path / "card").glob("*.svg"))) == 10
     assert card["seen_in_training"] == 0 and "warning" not in done.out
     refused("invert", run, saying=("from arrays", "evaluate-targets"))
+    refused("invert", mini, "--records", 1, "--start", f"first-guess:{run}", "--out", tmp_path / "out",
+        saying=("learnt from arrays",))
     refused("evaluate-targets", mini, saying=("velocity maps",))
     refused("train", "--result-dir", tmp_path, "--dataset-dir", plates_data(), "--model", "tiny", "--num-itr", 1,
         saying=("--method vector",))

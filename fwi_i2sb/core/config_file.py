@@ -46,12 +46,14 @@ def read_yaml(
     with open(path, "rb") as file: text = file.read(limit + 1)
     if len(text) > limit: raise InputError(f"it is larger than {limit} bytes")
     try: return yaml.load(text.decode("utf-8"), _Loader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except InputError: raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise InputError(f"it is not YAML: {error}") from None
 
 # %% ../../nbs/A0_core/05_config_file.ipynb #8e3ad7e9
-_RULES = dict(greater_than_equal="{ge:g} or more", greater_than="more than {gt:g}", less_than_equal="{le:g} or less",
-    less_than="less than {lt:g}", finite_number="a finite number", literal_error="{expected}")
+_RULES = dict(greater_than_equal="{ge} or more", greater_than="more than {gt}", less_than_equal="{le} or less",
+    less_than="less than {lt}", finite_number="a finite number", path_type="a path",
+    literal_error="{expected}")
 
 
 def rule_of(
@@ -59,7 +61,9 @@ def rule_of(
 ) -> str:
     "What a value must be, in words."
     rule = _RULES.get(found["type"], found["msg"].removeprefix("Input should be ").split(", ")[0])
-    return rule.format(**found.get("ctx", {}))
+    limits = {name: f"{limit:.10g}" if isinstance(limit, float) else limit for name, limit in
+        found.get("ctx", {}).items()}
+    return rule.format(**limits)
 
 
 def option_fields(options_type: type) -> Iterator[tuple[str, dataclasses.Field]]:

@@ -218,7 +218,7 @@ def is_array_folder(path: Path) -> bool:
     try: return all(find_key(keys, role, None, str(path)) for role in USUAL_KEYS)
     except InputError: return False
 
-# %% ../../nbs/02_data/27_arrays.ipynb #d7b5f9b2
+# %% ../../nbs/02_data/30_arrays.ipynb #d7b5f9b2
 def find_keys(
     keys: list[str],  # those of a file
     given: tuple[str | None, str | None],  # names of inputs and targets; None: the usual name that is there

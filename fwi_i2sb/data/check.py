@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import check_axes, check_memory
+from ..core.files import as_single, check_axes, check_memory
 from ..core.formats import phrase, recognise, RUNS
 from .findings import fingerprint, inspect_map, Report, Tally
 from .gathers import Gathers, to_survey
@@ -252,9 +252,9 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers), o
         report.problems.append(_looks(d, survey))
     check_memory(16 * math.prod(d.shape[-3:]), f"a record of shape {d.shape[-3:]} in {path}")
     records = d if d.ndim == 4 else d[None]
-    tally, seen, squares, first = Tally(accept), _Range(), 0.0, np.array(records[0], dtype=np.float32)
+    tally, seen, squares, first = Tally(accept), _Range(), 0.0, as_single(records[0])
     for i, record in enumerate(records):
-        record = np.array(record, dtype=np.float32)
+        record = as_single(record)
         seen.add(record, path); squares += float(np.nanmean(record.astype(np.float64)**2)) / len(records)
         found = inspect_pair(record, None, survey, scale, original=original)
         tally.add(f"record {i}" if len(records) > 1 else "the record", [f for f in found if f.reason != "shape"],

@@ -176,7 +176,7 @@ def convert_command(options: ConvertOptions) -> Path:
     "Convert, or continue a conversion."
     import_plugin(options.plugin)
     given = {name: value for name, value in _survey_and_scale(options).items() if value}
-    family = options.family or layout_of(options.dataset_dir).family
+    family = layout_of(options.dataset_dir).family if options.family is None else options.family
     if family is None:
         refuse_other(options.dataset_dir)
         raise InputError(f"--family is needed: {options.dataset_dir} holds no samples of the Speed & Structure "

@@ -101,7 +101,9 @@ def _checked(path, count):
     "The open file. `InputError` unless it holds `count` values and reaches as far as its last page."
     again = f"remove {path} and its manifest.json, and repeat the command that made it"
     try: reader = _reader(path); found, short = reader.env.stat()["entries"], _lacking(path, reader.env)
-    except (OSError, lmdb.Error) as error: raise InputError(f"{path} is damaged ({error}): {again}") from None
+    except (OSError, lmdb.Error) as error:
+        said = getattr(error, "strerror", None) or str(error).removeprefix(f"{path}: ")
+        raise InputError(f"{path} is damaged ({said}): {again}") from None
     if short: raise InputError(f"{path} was cut short to {short[0]} of {short[1]} bytes: {again}")
     if found != count: raise InputError(f"{path} holds {found} records, its manifest says {count}: {again}")
     return reader

@@ -141,7 +141,7 @@ def _recipe(name, layers):
     low, high = layers
     if not 1 <= low <= high <= 70 // THINNEST:
         raise InputError(
-            f"layers must be two whole numbers with 1 <= fewest <= most <= {70 // THINNEST}, not {low}, {high}")
+            f"--layers must be two rising whole numbers from 1 to {70 // THINNEST} (got {low} and {high})")
     return Recipe((low, high), RECIPES[name].ascending, RECIPES[name].sines, RECIPES[name].faults)
 
 # %% ../../nbs/02_data/03_geology.ipynb #7fb00c56

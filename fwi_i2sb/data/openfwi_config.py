@@ -32,7 +32,9 @@ def _limits(entry, path, name, low, high):
 def _entries(path, wanted):
     "The entries of a configuration that are of OpenFWI's families or of those wanted, by name."
     try: table = read_json(path)
-    except (OSError, ValueError) as error: raise InputError(f"{path} cannot be read ({error})") from None
+    except InputError: raise
+    except OSError as error: raise InputError(f"{path} cannot be read ({error.strerror})") from None
+    except ValueError as error: raise InputError(f"{path} is not a JSON file ({error})") from None
     if not isinstance(table, dict):
         raise InputError(f"{path} is not a JSON table of families with data_min and data_max")
     ours = [*FAMILIES, *(name for name in wanted if name not in FAMILIES)]

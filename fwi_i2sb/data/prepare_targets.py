@@ -14,7 +14,7 @@ import numpy as np
 
 from ..core.commands import options_to_dict
 from ..core.errors import InputError
-from ..core.files import home, read_json, sha256, warn_once, write_json, write_text
+from ..core.files import home, read_json, sha256, single, warn_once, write_json, write_text
 from ..core.formats import refuse_run
 from ..core.locks import check_space, check_writable, locked
 from ..core.sealed import seal, write_sealed
@@ -47,16 +47,6 @@ def _digest(files: list[Path], known: dict) -> str:
 _BLOCK = 2**23  # bytes of records that are read at once
 
 
-def _finite(block: np.ndarray, first: int, where: str) -> np.ndarray:
-    "Values in single precision. `InputError` for one that is not finite there."
-    with np.errstate(over="ignore"): values = np.ascontiguousarray(block, dtype=np.float32)
-    bad = ~np.isfinite(values).reshape(len(values), -1).all(1)
-    if bad.any():
-        raise InputError(f"{where}: record {first + int(bad.argmax())} holds values that are not finite (NaN or "
-            f"infinite) in single precision")
-    return values
-
-
 def _records(x: ArrayFile, y: ArrayFile, chosen: np.ndarray, done: int) -> Iterator[list[bytes]]:
     "The chosen records of a file as bytes, in lists, without the first ones."
     rows, first, wanted = max(1, _BLOCK // (4 * math.prod(x.shape[1:]) + 4 * math.prod(y.shape[1:]))), 0, chosen[done:]
@@ -64,7 +54,7 @@ def _records(x: ArrayFile, y: ArrayFile, chosen: np.ndarray, done: int) -> Itera
         own = wanted[(wanted >= first) & (wanted < first + len(inputs))] - first
         first += len(inputs)
         if not len(own): continue
-        pair = [_finite(block, first - len(inputs), array.where) for block, array in ((targets, y), (inputs, x))]
+        pair = [single(block, array.where, first - len(inputs)) for block, array in ((targets, y), (inputs, x))]
         yield [pair[0][k].tobytes() + pair[1][k].tobytes() for k in own]
 
 # %% ../../nbs/02_data/33_prepare_targets.ipynb #b0465a4f
@@ -170,12 +160,14 @@ def prepare_targets(
     One process works while others wait. Raises `InputError` for a file that cannot be used, before and while it is
     read; nothing that looks finished stays then."""
     source, root = home(source), home(root)
+    if name == "": raise InputError("--name must be a text (got '')")
     refuse_run(root, "a folder for the store")
     with open_arrays(source) as arrays:
         keys, x, y = _chosen(arrays, options, source)
         files, known = _files(source, keys), _known(root)
         digest, stamp = _digest(files, known), list(map(file_stamp, files))
-        plans = plan_targets(name or source.stem, dict(file=source.name, digest=digest), x, y, keys, options)
+        plans = plan_targets(source.stem if name is None else name, dict(file=source.name, digest=digest), x, y, keys,
+            options)
         there = lambda: all([_finished(root / split, plan) for split, plan in plans.items()])
         if there() and known.get("stamp") == stamp: return root  # nothing is written
         check_writable(root)

@@ -107,7 +107,7 @@ def make_recipe(
     dtype: str = "float16",
 ) -> Recipe:
     "The recipe of a training. Raises `InputError` for options that cannot be."
-    names, weights = parse_mixture(options.mixture or ",".join(families))
+    names, weights = parse_mixture(",".join(families) if options.mixture is None else options.mixture)
     recipe = Recipe(_BEYOND + seed, names, weights, options.layers, tuple(shape), survey.to_dict(),
         (scale.low, scale.high), factor, dtype, options.engine, _range(options.freq, "--freq"),
         _range(options.snr, "--snr"), options.missing_shots, options.missing_traces)

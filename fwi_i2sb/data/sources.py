@@ -11,7 +11,7 @@ import contextlib, hashlib, os, zlib
 from pathlib import Path
 
 from ..core.errors import InputError
-from ..core.files import read_json, write_json
+from ..core.files import check_regular, read_json, write_json
 
 # %% ../../nbs/02_data/10_sources.ipynb #9b5c60a1
 def _files(path):
@@ -36,6 +36,7 @@ def source_digest(path:str|Path, # .npy, or a folder of several
     if (seen := (known or {}).get(str(path))) and seen["stamp"] == stamp: return seen["digest"]
     digest, whole = hashlib.blake2b(str(stamp[0]).encode(), digest_size=8), 0
     for one in _files(path):
+        check_regular(one)
         with open(one, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             places = (size * (2 * i + 1) // (2 * count) for i in range(count))

@@ -117,6 +117,6 @@ OPENFWI_SPEC = DataSpec("CurveVel_A", OPENFWI_SCALE, PressureRange(-27.11, 55.10
 def load_survey(path: Path) -> Survey:
     "Read a survey from a JSON file. Raises `InputError` that says what is wrong with it."
     try: return Survey.from_dict(read_json(path))
-    except InputError as error: raise InputError(f"{path} is {error}") from None
+    except InputError as error: raise InputError(f"{path} is {str(error).removeprefix(f'{path} is ')}") from None
     except OSError as error: raise InputError(f"{path} cannot be read ({error.strerror})") from None
     except ValueError as error: raise InputError(f"{path} is not a JSON file ({error})") from None

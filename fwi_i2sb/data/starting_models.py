@@ -198,6 +198,7 @@ def parse_start(
     for name, *words in entries:
         weight = 1.0
         if len(entries) > 1:
+            if not name: raise InputError(f"a part of the mixture {text!r} has no name: write it like linear:0.5")
             if not words: raise InputError(f"{name!r} is part of a mixture and needs a weight, such as {name}:0.5")
             weight = _number(words.pop(), "weight")
             if not 0 < weight <= 1e6:

@@ -26,7 +26,7 @@ from ..data.degrade import Degradation
 from ..data.openfwi import FAMILIES
 from .card_figure import card_figure
 from .card_text import markdown, table
-from .evaluate import evaluate
+from .evaluate import check_count, evaluate
 from ..inference.first_guess import named_starts
 from ..inference.kept import kept_folder, weights_digest
 from ..inference.options import check_samples, SamplingOptions
@@ -139,6 +139,7 @@ def _prepare(options: EvaluateOptions, run: TrainedRun) -> tuple:
     perturbation = Degradation(options.snr, options.missing_shots, options.missing_traces, options.freq)
     check_writable(options.out or results_folder(run), "card.json", "card.md", "card.png")
     check_samples(run, options.sampling)
+    check_count(run, options.records)
     data = validation_data(run, options.dataset_dir, options.store_dir, options.dataset_name)
     weights = [weights_digest(run, start) for start in named_starts(run, options.starts)]
     identity = dict(asked=_asked(options), step=run.step, fingerprint=data.fingerprint, weights=weights)
@@ -176,7 +177,7 @@ def _evaluate_arrays(options: EvaluateOptions) -> list[dict]:
     card = evaluate_targets(EvaluateTargetsOptions((options.run,), **given))
     return card["targets"] if card else []  # another process has it
 
-# %% ../../nbs/09_evaluation/04_command.ipynb #127cca10
+# %% ../../nbs/09_evaluation/05_command.ipynb #127cca10
 def evaluate_command(options: EvaluateOptions) -> list[dict]:
     """Evaluate a run, or continue to do so; print the table and write the card, unless other parts are missing.
 
@@ -194,6 +195,8 @@ def evaluate_command(options: EvaluateOptions) -> list[dict]:
             do_parts("fwi_i2sb.evaluation.command:evaluate_part", options, count, folder, device, progress)
     with progress_bar("evaluate", "records") as progress: card = judge(progress=progress)
     if card is None:
+        if not options.split.part:
+            raise InputError(f"{kept} does not give back what was written to it: see to its disk")
         print(f"part {options.split.part} is done; the last part to end writes the card")
         return []
     benchmark = [family for family in dict.fromkeys(data.names) if family in FAMILIES] if options.published else []

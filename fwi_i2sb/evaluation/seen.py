@@ -44,7 +44,7 @@ def record_digests(
     found = b"".join(_digest(np.ascontiguousarray(values)) for pair in pairs for values in pair)
     return torch.frombuffer(bytearray(found), dtype=torch.uint8).view(-1, 32)
 
-# %% ../../nbs/09_evaluation/10_seen.ipynb #f4e044d4
+# %% ../../nbs/09_evaluation/09_seen.ipynb #f4e044d4
 class Seen:
     "Records that are judged: `add` their digests, then `count` those that runs have learnt from."
 

@@ -7,7 +7,7 @@ __all__ = ['FASTEST', 'SHAPE', 'COUNT', 'challenge_mape', 'read_submitted', 'che
            'expected', 'pack_submission']
 
 # %% ../../nbs/09_evaluation/06_submission.ipynb #c44258e6
-import math, zipfile
+import math, zipfile, zlib
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -52,7 +52,7 @@ def _opened(path):
         check_regular(path)
         return path, _headers(path)
     except FileNotFoundError: raise InputError(f"{path} does not exist") from None
-    except (OSError, zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise InputError(f"{path} is not an .npz archive, or damaged ({error})") from None
 
 def read_submitted(path:Path, # .npz
@@ -65,7 +65,7 @@ def read_submitted(path:Path, # .npz
     check_memory(2 * math.prod(shape) * dtype.itemsize, f"the map {name} of {path}")
     try:
         with np.load(path, allow_pickle=False) as arrays: return arrays[name]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, EOFError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, EOFError) as error:
         raise InputError(f"the map {name} of {path} is damaged ({error})") from None
 
 # %% ../../nbs/09_evaluation/06_submission.ipynb #fd2c8534

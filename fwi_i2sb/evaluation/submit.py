@@ -97,8 +97,8 @@ def _digests(samples):
 
 def _settings(options, run, samples):
     return dict(run=str(run.path), step=run.step, weights=weights_digest(run, options.start),
-        start=options.start or default_start(run), samples=options.samples, nfe=options.nfe, tta=options.tta,
-        seed=options.seed, files=_digests(samples))
+        start=default_start(run) if options.start is None else options.start, samples=options.samples,
+        nfe=options.nfe, tta=options.tta, seed=options.seed, files=_digests(samples))
 
 def _check_parts(folder, settings):
     "Refuse finished maps of other settings."
@@ -115,11 +115,12 @@ def _check_parts(folder, settings):
 # %% ../../nbs/09_evaluation/07_submit.ipynb #b0cbe994
 def _load(options):
     "The run, at the checkpoint that is asked for."
-    path = options.run
-    if options.checkpoint is not None:
-        path = named_checkpoint(path / "checkpoints" / options.checkpoint)
-        if not path.is_dir():
-            there = sorted(p.name for p in path.parent.glob("step-*") if p.is_dir())
+    path, name = options.run, options.checkpoint
+    if name is not None:
+        folder = path / "checkpoints"
+        path = named_checkpoint(folder / name)
+        if path.parent != folder or not path.is_dir():
+            there = sorted(p.name for p in folder.glob("step-*") if p.is_dir())
             raise unknown("checkpoint", options.checkpoint, there or ["none"])
     return load_run(path, device=options.device, plugin=options.plugin)
 
@@ -127,6 +128,9 @@ def _test_samples(options, run):
     "The samples to invert. Raises `InputError` where they are not as those of the run, or not as many as they must be."
     found = list_samples(options.test_dir)
     samples = found["test"] or found["train"]
+    if not found["test"] and options.test_dir / "train" in samples[0].parents:
+        raise InputError(f"{options.test_dir} has samples in train/ and none in test/: name the folder of those that "
+            f"are to be inverted")
     if options.count not in (None, len(samples)):
         raise InputError(f"{options.test_dir} holds {len(samples)} samples, not {options.count}")
     check_survey(run, known_facts(options.test_dir)[0])
@@ -155,9 +159,10 @@ def _fill(run, samples, settings, folder, progress):
         progress(done, len(samples))
         part = folder / f"{sample.name}.npy"
         if _sound(part, (1, *run.spec.map_size)): continue
-        result = run.invert(read_gathers(sample)[None], settings["start"], samples=settings["samples"],
-            nfe=settings["nfe"], tta=settings["tta"], seed=settings["seed"],
-            record_ids=[zlib.crc32(sample.name.encode())])
+        gathers = read_gathers(sample)[None]
+        try: result = run.invert(gathers, settings["start"], samples=settings["samples"], nfe=settings["nfe"],
+            tta=settings["tta"], seed=settings["seed"], record_ids=[zlib.crc32(sample.name.encode())])
+        except InputError as error: raise InputError(f"{sample}: {error}") from None
         for odd in result.provenance["record_checks"][0][:1]: print(f"warning: {sample.name} {odd}", file=sys.stderr)
         with atomic(part) as unfinished, open(unfinished, "wb") as file: np.save(file, result.mean[0].numpy())
     progress(len(samples), len(samples))
@@ -199,6 +204,7 @@ def _finish(options, run, settings, post, folder, out):
 
 def submit_command(options:SubmitOptions)->Path: # the file
     "Invert all samples of a test folder into a submission, or continue to do so."
+    if options.out.suffix != ".npz": raise InputError(f"-o must name a .npz file (got {str(options.out)!r})")
     run = _load(options)
     samples, post, out = _test_samples(options, run), _post(options, run), stamped(options.out, run, options.stamp)
     check_samples(run, SamplingOptions(samples=options.samples, nfe=options.nfe, tta=options.tta))
@@ -212,7 +218,11 @@ def submit_command(options:SubmitOptions)->Path: # the file
     with claim(folder, f"another process writes {out}"):
         _check_parts(folder, settings)
         write_sealed(folder / "settings.json", settings)
-        with progress_bar("submit", "samples") as progress: _fill(run, samples, settings, folder, progress)
+        try:
+            with progress_bar("submit", "samples") as progress: _fill(run, samples, settings, folder, progress)
+        except InputError:
+            if not any(folder.glob("*.npy")): shutil.rmtree(folder)  # there is nothing to continue
+            raise
         return _finish(options, run, settings, post, folder, out)
 
 # %% ../../nbs/09_evaluation/07_submit.ipynb #fd6fa0a9

@@ -126,7 +126,10 @@ def _write(options: InvertOptions, run: TrainedRun, work: Work, folder: Path, pr
     invert_batches(batches, lambda i, j: _one_batch(options, run, work, i, j, progress), kept, options.split.part)
     with Spool(folder) as spool:
         provenance = collected(batches, work, spool, kept)
-        if provenance is None: return path, None, None
+        if provenance is None:
+            if options.split.part: return path, None, None
+            raise InputError(f"{kept} does not give back what was written to it: see to its disk, or name another "
+                f"folder with --out")
         provenance.update(asked=identity_digest(identity), segy=options.segy)
         arrays = spool.tensors(); truth = arrays.pop("truth", None)
         made = run.recalibration if provenance["calibrated"] else None

@@ -97,14 +97,17 @@ def _settings_text(folder: Path) -> list[str]:
 def _score_lines(path: Path, step: int) -> list[str]:
     "The rows of an evaluation of some weights, as a table."
     names = "mae", "rmse", "ssim", "crps", "misfit", "coverage_50", "coverage_90"
-    card = read_json(path)
+    try: card = read_json(path)
+    except ValueError as error: raise InputError(f"{path} is not the card.json of an evaluation: {error}") from None
     if not isinstance(card, dict) or not {"rows", "step"} <= card.keys():
         raise InputError(f"{path} is not the card.json of an evaluation")
     if card["step"] != step:
         raise InputError(f"{path} is the card of step {card['step']}, and the pipeline's last run is at step {step}")
     number = lambda row, name: "" if row.get(name) is None else f"{row[name]:.4g}"
-    rows = [(row["start"], row["method"], row["records"], *(number(row, name) for name in names))
+    try: rows = [(row["start"], row["method"], row["records"], *(number(row, name) for name in names))
         for row in card["rows"]]
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise InputError(f"{path} is not the card.json of an evaluation: its rows are none") from None
     return markdown_table(("start", "answer", "records", *names), rows).splitlines()
 
 # %% ../../nbs/08_inference/25_pack.ipynb #fb257a06

@@ -9,10 +9,10 @@ __all__ = ['validation_work', 'file_work']
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..core.errors import InputError
+from ..core.files import single
 from ..core.formats import read_array
 from ..data.gathers import Gathers, on_survey
 from ..data.record_formats import read_records
@@ -60,7 +60,7 @@ def _array_work(options: InvertOptions, run: TrainedRun, path: Path, name: str, 
         d = read_records(path) if d is None else d
         return d if d.ndim == 4 else d[None]
     check_record_shape(run, values(found).shape)
-    read = lambda i, j: (np.array(values()[i:j], dtype=np.float32), None)
+    read = lambda i, j: (single(values()[i:j], str(path), i), None)
     survey = replace(run.survey, **{k: getattr(options, k) for k in ("dt", "dx") if getattr(options, k) is not None})
     return Work(name, list(range(max(len(values(found)), 1))), read, start, str(path), survey)
 

@@ -16,7 +16,7 @@ from ..core.errors import InputError
 from ..core.files import check_regular
 from ..data.spec import DataSpec
 from ..data.targets import TargetSpec
-from .expressions import parse_expression, violations, words
+from .expressions import check_numbers, parse_expression, violations, words
 from .losses import Criterion, Judged, weighted_targets
 from .options import ModelOptions
 
@@ -85,6 +85,7 @@ class Constraints:
         "Raise `InputError` for an expression that does not go with data of these sizes."
         for text, tree in self.trees.items():
             try:
+                check_numbers(tree)
                 _check_clear(tree, judged.spec)
                 if not all(part.numel() for part in violations(tree, quantities(judged))):
                     raise InputError("a gradient needs a map of two cells or more")
@@ -134,8 +135,9 @@ def with_constraints(
         try:
             check_regular(path)
             with open(path, encoding="utf-8") as file: text = file.read(10**5 + 1)
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"--constraint-file {path} cannot be read ({error})") from None
+        except OSError as error:
+            raise InputError(f"--constraint-file {path} cannot be read ({error.strerror})") from None
+        except UnicodeDecodeError: raise InputError(f"--constraint-file {path} is no text in UTF-8") from None
         lines = [line.partition("#")[0].strip() for line in text.splitlines()]
         found += [line for line in lines if line]
         if len(text) > 10**5 or not any(lines):

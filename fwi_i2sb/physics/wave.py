@@ -7,7 +7,7 @@ __all__ = ['OPENFWI', 'NBC', 'ENGINES', 'Survey', 'surface_survey', 'fit_survey'
            'simulate']
 
 # %% ../../nbs/01_physics/00_wave.ipynb #397c4cc4
-import math
+import dataclasses, math
 from dataclasses import asdict, dataclass
 from functools import partial
 
@@ -18,6 +18,22 @@ from ..core.errors import InputError, unknown
 from ..core.registry import method_of
 
 # %% ../../nbs/01_physics/00_wave.ipynb #b2e47068
+def _check_fields(fields):
+    "Raise `ValueError` unless JSON values have the names and the types of a survey's."
+    if not isinstance(fields, dict): raise ValueError("it holds no object")
+    names = {f.name: f.default for f in dataclasses.fields(Survey)}
+    if extra := [name for name in fields if name not in names]: raise ValueError(f"{extra[0]!r} is no part of it")
+    lost = [name for name in names if name not in fields and names[name] is dataclasses.MISSING]
+    if lost: raise ValueError(f"it has no {lost[0]!r}")
+    number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
+    pair = lambda point: isinstance(point, (list, tuple)) and len(point) == 2 and all(map(number, point))
+    for name, value in fields.items():
+        if name in ("sources", "receivers"):
+            if not isinstance(value, (list, tuple)) or not all(map(pair, value)):
+                raise ValueError(f"{name} must be positions in metres, [[x, z], ...]")
+        elif not number(value): raise ValueError(f"{name} must be a number (got {value!r:.40})")
+
+
 @dataclass(frozen=True)
 class Survey:
     """How records were shot: grid spacing, time axis, wavelet, positions. Equal surveys compare equal.
@@ -38,11 +54,14 @@ class Survey:
                 raise InputError(f"a survey's {name} must be positive and finite (got {getattr(self, name)})")
         if self.freq * self.dt > 0.25 * (1 + 1e-6):
             raise InputError(f"freq = {self.freq:g} Hz needs a dt of {0.25 / self.freq:g} s or less (got {self.dt:g})")
-        if self.nt != int(self.nt): raise InputError(f"a survey's nt must be a whole number (got {self.nt})")
+        if self.nt != int(self.nt) or self.nt > 10**7:
+            raise InputError(f"a survey's nt must be a whole number, {10**7} at most (got {self.nt})")
         object.__setattr__(self, "nt", int(self.nt))
         for name in ("sources", "receivers"):
             points = tuple((float(x), float(z)) for x, z in getattr(self, name))
             if not points: raise InputError(f"a survey needs at least one position in {name}")
+            if not all(map(math.isfinite, sum(points, ()))):
+                raise InputError(f"a survey's {name} must be at finite positions")
             object.__setattr__(self, name, points)
         cells = self.margin / self.dx
         if not 0 <= cells <= 1000 or abs(cells - round(cells)) > 1e-3:
@@ -55,8 +74,10 @@ class Survey:
     @staticmethod
     def from_dict(fields: dict) -> "Survey":
         "A survey from the fields `to_dict` gives; `InputError` when one is missing, unknown or malformed."
-        try: return Survey(**fields)
-        except (TypeError, ValueError) as error: raise InputError(f"not a survey description: {error}") from None
+        try:
+            _check_fields(fields)
+            return Survey(**fields)
+        except (ValueError, OverflowError) as error: raise InputError(f"not a survey description: {error}") from None
 
 # %% ../../nbs/01_physics/00_wave.ipynb #8a1a8fc5
 @method_of(Survey)
@@ -99,7 +120,10 @@ def _nodes(points, survey, shape, what):
         if not (0 <= round(row) < shape[0] and 0 <= round(col) < shape[1]):
             raise InputError(f"the {what} at x={x:g} m, z={z:g} m lies outside the map of {shape[0]} x {shape[1]} "
                              f"nodes (depth x width, {survey.dx:g} m apart); give a survey that fits the map")
-    return [round(row) for row, _ in nodes], [round(col) for _, col in nodes]
+    found = [(round(row), round(col)) for row, col in nodes]
+    if what == "receiver" and len({*found}) < len(found):
+        raise InputError("two receivers of the survey are on the same node of the grid: leave one out")
+    return tuple(map(list, zip(*found)))
 
 def fit_survey(survey, # positions
                shape, # (depth, x) of the map in cells

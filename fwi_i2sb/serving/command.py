@@ -35,16 +35,6 @@ class ServeOptions:
     reload: bool = False  # start again when the code changes, for development
 
 
-def _check_address(host, port):
-    try:
-        family, kind, number, _, place = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, number) as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn: a port just left is free
-            probe.bind(place)
-    except OSError as error:
-        raise InputError(f"--host {host} --port {port} cannot be listened at: {error.strerror}") from None
-
-
 def serve_command(options: ServeOptions):
     "Serve until told to end; what was accepted is answered first."
     need("fastapi", "serve", "serve")
@@ -55,6 +45,20 @@ def serve_command(options: ServeOptions):
         raise InputError(f"{settings.model_artifacts_dir} is no folder of runs: name one, or pipelines with --hub")
     _check_address(options.host, options.port)
     _run(options, settings)
+
+
+def _check_address(host, port):
+    "Raise `InputError` where the service could not listen."
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, _, _, address = found[0]
+        with socket.socket(family, kind) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn: a port just left is free
+            probe.bind(address)
+            probe.listen()
+    except (OSError, UnicodeError) as error:
+        said = getattr(error, "strerror", None) or error
+        raise InputError(f"--host {host} --port {port} cannot be listened at ({said}): name another") from None
 
 
 def _run(options, settings):

@@ -206,7 +206,6 @@ def _simulated(options: TrainOptions, stored: StoredRecords, keys: Microbatches,
         ) -> Generator[Records]:
     "Records of a pool that is renewed meanwhile."
     makers, store = maker_count(options.simulate.simulate_proc, accelerator.device), stored.store
-    store.check_disk(options.folder / "pool", options.optim.batch_size)
     store.pool = Pool(options.folder / "pool" / store.fingerprint, store.recipe, store.schedule,
         options.optim.batch_size, keys.steps, rank=keys.rank, world=keys.world, processes=makers,
         device=str(accelerator.device))

@@ -7,7 +7,7 @@ __all__ = ['save_checkpoint', 'Checkpoint', 'read_checkpoint', 'checkpoints', 'n
            'prune_checkpoints', 'optimizer_tensors', 'load_optimizer']
 
 # %% ../../nbs/07_training/03_checkpoint.ipynb #a4f975f8
-import contextlib, hashlib, os, re, secrets, shutil, warnings
+import contextlib, hashlib, json, os, re, secrets, shutil, warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from ..core.errors import InputError
-from ..core.files import disk_full, fsync_path, read_json, sha256, warn_once
+from ..core.files import check_regular, disk_full, fsync_path, read_json, sha256, warn_once
 from ..core.sealed import read_sealed, Schema, write_sealed
 
 # %% ../../nbs/07_training/03_checkpoint.ipynb #533a93e2
@@ -98,6 +98,9 @@ def _files_of(part, sums):
     return [part] if part in sums else sorted(packed, key=lambda name: int(name.rpartition("-")[2]))
 
 # %% ../../nbs/07_training/03_checkpoint.ipynb #fc963665
+_LONGEST_HEADER = 10**8  # bytes, of safetensors
+
+
 def _whole(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     "Tensors that were cut, `name#0`, `name#1` and so on, in one piece."
     pieces = {}
@@ -105,6 +108,19 @@ def _whole(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     number = lambda name: int(name.partition("#")[2] or 0)
     return {name: torch.cat([found[part] for part in sorted(found, key=number)]) if len(found) > 1
         else found.popitem()[1] for name, found in pieces.items()}
+
+
+def _check_length(path: Path):
+    "Raise `ValueError` for a file that is not as long as its header says, before all of it is read."
+    changed = ValueError(f"{path.name} has changed since it was written")
+    check_regular(path)
+    with open(path, "rb") as file:
+        length, size = int.from_bytes(file.read(8), "little"), os.fstat(file.fileno()).st_size
+        if 8 + length > size or length > _LONGEST_HEADER: raise changed
+        try: ends = [part["data_offsets"][1] for name, part in json.loads(file.read(length)).items()
+            if name != "__metadata__"]
+        except (ValueError, LookupError, TypeError, AttributeError): raise changed from None
+    if size != 8 + length + max(ends, default=0): raise changed
 
 
 def read_checkpoint(
@@ -124,6 +140,7 @@ def read_checkpoint(
         tensors = {}
         for part, names in files.items():
             for name in names:
+                _check_length(path / f"{name}.safetensors")
                 if sha256(path / f"{name}.safetensors") != state["sha256"][name]:
                     raise ValueError(f"{name}.safetensors has changed since it was written")
                 tensors.setdefault(part, {}).update(load_file(path / f"{name}.safetensors"))

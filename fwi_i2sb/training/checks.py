@@ -7,6 +7,7 @@ __all__ = ['check_training', 'check_name', 'check_method', 'check_options']
 
 # %% ../../nbs/07_training/28_checks.ipynb #5d971592
 from collections.abc import Iterable
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,6 +85,9 @@ def _check_folder(options: TrainOptions):
 def check_name(name: str | None):
     if name is not None and (name in ("", ".", "..") or Path(name).name != name or "\\" in name):
         raise InputError(f"--name must be the name of one folder inside --result-dir (got {name!r})")
+    # others are made of it, as NAME-archived-1
+    if name is not None and (len(os.fsencode(name)) > 200 or not name.isprintable()):
+        raise InputError(f"--name must be printable, and 200 bytes or less (got {ascii(name[:80])})")
 
 
 def check_method(options: TrainOptions, spec: DataSpec | TargetSpec, micro: int) -> Method:

@@ -123,7 +123,7 @@ def say(self, text: str):
 @method_of(Journal)
 def estimate(self, step: int):
     "Say once, some steps after the beginning, how long the rest will take."
-    if not self.lines and self.bar.disable or step != self.first + PACE: return
+    if not self.lines and self.bar.disable or step != self.first + PACE or step == self.options.optim.num_itr: return
     rest = (self.options.optim.num_itr - step) * (time.monotonic() - self.began) / PACE
     advice = (": --preset small or medium sets a size for two cores or for one GPU" if rest > LONG else "")
     print(f"train: {duration(rest)} for the next {self.options.optim.num_itr - step} steps at the pace of the first "

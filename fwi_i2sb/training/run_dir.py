@@ -71,9 +71,12 @@ def read_config(
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{folder} is not a run: it has no config.json") from None
     except ValueError as error: raise InputError(f"{path} is damaged: {error}") from None
+    if not isinstance(values, dict) or not all(isinstance(values.get(part, {}), dict) for part in ("run", "model")):
+        raise InputError(f"{path} is damaged: it holds no options of a run")
     try: return _from_config(values)
     except InputError as error: raise InputError(f"{path}: {error}") from None
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except KeyError as error: raise InputError(f"{path} is damaged: it has no {error}") from None
+    except (ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is damaged: {error}") from None
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #c240dc60
@@ -151,7 +154,7 @@ def first_records(
 def read_start_maps(corrupt: str) -> dict:
     "The maps named by `file:PATH` in a --corrupt text, as tensors (depth, x) in m/s, by path."
     return {spec.args[0]: torch.from_numpy(read_npy(spec.args[0], ndim=2))
-        for spec in parse_start(corrupt) if spec.name == "file"}
+        for spec in parse_start(corrupt) if spec.name == "file" and spec.args}
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #8ac7177b
 def make_start(

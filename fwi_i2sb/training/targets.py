@@ -47,7 +47,8 @@ def _is_source(data: DataOptions) -> bool:
 def _root(data: DataOptions) -> Path:
     "The folder of the store."
     if is_target_store(data.dataset_dir): return data.dataset_dir
-    return data.store_dir or data.dataset_dir.with_name(f"{data.dataset_dir.name or 'arrays'}.store")
+    folder = data.dataset_dir if data.dataset_dir.name else data.dataset_dir.absolute()  # of "." there is no name
+    return data.store_dir or folder.parent / f"{folder.name or 'arrays'}.store"
 
 
 def open_targets(
@@ -98,6 +99,7 @@ def check_targets(options: TrainOptions):
     if not _is_source(data): refuse_arrays(data, f"{data.dataset_dir}, which is prepared already")
     idle = [f.name for f in fields(DataOptions) if f.name not in _USED and getattr(data, f.name) != f.default]
     idle += [name for name in ("val_maps", "val_nfe") if getattr(log, name) != getattr(LogOptions, name)]
+    if options.simulate.simulate is not None: idle += ["simulate"]
     if data.store_dir and is_target_store(data.dataset_dir): idle += ["store_dir"]
     instead = ", or give --target-scaler and --input-scaler" if "scaler" in idle[:1] else ""
     if idle: raise InputError(f"{flag_of(idle[0])} has no effect with a data set of arrays: remove it{instead}")

@@ -112,6 +112,8 @@ class FirstGuess:
 
     def __init__(self, path: Path, device: str = "auto"):
         self.run = run = restore(path, device=device)
+        if not isinstance(run.spec, DataSpec):
+            raise InputError(f"the run {path} learnt from arrays: its answers are no velocity maps to start from")
         self.runs, self.weights = [run], run.weights
         self.start = run.options.model.corrupt if run.method.model.reads_map else "linear"
         if not run.method.net.conditional:
