@@ -60,7 +60,7 @@ class Survey:
         for name in ("sources", "receivers"):
             points = tuple((float(x), float(z)) for x, z in getattr(self, name))
             if not points: raise InputError(f"a survey needs at least one position in {name}")
-            if not all(map(math.isfinite, sum(points, ()))):
+            if not all(math.isfinite(value) for point in points for value in point):
                 raise InputError(f"a survey's {name} must be at finite positions")
             object.__setattr__(self, name, points)
         cells = self.margin / self.dx
