@@ -123,7 +123,7 @@ def _nodes(points, survey, shape, what):
     found = [(round(row), round(col)) for row, col in nodes]
     if what == "receiver" and len({*found}) < len(found):
         raise InputError("two receivers of the survey are on the same node of the grid: leave one out")
-    return tuple(map(list, zip(*found)))
+    return [row for row, _ in found], [col for _, col in found]
 
 def fit_survey(survey, # positions
                shape, # (depth, x) of the map in cells
