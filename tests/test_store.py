@@ -555,7 +555,7 @@ def test_a_copy_of_the_files_is_not_a_change(tmp_path):
 def test_a_range_that_is_no_number_is_refused(tmp_path, key, value):
     entry = dict(data_min=-26.95, data_max=52.77, label_min=1500, label_max=4500) | {key: None}
     (tmp_path / "ranges.json").write_text(json.dumps({"flatvel-a": entry}).replace("null", value))
-    with pytest.raises(InputError, match=f"ranges.json.*({key}|cannot be read)") as caught:
+    with pytest.raises(InputError, match=f"ranges.json.*({key}|is not a JSON file)") as caught:
         load_ranges(tmp_path / "ranges.json", "FlatVel_A")
     assert len(str(caught.value)) < 300
 

@@ -60,7 +60,7 @@ class Survey:
         for name in ("sources", "receivers"):
             points = tuple((float(x), float(z)) for x, z in getattr(self, name))
             if not points: raise InputError(f"a survey needs at least one position in {name}")
-            if not all(map(math.isfinite, sum(points, ()))):
+            if not all(math.isfinite(value) for point in points for value in point):
                 raise InputError(f"a survey's {name} must be at finite positions")
             object.__setattr__(self, name, points)
         cells = self.margin / self.dx
@@ -123,7 +123,7 @@ def _nodes(points, survey, shape, what):
     found = [(round(row), round(col)) for row, col in nodes]
     if what == "receiver" and len({*found}) < len(found):
         raise InputError("two receivers of the survey are on the same node of the grid: leave one out")
-    return tuple(map(list, zip(*found)))
+    return [row for row, _ in found], [col for _, col in found]
 
 def fit_survey(survey, # positions
                shape, # (depth, x) of the map in cells
