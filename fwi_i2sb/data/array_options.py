@@ -18,7 +18,7 @@ from .arrays import ArrayFile
 from .targets import target_from_dict
 
 # %% ../../nbs/02_data/31_array_options.ipynb #407cca93
-Scaler = Literal["zscore", "robust", "minmax", "log"]  # names of `SCALERS`
+Scaler = Literal["zscore", "robust", "minmax", "log", "log1p"]  # names of `SCALERS`
 
 
 @option_group

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.registry import method_of
-from .scalers import SCALERS
+from .scalers import CURVES, SCALERS
 
 # %% ../../nbs/02_data/28_targets.ipynb #337703c8
 def _check_scaling(self):
@@ -64,24 +64,25 @@ def _along(self, values: tuple, like: Tensor) -> Tensor:
 
 
 @method_of(Standard)
-def _logs(self, like: Tensor) -> Tensor:
-    "Which channels are scaled by their logarithms."
-    return self._along(tuple(name == "log" for name in self.scaler), like).bool()
+def _bend(self, x: Tensor, way: int) -> Tensor:
+    "Channels whose scaler bends, through its curve, or back."
+    for name in [name for name in CURVES if name in self.scaler]:
+        own = self._along(tuple(scaler == name for scaler in self.scaler), x).bool()
+        x = torch.where(own, CURVES[name][way](torch.where(own, x, 1)), x)
+    return x
 
 
 @method_of(Standard)
 def normalize(self, x: Tensor) -> Tensor:
     "Physical values (..., channels, *size) on the network's scale; shape, dtype and device stay."
-    if "log" in self.scaler: x = torch.where(logs := self._logs(x), torch.where(logs, x, 1).log(), x)
+    x = self._bend(x, 0)
     return (x - self._along(self.centre or self.mean, x)) / self._along(self.width or self.std, x)
 
 # %% ../../nbs/02_data/28_targets.ipynb #80fd2fd4
 @method_of(Standard)
 def denormalize(self, x: Tensor) -> Tensor:
     "The network's scale to physical values."
-    x = x * self._along(self.width or self.std, x) + self._along(self.centre or self.mean, x)
-    if "log" in self.scaler: x = torch.where(logs := self._logs(x), torch.where(logs, x, 0).exp(), x)
-    return x
+    return self._bend(x * self._along(self.width or self.std, x) + self._along(self.centre or self.mean, x), 1)
 
 
 @method_of(Standard)
