@@ -37,7 +37,8 @@ def mini_options(root: Path, data: Path) -> TrainOptions:
         OptimOptions(batch_size=16, microbatch=16, num_itr=60, lr=2e-3, lr_schedule="cosine", warmup=10,
                      clip_grad_norm=1.0,
                      ema=0.9),
-        LogOptions(log_every=10, val_every=60, val_batches=1, val_nfe=2, keep=1), DeviceOptions(device="cpu"))
+        LogOptions(log_every=10, val_every=60, val_batches=1, val_nfe=2, keep=1),
+        DeviceOptions(device="cpu", precision="fp32"))  # the same on every processor
 
 
 def _cache() -> Path:
@@ -115,4 +116,4 @@ def plates_run() -> Path:
             ema=0.9)
         return train(TrainOptions(RunOptions(data.parent / "runs", "plates"), DataOptions(data),
             ModelOptions("ratenet"), optim, LogOptions(log_every=20, val_every=30, log_writer="none"),
-            DeviceOptions(device="cpu")), progress=False)
+            DeviceOptions(device="cpu", precision="fp32")), progress=False)

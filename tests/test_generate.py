@@ -124,10 +124,11 @@ def test_a_full_disk_loses_nothing(tmp_path, undisturbed, limit, chunks):
     run = python([sys.executable, "-c", LIMITED, tmp_path, str(limit)])
     assert (run.stdout.count("\n") == 1 and "File too large" in run.stdout
         and "free disk space and repeat" in run.stdout), run
-    assert len(list(tmp_path.rglob("chunk-*.npz"))) == chunks and not list(tmp_path.rglob("seis*.npy"))
+    made = len(list(tmp_path.rglob("chunk-*.npz")))  # the next may be there already
+    assert chunks <= made <= 2 * chunks and not list(tmp_path.rglob("seis*.npy"))
     seen = []
     folder = generate(tmp_path, "FlatFault_A", **SMALL, workers=1, progress=lambda done, total: seen.append(done))
-    assert seen[0] == 25 * chunks and contents(folder) == contents(undisturbed)
+    assert seen[0] == 25 * made and contents(folder) == contents(undisturbed)
 
 
 def test_a_folder_that_cannot_be_written_is_not_called_full(tmp_path):

@@ -154,7 +154,7 @@ def test_a_damaged_file_is_a_cell_that_runs_again(folder, experiment):
             and [row["state"] for row in collect(read_grid(path))] == ["changed", "failed"])
     code, said = experiment(path, "--jobs", 2)
     assert (code == 0 and "size=1: its cell.json is damaged, it runs again" in said
-        and "size=2: its metrics.json is missing or damaged, it runs again" in said)
+        and "size=2: its metrics.json is missing or damaged, it runs again" in said), said
     assert [row["state"] for row in table(folder).values()] == ["finished"] * 2
 
 
