@@ -34,7 +34,8 @@ def _start(cell: Cell, threads: int, children: Children) -> subprocess.Popen | N
         yaml.safe_dump(cell.parameters | dict(out_dir=str(cell.folder)), sort_keys=False, allow_unicode=True))
     words = [sys.executable, "-m", "papermill", cell.notebook, cell.folder / "notebook.ipynb", "--parameters_file",
              cell.folder / "parameters.yaml",
-             "--kernel", "python3", "--cwd", cell.home, "--no-progress-bar", "--log-output"]
+             "--kernel", "python3", "--cwd", cell.home, "--no-progress-bar", "--log-output",
+             "--start-timeout", "600"]  # s: a busy machine, or a slow disk, starts a kernel in more than the usual 60
     return children.start(words, cell.folder / "log.txt", threads)
 
 # %% ../../nbs/10_sweeps/03_run_cell.ipynb #ccffc27a
