@@ -36,7 +36,7 @@ mini_run(); small_data(n_train=16, n_val=4, layers=(4, 8))"
 
 # more at once than there are cores, as many tests wait for what they start
 say "every notebook's cells, and contracts across chapters, commands, faults, several processes"
-timeout 3600 python -m pytest -q -n 4 --dist loadfile --no-loadscope-reorder --basetemp "$fresh/pytest" \
+timeout 3600 python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --basetemp "$fresh/pytest" \
     --durations 20 tests >"$fresh/tests" 2>&1 & tests=$!
 OMP_NUM_THREADS=1 timeout 3600 nbdev_test --n_workers 2 && good=0 || good=$?
 say "the tests"
