@@ -20,7 +20,7 @@ from ..core.registry import method_of, Registry
 CURVES = dict(log=(Tensor.log, Tensor.exp),
     log1p=(lambda x: x.sign() * x.abs().log1p(), lambda x: x.sign() * x.abs().expm1()))
 
-
+# %% ../../nbs/02_data/27_scalers.ipynb #e7c474ec
 class Moments:
     """Mean and standard deviation of each channel, over all records added so far and all axes behind the channels.
 

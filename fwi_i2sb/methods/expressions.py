@@ -149,7 +149,7 @@ def _indexed(node: ast.Subscript, variables: Mapping[str, Tensor]) -> Tensor:
         values = values.narrow(axis, place, 1)
     return five_axes(values)
 
-
+# %% ../../nbs/06_methods/03_expressions.ipynb #8f57baff
 def check_numbers(tree: ast.Compare):
     "Raise `InputError` for a part without names whose value is not finite, such as `1 / 0`."
     for part in ast.walk(tree):

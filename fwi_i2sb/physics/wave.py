@@ -34,6 +34,14 @@ def _check_fields(fields):
         elif not number(value): raise ValueError(f"{name} must be a number (got {value!r:.40})")
 
 
+def _positions(name, points):
+    points = tuple((float(x), float(z)) for x, z in points)
+    if not points: raise InputError(f"a survey needs at least one position in {name}")
+    if not all(math.isfinite(value) for point in points for value in point):
+        raise InputError(f"a survey's {name} must be at finite positions")
+    return points
+
+# %% ../../nbs/01_physics/00_wave.ipynb #1facb5fd
 @dataclass(frozen=True)
 class Survey:
     """How records were shot: grid spacing, time axis, wavelet, positions. Equal surveys compare equal.
@@ -58,11 +66,7 @@ class Survey:
             raise InputError(f"a survey's nt must be a whole number, {10**7} at most (got {self.nt})")
         object.__setattr__(self, "nt", int(self.nt))
         for name in ("sources", "receivers"):
-            points = tuple((float(x), float(z)) for x, z in getattr(self, name))
-            if not points: raise InputError(f"a survey needs at least one position in {name}")
-            if not all(math.isfinite(value) for point in points for value in point):
-                raise InputError(f"a survey's {name} must be at finite positions")
-            object.__setattr__(self, name, points)
+            object.__setattr__(self, name, _positions(name, getattr(self, name)))
         cells = self.margin / self.dx
         if not 0 <= cells <= 1000 or abs(cells - round(cells)) > 1e-3:
             raise InputError(f"a survey's margin must be 0 to 1000 whole cells of {self.dx:g} m (got {self.margin} m)")

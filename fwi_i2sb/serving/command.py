@@ -60,7 +60,7 @@ def _check_address(host, port):
         said = getattr(error, "strerror", None) or error
         raise InputError(f"--host {host} --port {port} cannot be listened at ({said}): name another") from None
 
-
+# %% ../../nbs/11_serving/16_command.ipynb #cfee7a81
 def _run(options, settings):
     import uvicorn
 

@@ -77,9 +77,8 @@ class Settings(_Given):
             raise ValueError("SECRET_API_KEY: a key holds letters, digits and signs of ASCII, and no space")
         if "*" in self.origins and len(self.origins) > 1:
             raise ValueError("CORS_ALLOWED_ORIGINS names origins beside *: leave one of them out")
-        for origin in self.origins:
-            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-                raise ValueError(f"CORS_ALLOWED_ORIGINS: {origin!r} is no origin such as https://one.example")
+        if wrong := [one for one in self.origins if not re.fullmatch(r"\*|https?://[^/\s]+", one)]:
+            raise ValueError(f"CORS_ALLOWED_ORIGINS: {wrong[0]!r} is no origin such as https://one.example")
         return self
 
     @property
@@ -91,10 +90,10 @@ class Settings(_Given):
     @property
     def hub(self) -> list[str]: return [name.removeprefix("hub:") for name in _words(self.hub_models)]
 
-
+# %% ../../nbs/11_serving/00_settings.ipynb #bc93a942
 def _words(text): return [word.strip() for word in text.split(",") if word.strip()]
 
-# %% ../../nbs/11_serving/00_settings.ipynb #bc93a942
+
 def read_settings(**given) -> Settings:
     "The settings, those given before the environment. Raises `InputError`, in one sentence, for a wrong one."
     try: return Settings(**{name: value for name, value in given.items() if value is not None})

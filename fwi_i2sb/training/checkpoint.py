@@ -122,7 +122,7 @@ def _check_length(path: Path):
         except (ValueError, LookupError, TypeError, AttributeError): raise changed from None
     if size != 8 + length + max(ends, default=0): raise changed
 
-
+# %% ../../nbs/07_training/03_checkpoint.ipynb #6e20fd16
 def read_checkpoint(
     path: Path,  # a folder checkpoints/step-N
     parts: tuple[str, ...] = ("ema",),  # which of its safetensors files to read
