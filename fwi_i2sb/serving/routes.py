@@ -15,9 +15,8 @@ from fastapi import APIRouter, Depends, HTTPException, Path, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
-from ..core.errors import InputError
 from .depends import caller, limited, read_body, Refusal, TheService, unless_gone
-from .models import ModelFault
+from .models import ModelFault, NoModel
 from .requests import (Asked, Body, BYTES, check_beside, JobAsked, JobBody, parse_body, Prediction,
     prepare, WHOLE, without_seed)
 from .service import encode, Service
@@ -149,10 +148,10 @@ async def _read(service: Service, request: Request, query: Asked, form: type[Ask
     if asked is None: asked = form.model_validate(query)
     else: check_beside(asked, query)
     name = asked.model if job else request.path_params["name"]
-    try: await service.aside(service.models.folder, name)
-    except InputError as error: raise HTTPException(404, str(error)) from None
     plain = Asked.model_validate(asked.model_dump(exclude={"model"}))
-    return kind, name, plain, await service.aside(prepare, service.models, name, values, plain, service.settings, job)
+    try: ready = await service.aside(prepare, service.models, name, values, plain, service.settings, job)
+    except NoModel as error: raise HTTPException(404, str(error)) from None
+    return kind, name, plain, ready
 
 # %% ../../nbs/11_serving/12_routes.ipynb #685e40f2
 @work.post("/api/v1/predict/{name}", **_documented(Asked, Body, WHOLE, {200: dict(content=BINARY)}))
