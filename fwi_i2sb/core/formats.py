@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KINDS', 'RUNS', 'SUFFIXES', 'RECORD_FORMATS', 'RecordFormat', 'record_suffixes', 'has_samples', 'recognise', 'phrase',
-           'refuse', 'refuse_run', 'foreign_records', 'refuse_other', 'read_array']
+           'refuse', 'refuse_run', 'foreign_records', 'refuse_other', 'warn_of_others', 'read_array']
 
 # %% ../../nbs/A0_core/11_formats.ipynb #f77643df
 import contextlib, re, struct, zipfile
@@ -16,7 +16,7 @@ import numpy as np
 
 from .errors import InputError
 from .registry import Registry
-from .files import home, open_npy
+from .files import home, open_npy, warn_once
 
 # %% ../../nbs/A0_core/11_formats.ipynb #7bc37018
 KINDS = {  # name: (phrase, how a .npy is made of it)
@@ -201,6 +201,17 @@ def refuse_other(folder:Path):
     if kind in RUNS: raise refuse(folder, "the folder of a data set or of a store")
     if kind == "store" and (folder / "manifest.json").exists():
         raise InputError(f"{folder} is one split of a store: name the folder above it, {folder.absolute().parent}")
+
+# %% ../../nbs/A0_core/11_formats.ipynb #2bd0c092
+def warn_of_others(folder: Path):
+    "Warn, once, of what is named like records or maps and is no .npy file: it is not read."
+    places = [folder / "data", folder / "model"] if (folder / "data").is_dir() else [folder]
+    found = [p for place in places if place.is_dir() for p in sorted(place.iterdir())
+        if re.fullmatch(r"(data|seis|model|vel)\d.*", p.name) and p.suffix != ".npy" and not p.is_dir()]
+    if not found: return
+    more = f", and {len(found) - 1} more likewise" if len(found) > 1 else ""
+    warn_once(f"others in {folder}", f"passed over: {found[0]} is {phrase(recognise(found[0]), found[0])}, and .npy "
+        f"files are read{more}")
 
 # %% ../../nbs/A0_core/11_formats.ipynb #0f6af3e8
 def read_array(path:str|Path, # the file

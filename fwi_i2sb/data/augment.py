@@ -187,7 +187,7 @@ def _drop_shots(numbers, recording, rng, velocity, seismic):
     lost = rng.permutation(len(seismic))[:rng.integers(_at_most(numbers[0], len(seismic)), endpoint=True)]
     return velocity, seismic.index_fill(0, torch.from_numpy(lost), 0)
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #eebaecfe
 AUGMENTATIONS.register("drop-traces")(Augmentation("drop-traces:SHARE",
     _check_drop("traces", lambda recording: len(recording.survey.receivers)), _drop_traces, keeps_start=True))
 AUGMENTATIONS.register("drop-shots")(Augmentation("drop-shots:SHARE",
@@ -197,17 +197,17 @@ AUGMENTATIONS.register("drop-shots")(Augmentation("drop-shots:SHARE",
 def _check_band(numbers, recording):
     band_pass(torch.zeros(2, 1), *numbers, dt=recording.dt)
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #1b1303ac
 def _band(numbers, recording, rng, velocity, seismic):
     return velocity, band_pass(seismic, *numbers, dt=recording.dt)
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #b24d9166
 def _check_scaled(numbers, recording):
     _around_one("velocity")(numbers, recording)
     if recording.dt is None: raise InputError("the augmentation velocity needs the time between two samples")
     if numbers[0] < 0.5 or numbers[1] > 2: raise InputError("the augmentation velocity takes factors from 0.5 to 2")
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #2b157778
 def _scaled(numbers, recording, rng, velocity, seismic):
     low, high = recording.velocity.low / float(velocity.min()), recording.velocity.high / float(velocity.max())
     low, high = max(numbers[0], min(low, 1)), min(numbers[1], max(high, 1))
@@ -215,14 +215,14 @@ def _scaled(numbers, recording, rng, velocity, seismic):
     made = (factor * velocity).clamp(recording.velocity.low, recording.velocity.high)  # but for rounding
     return made, scale_time(seismic, factor, recording.survey, recording.dt)
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #35b91e79
 AUGMENTATIONS.register("band-pass")(Augmentation("band-pass:LOW:HIGH", _check_band, _band))
 AUGMENTATIONS.register("velocity")(Augmentation("velocity:LOW:HIGH", _check_scaled, _scaled));
 
 # %% ../../nbs/02_data/29_augment.ipynb #2f61e8b5
 ARRAY_AUGMENTATIONS = Registry("augmentation of arrays")  # `recording` is the `Standard` of the inputs
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #e03131e9
 def _on_channels(kind: str) -> Callable:
     "A change of traces as one of channels (channels, *size): each is a trace of one shot."
     def apply(numbers, inputs, rng, target, given):
@@ -230,7 +230,7 @@ def _on_channels(kind: str) -> Callable:
         return target, changed[0].T.reshape(given.shape)
     return apply
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #80a6b631
 def _without_log(name: str, check: Callable) -> Callable:
     "A check that also refuses inputs that are scaled by their logarithm."
     def both(numbers, inputs):
@@ -240,7 +240,7 @@ def _without_log(name: str, check: Callable) -> Callable:
                 f"the logarithm of the inputs: remove one of them")
     return both
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #b1a1b0a8
 ARRAY_AUGMENTATIONS.register("noise")(Augmentation("noise:SHARE", _without_log("noise", _positive("noise")),
     _on_channels("noise")))
 ARRAY_AUGMENTATIONS.register("gain")(AUGMENTATIONS["gain"])

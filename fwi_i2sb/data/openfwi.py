@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from ..core.errors import InputError, unknown
-from ..core.files import check_memory, open_npy, warn_once
-from ..core.formats import foreign_records, phrase, recognise, refuse, refuse_other
+from ..core.files import check_memory, open_npy
+from ..core.formats import foreign_records, refuse, refuse_other, warn_of_others
 from .scale import PressureRange
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #dbb4ba5f
@@ -116,16 +116,6 @@ def _find(folder, sub, prefixes):
     found = (p for p in found if not p.name.startswith("."))
     return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
 
-def _say_others(folder):
-    "Warn, once, of what is named like records or maps and is no .npy file: it is not read."
-    places = [folder / "data", folder / "model"] if (folder / "data").is_dir() else [folder]
-    found = [p for place in places if place.is_dir() for p in sorted(place.iterdir())
-        if re.fullmatch(r"(data|seis|model|vel)\d.*", p.name) and p.suffix != ".npy" and not p.is_dir()]
-    if not found: return
-    more = f", and {len(found) - 1} more likewise" if len(found) > 1 else ""
-    warn_once(f"others in {folder}", f"passed over: {found[0]} is {phrase(recognise(found[0]), found[0])}, and .npy "
-        f"files are read{more}")
-
 def match_files(folder:Path, # with `data/` and `model/`, or with both kinds of file
 )->tuple[list[tuple[Path, Path]], list[str]]: # pairs of files, and one sentence for each file without a partner
     "The pairs of seismic and velocity files in a folder, in natural order of their names."
@@ -134,7 +124,7 @@ def match_files(folder:Path, # with `data/` and `model/`, or with both kinds of 
     counts = f"({len(seismic)} seismic and {len(velocity)} velocity files)"
     lost = [f"{s} has no partner {v.name} {counts}" for s, v in pairs if v not in there]
     lost += [f"{v} has no seismic partner {counts}" for v in velocity if v not in {v for _, v in pairs}]
-    if pairs: _say_others(folder)
+    if pairs: warn_of_others(folder)
     return [p for p in pairs if p[1] in there], lost
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #b1b28bee

@@ -52,7 +52,7 @@ def _opened(path):
         check_regular(path)
         return path, _headers(path)
     except FileNotFoundError: raise InputError(f"{path} does not exist") from None
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise InputError(f"{path} is not an .npz archive, or damaged ({error})") from None
 
 def read_submitted(path:Path, # .npz

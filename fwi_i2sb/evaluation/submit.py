@@ -202,6 +202,7 @@ def _finish(options, run, settings, post, folder, out):
         if name in about: print(f"{text}: {about[name]:.5f}")
     return out
 
+# %% ../../nbs/09_evaluation/07_submit.ipynb #9c16f008
 def submit_command(options:SubmitOptions)->Path: # the file
     "Invert all samples of a test folder into a submission, or continue to do so."
     if options.out.suffix != ".npz": raise InputError(f"-o must name a .npz file (got {str(options.out)!r})")

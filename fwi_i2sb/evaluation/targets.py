@@ -72,7 +72,7 @@ def answered(
             raise InputError(f"a record holds a target of 0 or less, and run {runs[0].path} learnt its logarithm")
         yield truth, predict_each(runs, inputs).transpose(0, 1), record_digests(truth, inputs)
 
-
+# %% ../../nbs/09_evaluation/11_targets.ipynb #0b023ed2
 def judge_targets(
     target: VectorTarget | MapTarget,
     batches: Iterator[tuple[Tensor, Tensor, Tensor]],  # from `answered`
@@ -216,7 +216,7 @@ def _target_run(path: Path, options: EvaluateTargetsOptions) -> TargetRun:
         raise InputError(f"{path} answers with velocity maps: fwi-i2sb evaluate judges it")
     return run
 
-
+# %% ../../nbs/09_evaluation/11_targets.ipynb #e7236b69
 def _prepare(options: EvaluateTargetsOptions, turn: tuple[int, int]) -> tuple:
     "Everything that can be refused: runs, their records as of `_batches`, folder and identity of the card."
     runs = [_target_run(path, options) for path in options.runs]

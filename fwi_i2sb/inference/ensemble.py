@@ -152,7 +152,7 @@ def join_runs(members: list[TrainedRun], folder: Path, plan: dict) -> EnsembleRu
     own = dict(folder=Path(folder), options=replace(first.options, data=data), method=method, pipeline=None)
     return EnsembleRun(**vars(first) | own, members=tuple(members), plan=plan)
 
-
+# %% ../../nbs/08_inference/26_ensemble.ipynb #c9199414
 def member_paths(folder: Path) -> list[Path]:
     "The folders of the members of an ensemble. Raises `InputError` as `read_ensemble`."
     places = member_places(folder, read_ensemble(folder))

@@ -15,25 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from ..core.errors import InputError, unknown
+from ..core.fields import check_fields
 from ..core.registry import method_of
 
 # %% ../../nbs/01_physics/00_wave.ipynb #b2e47068
-def _check_fields(fields):
-    "Raise `ValueError` unless JSON values have the names and the types of a survey's."
-    if not isinstance(fields, dict): raise ValueError("it holds no object")
-    names = {f.name: f.default for f in dataclasses.fields(Survey)}
-    if extra := [name for name in fields if name not in names]: raise ValueError(f"{extra[0]!r} is no part of it")
-    lost = [name for name in names if name not in fields and names[name] is dataclasses.MISSING]
-    if lost: raise ValueError(f"it has no {lost[0]!r}")
-    number = lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)
-    pair = lambda point: isinstance(point, (list, tuple)) and len(point) == 2 and all(map(number, point))
-    for name, value in fields.items():
-        if name in ("sources", "receivers"):
-            if not isinstance(value, (list, tuple)) or not all(map(pair, value)):
-                raise ValueError(f"{name} must be positions in metres, [[x, z], ...]")
-        elif not number(value): raise ValueError(f"{name} must be a number (got {value!r:.40})")
-
-
 def _positions(name, points):
     points = tuple((float(x), float(z)) for x, z in points)
     if not points: raise InputError(f"a survey needs at least one position in {name}")
@@ -67,8 +52,7 @@ class Survey:
         object.__setattr__(self, "nt", int(self.nt))
         for name in ("sources", "receivers"):
             object.__setattr__(self, name, _positions(name, getattr(self, name)))
-        cells = self.margin / self.dx
-        if not 0 <= cells <= 1000 or abs(cells - round(cells)) > 1e-3:
+        if not 0 <= (cells := self.margin / self.dx) <= 1000 or abs(cells - round(cells)) > 1e-3:
             raise InputError(f"a survey's margin must be 0 to 1000 whole cells of {self.dx:g} m (got {self.margin} m)")
 
     def to_dict(self) -> dict:
@@ -79,7 +63,7 @@ class Survey:
     def from_dict(fields: dict) -> "Survey":
         "A survey from the fields `to_dict` gives; `InputError` when one is missing, unknown or malformed."
         try:
-            _check_fields(fields)
+            check_fields(fields, {f.name: f.default for f in dataclasses.fields(Survey)}, ("sources", "receivers"))
             return Survey(**fields)
         except (ValueError, OverflowError) as error: raise InputError(f"not a survey description: {error}") from None
 

@@ -46,7 +46,7 @@ def read_npz(content: bytes, most: int) -> np.ndarray:
             if parts[0].compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise InputError("the archive is packed as numpy packs none: use numpy.savez or savez_compressed")
             with archive.open(parts[0]) as file: unpacked = file.read(most + 1)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError, OSError,
+    except (zipfile.BadZipFile, zipfile.LargeZipFile, RuntimeError, EOFError, OSError,
             ValueError, zlib.error) as error:
         if isinstance(error, InputError): raise
         raise InputError("the body is no .npz archive, or damaged") from None

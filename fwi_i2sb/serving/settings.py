@@ -21,6 +21,8 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from ..core.errors import InputError
 
+_REDIS = "redis", "rediss"  # schemes of its addresses
+
 # %% ../../nbs/11_serving/00_settings.ipynb #42da1d94
 class _Given(BaseSettings):
     model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True, hide_input_in_errors=True)
@@ -64,8 +66,7 @@ class Settings(_Given):
     def _address(cls, url):
         if url is None: return None
         try:
-            place = urlsplit(url.get_secret_value())
-            sound = place.scheme in ("redis", "rediss") and place.hostname and place.port != 0
+            sound = (at := urlsplit(url.get_secret_value())).scheme in _REDIS and at.hostname and at.port != 0
         except ValueError: sound = False  # brackets, or a port that is no number
         if not sound: raise ValueError("it must be an address such as redis://HOST:6379/0")
         return url

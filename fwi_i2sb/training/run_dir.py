@@ -45,14 +45,14 @@ def write_config(folder: Path, options: TrainOptions, spec: DataSpec | TargetSpe
     content = {"format": FORMAT, **options_to_dict(absolute(options)), "data_spec": spec.to_dict()}
     write_json(Path(folder) / "config.json", content | dict(checksum=seal(without_places(content))))
 
-
+# %% ../../nbs/07_training/02_run_dir.ipynb #134200cd
 def without_places(config: dict) -> dict:
     "What the checksum is of: folders may be corrected by hand where data or run have moved."
     places = dict(run=("result_dir",), data=("dataset_dir", "store_dir"))
     return config | {group: {k: v for k, v in config[group].items() if k not in names}
         for group, names in places.items()}
 
-
+# %% ../../nbs/07_training/02_run_dir.ipynb #507d671c
 def _is_whole(config: dict) -> bool:
     "Whether a config.json is what was written; of formats 1 and 2 some had no checksum."
     if "format" not in config: return True
@@ -114,7 +114,7 @@ def open_store(
     if options.data.fold: return _fold(options, stores["train"], splits)
     return tuple(MultiFamilyStore(stores[split], options.data.part if split == "train" else None) for split in splits)
 
-
+# %% ../../nbs/07_training/02_run_dir.ipynb #0d368f96
 def _fold(options: TrainOptions, stores: list[StoreDataset], splits: tuple[str, ...]) -> tuple[MultiFamilyStore, ...]:
     "The training records of a fold, and those that it holds out."
     data, parts = options.data, []
@@ -131,7 +131,7 @@ def _folders(data: DataOptions, name: str) -> tuple[Path, Path | None]:
     source = data.dataset_dir if alone or not (data.dataset_dir / name).is_dir() else data.dataset_dir / name
     return source, data.store_dir if alone or not data.store_dir else data.store_dir / name
 
-
+# %% ../../nbs/07_training/02_run_dir.ipynb #b81ae1ab
 def _convert(data: DataOptions, name: str, progress, splits: tuple[str, ...], build: bool) -> Path:
     "The store of one family."
     source, root = _folders(data, name)
@@ -216,7 +216,7 @@ def training_sources(data: DataOptions) -> dict[str, list[tuple[str, int]]]:
             found[name] = [(Path(one["seismic"]).name, one["count"]) for one in sources]
     return found
 
-
+# %% ../../nbs/07_training/02_run_dir.ipynb #35b642b9
 def check_same_options(options: TrainOptions):
     "Refuse to continue a run of this name that has other options; `InputError` names the first difference."
     if not (options.folder / "config.json").exists(): return
@@ -276,7 +276,7 @@ def write_metrics(folder: Path, rows: list[dict]):
     "Write all lines of `metrics.jsonl`."
     write_text(Path(folder) / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 
-
+# %% ../../nbs/07_training/02_run_dir.ipynb #dff42bf6
 def truncate_metrics(folder: Path, step: int):
     "Keep the lines of `metrics.jsonl` up to a step."
     write_metrics(folder, [row for row in read_metrics(folder) if row["step"] <= step])
