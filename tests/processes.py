@@ -27,6 +27,11 @@ SMALL = ["--model", "tiny", "--batch-size", "4", "--microbatch", "2", "--log-eve
 MPIRUN = [str(Path(sys.executable).parent / "mpirun"), "--allow-run-as-root", "--oversubscribe"]
 
 
+def pristine(source: Path, target: Path) -> Path:
+    "A copy of a shared run or data set as it was made, whatever other tests add to it meanwhile."
+    return shutil.copytree(source, target, ignore=shutil.ignore_patterns("starts-*", "evaluation", ".*"))
+
+
 def arguments(data, result_dir, name, *more):
     return ["--result-dir", str(result_dir), "--dataset-dir", str(data), "--dataset-name", "CurveVel_A", "--name", name,
         *SMALL, *map(str, more)]

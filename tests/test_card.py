@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
+from processes import pristine
 
 from fwi_i2sb.evaluation import command, evaluate as evaluation
 from fwi_i2sb.data.starting_models import sees_truth
@@ -496,7 +497,7 @@ def test_records_of_another_survey_are_refused(refused, run, mini, flat, tmp_pat
 
 def test_a_card_is_never_overwritten_by_another(fwi, refused, mini, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(mini, run, ignore=shutil.ignore_patterns("evaluation"))
+    pristine(mini, run)
     few = ("--records", 2, "--samples", 1, "--nfe", 1, "--misfit-records", 1, "--starts", "linear")
     seen = {}
     for words, folder in ((few, ""), ((*few, "--snr", 10), None), ((*few, "--seed", 5), None), (few, "")):

@@ -1,7 +1,6 @@
 "The commands as a user runs them: the basic workflow, and every kind of bad input."
 import json
 import os
-import shutil
 import subprocess
 import sys
 import warnings
@@ -11,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from processes import pristine
 
 import fwi_i2sb
 from fwi_i2sb.cli import COMMANDS
@@ -354,7 +354,7 @@ def test_a_batch_that_does_not_divide(refused, data, tmp_path, batch, micro):
 
 
 def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
-    shutil.copytree(mini, tmp_path / "run")
+    pristine(mini, tmp_path / "run")
     checkpoint = checkpoints(tmp_path / "run")[0]
     weights = checkpoint / "ema.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
@@ -389,7 +389,7 @@ def test_a_damaged_checkpoint_given_by_path(refused, mini, data, tmp_path):
         "endless", "interval",
         "image-size", "moments", "unknown", "range", "digit", "unsealed", "run", "model", "path"])
 def test_a_damaged_config_is_named(refused, mini, tmp_path, spoil, saying):
-    shutil.copytree(mini, tmp_path / "run")
+    pristine(mini, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     spoil(config)
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
@@ -442,8 +442,7 @@ def test_what_says_nothing_or_half(refused, data, tmp_path):
     ("--name", "n" * 201), ("--name", "a\nb"), ("--simulate", "999999999")])
 def test_numbers_that_cannot_be(refused, data, tmp_path, option, value):
     if option == "--time-samples":
-        shutil.copytree(data / "data", tmp_path / "CurveVel_A" / "data"), shutil.copytree(data / "model",
-            tmp_path / "CurveVel_A" / "model")
+        for name in ("data", "model"): pristine(data / name, tmp_path / "CurveVel_A" / name)
     source = tmp_path / "CurveVel_A" if option == "--time-samples" else data
     before = files(tmp_path)
     saying = value if value.isprintable() and len(value) < 99 else "--name must be printable"

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from processes import arguments
+from processes import arguments, pristine
 
 from fwi_i2sb import InputError, load_run, mae
 from fwi_i2sb.examples import mini_options
@@ -32,7 +32,7 @@ def runs(mini, data, tmp_path_factory):
     log = replace(options.log, val_nfe=None)
     made = [train(replace(options, run=replace(options.run, result_dir=root, name=f"seed-{seed}", seed=seed),
         data=half, optim=optim, model=model, log=log), progress=False) for seed in (0, 1)]
-    return [*made, shutil.copytree(mini, root / "mini")]
+    return [*made, pristine(mini, root / "mini")]
 
 
 @pytest.fixture(scope="module")

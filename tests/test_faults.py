@@ -11,8 +11,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, finish, free_port, losses, python_train,
-    wait_for, weights)
+from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, finish, free_port, losses, pristine,
+    python_train, wait_for, weights)
 
 from torch.utils.data import DataLoader
 
@@ -82,7 +82,7 @@ def test_a_signal_while_processes_start_counts_as_one(data, tmp_path, started):
 
 def test_a_full_disk_at_a_checkpoint_is_one_sentence_and_the_one_before_stays(data, four, tmp_path):
     words = arguments(data, tmp_path, "four", "--num-itr", 4, "--save-every", 2)
-    shutil.copytree(four, tmp_path / "four")
+    pristine(four, tmp_path / "four")
     shutil.rmtree(tmp_path / "four" / "checkpoints" / "step-4")
     # the disk fills up during the training: one that is too small from the beginning is refused
     process = python_train(*words, "--num-itr", "1000000", "--save-every", "60")
@@ -96,7 +96,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_sentence_and_the_one_before_stays(da
 
 
 def test_a_disk_that_does_not_answer_costs_no_checkpoint(fwi, data, four, tmp_path, monkeypatch):
-    shutil.copytree(four, tmp_path / "four")
+    pristine(four, tmp_path / "four")
     def broken(path): raise OSError(errno.EIO, "Input/output error", str(path))
     monkeypatch.setattr(checkpoint_module, "sha256", broken)
     outcome = fwi("train", *arguments(data, tmp_path, "four", "--num-itr", 6, "--save-every", 2))
@@ -106,7 +106,7 @@ def test_a_disk_that_does_not_answer_costs_no_checkpoint(fwi, data, four, tmp_pa
 
 def test_another_processor_and_a_damaged_log_do_not_stop_a_run(fwi, data, four, tmp_path):
     run = tmp_path / "four"
-    shutil.copytree(four, run)
+    pristine(four, run)
     options, spec = read_config(run)
     write_config(run, options, replace(spec, linear=tuple(v * (1 + 1e-12) for v in spec.linear)))
     with open(run / "metrics.jsonl", "ab") as file: file.write(b"\0\0\xff{\n")
@@ -115,7 +115,7 @@ def test_another_processor_and_a_damaged_log_do_not_stop_a_run(fwi, data, four, 
 
 
 def test_a_fine_tuned_run_continues_without_its_source(fwi, data, four, tmp_path):
-    shutil.copytree(four, tmp_path / "source")
+    pristine(four, tmp_path / "source")
     words = arguments(data, tmp_path, "tuned", "--fine-tune", tmp_path / "source", "--save-every", 1)
     assert fwi("train", *words, "--num-itr", 1).code == 0
     shutil.rmtree(tmp_path / "source")
@@ -133,7 +133,7 @@ def test_two_commands_do_not_train_one_run(refused, data, tmp_path):
 
 @pytest.mark.parametrize("what", ["options", "result"])
 def test_processes_that_disagree_are_refused(data, four, tmp_path, what):
-    shutil.copytree(four, tmp_path / "runs" / "four")
+    pristine(four, tmp_path / "runs" / "four")
     port = free_port()
     jobs = []
     for rank in (0, 1):

@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 import torch
 from forkserver import run as python
-from processes import PATIENCE, arguments, assert_equal, free_port, weights
+from processes import PATIENCE, arguments, assert_equal, free_port, pristine, weights
 from torch.utils.data import DataLoader, dataloader
 
 from fwi_i2sb.core import files
@@ -124,7 +124,7 @@ def test_all_files_of_a_run_have_the_rights_that_its_user_gives(fwi, data, tmp_p
 
 
 def test_a_clock_that_jumps_and_a_link_to_the_data_change_nothing(fwi, data, four, tmp_path, monkeypatch):
-    shutil.copytree(data, tmp_path / "disk" / "CurveVel_A", ignore=shutil.ignore_patterns("starts-*"))
+    pristine(data, tmp_path / "disk" / "CurveVel_A")
     for k, path in enumerate(sorted((tmp_path / "disk").rglob("*.npy"))): os.utime(path, (k % 2 * 2**32,) * 2)
     (tmp_path / "CurveVel_A").symlink_to(tmp_path / "disk" / "CurveVel_A")
     jumps = iter(range(10**6))
@@ -251,7 +251,7 @@ def test_output_that_nobody_takes(words):
     "checkpoints/step-2/state.json", "logs/mlflow/1", "set-aside/x/deep"])
 def test_a_link_in_a_run_is_not_followed(refused, data, four, tmp_path, name):
     run, outside = tmp_path / "runs" / "four", tmp_path / "outside"
-    shutil.copytree(four, run)
+    pristine(four, run)
     place = run / name
     if place.is_dir(): shutil.move(place, outside)
     else: outside.write_text("precious"); place.unlink(missing_ok=True); place.parent.mkdir(parents=True, exist_ok=True)
@@ -264,7 +264,7 @@ def test_a_link_in_a_run_is_not_followed(refused, data, four, tmp_path, name):
 @pytest.mark.parametrize("given", ["dataset_dir", "store_dir"])
 def test_a_run_that_is_read_builds_a_store_only_where_the_user_says(fwi, refused, mini, data, tmp_path, given):
     run, planted, files_only = tmp_path / "run", tmp_path / "planted", tmp_path / "CurveVel_A"
-    shutil.copytree(mini, run)
+    pristine(mini, run)
     for name in ("data", "model", "generate.json"):
         copy = shutil.copytree if (data / name).is_dir() else shutil.copy
         copy(data / name, (files_only.mkdir(exist_ok=True), files_only / name)[1])
@@ -282,7 +282,7 @@ def test_a_run_that_is_read_builds_a_store_only_where_the_user_says(fwi, refused
 
 
 def test_results_are_not_written_through_a_link_in_a_run(refused, mini, tmp_path):
-    shutil.copytree(mini, tmp_path / "run", ignore=shutil.ignore_patterns("evaluation"))
+    pristine(mini, tmp_path / "run")
     (tmp_path / "outside").mkdir()
     link = tmp_path / "run" / "evaluation"
     link.symlink_to(tmp_path / "outside")
@@ -474,7 +474,7 @@ def test_the_home_directory_is_meant_by_its_sign(tmp_path, monkeypatch):
 
 def test_a_name_that_libraries_cannot_open_is_refused(refused, mini, data, tmp_path):
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
-    shutil.copytree(data / "val", os.path.join(odd, "val"))
+    pristine(data / "val", os.path.join(odd, "val"))
     for words in (["check", odd], ["convert", data, "--family", "CurveVel_A", "--store-dir", odd],
             ["train", *arguments(data, odd, "one")], ["invert", mini, "--out", odd],
             ["generate", odd, "--family", "FlatVel_A"]):
@@ -507,7 +507,7 @@ def test_a_run_is_read_and_continued_from_other_folders(mini, tmp_path, monkeypa
 
 
 def test_data_that_are_gone_are_asked_for(refused, mini, tmp_path):
-    shutil.copytree(mini, tmp_path / "run")
+    pristine(mini, tmp_path / "run")
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     config["data"]["dataset_dir"] = "once/CurveVel_A"
     (tmp_path / "run" / "config.json").write_text(json.dumps(config))
@@ -576,7 +576,7 @@ def test_records_of_another_kind_in_a_data_set_are_named(refused, tmp_path, name
 
 
 def test_runs_and_splits_are_no_data_sets_and_nothing_is_made_in_a_run(refused, mini, data, tmp_path):
-    shutil.copytree(mini, run := tmp_path / "run")
+    pristine(mini, run := tmp_path / "run")
     np.savez(tmp_path / "waves.npz", x=np.zeros((4, 8)), y=np.ones((4, 2)))
     before = everything(tmp_path)
     family, one = ("--family", "CurveVel_A"), ("--train", 1)
@@ -626,7 +626,7 @@ def test_what_is_no_file_or_does_not_fit_is_not_read(refused, mini, tmp_path):
 @pytest.mark.parametrize("name", ["config.json", "checkpoints/step-60/state.json",
     "checkpoints/step-60/ema.safetensors"])
 def test_a_pipe_in_a_run_is_not_waited_for(refused, mini, tmp_path, name):
-    shutil.copytree(mini, tmp_path / "run")
+    pristine(mini, tmp_path / "run")
     (tmp_path / "run" / name).unlink()
     os.mkfifo(tmp_path / "run" / name)
     refused("invert", tmp_path / "run", "--records", 1, "--nfe", 1, "--out", tmp_path / "out")
@@ -636,7 +636,7 @@ def test_a_pipe_in_a_run_is_not_waited_for(refused, mini, tmp_path, name):
 @pytest.mark.parametrize("name", ["database.lmdb", "manifest.json"])
 def test_a_pipe_in_a_store_is_not_waited_for(refused, data, tmp_path, name):
     store = tmp_path / "store" / "CurveVel_A"
-    shutil.copytree(data, store)
+    pristine(data, store)
     (store / "train" / name).unlink()
     os.mkfifo(store / "train" / name)
     refused("train", *arguments(store, tmp_path / "runs", "piped"), saying=("pipe or a device",))

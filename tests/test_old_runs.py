@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from forkserver import run as python
+from processes import pristine
 from safetensors.numpy import save_file
 
 from fwi_i2sb.core.errors import InputError
@@ -25,7 +26,7 @@ from fwi_i2sb.training.run_dir import FORMAT, read_config
 @pytest.fixture
 def old(mini, tmp_path):
     "The mini run as it would have been written then."
-    shutil.copytree(mini, tmp_path / "old")
+    pristine(mini, tmp_path / "old")
     path = tmp_path / "old" / "config.json"
     config = json.loads(path.read_text())
     spec, _ = config.pop("data_spec"), config.pop("format")
@@ -72,7 +73,7 @@ def test_an_old_run_inverts_to_the_same_numbers(mini, old):
 
 
 def test_seals_come_off_old_runs_only(mini, old, tmp_path):
-    shutil.copytree(mini, tmp_path / "new")
+    pristine(mini, tmp_path / "new")
     for run in (old, tmp_path / "new"):
         for path in run.glob("checkpoints/*/state.json"):
             state = json.loads(path.read_text())

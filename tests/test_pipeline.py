@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from processes import pristine
 
 from fwi_i2sb import cli, InputError, load_run
 from fwi_i2sb.data.segy import write_segy
@@ -31,8 +32,7 @@ def words(data, out, *more):
 @pytest.fixture(scope="module")
 def copied(data, tmp_path_factory):
     "A copy of the data set without the starts of others: they are kept beside its store."
-    return shutil.copytree(data, tmp_path_factory.mktemp("copied") / "CurveVel_A",
-        ignore=shutil.ignore_patterns("starts-*"))
+    return pristine(data, tmp_path_factory.mktemp("copied") / "CurveVel_A")
 
 
 @pytest.fixture(scope="module")
@@ -323,7 +323,7 @@ def test_a_second_pass_starts_where_the_first_ended(trained, records):
 
 def test_interrupted_starts_are_continued(mini, tmp_path, monkeypatch):
     options, _ = read_config(mini)
-    data = shutil.copytree(options.data.dataset_dir, tmp_path / "data", ignore=shutil.ignore_patterns("starts-*"))
+    data = pristine(options.data.dataset_dir, tmp_path / "data")
     options = replace(options, data=replace(options.data, dataset_dir=data, part="1-2/3", start_draws=3),
         model=replace(options.model, condition="seismic,residual"))
     store, _ = open_store(options)

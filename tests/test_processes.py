@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import psutil
 import pytest
-from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, finish, free_port, losses, python_train,
-    wait_for, weights)
+from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, finish, free_port, losses, pristine,
+    python_train, wait_for, weights)
 
 from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import read_metrics
@@ -23,7 +23,7 @@ repeated = pytest.mark.skipif("REPEATS" not in os.environ, reason="make test-sys
 
 def longer(eight, data, root, length):
     "The run of one process, continued to another length."
-    shutil.copytree(eight, root / "eight")
+    pristine(eight, root / "eight")
     finish(python_train(*arguments(data, root, "eight", "--save-every", 2, "--val-every", 4, *length)))
     return root / "eight"
 

@@ -24,7 +24,7 @@ import yaml
 pytest.importorskip("fastapi")
 
 from fastapi.testclient import TestClient
-from processes import free_port
+from processes import free_port, pristine
 
 from fwi_i2sb import load_run
 from fwi_i2sb.core.errors import InputError
@@ -182,7 +182,7 @@ def test_an_answer_holds_the_record_of_its_map_and_has_the_form_that_is_accepted
 
 
 def test_a_checkpoint_that_is_swapped_answers_as_one_of_both_and_then_as_the_new_one(runs, record, tmp_path):
-    shutil.copytree(runs / "mini", tmp_path / "own")
+    pristine(runs / "mini", tmp_path / "own")
     old = newest_checkpoint(tmp_path / "own")
     state = {name: value for name, value in old.state.items() if name not in ("step", "sha256")}
     ema = {name: 1.02 * value for name, value in old.tensors["ema"].items()}
@@ -231,7 +231,7 @@ def send(client, content, **asked):
 
 
 def test_a_run_that_names_another_folder_tells_it_to_nobody(runs, record, tmp_path):
-    shutil.copytree(runs / "mini", tmp_path / "own")
+    pristine(runs / "mini", tmp_path / "own")
     options, spec = read_config(tmp_path / "own")
     write_config(tmp_path / "own", replace(options, model=replace(options.model,
         corrupt="first-guess:/srv/private/run")), spec)
@@ -360,7 +360,7 @@ def test_headers_origins_and_pages(client, runs):
 
 
 def test_information_comes_from_the_cache_until_the_weights_change(runs, tmp_path):
-    shutil.copytree(runs / "mini", tmp_path / "own")
+    pristine(runs / "mini", tmp_path / "own")
     with TestClient(service(tmp_path)) as client:
         ask = lambda: client.get("/api/v1/models/own")
         assert [ask().headers["x-cache"] for _ in range(2)] == ["miss", "hit"]

@@ -1,12 +1,12 @@
 "Training as a process: interrupted, continued, refused, and split over ranks."
-import shutil
 import signal
 import time
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from processes import MPIRUN, arguments, assert_equal, finish, free_port, losses, python_train, weights
+from processes import (MPIRUN, arguments, assert_equal, finish, free_port, losses, pristine, python_train,
+    weights)
 
 from fwi_i2sb import plot, train as train_module
 from fwi_i2sb.core.errors import InputError
@@ -80,7 +80,7 @@ def test_a_signal_saves_and_the_command_continues(data, eight, tmp_path):
 
 
 def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(data, eight, tmp_path):
-    shutil.copytree(eight, tmp_path / "eight")
+    pristine(eight, tmp_path / "eight")
     ema = tmp_path / "eight" / "checkpoints" / "step-8" / "ema.safetensors"
     ema.write_bytes(ema.read_bytes()[:-100])
     err = finish(python_train(*arguments(data, tmp_path, "eight", "--num-itr", "8", "--save-every", "2",
@@ -93,7 +93,7 @@ def test_a_damaged_newest_checkpoint_is_named_and_the_one_before_is_used(data, e
 @pytest.mark.parametrize("old, new", [('"step": 8', '"step": 9'), ('"skipped": 0', '"skipped": 1'),
     ('"skipped"', '"skippee"'), ('"checksum"', '"checkrum"'), ('"step": 8', '"step": 1e30'), ("{", "[")])
 def test_a_changed_state_falls_back_one_checkpoint(eight, tmp_path, old, new):
-    shutil.copytree(eight, tmp_path / "eight")
+    pristine(eight, tmp_path / "eight")
     state = tmp_path / "eight" / "checkpoints" / "step-8" / "state.json"
     assert old in (text := state.read_text()); state.write_text(text.replace(old, new, 1))
     with pytest.warns(UserWarning, match="step-8 is damaged.*; trying the previous one"):
@@ -101,12 +101,12 @@ def test_a_changed_state_falls_back_one_checkpoint(eight, tmp_path, old, new):
 
 
 def test_a_checkpoint_under_another_step_is_damaged(eight, tmp_path):
-    shutil.copytree(eight / "checkpoints" / "step-8", tmp_path / "step-10")
+    pristine(eight / "checkpoints" / "step-8", tmp_path / "step-10")
     with pytest.raises(InputError, match="its state is of step 8"): read_checkpoint(tmp_path / "step-10")
 
 
 def test_a_run_without_a_sound_checkpoint_is_not_started_again(refused, data, eight, tmp_path):
-    shutil.copytree(eight, tmp_path / "eight")
+    pristine(eight, tmp_path / "eight")
     for state in (tmp_path / "eight" / "checkpoints").glob("*/state.json"): state.write_text("{}")
     rows = read_metrics(tmp_path / "eight")
     refused("train", *arguments(data, tmp_path, "eight", "--num-itr", "8", "--save-every", "2", "--val-every", "4"),
@@ -114,11 +114,12 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_again(refused, data, ei
     assert read_metrics(tmp_path / "eight") == rows
 
 
-def test_another_configuration_under_the_same_name_is_refused(refused, data, eight):
-    before = sorted(p.stat().st_mtime_ns for p in eight.rglob("*"))
-    refused("train", *arguments(data, eight.parent, "eight", "--num-itr", "8", "--drop-cond", "0.5"),
+def test_another_configuration_under_the_same_name_is_refused(refused, data, eight, tmp_path):
+    run = pristine(eight, tmp_path / "eight")
+    before = sorted(p.stat().st_mtime_ns for p in run.rglob("*"))
+    refused("train", *arguments(data, tmp_path, "eight", "--num-itr", "8", "--drop-cond", "0.5"),
         saying=("--drop-cond", "0.25", "0.5"))
-    assert before == sorted(p.stat().st_mtime_ns for p in eight.rglob("*"))
+    assert before == sorted(p.stat().st_mtime_ns for p in run.rglob("*"))
 
 
 def test_who_may_read_a_run_may_read_its_weights(eight):
@@ -138,7 +139,7 @@ def test_fine_tuning_starts_from_the_given_weights(fwi, refused, data, eight, tm
 
 
 def test_a_run_goes_back_and_what_it_had_beyond_is_set_aside(fwi, data, eight, tmp_path, monkeypatch):
-    shutil.copytree(eight, tmp_path / "eight")
+    pristine(eight, tmp_path / "eight")
     before, rows, run = weights(eight), read_metrics(eight), tmp_path / "eight"
     words = arguments(data, tmp_path, "eight", "--num-itr", "8", "--save-every", "2", "--val-every", "4")
     monkeypatch.chdir(tmp_path)
@@ -157,7 +158,7 @@ def test_a_run_goes_back_and_what_it_had_beyond_is_set_aside(fwi, data, eight, t
 @pytest.mark.parametrize("place", ["eight", "eight/checkpoints/step-6", "RESULT_DIR/eight/checkpoints/step-6"])
 def test_another_run_is_continued_from_any_place_its_path_may_start_from(fwi, refused, data, eight, tmp_path, place):
     place = place.replace("RESULT_DIR", str(eight.parent))
-    shutil.copytree(eight, tmp_path / "eight")
+    pristine(eight, tmp_path / "eight")
     words = arguments(data, tmp_path, "on", "--num-itr", "10", "--val-every", "100", "--ckpt", place)
     assert fwi("train", *words).code == 0
     steps = [row["step"] for row in read_metrics(tmp_path / "on") if "loss" in row]
