@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['OPENFWI_LIMITS', 'own_style', 'png', 'new_figure', 'colour_map', 'to_array', 'draw_map', 'plot_maps', 'map_pixels',
-           'draw_gather', 'clip_limit', 'plot_gather', 'plot_profile', 'mark_column', 'plot_curves']
+           'receiver_places', 'draw_gather', 'clip_limit', 'plot_gather', 'plot_profile', 'mark_column', 'plot_curves']
 
 # %% ../nbs/05_metrics/03_plot.ipynb #bec0a9ed
 import functools, io
@@ -134,10 +134,18 @@ def map_pixels(
     return colour_map(cmap)(share, bytes=True)[..., :3]
 
 # %% ../nbs/05_metrics/03_plot.ipynb #fffff4c6
+def receiver_places(survey: Survey) -> tuple[np.ndarray, str]: # in m, and which of the two coordinates it is
+    "Where receivers are along their line: x, or the depth in a borehole."
+    places = np.array(survey.receivers).T
+    along = int(np.ptp(places[1]) > np.ptp(places[0]))
+    return places[along], ("x", "depth")[along]
+
+
 def draw_gather(ax, values, survey, title, cmap, limit):
     step = survey.dt * max(1, round(survey.nt / len(values)))
-    first, last = survey.receivers[0][0], survey.receivers[-1][0]
-    ax.set(title=title, xlabel="receiver x (m)", ylabel="time (s)")
+    places, along = receiver_places(survey)
+    first, last = places[0], places[-1] if len(places) > 1 else places[0] + survey.dx
+    ax.set(title=title, xlabel=f"receiver {along} (m)", ylabel="time (s)")
     return ax.imshow(values, origin="upper", extent=(first, last, len(values) * step, 0), cmap=colour_map(cmap),
         vmin=-limit, vmax=limit, aspect="auto")
 

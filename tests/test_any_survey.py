@@ -13,10 +13,12 @@ from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.scale import VelocityScale
 from fwi_i2sb.data.starting_models import parse_start, Start
 from fwi_i2sb.data.store import convert, StoreDataset
+from fwi_i2sb.inference.figure import plot_result
 from fwi_i2sb.inference.run import load_run, stable_range
 from fwi_i2sb.inference.widget import explore
 from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.physics.wave import Survey
+from fwi_i2sb.plot import plot_gather
 from fwi_i2sb.training.preparation import Preparation
 from fwi_i2sb.training.records import StoredRecords
 from fwi_i2sb.training.run_dir import FORMAT, read_metrics
@@ -160,6 +162,19 @@ def test_a_survey_that_cannot_be_simulated_is_refused_before_anything_is_stored(
     assert not (tmp_path / "store").exists()
     (tmp_path / "record.npy").write_bytes(b"")
     refused("check", tmp_path / "record.npy", "--family", "CurveVel_A", saying=("--family has no effect",))
+
+
+def test_a_gather_is_drawn_along_its_receivers(recwarn):
+    for receivers, label, ends in (([(0.0, 12.5 * i) for i in range(40)], "receiver depth (m)", (0, 487.5)),
+            ([(250.0, 12.5)], "receiver x (m)", (250, 262.5))):
+        survey = replace(SURVEY, receivers=receivers)
+        ax = plot_gather(np.zeros((3, 250, len(receivers))), survey=survey).axes[0]
+        assert ax.get_xlabel() == label and ax.get_xlim() == ends
+    maps = np.full((1, *CELLS), 2000.0)
+    figure = plot_result(start=maps, mean=maps, std=0 * maps, seismic=np.ones((3, 250, 40)), survey=replace(SURVEY,
+        receivers=[(0.0, 12.5 * i) for i in range(40)]), resimulated=np.zeros((3, 250, 40)))
+    assert "trace\nat depth 375 m" in {ax.get_title() for ax in figure.axes}
+    assert [str(warning.message) for warning in recwarn] == []
 
 
 def test_what_does_not_fit_is_refused_at_once(survey_file, tmp_path, refused):

@@ -26,7 +26,7 @@ _PAGE = _PAPER | {"MAPE": ("mape", ".2%"), "R²": ("r2", ".3f"), "Pearson r": ("
 
 def _named_for(columns: dict, card: dict) -> dict:
     "The columns with the low band's end in its name; cards from before it was data have OpenFWI's."
-    below = f"< {card.get('low_band', 5.0):g} Hz"
+    below = f"< {card.get('low_band', 5.0):.3g} Hz"
     return {{"low": below, "misfit low": f"misfit {below}"}.get(name, name): column for name, column in columns.items()}
 
 

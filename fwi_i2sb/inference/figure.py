@@ -12,7 +12,8 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from ..physics.wave import OPENFWI, Survey
-from ..plot import clip_limit, draw_gather, draw_map, new_figure, OPENFWI_LIMITS, own_style, to_array
+from ..plot import (
+    clip_limit, draw_gather, draw_map, new_figure, OPENFWI_LIMITS, own_style, receiver_places, to_array)
 
 # %% ../../nbs/08_inference/04_figure.ipynb #5f114067
 def _axes(figure, x, y, width, height):
@@ -83,9 +84,10 @@ def _draw_trace(ax, observed, again, survey, source):
     step, places = (survey.dt * max(1, round(survey.nt / len(observed))),
         [quarter * observed.shape[-1] // 4 for quarter in (3, 1)])
     number = max(places, key=lambda place: abs(survey.receivers[place][0] - source))
+    where, along = receiver_places(survey)
     for values, label, style in (observed, "observed", "k-"), (again, "simulated", "C1--"):
         ax.plot(values[:, number], np.arange(len(values)) * step, style, label=label, linewidth=1)
-    ax.set(title=f"trace\nat {survey.receivers[number][0]:g} m", xlabel="pressure", ylabel="time (s)",
+    ax.set(title=f"trace\nat {'depth ' * (along == 'depth')}{where[number]:g} m", xlabel="pressure", ylabel="time (s)",
         ylim=(len(observed) * step, 0))
     ax.legend(fontsize="small", loc="lower right")
 
