@@ -395,6 +395,29 @@ def test_every_scaler_knows_its_training_records_only(refused, store, arrays, tm
     refused("train", *words(store, tmp_path, "no", "--scaler", "robust"), saying=("--target-scaler",))
 
 
+def test_amplitudes_of_traces_do_not_matter_where_they_mean_nothing(fwi, refused, arrays, tmp_path):
+    x = np.stack([arrays["x"], arrays["x"][::-1]], 2)  # (records, time, receivers)
+    np.savez(tmp_path / "waves.npz", x=x, y=arrays["y"])
+    refused("prepare", tmp_path / "waves.npz", "--out", tmp_path / "no", "--input-scaler", "trace3",
+        saying=("trace3 needs axis 3 behind the channels",))
+    refused("prepare", tmp_path / "waves.npz", "--out", tmp_path / "no", "--target-scaler", "trace1",
+        saying=("--target-scaler",))
+    root = prepare_targets(tmp_path / "waves.npz", tmp_path / "store", ArrayOptions(input_scaler="trace1"))
+    given = ["ratenet" if word == "mine" else word for word in words(root, tmp_path, "run", "--num-itr", 1)]
+    refused("train", *given, "--constraint", "y0 < x", saying=("--input-scaler trace1 leaves no amplitudes",))
+    assert fwi("train", *given).code == 0
+    run, gain = load_run(tmp_path / "run"), np.random.default_rng(1).uniform(0.1, 10, (5, 1, 2)).astype("f4")
+    inputs = run.spec.inputs
+    assert inputs.scaler == ("trace1",)
+    torch.testing.assert_close(run.predict(gain * x[:5]), run.predict(x[:5]), rtol=1e-4, atol=1e-4)
+    few = torch.from_numpy(x[:5, None].copy())
+    torch.testing.assert_close(inputs.normalize(few) * inputs.trace_sizes(few), few, rtol=1e-5, atol=1e-7)
+    assert fwi("export", tmp_path / "run", "--onnx", tmp_path / "net.onnx").code == 0
+    session = onnxruntime.InferenceSession(str(tmp_path / "net.onnx"))
+    answer, = session.run(None, {"input": 3 * x[:5, None]})
+    assert (np.abs(answer - run.predict(x[:5]).numpy()) / run.target.std).max() <= 1e-4
+
+
 def test_every_loss_of_targets_can_be_chosen(store):
     spec = TargetStore(store, "train").spec
     answer, truth = torch.tensor([[0.5, -3.0]]), torch.zeros(1, 2)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import check_regular
+from ..data.scalers import TRACES
 from ..data.spec import DataSpec
 from ..data.targets import TargetSpec
 from .expressions import check_numbers, parse_expression, violations, words
@@ -45,6 +46,9 @@ def _check_clear(tree: ast.Compare, spec: DataSpec | TargetSpec):
     "`InputError` for a word that could mean two things."
     known = meanings(spec)
     for word in sorted(words(tree)):
+        if None in known.get(word, ()) and isinstance(spec, TargetSpec) and {*spec.inputs.scaler} & {*TRACES}:
+            name = spec.inputs.scaler[0]
+            raise InputError(f"{word} is the input, of which --input-scaler {name} leaves no amplitudes")
         if len(found := known.get(word, ())) < 2: continue
         which = " or ".join("the input" if k is None else f"target number {k}" for k in found)
         raise InputError(f"{word} could mean {which}: give the target of this name another one, with --param-names of "
