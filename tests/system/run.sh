@@ -4,7 +4,7 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 export PATH="$BIN:$PATH" OMP_WAIT_POLICY=PASSIVE MPLBACKEND=agg
 [ "$(id -u)" = 0 ] || { echo "make test-system needs root: it makes network namespaces and builds an image"; exit 2; }
-for tool in buildah debootstrap ip munged slurmctld slurmd sbatch chromium redis-server; do
+for tool in buildah debootstrap ip munged slurmctld slurmd sbatch chromium redis-server prometheus promtool; do
     command -v $tool >/dev/null || { echo "make test-system needs $tool: bash tests/system/setup.sh installs it"; exit 2; }
 done
 folder=$(mktemp -d)
@@ -23,7 +23,7 @@ timeout --signal INT 2400 python -m pytest -q --basetemp "$folder/browser" --dur
 printf '\n== %s\n' "the page of the service, in a browser"
 timeout --signal INT 1200 python -m pytest -q --basetemp "$folder/page" --durations 3 tests/system/page.py
 
-printf '\n== %s\n' "the service with Redis, which is killed and restarted"
+printf '\n== %s\n' "the service with Redis, which is killed and restarted, and with Prometheus"
 timeout --signal INT 1200 python -m pytest -q --basetemp "$folder/serving" --durations 3 tests/system/serving.py
 
 printf '\n== %s\n' "ten trainings in a row on two and on four ranks; twenty kills"

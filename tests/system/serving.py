@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx2 as httpx
 import numpy as np
@@ -190,3 +191,55 @@ def test_at_twice_the_capacity_no_answer_waits_longer_than_the_queue_and_nothing
     assert numbers["fwi_i2sb_batch_records_sum"] == len(full) + len(accepted)
     assert numbers["fwi_i2sb_queue_requests"] == 0
     assert psutil.Process(process.pid).memory_info().rss < memory + 150e6
+
+
+MONITORING = Path(__file__).parents[2] / "docker" / "monitoring"
+
+
+@pytest.fixture
+def prometheus(tmp_path):
+    "Start Prometheus with the configuration of docker/, which watches an address, once a second; its API."
+    started = []
+
+    def start(address):
+        text = (MONITORING / "prometheus.yml").read_text()
+        for old, new in (("api:8000", address.removeprefix("http://")), ("/etc/prometheus", str(MONITORING)),
+                ("scrape_interval: 10s", "scrape_interval: 1s\n  evaluation_interval: 1s")):
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "prometheus.yml").write_text(text)
+        subprocess.run(["promtool", "check", "config", tmp_path / "prometheus.yml"], check=True)
+        place = f"127.0.0.1:{free_port()}"
+        started.append(subprocess.Popen(["prometheus", f"--config.file={tmp_path}/prometheus.yml",
+            f"--storage.tsdb.path={tmp_path}/series", f"--web.listen-address={place}"], stderr=subprocess.DEVNULL))
+        wait(lambda: code(f"http://{place}/-/ready") == 200)
+
+        def ask(what, **given):
+            answer = httpx.get(f"http://{place}/api/v1/{what}", params=given, timeout=10).json()
+            assert answer["status"] == "success", answer
+            return answer["data"]
+        return ask
+
+    yield start
+    for process in started: process.kill(), process.wait()
+
+
+def test_prometheus_sees_what_the_dashboard_shows_and_warns_of_a_service_that_is_gone(serve, prometheus, record):
+    address, process = serve(API_RATE_LIMIT="10000/minute")
+    ask = prometheus(address)
+    wait(lambda: [target["health"] for target in ask("targets")["activeTargets"]] == ["up"])
+    panels = json.loads((MONITORING / "dashboard.json").read_text())["panels"]
+    shown = {target["expr"] for panel in panels for target in panel["targets"]}
+
+    def empty():  # a rate needs two readings, with requests between
+        assert predict(address, record).status_code == 200
+        return [query for query in shown if not ask("query", query=query)["result"]]
+
+    wait(lambda: not empty())
+    statuses = ask("query", query="sum by (status) (rate(http_requests_total[1m]))")["result"]
+    assert "2xx" in {found["metric"].get("status") for found in statuses}
+    state = lambda: {rule["name"]: (rule["health"], rule["state"]) for rule in ask("rules")["groups"][0]["rules"]}
+    wait(lambda: {health for health, _ in state().values()} == {"ok"})
+    assert {now for _, now in state().values()} == {"inactive"}
+    process.kill()
+    wait(lambda: state()["ServiceDown"] == ("ok", "pending"))
