@@ -41,6 +41,7 @@ def png(
     figure.savefig(file, format="png", dpi=figure.dpi)
     return file.getvalue()
 
+# %% ../nbs/05_metrics/03_plot.ipynb #2de64e3a
 class _Figure(Figure):
     "A figure outside pyplot that a notebook can show."
     _repr_png_ = png
@@ -99,7 +100,7 @@ def _grid(rows, columns, panel, breaks):
         wspace=gap / panel[0], hspace=gap / panel[1]))
     return axes, figure.add_axes((1 - (right - 0.15) / width, bottom / height, 0.15 / width, inner[1] / height))
 
-
+# %% ../nbs/05_metrics/03_plot.ipynb #132871fa
 @own_style
 def plot_maps(
     maps: dict,  # title -> maps in m/s, (batch, 1, depth, x) or one map; equal batches

@@ -95,7 +95,7 @@ def _expand(argv: list[str], options_type: type, presets: dict) -> list[str]:
     sets = [word for part in sets.values() for item in part.items() for word in words_of(*item)]
     return sets + joined(options_type, rest)
 
-
+# %% ../../nbs/A0_core/07_commands.ipynb #b0fce002
 def _description(options_type: type, presets: dict) -> str:
     if not presets: return options_type.__doc__
     return (f"{options_type.__doc__}\n\n--preset {'|'.join(presets)} sets several options at once, and --config FILE "
@@ -205,7 +205,7 @@ class _Output(io.FileIO):
             error.filename = "standard output"
             raise
 
-
+# %% ../../nbs/A0_core/07_commands.ipynb #d6e2f489
 def _open_streams():
     "Replace closed standard streams, and let the others fail as is said above."
     for number in range(3):

@@ -36,7 +36,7 @@ def _mapping(loader, node):
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
 
-
+# %% ../../nbs/A0_core/05_config_file.ipynb #da1e0bcd
 def read_yaml(
     path: Path,
     limit: int = 2**20,  # bytes
@@ -65,7 +65,7 @@ def rule_of(
         found.get("ctx", {}).items()}
     return rule.format(**limits)
 
-
+# %% ../../nbs/A0_core/05_config_file.ipynb #b994cb63
 def option_fields(options_type: type) -> Iterator[tuple[str, dataclasses.Field]]:
     "Every option of a command with the name of its outermost group, \"\" for the command's own."
     for f in dataclasses.fields(options_type):
@@ -92,7 +92,7 @@ def _aliases(f: dataclasses.Field) -> set[str]:
 def _known(options_type: type) -> dict[str, tuple[str, dataclasses.Field]]:
     return {name: found for found in option_fields(options_type) for name in _aliases(found[1])}
 
-
+# %% ../../nbs/A0_core/05_config_file.ipynb #b8fa6f82
 def _flat(group: dict) -> Iterator[tuple[str, object]]:
     "The options of a group, those of groups inside it among them."
     for name, value in group.items():
@@ -186,7 +186,7 @@ def _is_list(kind) -> bool:
     "Whether an option takes any number of values."
     return Ellipsis in get_args(kind) if get_origin(kind) is tuple else any(map(_is_list, get_args(kind)))
 
-
+# %% ../../nbs/A0_core/05_config_file.ipynb #46bc789a
 def joined(options_type: type, argv: list[str]) -> list[str]:
     "A command line in which all values of an option that takes several stand behind its first occurrence."
     lists = {flag_of(f.name) for _, f in option_fields(options_type) if _is_list(f.type)}

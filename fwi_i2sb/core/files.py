@@ -51,14 +51,14 @@ def open_npy(path:str|Path,        # the file; `~` is the home directory
     check_axes(path, array, ndim)
     return array
 
-
+# %% ../../nbs/A0_core/01_files.ipynb #1044b335
 def check_axes(path: Path, array: np.ndarray, ndim: int | tuple):
     "Raise `InputError` for the array of a file with another number of axes."
     if ndim and array.ndim not in np.atleast_1d(ndim):
         raise InputError(
             f"{path} has shape {array.shape}: {' or '.join(map(str, np.atleast_1d(ndim)))} axes are expected")
 
-
+# %% ../../nbs/A0_core/01_files.ipynb #cc7a64ae
 def home(path: str | Path) -> Path:
     """A path whose leading `~` is the home directory: a shell leaves it alone after `=`, and in quotes.
 
@@ -82,7 +82,7 @@ def check_memory(
     if needed > free:
         raise InputError(f"{what} takes {needed / 1e9:.3g} GB of memory, {max(free, 0) / 1e9:.3g} GB are free")
 
-
+# %% ../../nbs/A0_core/01_files.ipynb #82754d1b
 def as_single(values: np.ndarray) -> np.ndarray:
     "A copy in single precision, where what is too large is infinite."
     with np.errstate(over="ignore"): return np.array(values, dtype=np.float32)
@@ -101,7 +101,7 @@ def single(
             f"infinite) in single precision")
     return values
 
-
+# %% ../../nbs/A0_core/01_files.ipynb #fbc81c36
 def read_npy(
     path: str | Path,
     ndim: int | tuple = (),  # as for `open_npy`
@@ -144,7 +144,7 @@ def only_warn(
     except Exception as error:
         warnings.warn(f"{what} could not be shown ({type(error).__name__}: {error})", stacklevel=3)
 
-
+# %% ../../nbs/A0_core/01_files.ipynb #bd9846fc
 # what the calls say that network and user-space file systems do not know
 UNKNOWN_CALL = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 
@@ -164,7 +164,6 @@ def fsync_path(path: Path):
             f"after a power cut its newest files may be missing")
     finally: os.close(handle)
 
-
 # %% ../../nbs/A0_core/01_files.ipynb #c0de1f13
 _SWEPT = set()
 
@@ -182,7 +181,7 @@ def _sweep(folder: Path):
                 part.unlink()
             finally: os.close(handle)
 
-
+# %% ../../nbs/A0_core/01_files.ipynb #24b44807
 def _new_part(folder: Path) -> tuple[Path, int]:
     "A file that was not there before, nor a link, and its descriptor, which holds its lock where there are locks."
     while True:

@@ -48,6 +48,7 @@ KINDS = {  # name: (phrase, how a .npy is made of it)
     "folder": ("a folder", None),
     "device": ("a pipe or a device", None), "none": ("not there", None)}
 
+# %% ../../nbs/A0_core/11_formats.ipynb #904e2db8
 RUNS = "run", "pipeline", "ensemble", "checkpoint"  # kinds in which no data are looked for, or made
 
 SUFFIXES = dict(npy=(".npy",), segy=(".sgy", ".segy"), su=(".su",))  # of records of these kinds
@@ -93,7 +94,7 @@ def record_suffixes() -> tuple[str, ...]:
     every = [*SUFFIXES.values(), *(found.suffixes for found in RECORD_FORMATS.values())]
     return tuple(dict.fromkeys(suffix for suffixes in every for suffix in suffixes))
 
-
+# %% ../../nbs/A0_core/11_formats.ipynb #53390a5b
 def _added(path, head, size):
     "The record format that a file is of, among those that were added to the kinds above."
     for name, found in RECORD_FORMATS.items():
@@ -109,6 +110,7 @@ def has_samples(path:Path, # a folder, or something else
     "Whether a folder is laid out as those of the Speed & Structure challenge: samples, or train/ and test/ with such."
     return any(any(path.glob(f"{below}receiver_data_src_*.npy")) for below in ("", "*/", "train/*/", "test/*/"))
 
+# %% ../../nbs/A0_core/11_formats.ipynb #73d97918
 def _folder(path):
     "What a folder is."
     has = lambda *names: all((path / name).exists() for name in names)
@@ -144,6 +146,7 @@ def recognise(path:str|Path, # a file or a folder, or neither
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size: return "weights"
     return _seismic(head, path.stat().st_size) or _letters(head)
 
+# %% ../../nbs/A0_core/11_formats.ipynb #47451985
 def _packed(path):
     with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
         names = file.namelist()
@@ -185,6 +188,7 @@ def refuse_run(path:str|Path, # a folder that is written to, or not there yet
     "Raise `InputError` where a folder is a run, or of runs: nothing else is made in it."
     if recognise(path) in RUNS: raise refuse(path, wanted)
 
+# %% ../../nbs/A0_core/11_formats.ipynb #028ac5a9
 def foreign_records(places, # folders
 )->InputError|None: # to be raised by the caller
     "What to raise for the first file that is named like records, and is of another kind."

@@ -25,7 +25,7 @@ def _no_option(word: str, known: list[str]) -> str:
     return f"{word} is no option{f'; did you mean {near[0]}?' if near else ''}" if word[:1] == "-" else (
         f"{word!r} is not expected here")
 
-
+# %% ../../nbs/A0_core/06_frames.ipynb #9d40d70f
 def unframed(text: str) -> str:
     "What tyro tells in a frame, as a sentence."
     title, _, body = text.replace("\u2502", " ").strip().partition("\n")

@@ -21,7 +21,7 @@ class _NoLock:
     def __init__(self, path: Path): self.descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     def release(self): os.close(self.descriptor)
 
-
+# %% ../../nbs/A0_core/14_locks.ipynb #5bcbe61f
 def _take(folder: Path, wait: bool) -> tuple[filelock.FileLock | _NoLock, int]:
     "The lock of a folder, held, and its file descriptor; the folder is made. Raises `Timeout` where `wait` is false."
     descriptors, folder, patience = [], Path(folder), 10 if wait else 0
@@ -73,7 +73,7 @@ class Claim:
     def fileno(self) -> int: return self.descriptor
     def close(self): self.lock.release()
 
-
+# %% ../../nbs/A0_core/14_locks.ipynb #94174b52
 def claim(
     folder: Path,  # made if it is not there
     refusal: str,  # message if another process has it

@@ -89,7 +89,7 @@ def _blocks(self, count: int, device: torch.device | str) -> Iterator[tuple[Tens
     last = [torch.full((1, 1), value[0][0], device=device) for value in last]
     yield philox((torch.arange(number.start, number.stop, device=device), place, *last), self.key)
 
-
+# %% ../../nbs/A0_core/16_philox.ipynb #116a9652
 def _blocks_here(number: range, places: list[int], last: tuple, key: tuple) -> Iterator[tuple[Tensor, ...]]:
     "The same on a CPU, some samples at once."
     number, *last = (np.array(words, np.uint64) for words in (number, *last))
@@ -127,7 +127,7 @@ def integers(
     "Random integers from 0 to `below` - 1."
     return self.words(count) * below >> 32
 
-
+# %% ../../nbs/A0_core/16_philox.ipynb #3295e78e
 @method_of(Draws)
 def uniform(
     self,
@@ -160,7 +160,7 @@ def normal(
     for block in self._blocks(-(-count // 4), self.device): out.append(_box_muller(block)[:, :count])
     return torch.cat(out).view(-1, *shape)
 
-
+# %% ../../nbs/A0_core/16_philox.ipynb #88bf20e6
 def normal_of(
     keys: Tensor,  # int64 (batch,), from 0
     shape: Sequence[int],  # of one sample

@@ -69,7 +69,7 @@ def register(
     taken = f"there is a {self.kind} {name!r} already: take another name"
     return _entry(self.own, name, taken, self.followers, self.check)
 
-
+# %% ../../nbs/A0_core/02_registry.ipynb #59d89037
 @method_of(Registry)
 def follow(
     self,

@@ -40,6 +40,7 @@ def conform(content, schema:type[Schema])->dict: # the content
         raise ValueError(f"{'.'.join(map(str, first['loc'])) or 'it'}: {first['msg']}") from None
     return content
 
+# %% ../../nbs/A0_core/13_sealed.ipynb #ee439315
 def unsealed(content, # as read
     always:bool=True, # whether such files have always had a checksum
 )->dict: # the rest

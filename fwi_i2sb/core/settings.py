@@ -38,7 +38,7 @@ def setting_fields(kind: str) -> dict[str, Field]:
             found[f.name].type = kinds[f.name]
     return found
 
-
+# %% ../../nbs/A0_core/04_settings.ipynb #4fe8e9f7
 def setting_defaults(kind: str) -> dict:
     "Their defaults by name, as JSON values."
     values = {name: value for own in setting_classes(kind).values() for name, value in asdict(own()).items()}
@@ -74,7 +74,7 @@ class _Of:
 
     def __init__(self, kind: str): self.kind = kind
 
-
+# %% ../../nbs/A0_core/04_settings.ipynb #6d0dc6c8
 def _parts(kind: str) -> type:
     named = {re.sub(r"\W", "_", f"{kind}_{name}"): own for name, own in setting_classes(kind).items()}
     return make_dataclass("Settings", [(name, own, own()) for name, own in named.items()], bases=(_Parts,), frozen=True)

@@ -73,7 +73,7 @@ def parts_here(
     device: str,  # cpu or cuda
 ) -> int: return max(1, torch.cuda.device_count()) if device == "cuda" else 1
 
-
+# %% ../../nbs/A0_core/18_slurm.ipynb #40165333
 def number_of_parts(split: SplitOptions, device: str, units: int = 10**9) -> int:
     """Into how many parts some units of work go; 1: no split.
 
@@ -94,7 +94,7 @@ def queue(name: str) -> set[str] | None:
     found = subprocess.run(words, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     return None if found.returncode else set(found.stdout.split())
 
-
+# %% ../../nbs/A0_core/18_slurm.ipynb #38619487
 def job_name(
     out: Path,  # folder of the results
     what: str = "this grid",
@@ -112,7 +112,7 @@ def job_name(
             f"jobs of {what} are still in the queue: wait for them, or end them with scancel --name={name}")
     return name
 
-
+# %% ../../nbs/A0_core/18_slurm.ipynb #f7a092f5
 def cancel(name: str):
     "End all jobs of a name."
     subprocess.run(["scancel", f"--name={name}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -128,7 +128,7 @@ def open_executor(folder: Path, name: str, options: SlurmOptions, jobs: int | No
         **{k: v for k, v in given.items() if v is not None})
     return executor
 
-
+# %% ../../nbs/A0_core/18_slurm.ipynb #7c3ef8ba
 def submitted(
     executor,  # of `open_executor`
     calls: list[tuple],  # function and arguments of each job
@@ -150,7 +150,7 @@ def carry_out_noted(task: dict, note: str):
     except Exception as error:
         write_json(Path(note), dict(error=f"{type(error).__name__}: {error}"))
 
-
+# %% ../../nbs/A0_core/18_slurm.ipynb #2b6b7135
 def run_jobs(tasks: list[dict], folder: Path, name: str, options: SlurmOptions, cluster: str = "slurm",
         every: float = 5.0, patience: float = 60.0) -> Iterator[dict]:
     """Carry out tasks as jobs of one array; yields each as it ends.

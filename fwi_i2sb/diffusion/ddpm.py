@@ -138,7 +138,7 @@ def denoise(
     draw = unit_noise(seeds, like)
     yield from follow(diffusion, predict_x0, draw(), step or _step, nfe=nfe, eta=eta, spacing=spacing, draw=draw)
 
-
+# %% ../../nbs/03_diffusion/03_ddpm.ipynb #6b5c8756
 def _step(jump):
     "The update rule of `Diffusion`."
     noise = jump.noise() if jump.eta and jump.t_prev else None

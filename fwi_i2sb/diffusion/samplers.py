@@ -90,7 +90,7 @@ def sampler_registry(
 
     return Registry("sampler", check=check)
 
-
+# %% ../../nbs/03_diffusion/01_samplers.ipynb #4687f06f
 def noise_share(
     samplers: Registry,  # of one method
     name: str,  # one of them

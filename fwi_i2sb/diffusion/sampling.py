@@ -66,7 +66,7 @@ def noise_source(
 
     return draw
 
-
+# %% ../../nbs/03_diffusion/02_sampling.ipynb #9e32bdab
 def unit_noise(
     seeds: Sequence | None,  # one key per sample; None draws from torch's generator
     like: Tensor,  # as in `noise_source`
@@ -199,7 +199,7 @@ SAMPLERS.register("ode2")(Sampler(stochastic=False, order=2, spacing="log"))
 SAMPLERS.register("dbim")(Sampler(eta=0.0, takes_eta=True))
 SAMPLERS.register("dbim2")(Sampler(eta=0.0, order=2, spacing="log"))
 
-
+# %% ../../nbs/03_diffusion/02_sampling.ipynb #132425ae
 def sampler_settings(
     name: str,  # one of `SAMPLERS`
     eta: float | None = None,  # noise share, only of a sampler that takes it; default: its own, of dbim 0

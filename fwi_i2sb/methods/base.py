@@ -35,7 +35,7 @@ class Denoiser(nn.Module):
         cond = self.net.encode(seismic)
         return self.net(xt, t, cond if cond is None else cond * keep.view(-1, 1, 1, 1))
 
-
+# %% ../../nbs/06_methods/05_base.ipynb #9de48a22
 class LossModule(nn.Module):
     "A network with its loss: `loss_module(batch)` gives one loss per sample (batch,)."
 
@@ -135,7 +135,7 @@ def clips(self) -> bool:
     "Whether x0 estimates are clipped to [-1, 1] by default."
     return self.options.clip_denoise
 
-
+# %% ../../nbs/06_methods/05_base.ipynb #04a3f522
 @method_of(Method)
 @property
 def least_batch(self) -> int:
@@ -177,7 +177,7 @@ def loss(self, denoise_: nn.Module, batch: dict) -> Tensor:
     answer = denoise_(batch["x1"], self.network_time(0, batch["x0"]), batch["seismic"], batch["keep"])
     return self.judge(batch, answer)
 
-
+# %% ../../nbs/06_methods/05_base.ipynb #6cc47ab4
 @method_of(Method)
 def judge(
     self,
@@ -250,7 +250,7 @@ def sample(
     x0 = predictor(self, net, cond, w=w, clip_denoise=clip, guide=guide)(x1, 0)
     yield TrajectoryPoint(0, x0, x0)
 
-
+# %% ../../nbs/06_methods/05_base.ipynb #93721a11
 @method_of(Method)
 def stochastic(self, sampler: str, nfe: int) -> bool:
     "Whether two samples of one record differ."

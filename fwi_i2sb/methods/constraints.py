@@ -54,7 +54,7 @@ def _check_clear(tree: ast.Compare, spec: DataSpec | TargetSpec):
         raise InputError(f"{word} could mean {which}: give the target of this name another one, with --param-names of "
             f"fwi-i2sb prepare")
 
-
+# %% ../../nbs/06_methods/04_constraints.ipynb #dcad06be
 def _check_targets(tree: ast.Compare, spec: DataSpec | TargetSpec):
     "`InputError` for a comparison in which no target stands."
     answers = {word for word, found in meanings(spec).items() if None not in found}
@@ -97,7 +97,7 @@ class Constraints:
             except (InputError, RuntimeError, IndexError, TypeError) as error:
                 raise InputError(f"the constraint {text!r} does not fit: {error}") from None
 
-
+# %% ../../nbs/06_methods/04_constraints.ipynb #8d911d80
 def blank(spec: DataSpec) -> Judged:
     "A batch of two of zeros, as a loss sees it."
     if isinstance(spec, DataSpec):
@@ -120,7 +120,7 @@ def add_weights(criterion: Criterion, options: ModelOptions, spec: DataSpec):
     if not any(given): raise InputError("--loss-weights must not all be 0: nothing would be learnt")
     criterion.extra["weighted_mse"] = weighted_targets(given)
 
-
+# %% ../../nbs/06_methods/04_constraints.ipynb #1435fe0b
 def add_constraints(criterion: Criterion, options: ModelOptions, spec: DataSpec):
     "Make the constraints of some options a term of a loss. Raises `InputError` where one does not fit the data."
     if not options.constraint: return

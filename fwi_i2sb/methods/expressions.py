@@ -31,7 +31,7 @@ FUNCTIONS.register("mean")(lambda dx, v: v.mean(_CELLS, keepdim=True))
 FUNCTIONS.register("sum")(lambda dx, v: v.sum(_CELLS, keepdim=True))
 FUNCTIONS.register("std")(lambda dx, v: v.std(_CELLS, correction=0, keepdim=True))
 
-
+# %% ../../nbs/06_methods/03_expressions.ipynb #14af0126
 @FUNCTIONS.register("min")
 def _least(dx, v, *others):
     if not others: return v.amin(_CELLS, keepdim=True)
@@ -89,7 +89,7 @@ def _check(node: ast.expr, level: int = 0):
             f"the functions {', '.join(FUNCTIONS)}")
     for part in below: _check(part, level + 1)
 
-
+# %% ../../nbs/06_methods/03_expressions.ipynb #1e67e41e
 def _place(node: ast.Subscript) -> tuple[str, tuple[int, ...]]:
     "The name and the whole numbers of `x[0, 3]`."
     parts = node.slice.elts if isinstance(node.slice, ast.Tuple) else [node.slice]
@@ -104,7 +104,7 @@ def words(node: ast.expr) -> set[str]:
     called = {id(part.func) for part in ast.walk(node) if isinstance(part, ast.Call)}
     return {part.id for part in ast.walk(node) if isinstance(part, ast.Name) and id(part) not in called}
 
-
+# %% ../../nbs/06_methods/03_expressions.ipynb #8ac47517
 def parse_expression(text: str) -> ast.Compare:
     "The tree of a comparison, such as `y1 < 2 * y0`. Raises `InputError` for anything else."
     try:
@@ -133,7 +133,7 @@ def _value(node: ast.expr, variables: Mapping[str, Tensor], dx: float) -> Tensor
     if isinstance(node.op, ast.Pow): return below(node.left) ** _number(node.right)
     return _OPERATORS[type(node.op)](below(node.left), below(node.right))
 
-
+# %% ../../nbs/06_methods/03_expressions.ipynb #e7baed7d
 def _named(name: str, variables: Mapping[str, Tensor]) -> Tensor:
     if name not in variables: raise unknown("name", name, variables)
     return variables[name]

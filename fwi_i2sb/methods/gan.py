@@ -72,7 +72,7 @@ def loss(self, denoise_, batch):
     with frozen(self.critic), torch.autocast(fake.device.type, enabled=False):
         return generator_loss(self.critic, fake, weight * self.judge(batch, fake))
 
-
+# %% ../../nbs/06_methods/09_gan.ipynb #c69a89a3
 @method_of(GANMethod)
 def score(self, critic, batch):
     "Loss of the critic, per sample."

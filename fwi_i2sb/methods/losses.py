@@ -32,7 +32,7 @@ def _squared(difference: Tensor) -> Tensor: return difference.square()
 @LOSSES.register("l1")
 def _absolute(difference: Tensor) -> Tensor: return difference.abs()
 
-
+# %% ../../nbs/06_methods/00_losses.ipynb #9aa3a18b
 @LOSSES.register("huber")
 def _huber(difference: Tensor) -> Tensor:
     return F.huber_loss(difference, torch.zeros_like(difference), reduction="none")
@@ -115,7 +115,7 @@ def weighted_targets(
 
     return term
 
-
+# %% ../../nbs/06_methods/00_losses.ipynb #2f78f62d
 @dataclass
 class Criterion:
     "The loss of a method: `criterion(judged, keep)` gives one value per sample (batch,)."
@@ -155,7 +155,7 @@ def __call__(self, judged: Judged, keep: Tensor) -> Tensor:
             if weight: total = total + self.factor(name) * value
     return total
 
-
+# %% ../../nbs/06_methods/00_losses.ipynb #44a6c8fd
 @method_of(Criterion)
 def learn(self, terms: dict[str, float]):
     "Update the averages by the terms of a whole step, means over the global batch."

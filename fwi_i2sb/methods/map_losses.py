@@ -41,7 +41,7 @@ def _focal(judged: Judged) -> Tensor:
     focus = error.detach() / error.detach().mean(1, keepdim=True).clamp(min=1e-12)
     return (focus * error).mean(1)
 
-
+# %% ../../nbs/06_methods/01_map_losses.ipynb #4f8aadc0
 @MAP_LOSSES.register("hard_fraction")
 def _hard(judged: Judged) -> Tensor:
     error = _relative(judged)
@@ -61,7 +61,7 @@ def _ssim(judged: Judged) -> Tensor:
     found = structural_similarity(*(share(v).flatten(0, 1)[:, None] for v in (judged.map, judged.truth)))
     return 1 - found.view(len(judged.map), -1).mean(1)
 
-
+# %% ../../nbs/06_methods/01_map_losses.ipynb #cb8b48b6
 def _differences(maps): return maps.diff(dim=-2), maps.diff(dim=-1)
 
 
@@ -99,7 +99,7 @@ def _features(device: str) -> nn.ModuleList:
             stages.append(nn.Sequential(*layers))
     return stages.requires_grad_(False).to(device)
 
-
+# %% ../../nbs/06_methods/01_map_losses.ipynb #0f4d4b73
 @MAP_LOSSES.register("perceptual")
 def _perceptual(judged: Judged) -> Tensor:
     if min(judged.map.shape[-2:]) < 16: raise InputError("the loss perceptual needs maps of 16 x 16 cells or more")

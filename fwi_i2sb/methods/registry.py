@@ -17,6 +17,8 @@ from ..core.registry import Registry
 from ..core.settings import check_settings, setting_defaults
 from ..data.spec import DataSpec
 from ..data.targets import TargetSpec
+
+# %% ../../nbs/06_methods/12_registry.ipynb #fbfe9782
 from .base import Method
 from .bridge import BridgeMethod
 from .ddpm import DDPMMethod
@@ -86,7 +88,7 @@ def check_used(options: ModelOptions, method: type[Method], model: Model) -> Non
     if options.precondition and not options.pred_x0:
         raise InputError("--no-pred-x0 has no effect with --precondition, which predicts x0: remove it")
 
-
+# %% ../../nbs/06_methods/12_registry.ipynb #e5688440
 def _no_effect(name: str, value, what: str) -> InputError:
     return InputError(f"{flag_of(f'no-{name}' if value is False else name)} has no effect with {what}: remove it")
 

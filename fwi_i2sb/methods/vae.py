@@ -35,7 +35,7 @@ VAE_SAMPLERS = sampler_registry("step", "eta", "takes_eta", "order", "spacing")
 VAE_SAMPLERS.register("mean")(Sampler(stochastic=False))
 VAE_SAMPLERS.register("draws")(Sampler())
 
-
+# %% ../../nbs/06_methods/10_vae.ipynb #90171d4b
 class VAEMethod(Method):
     "Variational autoencoder: an error of the map and the divergence of a latent Gaussian from a unit one."
 

@@ -62,7 +62,7 @@ def loss(self, net_: nn.Module, batch: dict) -> Tensor:
             f"wanted")
     return self.judge(batch, answer)
 
-
+# %% ../../nbs/06_methods/11_vector.ipynb #1ef87d7e
 @method_of(VectorMethod)
 @torch.no_grad()
 def answer(

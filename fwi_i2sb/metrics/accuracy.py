@@ -69,7 +69,7 @@ def moments(
     p, t = (values.flatten(1) - centre for values in _pair(pred, true))
     return torch.stack([part.mean(1) for part in (t, p, t * t, p * p, t * p, (p - t).square())], 1)
 
-
+# %% ../../nbs/05_metrics/00_accuracy.ipynb #1b73c8c6
 def of_moments(
     means,  # (..., 6): from `moments`, or means of these over maps of one size
     centre: float = 0.0,  # that was subtracted
@@ -120,7 +120,7 @@ def structural_similarity(
     score = (2 * mean_x * mean_y + c1) * (2 * cov + c2) / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))
     return score.mean(dim=(1, 2, 3))
 
-
+# %% ../../nbs/05_metrics/00_accuracy.ipynb #45b5cf63
 def ssim(
     pred: Tensor,  # predicted maps (batch, 1, depth, x) in m/s
     true: Tensor,  # true maps in m/s, same shape
@@ -134,7 +134,6 @@ def ssim(
     if x.ndim != 4 or x.shape[1] != 1:
         raise InputError(f"SSIM compares maps (batch, 1, depth, x), not {tuple(x.shape)}")
     return structural_similarity(x, y)
-
 
 # %% ../../nbs/05_metrics/00_accuracy.ipynb #e9bd4a77
 def misfit(

@@ -48,7 +48,7 @@ def crps(
 # %% ../../nbs/05_metrics/01_calibration.ipynb #9dded49a
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)  # central intervals of the reliability curve
 
-
+# %% ../../nbs/05_metrics/01_calibration.ipynb #f8f3ba79
 def coverage(
     samples: Tensor,  # maps (batch, k, 1, depth, x)
     truth: Tensor,  # true maps (batch, 1, depth, x)
@@ -114,7 +114,7 @@ def _draws(records, draws, seed):
     return np.random.default_rng((seed, records)).multinomial(records, np.full(records, 1 / records),
         size=draws) / records
 
-
+# %% ../../nbs/05_metrics/01_calibration.ipynb #c70bb0a0
 def bootstrap(
     values,  # one number per record, (records,); or several, (records, m)
     *,

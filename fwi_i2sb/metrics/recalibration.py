@@ -73,7 +73,7 @@ def exceedance(self, mean: Tensor, std: Tensor, velocity: float) -> Tensor:
     below = torch.stack([_below(s, row) for s, row in zip(score, self.scores)])
     return 1 - below.movedim(0, -2)
 
-
+# %% ../../nbs/05_metrics/04_recalibration.ipynb #f151b04b
 class RecalibrationSchema(Schema):
     "A `Recalibration` as `to_dict` gives it."
     floor: list[NonNegativeFloat]
@@ -117,7 +117,7 @@ def _fit(mean, std, truth, multiple):
     scores = torch.stack([torch.quantile(s, torch.tensor([rank(len(s), p) for p in QUANTILES])) for s in near])
     return Recalibration(made.floor, weight, scores, torch.stack([s.square().mean().sqrt() for s in near]), len(mean))
 
-
+# %% ../../nbs/05_metrics/04_recalibration.ipynb #1608afc6
 def interval_score(
     low: Tensor,  # ends of intervals, m/s
     high: Tensor,

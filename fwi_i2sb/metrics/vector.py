@@ -27,7 +27,7 @@ def _alike(target: VectorTarget | MapTarget, answer: Tensor, truth: Tensor) -> T
     found = structural_similarity(*shares).view(-1, len(target.names)).T
     return found.repeat_interleave(math.prod(target.size), 1)
 
-
+# %% ../../nbs/05_metrics/05_vector.ipynb #626f11b8
 class TargetErrors:
     "The sums behind the metrics of every target, over what was added so far: `sums` (targets, 10), float64."
 
@@ -76,7 +76,7 @@ def metrics_of(target: VectorTarget | MapTarget) -> tuple[str, ...]:
     "The names of the metrics of a target."
     return (*METRICS, "ssim") if target.size else METRICS
 
-
+# %% ../../nbs/05_metrics/05_vector.ipynb #6398ec8d
 @method_of(TargetErrors)
 def each(self) -> dict[str, dict[str, float]]:  # metrics by name of the target, in its unit or its square
     "The metrics of every target. Raises `InputError` where nothing was added."

@@ -32,7 +32,7 @@ class _StandIn(types.ModuleType):
         if name.startswith("__"): raise AttributeError(name)
         return importlib.import_module(f"{self.__name__}.{name}") if name.islower() else _Nameless(name, (), {})
 
-
+# %% ../../nbs/04_models/09_backbones.ipynb #b864da41
 class _StandInFinder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def find_spec(self, name, path=None, target=None):
         return importlib.machinery.ModuleSpec(name, self, is_package=True) if _of_torchvision(name) else None
@@ -139,7 +139,7 @@ class _Draw(nn.Module):
         for layer in self.layers: x = layer(F.interpolate(x, scale_factor=2))
         return crop_map(self.last(x), self.size)
 
-
+# %% ../../nbs/04_models/09_backbones.ipynb #2dac2e3c
 class Backbone(VectorNet):
     "Arrays (batch, channels, height, width) to numbers (batch, P) or maps (batch, channels, depth, x)."
     axes, maps = (2,), True
@@ -181,7 +181,7 @@ class BackboneMap(SeismicNet):
         self.read = _Padded(name, self.gathers[0], self.gathers[1:])
         self.draw = _Draw(self.read.width, 1, self.map_size)
 
-
+# %% ../../nbs/04_models/09_backbones.ipynb #a67d3485
 @method_of(BackboneMap)
 def encode(self, seismic: Tensor) -> Tensor:
     "Features of records. Raises `InputError` for gathers of another size than built for."
@@ -195,7 +195,7 @@ def forward(self, xt, t, cond=None):
     if cond is None: cond = self.encode(xt.new_zeros(len(xt), *self.gathers))
     return self.draw(cond)
 
-
+# %% ../../nbs/04_models/09_backbones.ipynb #d817ae9b
 @MODELS.register_prefix("timm")
 def _timm(name: str) -> Model:
     "The model of a backbone."

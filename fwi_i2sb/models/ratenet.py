@@ -19,7 +19,7 @@ _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 _RESIZE = {1: "linear", 2: "bilinear", 3: "trilinear"}
 _GROUPS, _LEAST = 8, 8  # of the normalisation; samples below which an axis is not halved
 
-
+# %% ../../nbs/04_models/08_ratenet.ipynb #28cbf7cd
 class CBAM(nn.Module):
     "Convolutional block attention (Woo et al. 2018, arXiv 1807.06521) on features (batch, channels, *size)."
 
@@ -52,7 +52,7 @@ def _block(c_in: int, c_out: int, dilation: int, stride: tuple[int, ...], attent
             nn.GroupNorm(_GROUPS, c_out), nn.SiLU()]
     return nn.Sequential(*layers, *([CBAM(c_out, axes)] if attention else []))
 
-
+# %% ../../nbs/04_models/08_ratenet.ipynb #90b98d88
 class RATENet(VectorNet):
     "Waves (batch, channels, *size) of one, two or three axes to numbers (batch, P). Raises `InputError` for bad sizes."
 

@@ -40,7 +40,7 @@ class Shapes:
         "Shape of what it finds: numbers, or channels, depth, x."
         return self.outputs or (1, *self.map_size)
 
-
+# %% ../../nbs/04_models/07_registry.ipynb #315f6078
 @dataclass(frozen=True)
 class Model:
     "A network by name."

@@ -52,7 +52,7 @@ def _halving(size: int, most: int) -> tuple[int, int]:
     first = 2 if size >= 2 * most else 1
     return first, 2 if -(-size // first) >= 2 * most else 1
 
-
+# %% ../../nbs/04_models/06_speed_structure.ipynb #40386307
 class _Gathers(nn.Module):
     "Gathers (n, time, receivers), each by itself -> (n, tokens, embed)."
 
@@ -90,7 +90,7 @@ class _Draw(nn.Module):
         x = crop_map(x, self.map_size)
         with torch.autocast(x.device.type, enabled=False): return torch.tanh(self.last(x.float()))
 
-
+# %% ../../nbs/04_models/06_speed_structure.ipynb #d8791092
 def _patch_grid(map_size: tuple[int, int], most: int) -> tuple[int, tuple[int, int]]:
     "How often the grid of patches is doubled to cover a map, and its size."
     doublings = 0
@@ -140,7 +140,7 @@ def encode(
     x = self.norms[0](x)
     return torch.cat([x, (~masked)[..., None].to(x)], 2).mT[..., None]
 
-
+# %% ../../nbs/04_models/06_speed_structure.ipynb #da546267
 @method_of(SpeedStructure)
 def forward(self, xt, t, cond=None):
     self.check_map(xt)

@@ -99,7 +99,7 @@ class Preset:
     @property
     def stride(self) -> int: return self.patch * 2 ** (len(self.widths) - 1)
 
-
+# %% ../../nbs/04_models/01_unet.ipynb #3d5824a8
 PRESETS = {
     "tiny": Preset((48, 64, 96), 1, all_skips=False, patch=3),
     "unet_ch16": Preset((16, 32, 64), 2),

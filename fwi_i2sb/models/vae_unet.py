@@ -62,7 +62,7 @@ class _Bottleneck(nn.Module):
 
     def forward(self, x): return F.relu(self.layers(x) + self.past(x))
 
-
+# %% ../../nbs/04_models/05_vae_unet.ipynb #c80c1905
 @VAE_ENCODERS.register("resnet")
 class _ResNet(nn.Module):
     "A stem and four stages of bottlenecks."
@@ -106,7 +106,7 @@ class _Recurrence(torch.autograd.Function):
             carry = of_b[t] * a[t]
         return torch.cat([torch.zeros_like(of_b[:1]), of_b[1:] * h[:-1]]), of_b
 
-
+# %% ../../nbs/04_models/05_vae_unet.ipynb #41021c08
 def selective_scan(
     x: Tensor,  # input (batch, length, channels)
     delta: Tensor,  # steps, positive, same shape
@@ -205,7 +205,7 @@ def encode(
     found = [*skips[-len(_WIDTHS):], self.mean(last), self.log_var(last).clamp(-30, 20)]
     return torch.cat([part.flatten(1) for part in found], 1)[..., None, None]
 
-
+# %% ../../nbs/04_models/05_vae_unet.ipynb #4b864cb6
 @method_of(VAEUNet)
 def unpack(
     self,

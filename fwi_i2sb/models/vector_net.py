@@ -57,7 +57,7 @@ def parameter_groups(self, weight_decay: float) -> list[dict]:
     for name, weight in self.named_parameters(): parts[name in free].append(weight)
     return [dict(params=part, weight_decay=decay) for part, decay in zip(parts, (weight_decay, 0.0)) if part]
 
-
+# %% ../../nbs/04_models/03_vector_net.ipynb #3a68e0ef
 @method_of(VectorNet)
 def summary(self) -> dict:
     "Shapes, number of weights, how many of them are trained and decayed, and bytes of them all."

@@ -53,7 +53,7 @@ def _wavelet(survey, dt, nt):
     a = math.pi * survey.freq * (torch.arange(nt, dtype=torch.float64) * dt - delay)
     return (1 - 2 * a**2) * torch.exp(-a**2)
 
-
+# %% ../../nbs/01_physics/08_coarse_grid.ipynb #8b40d320
 def _coarse_record(velocity, survey, step, dt, fastest):
     "Pressure at the coarse times 0, dt, ..., (batch * shots, receivers, samples)."
     import deepwave

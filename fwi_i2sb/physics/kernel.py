@@ -104,7 +104,7 @@ def usable(
     "Whether Triton is there for a device: a GPU, or with `TRITON_INTERPRET=1` any."
     return triton is not None and (device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1")
 
-
+# %% ../../nbs/01_physics/09_kernel.ipynb #0fba8228
 _MANY = 128  # receivers of a program
 
 

@@ -31,7 +31,7 @@ def _in_line(points: Tensor) -> Tensor:
     "Positions from left to right, and above one another from the top."
     return torch.tensor(sorted(range(len(points)), key=points.tolist().__getitem__))
 
-
+# %% ../../nbs/01_physics/05_mirror.ipynb #09de6e6a
 def _nearest(points: tuple, width: float, step: float, what: str) -> tuple[tuple[int, ...], float]:
     "For every position the one whose mirror image lies nearest, and the largest distance."
     here = torch.tensor(points, dtype=torch.float64)

@@ -38,7 +38,7 @@ class PlateSurvey:
         "Distances from the source in m."
         return self.first + self.spacing * torch.arange(self.receivers, dtype=torch.float64)
 
-
+# %% ../../nbs/01_physics/10_plate.ipynb #a9f6a7f8
 def quality(attenuation: Tensor) -> Tensor:
     "The quality factor of an attenuation in dB per wavelength: amplitudes fall by exp(-pi / Q) along one."
     return 20 * math.pi / math.log(10) / attenuation
@@ -51,7 +51,7 @@ def _wave_numbers(w: Tensor, thickness: Tensor, velocity: Tensor, attenuation: T
     k = (kappa[:, None] ** 2 - across[..., None] ** 2).sqrt()
     return torch.where(k.imag < 0, -k, k)
 
-
+# %% ../../nbs/01_physics/10_plate.ipynb #e49bc0f3
 def plate_gather(
     thickness: Tensor,  # (batch,), m
     velocity: Tensor,  # of shear waves (batch,), m/s
@@ -77,7 +77,7 @@ def plate_gather(
     t = survey.dt * torch.arange(n, dtype=torch.float64)
     return (torch.fft.irfft(u.conj(), n) * (decay * t).exp())[..., : survey.nt] / survey.dt
 
-
+# %% ../../nbs/01_physics/10_plate.ipynb #ea2a0ab5
 def _ricker(w: Tensor, survey: PlateSurvey) -> Tensor:
     "Spectrum of a Ricker wavelet whose peak comes 1.2 periods after the start; time goes as exp(-i w t)."
     delay, a = 1.2 / survey.freq, math.pi * survey.freq

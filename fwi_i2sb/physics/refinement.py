@@ -40,7 +40,7 @@ def noise_level(
     level = (power * live.flatten(1).sum(1) * seismic.shape[-2]).sqrt() / size.clamp(min=1e-30)
     return torch.where(count < 100, 0.0, level.clamp(max=1.0))
 
-
+# %% ../../nbs/01_physics/04_refinement.ipynb #5777994f
 def level_of(snr: float) -> float:
     "The same for a signal-to-noise ratio in dB: mean power of the signal over that of the noise."
     return (1 + 10 ** (snr / 10)) ** -0.5
@@ -83,7 +83,7 @@ def local_misfit(
     share = (around(residual) / here.clamp(min=1e-30)).clamp(max=4) * heard
     return (share.flatten(1).sum(1) / heard.flatten(1).sum(1).clamp(min=1)).sqrt()
 
-
+# %% ../../nbs/01_physics/04_refinement.ipynb #5e94baba
 class Refined(NamedTuple):
     "What a refinement found, and what it cost."
     velocity: Tensor  # maps (batch, 1, depth, x) in m/s, none with a higher misfit than it was given with
@@ -218,7 +218,7 @@ class _Memory:
             q += _wide(share - weight * _dot(change, q)) * step
         return -q
 
-
+# %% ../../nbs/01_physics/04_refinement.ipynb #058a9e88
 def _dot(a, b): return (a * b).flatten(1).sum(1)
 
 

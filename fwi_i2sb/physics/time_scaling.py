@@ -27,7 +27,7 @@ def _wavelet_ratio(nu: Tensor, freq: float, factor: float) -> Tensor:
     wanted, there = spectrum(freq), spectrum(factor * freq)
     return wanted * there / (there**2 + _FLOOR * there.max()**2)
 
-
+# %% ../../nbs/01_physics/07_time_scaling.ipynb #592f2d9e
 def _other_wavelet(seismic: Tensor, factor: float, survey: Survey, dt: float) -> Tensor:
     "Records whose wavelet has `factor` times the survey's frequency, with that of the survey instead."
     n = seismic.shape[-2]

@@ -113,6 +113,7 @@ def _nodes(points, survey, shape, what):
         raise InputError("two receivers of the survey are on the same node of the grid: leave one out")
     return [row for row, _ in found], [col for _, col in found]
 
+# %% ../../nbs/01_physics/00_wave.ipynb #b89a40a9
 def fit_survey(survey, # positions
                shape, # (depth, x) of the map in cells
                ) -> None:
