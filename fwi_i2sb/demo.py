@@ -48,7 +48,7 @@ def judge_file(
         inside=inside, trust=trust, why=why)
     return [dict(zip(columns, values)) for values in zip(*columns.values())]
 
-
+# %% ../nbs/13_cli/03_demo.ipynb #4384a6a7
 def judgement(rows: list[dict]) -> str:
     "The rows of `judge_file` as a table."
     number = lambda value, form: "-" if value is None else format(value, form)

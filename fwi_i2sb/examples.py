@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# %% ../nbs/13_cli/01_examples.ipynb #6ea708ad
 from .core.files import code_digest, user_cache
 from .core.locks import locked
 from .data.array_options import ArrayOptions
@@ -40,7 +41,7 @@ def mini_options(root: Path, data: Path) -> TrainOptions:
         LogOptions(log_every=10, val_every=60, val_batches=1, val_nfe=2, keep=1),
         DeviceOptions(device="cpu", precision="fp32"))  # the same on every processor
 
-
+# %% ../nbs/13_cli/01_examples.ipynb #4513d386
 def _cache() -> Path:
     "A folder in the user's cache that belongs to this version of the package's code."
     mine = user_cache() / f"examples-{code_digest()}"
@@ -73,7 +74,7 @@ def maps_of_all_families(**settings) -> dict[str, Tensor]:
     "One map like those of each of OpenFWI's ten families, (1, 1, depth, x) in m/s."
     return {family: example_maps(family, **settings) for family in FAMILIES}
 
-
+# %% ../nbs/13_cli/01_examples.ipynb #41488b02
 def mini_records(n: int) -> tuple[DataSpec, Tensor, Tensor]:
     """The first validation records of `mini_run`.
 
@@ -107,7 +108,7 @@ def plates_data() -> Path:
         return prepare_targets(file, root / "store",
             ArrayOptions(param_names=tuple(PLATE), units=tuple(unit for unit, _ in PLATE.values())))
 
-
+# %% ../nbs/13_cli/01_examples.ipynb #b73a0e44
 def plates_run() -> Path:
     "A run on them, for what reads arrays. Cached, made by one process at a time."
     data = plates_data()

@@ -36,7 +36,7 @@ class Index(Schema):
     about: dict[str, str]  # of the model card: data, split, cost, device, command
     files: Annotated[dict[str, _File], Field(max_length=100)]  # by path in the folder
 
-
+# %% ../nbs/08_inference/01_hub.ipynb #bf27354e
 def _check_names(names):
     "Refuse files that would lie outside the folder, or are of a kind that no pipeline has."
     for name in names:
@@ -82,7 +82,7 @@ def _get(address: str, most: int) -> bytes:
     if len(content) > most: raise InputError(f"{address} is longer than the {most} bytes that are expected")
     return content
 
-
+# %% ../nbs/08_inference/01_hub.ipynb #aa51c594
 def _fetch(url: str, folder: Path):
     "Bring a packed pipeline to a folder of the cache."
     content = _get(f"{url}/hub.json", 1_000_000)
@@ -104,7 +104,7 @@ def is_hub(path) -> bool:
     "Whether a run is named by `hub:`."
     return str(path).startswith("hub:")
 
-
+# %% ../nbs/08_inference/01_hub.ipynb #eea0df84
 def hub_folder(
     text: str,  # hub:NAME, hub:URL or hub:FOLDER
 ) -> Path:

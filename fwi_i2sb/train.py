@@ -34,6 +34,8 @@ from .data.spec import DataSpec
 from .data.targets import TargetSpec
 from .methods.constraints import with_constraints
 from .methods.registry import build_method, resolve
+
+# %% ../nbs/07_training/30_train.ipynb #db46f1dc
 from .training.best import best_so_far, renew_best, write_best
 from .training.batches import (
     check_batch, microbatches, start_moments, training_augment)
@@ -47,6 +49,8 @@ from .training.options import run_identity, TrainOptions
 from .training.pool import simulated_store
 from .training.processes import open_accelerator
 from .training.ranks import find_ranks
+
+# %% ../nbs/07_training/30_train.ipynb #913e0fd1
 from .training.records import data_place
 from .training.resume import restore_state, resumes_from, set_aside, with_sources
 from .training.run_dir import (
@@ -67,7 +71,7 @@ def settled(options: TrainOptions) -> TrainOptions:
     made = resolve(model)[0]
     return with_sources(replace(options, model=replace(model, loss=made.loss, settings=made.settings)))
 
-
+# %% ../nbs/07_training/30_train.ipynb #7a89cff2
 def train(
     options: TrainOptions,
     *, progress: bool = True,  # progress bar on a terminal, else one line per logging interval
@@ -134,7 +138,7 @@ def _open_stores(options: TrainOptions, report) -> tuple:
     made.check_disk(options.folder / "pool", options.optim.batch_size)
     return made, validation
 
-
+# %% ../nbs/07_training/30_train.ipynb #79e77e3a
 def _prepare(options: TrainOptions, report, accelerator: Accelerator):
     if options.run.fresh and accelerator.is_main_process: archive(options.folder)
     stores = _open_stores(options, report)
@@ -146,7 +150,7 @@ def _prepare(options: TrainOptions, report, accelerator: Accelerator):
     taken = f"run {options.folder} is being trained by another process: wait for it, or use another --name"
     return stores, spec, starts, claim(options.folder, taken) if accelerator.is_main_process else None
 
-
+# %% ../nbs/07_training/30_train.ipynb #89aeef5f
 def _prepare_starts(options: TrainOptions, spec: DataSpec, stores: tuple, report, accelerator: Accelerator):
     "The specification, with moments where they are needed, and the starting models of both splits."
     for store in stores: store.input_scale = spec.input_scale
@@ -159,7 +163,6 @@ def _prepare_starts(options: TrainOptions, spec: DataSpec, stores: tuple, report
     if options.model.precondition and spec.moments is None:
         spec = replace(spec, moments=tuple(start_moments(stores[0], starts[0], options.model, options.run.seed)))
     return spec, starts
-
 
 # %% ../nbs/07_training/30_train.ipynb #971e5e97
 def _hardware_words(options: TrainOptions, device: str) -> list[str]:

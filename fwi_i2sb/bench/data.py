@@ -161,6 +161,7 @@ def judging(setting: Setting) -> Result:
             target=1 / 1.1, per=sum(RECORDS.values()), reason="all samples are read once more by the processor, and "
             "some hundred calls on small arrays cost as much")
 
+# %% ../../nbs/12_bench/01_data.ipynb #6e750957
 def first_reading(setting: Setting) -> Result:
     "Store to the network's scale, later and for the first time, when checksums are verified."
     with openfwi_files() as source:

@@ -35,7 +35,7 @@ def _step(setting, name, compiled=False):
 
     return step, net, size
 
-
+# %% ../../nbs/12_bench/04_layouts.ipynb #2e31ff80
 def _alike(setting, plain, ours): return compare(plain(), ours(), within=0.03 if setting.device == "cuda" else 1e-4)
 
 # %% ../../nbs/12_bench/04_layouts.ipynb #a78e137a

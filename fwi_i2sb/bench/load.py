@@ -30,7 +30,7 @@ async def _ask(client, url: str, request: dict, began: float) -> Answer:
     except httpx2.HTTPError: status = 0
     return Answer(sent - began, time.monotonic() - sent, status)
 
-
+# %% ../../nbs/12_bench/06_load.ipynb #f6ca6888
 async def _waiting(ask, clients, seconds, began):
     "Clients that wait for their answers."
     async def one():
@@ -70,7 +70,7 @@ async def load(
         found = await (_waiting(ask, clients, seconds, began) if clients else _steady(ask, rate, seconds, began))
     return sorted(found)
 
-
+# %% ../../nbs/12_bench/06_load.ipynb #d98c44ec
 def throughput(answers: list[Answer], status: int = 200) -> float:
     "Answers of a status per second, from the first request to the last answer."
     ends = [answer.sent + answer.seconds for answer in answers if answer.status == status]

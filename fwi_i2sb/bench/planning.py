@@ -28,7 +28,7 @@ class Throughputs:
     network: float = 25e9  # bytes/s of a node
     node: int = 8  # cards of a node
 
-
+# %% ../../nbs/12_bench/07_planning.ipynb #a04c000a
 @dataclass(frozen=True)
 class Work:
     "What is wanted."

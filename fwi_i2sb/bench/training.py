@@ -25,6 +25,8 @@ from ..data.multi_family import MultiFamilyStore
 from ..data.spec import OPENFWI_SPEC
 from ..data.starting_models import Start
 from ..data.store import StoreDataset
+
+# %% ../../nbs/12_bench/03_training.ipynb #29b7725c
 from ..diffusion.sampling import STREAMS
 from ..methods.base import Denoiser
 from ..methods.options import ModelOptions
@@ -49,7 +51,7 @@ def _training_set():
         store = MultiFamilyStore([StoreDataset(our_convert(source, source / "ours"), "train")])
         yield store, make_start(ModelOptions().corrupt, data_spec(store))
 
-
+# %% ../../nbs/12_bench/03_training.ipynb #d7cb805c
 def sample_by_sample(store: MultiFamilyStore, start: Start, keys: list[tuple]) -> dict[str, torch.Tensor]:
     "A prepared batch of the keys (step, place, record), as reading processes made it before."
     velocity, seismic = (torch.stack(part) for part in zip(*(store.physical(record) for *_, record in keys)))
@@ -72,7 +74,7 @@ def _preparing(setting, name, ours, store, start, **more):
         return "gathers: " + compare(a["seismic"], b["seismic"], within=1e-6)
     return trial(setting, name, plain, ours, check=check, clock="cpu", per=len(_KEYS), **more)
 
-
+# %% ../../nbs/12_bench/03_training.ipynb #362aea8f
 def reading_process(setting: Setting) -> Result:
     "What a reading process does for a record: everything before, a copy now."
     with _training_set() as (store, start):
@@ -94,7 +96,7 @@ def _options(setting) -> TrainOptions:
     return TrainOptions(RunOptions(Path("unused")), DataOptions(Path("unused"), FAMILY), ModelOptions("tiny"),
         OptimOptions(size, size), hardware=DeviceOptions(device=setting.device))
 
-
+# %% ../../nbs/12_bench/03_training.ipynb #43c63348
 def loop(setting: Setting) -> Result:
     "An optimiser step of `tiny`, on one batch and on those of the loop, per sample."
     options = _options(setting)
@@ -124,7 +126,7 @@ def _product(device: str) -> tuple[Callable, int]:
     a = torch.linspace(-1, 1, n * n, device=device, dtype=torch.float32).view(n, n).to(dtype)
     return lambda: a @ a, 2 * n**3
 
-
+# %% ../../nbs/12_bench/03_training.ipynb #883f9052
 def _stepped(setting, name, size):
     "A forward and backward pass of a network on a batch, and the network."
     net = wake(build_method(ModelOptions(name), OPENFWI_SPEC, 0).net).to(setting.device)
@@ -155,7 +157,7 @@ def share_of_peak(setting: Setting, name: str) -> Result:
     found = trial(setting, f"peak: {name}, products or network", plain, step, check=check, per=size)
     return replace(found, plain=tuple(seconds * scale for seconds in found.plain))
 
-
+# %% ../../nbs/12_bench/03_training.ipynb #d463cf3a
 def _case(name):
     def case(setting: Setting) -> Result: return share_of_peak(setting, name)
     case.__name__ = f"peak_{name}"

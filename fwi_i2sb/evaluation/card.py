@@ -161,7 +161,7 @@ def rows(
 # %% ../../nbs/09_evaluation/00_card.ipynb #897b7943
 FORMAT = "fwi_i2sb card 1"
 
-
+# %% ../../nbs/09_evaluation/00_card.ipynb #29e6eb37
 def assemble(
     tallies: list[Tally],  # one per start and method
     numbers: list[int],  # the records' numbers in their data set, in order

@@ -23,7 +23,7 @@ _MARKS = {"start": "s", "stage": "p", "method": "o", "calibrated": "P", "sample"
 
 _LINES = {"method": ("-", None), "stage": (":", "not refined"), "calibrated": ("-.", "recalibrated")}
 
-
+# %% ../../nbs/09_evaluation/02_card_figure.ipynb #a176b9a2
 def _draw_errors(ax, rows):
     "MAE of every row with its interval, the first on top; a colour for every starting model."
     starts = list(dict.fromkeys(row["start"] for row in rows))

@@ -23,7 +23,7 @@ _PAPER = {"MAE m/s": ("mae", ".1f"), "RMSE m/s": ("rmse", ".1f"), "MAE [-1,1]": 
 _PAGE = _PAPER | {"MAPE": ("mape", ".2%"), "R²": ("r2", ".3f"), "Pearson r": ("pearson", ".3f"),
          "relative L²": ("rel_l2", ".3f")}
 
-
+# %% ../../nbs/09_evaluation/01_card_text.ipynb #32827587
 def _named_for(columns: dict, card: dict) -> dict:
     "The columns with the low band's end in its name; cards from before it was data have OpenFWI's."
     below = f"< {card.get('low_band', 5.0):.3g} Hz"

@@ -24,6 +24,8 @@ from ..core.progress import progress_bar
 from ..core.slurm import do_parts, number_of_parts, parse_part, SplitOptions
 from ..data.degrade import Degradation
 from ..data.openfwi import FAMILIES
+
+# %% ../../nbs/09_evaluation/05_command.ipynb #9ac8da4e
 from .card_figure import card_figure
 from .card_text import markdown, table
 from .evaluate import check_count, evaluate
@@ -91,7 +93,7 @@ def _flat(options) -> dict:
     for name in [name for name in own if name not in found]: found |= _flat(getattr(options, name))
     return found
 
-
+# %% ../../nbs/09_evaluation/05_command.ipynb #407e9451
 def _asked(options: EvaluateOptions) -> dict:
     "The settings that differ from the default ones, by name, as far as numbers depend on them."
     flat = lambda given: _flat(replace(given, split=SplitOptions())) | dict(records=given.records)
@@ -118,7 +120,7 @@ def _other_card(folder: Path, identity: dict, *, own: bool = False) -> bool:
     if own and isinstance(there, dict): there = dict(weights=identity.get("weights")) | there
     return there != identity
 
-
+# %% ../../nbs/09_evaluation/05_command.ipynb #4b6f5420
 def card_folder(options: EvaluateOptions, above: Path, identity: dict) -> Path:
     "Where a card goes. Raises `InputError` where --out holds another one, or it cannot be written there."
     if options.out:
@@ -151,7 +153,7 @@ def _prepare(options: EvaluateOptions, run: TrainedRun) -> tuple:
         **{name: getattr(options, name) for name in same})
     return judge, folder, identity, data, kept
 
-
+# %% ../../nbs/09_evaluation/05_command.ipynb #a01adc4a
 def _load(options: EvaluateOptions) -> TrainedRun | TargetRun:
     return load_run(options.run, device=options.device, plugin=options.plugin)
 

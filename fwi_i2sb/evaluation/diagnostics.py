@@ -41,7 +41,7 @@ class Judged:
         parts = what, self.name * name, f"({self.unit})" * bool(self.unit)
         return "\n".join(textwrap.wrap(" ".join(filter(None, parts)), 26, break_on_hyphens=False))
 
-
+# %% ../../nbs/09_evaluation/08_diagnostics.ipynb #196f27c2
 def _dots(ax, x, y, **given): ax.plot(x, y, ".", ms=2, alpha=0.6, rasterized=True, **given)
 
 
@@ -62,7 +62,7 @@ def _histogram(ax, j: Judged):
     ax.axvline(j.error.mean(), color="k", lw=1, ls="--")
     ax.set(xlabel=j.label("error of"), ylabel="records")
 
-
+# %% ../../nbs/09_evaluation/08_diagnostics.ipynb #244cf5d3
 @PLOTS.register("residuals")
 def _residuals(ax, j: Judged):
     ax.axhline(0, color="0.7", lw=1)
@@ -99,7 +99,7 @@ def _relative(ax, j: Judged):
     _dots(ax, j.truth[known], 100 * np.abs(j.error[known] / j.truth[known]))
     ax.set(xlabel=j.label("true"), ylabel="relative error (%)", ylim=(0, None))
 
-
+# %% ../../nbs/09_evaluation/08_diagnostics.ipynb #4934a176
 @PLOTS.register("cdf")
 def _cdf(ax, j: Judged):
     size = np.sort(np.abs(j.error))
@@ -130,7 +130,7 @@ def _error_correlation(ax, targets: list[Judged]):
             color="w" if abs(values[a, b]) > 0.6 else "k")
     ax.figure.colorbar(image, ax=ax, label="correlation of errors")
 
-
+# %% ../../nbs/09_evaluation/08_diagnostics.ipynb #faf13c8d
 def _box(ax, targets: list[Judged]):
     ax.axhline(0, color="0.7", lw=1)
     scaled = [j.error / (j.truth.std() or 1.0) for j in targets]
@@ -155,7 +155,7 @@ def _targets(truth, answer, names, units) -> list[Judged]:
     return [Judged(name, unit, truth[:, k], answer[:, k]) for k, (name, unit) in
         enumerate(zip(names[:MOST_TARGETS], units))]
 
-
+# %% ../../nbs/09_evaluation/08_diagnostics.ipynb #3a4b04b3
 @own_style
 def diagnostic_figure(
     kind: str,  # one of PLOT_NAMES
@@ -186,7 +186,7 @@ def save_figure(folder: Path, name: str, figure: Figure, formats: tuple[str, ...
         with atomic(file) as part: figure.savefig(part, format=suffix, dpi=150)
     return files
 
-
+# %% ../../nbs/09_evaluation/08_diagnostics.ipynb #8a46928d
 def save_diagnostics(
     folder: Path,  # made where it does not exist
     truth, answer,  # as of `diagnostic_figure`

@@ -62,7 +62,7 @@ def _invert(job: _Job, batch: Batch, start, seismic, **other):
     result = job.run.invert(seismic, start, truth=batch.truth, record_ids=batch.record_ids, **job.settings | other)
     return result, {k: result.provenance[k] for k in _COST}
 
-
+# %% ../../nbs/09_evaluation/04_evaluate.ipynb #c66497a2
 def _answers(job: _Job, batch: Batch, start: str):
     "(row, kind, maps, ensemble, cost) of every row, for a batch."
     name, (result, cost) = job.run.method.name, _invert(job, batch, start, batch.seismic)
@@ -127,7 +127,7 @@ def check_count(run: TrainedRun, n_records: int):
     if n_records < 2 and run.net.conditional:
         raise InputError("an evaluation needs at least two records: the wrong record's gather is one of its controls")
 
-
+# %% ../../nbs/09_evaluation/04_evaluate.ipynb #08b14b8e
 def _check(job: _Job, starts: tuple[str, ...]):
     "Refuse an evaluation that cannot be, before it starts."
     n_records, what = len(job.record_ids), job.degradation
@@ -208,7 +208,7 @@ def _one_batch(job: _Job, starts: tuple, batch_size: int, place: int, tell) -> T
     return _score(replace(job, controls=False), _classical, place - networks, 1, starts,
         lambda i: tell(_done(job, n_records, i), n_records))
 
-
+# %% ../../nbs/09_evaluation/04_evaluate.ipynb #50fdf67f
 def _tallies(job: _Job, starts: tuple, batch_size: int, tell, part: PartOf | None, kept: Path | None) -> Tallies | None:
     "The tallies of all batches; those of other parts, and finished ones, are read. None where some are not there."
     places = list(range(-(-len(job.record_ids) // batch_size) + job.fwi_records))

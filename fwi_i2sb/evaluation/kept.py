@@ -27,7 +27,7 @@ def write_tallies(path: Path, tallies: Tallies):
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as part, open(part, "wb") as file: np.savez(file, about=np.array(json.dumps(about)), **arrays)
 
-
+# %% ../../nbs/09_evaluation/03_kept.ipynb #09522973
 def read_tallies(
     path: Path,
     scale: VelocityScale,  # of the run

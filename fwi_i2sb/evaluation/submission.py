@@ -46,6 +46,7 @@ def _headers(path):
             if len(found) > 10**6: raise InputError(f"{path} holds more than a million arrays")
     return found
 
+# %% ../../nbs/09_evaluation/06_submission.ipynb #d6cf0225
 def _opened(path):
     path = home(path)
     try:
@@ -55,6 +56,7 @@ def _opened(path):
     except (OSError, zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise InputError(f"{path} is not an .npz archive, or damaged ({error})") from None
 
+# %% ../../nbs/09_evaluation/06_submission.ipynb #77ac3dfe
 def read_submitted(path:Path, # .npz
     name:str,
 )->np.ndarray: # as it lies there
@@ -75,6 +77,7 @@ def _names_differ(found, ids):
     for kind, names in (("lacks", lost), ("holds the unknown", more)):
         if names: yield f"it {kind} {names[0]!r}" + (f" and {len(names) - 1} more" if len(names) > 1 else "")
 
+# %% ../../nbs/09_evaluation/06_submission.ipynb #e37b89f2
 FASTEST = 100.0 # km/s: what is more was meant in m/s
 
 def _wrong(path, name, header, shape):
@@ -91,6 +94,7 @@ def _wrong(path, name, header, shape):
     if values.max() > FASTEST:
         return f"{name} holds {values.max():g}, which is not in km/s: nothing in rock is faster than {FASTEST:g}"
 
+# %% ../../nbs/09_evaluation/06_submission.ipynb #8b5f2c76
 def check_submission(path:Path, # .npz
     ids:list[str]|None, # names of the samples; None: any
     shape:tuple[int, int], # (x, depth) in cells
@@ -118,6 +122,7 @@ def true_maps(truth:Path, # .npz in the layout of a submission, or a folder of s
     read = lambda path: np.array(open_npy(path, ndim=2), dtype=np.float64)
     return {name: partial(read, path) for name, path in found.items()}
 
+# %% ../../nbs/09_evaluation/06_submission.ipynb #29fad628
 def score_submission(path:Path, # .npz
     truth:Path, # as of `true_maps`
     progress=None, # called with (maps scored, maps in all)

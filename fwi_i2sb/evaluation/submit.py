@@ -24,6 +24,8 @@ from ..core.sealed import read_sealed, Schema, write_sealed
 from ..data.layouts import known_facts
 from ..data.sources import source_digest
 from ..data.speed_structure import list_samples, read_gathers, to_horizontal_first
+
+# %% ../../nbs/09_evaluation/07_submit.ipynb #6e38b426
 from .submission import (
     challenge_mape, check_submission, COUNT, expected, pack_submission, score_submission, true_maps)
 from ..inference.inversion import told_elsewhere
@@ -86,6 +88,7 @@ class _Settings(Schema):
     seed: int
     files: dict[str, str]
 
+# %% ../../nbs/09_evaluation/07_submit.ipynb #0bb4f88c
 def _digests(samples):
     "What tells the records of the samples from others, by name."
     found = {}
@@ -100,6 +103,7 @@ def _settings(options, run, samples):
         start=default_start(run) if options.start is None else options.start, samples=options.samples,
         nfe=options.nfe, tta=options.tta, seed=options.seed, files=_digests(samples))
 
+# %% ../../nbs/09_evaluation/07_submit.ipynb #dcb6b431
 def _check_parts(folder, settings):
     "Refuse finished maps of other settings."
     path = folder / "settings.json"
@@ -124,6 +128,7 @@ def _load(options):
             raise unknown("checkpoint", options.checkpoint, there or ["none"])
     return load_run(path, device=options.device, plugin=options.plugin)
 
+# %% ../../nbs/09_evaluation/07_submit.ipynb #deee7d77
 def _test_samples(options, run):
     "The samples to invert. Raises `InputError` where they are not as those of the run, or not as many as they must be."
     found = list_samples(options.test_dir)
@@ -138,6 +143,7 @@ def _test_samples(options, run):
         raise InputError(f"{options.truth} has no true map of {lost[0]}")
     return samples
 
+# %% ../../nbs/09_evaluation/07_submit.ipynb #5b8437fb
 def stamped(out:Path, run:TrainedRun, stamp:str, # none, step or epoch
 )->Path: # submission-step-250.npz
     "The name of a submission with the step, or the epoch, of its weights."
@@ -152,6 +158,7 @@ def _sound(part, shape):
     except (OSError, ValueError, EOFError): return False
     return found.shape == shape and found.dtype == np.float32
 
+# %% ../../nbs/09_evaluation/07_submit.ipynb #7e3f82f1
 @told_elsewhere()
 def _fill(run, samples, settings, folder, progress):
     "Invert the samples whose maps are missing."
@@ -172,6 +179,7 @@ def _final(part, post, scale):
     velocity = torch.from_numpy(np.load(part, allow_pickle=False))[None]
     return to_horizontal_first((post_process(velocity, post, scale) if post else velocity)[0].numpy())
 
+# %% ../../nbs/09_evaluation/07_submit.ipynb #bbd6f084
 def _scores(parts, truth, post, scale):
     "The score without and with post-processing."
     true, scores = true_maps(truth), {None: [], post: []}
@@ -239,6 +247,7 @@ class SubmissionCheckOptions:
     count: Count | None = None  # maps that there must be; default: as of test_dir or truth, else the challenge's 150
     shape: tuple[_Cells, _Cells] | None = None  # cells of a map in x and depth; default: as of these, else 300 1259
 
+# %% ../../nbs/09_evaluation/07_submit.ipynb #eef5cbbf
 def submission_check_command(options:SubmissionCheckOptions)->float|None: # the score, where there is a truth
     "Say what is wrong with a submission, with exit code 2; score it."
     ids, shape = expected(options.test_dir, options.truth)

@@ -35,7 +35,7 @@ def store_batches(
         part = range(first, min(first + BATCH, records))
         yield tuple(torch.stack(values) for values in zip(*map(store.physical, part)))
 
-
+# %% ../../nbs/09_evaluation/10_target_batches.ipynb #d29219f7
 def file_batches(
     path: Path,  # of arrays
     run: TargetRun,
@@ -73,7 +73,7 @@ def _parts(rows: Tensor, like: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     parts = rows.split([part.nbytes for part in like], 1)
     return tuple(values.contiguous().view(part.dtype).view(-1, *part.shape[1:]) for values, part in zip(parts, like))
 
-
+# %% ../../nbs/09_evaluation/10_target_batches.ipynb #6356f06b
 def in_turn(
     own: Iterator[tuple[Tensor, ...]],  # of each batch that is this process's turn tensors (batch, ...), on the CPU
     like: tuple[Tensor, ...],  # tensors of those shapes and types, (1, ...)

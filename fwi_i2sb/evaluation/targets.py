@@ -21,6 +21,7 @@ import tyro
 from accelerate import Accelerator
 from torch import Tensor
 
+# %% ../../nbs/09_evaluation/11_targets.ipynb #2b40d981
 from ..core.commands import Count, option_group, options_to_dict, Plugin
 from ..core.errors import InputError
 from ..core.files import atomic, only_warn, sha256, write_json, write_text
@@ -31,6 +32,8 @@ from ..data.array_options import ArrayOptions
 from ..data.arrays import array_files, find_key, open_arrays
 from ..data.target_store import is_target_store, TargetStore
 from ..data.targets import MapTarget, VectorTarget
+
+# %% ../../nbs/09_evaluation/11_targets.ipynb #54c4b056
 from .command import card_folder
 from .diagnostics import map_figure, save_diagnostics, save_figure
 from .seen import record_digests, Seen, seen_sentence
@@ -124,7 +127,7 @@ def target_card(
     return dict(kind="targets", runs=[str(run.path) for run in runs], steps=[run.step for run in runs],
         data=data, records=found.records, targets=rows, overall=plain(found.errors.overall()))
 
-
+# %% ../../nbs/09_evaluation/11_targets.ipynb #df68e6fe
 _HEADS = dict(mae="MAE", mse="MSE", rmse="RMSE", mape="MAPE", r2="R²", pearson="Pearson r", rel_l2="relative L²",
     ssim="SSIM", spread="spread", spread_error="spread / error", coverage="coverage", coverage_expected="expected")
 

@@ -65,7 +65,7 @@ def _starts(work: Work) -> object:
     one_each = maps.ndim > 2 and maps.size and maps.shape[:-2] in ((n,), (n, 1)) and n > 1
     return maps if one_each else work.start
 
-
+# %% ../../nbs/08_inference/20_command.ipynb #f2833629
 def _one_batch(options: InvertOptions, run: TrainedRun, work: Work, i: int, j: int, progress):
     "The inversion of some records, and their true maps."
     given, truth = work.read(i, j)
@@ -84,7 +84,7 @@ def _misfit(run: TrainedRun, velocity: torch.Tensor, seismic: torch.Tensor, engi
     except Exception as error:
         return None, None, str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
 
-
+# %% ../../nbs/08_inference/20_command.ipynb #b32d9d19
 def _judge(options: InvertOptions, run: TrainedRun, work: Work, maps: dict) -> tuple[dict, dict, tuple]:
     "The misfits of starts and means, why some have none by record number, and the first record with its simulation."
     misfits, failed, first = dict(start=[], mean=[]), {}, None

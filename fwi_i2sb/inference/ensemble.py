@@ -120,7 +120,7 @@ def invert(
     return replace(found, std=made.std(found.spread), recalibration=made,
         provenance=found.provenance | dict(calibrated=True))
 
-
+# %% ../../nbs/08_inference/26_ensemble.ipynb #321942d4
 @method_of(EnsembleRun)
 def states(self, *given, **settings):
     "An ensemble has no trajectory of its own."
@@ -140,7 +140,7 @@ def check_members(members: list[TrainedRun]):
         if not run.scale.same_as(first.scale): differs = differs or f"velocities from {run.scale}"
         if differs: raise InputError(f"{run.path} and {first.path} cannot answer together: the first has {differs}")
 
-
+# %% ../../nbs/08_inference/26_ensemble.ipynb #9ab20871
 def join_runs(members: list[TrainedRun], folder: Path, plan: dict) -> EnsembleRun:
     "Runs as one, which answers as a plan says. Raises `InputError` as `check_members`."
     check_members(members)

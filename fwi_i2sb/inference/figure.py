@@ -40,7 +40,7 @@ def models_height(
     "The height that `draw_models` needs."
     return _BELOW + _PANEL * shape[0] / shape[1] + _ABOVE
 
-
+# %% ../../nbs/08_inference/04_figure.ipynb #45e56f44
 def draw_models(figure, truth, start, mean, std, survey, cmap, limits=OPENFWI_LIMITS, start_name=None):
     "The upper row of `plot_result`."
     named = f"start\n{start_name if len(start_name) < 20 else start_name[:18] + '…'}" if start_name else "start"

@@ -45,7 +45,7 @@ def guess_calls(run: TrainedRun, start) -> int:
     if is_own(start): start = default_start(run.runs[0])
     return len(_guess_of(run, start).runs) if is_first_guess(start) else 0
 
-
+# %% ../../nbs/08_inference/05_first_guess.ipynb #8d0ae578
 def first_guess(
     run: TrainedRun,
     seismic: torch.Tensor,  # (batch, shots, time_samples, receivers), pressure

@@ -117,7 +117,7 @@ def exceedance(self, velocity: float) -> torch.Tensor:
     made, *maps = self._calibrated()
     return made.exceedance(*maps, velocity)
 
-
+# %% ../../nbs/08_inference/07_inversion.ipynb #0b065236
 @method_of(Inversion)
 def plot(
     self,

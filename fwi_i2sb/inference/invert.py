@@ -79,7 +79,7 @@ def _started(run, d, start, ids, truth, seed):
     x1 = starting_models(run, start, d, ids, truth, seed)
     return start, x1, dict(start_seconds=(time.perf_counter() - began) / len(d))
 
-
+# %% ../../nbs/08_inference/12_invert.ipynb #16bdc633
 def _maps(run, d, x1, keys, own, settings, snr, batch_size, progress):
     "Means and samples as asked, refined where that is asked for, and what they cost."
     guide = Guide(run, d, own["guide"], settings["nfe"], snr) if own["guide"] else None
@@ -114,7 +114,7 @@ def _draw(run, d, x1, keys, samples, settings, **execution):
     drawn = draw_samples(run.method, run.net, gathers, start, rows, seeds, settings, device=run.device, **execution)
     return run.scale.denormalize(drawn).reshape(len(d), samples, *x1.shape[1:])
 
-
+# %% ../../nbs/08_inference/12_invert.ipynb #34a8fc7c
 def _in_range(run, maps):
     "Maps clipped to `stable_range`, and the number of cells that changed; NaN stays NaN."
     inside = maps.clamp(*stable_range(run.scale))
@@ -135,7 +135,7 @@ def _as_calibrated(run, settings, about):
     usual = run.method.sampling_settings(nfe=run.pipeline.settings["nfe"])
     return settings == usual and all(about[name] == value for name, value in run.pipeline.settings.items())
 
-
+# %% ../../nbs/08_inference/12_invert.ipynb #c067168e
 def _judged(run, d, x1, mean, maps, found, about):
     "What was found in records and what speaks against them: this, and of a pipeline the signs beyond their limits."
     checks = dict(record_checks=[list(map(str, findings)) for findings in found])
@@ -168,7 +168,7 @@ def _check_own(run, own, snr):
     if snr is not None and not refine and not guide:
         raise InputError("snr has no effect without refine or guide: remove it, or refine")
 
-
+# %% ../../nbs/08_inference/12_invert.ipynb #0d40ed76
 def _n_samples(run, settings, samples, batch_size, keys):
     if samples is None: samples = 8 if run.method.stochastic(settings["sampler"], settings["nfe"]) else 1
     seed = min(seed for seed, _ in keys)
@@ -193,7 +193,7 @@ def _settings(run, settings, own, start):
         clip_denoise=settings["clip"], start_calls=start_calls,
         network_calls=own["passes"] * own["samples"] * settings["nfe"] * nets + start_calls)
 
-
+# %% ../../nbs/08_inference/12_invert.ipynb #e257ed20
 def _provenance(run, start, seed, record_ids, began):
     return dict(run=str(run.path), method=run.method.name, model=run.options.model.model, step=run.step,
                 start=start if isinstance(start, str) else "given map", reads_start=run.method.model.reads_map,

@@ -40,7 +40,7 @@ def net_digest(
     _digest_of(digest, net)
     return digest.hexdigest()
 
-
+# %% ../../nbs/08_inference/18_kept.ipynb #e05e5659
 def weights_digest(
     run: TrainedRun,
     start=None,  # as of `invert`
@@ -64,7 +64,7 @@ def file_stamps(
     "Names and contents of files: another record has others, even one of the same name, size and time."
     return [[path.name, sha256(path)] for path in sorted(paths)]
 
-
+# %% ../../nbs/08_inference/18_kept.ipynb #5cba45c8
 def identity_digest(identity: dict) -> str:
     "Digest of JSON values, and of the version of the code."
     return f"{zlib.crc32(json.dumps(identity, sort_keys=True).encode()):08x}-{code_digest()}"
@@ -91,7 +91,7 @@ def keep_batch(path: Path, result: Inversion, truth: Tensor | None):
     with atomic(path) as part, open(part, "wb") as file:
         np.savez(file, **arrays, provenance=np.array(json.dumps(result.provenance)))
 
-
+# %% ../../nbs/08_inference/18_kept.ipynb #433f62af
 def kept_batch(
     path: Path,
 ) -> tuple[dict[str, Tensor], dict] | None:  # arrays and provenance; None where the file is missing or damaged
@@ -127,7 +127,7 @@ def invert_batches(
     for place, (i, j) in parse_part(part).among(own) if part else own:
         if kept_batch(path := kept / f"batch-{place:06d}.npz") is None: keep_batch(path, *invert(i, j))
 
-
+# %% ../../nbs/08_inference/18_kept.ipynb #6c0fd613
 def collected(batches: list[tuple[int, int]], work: Work, spool: Spool, kept: Path) -> dict | None:
     "Put kept batches into a spool; the provenance, or None where some are missing."
     provenance = {}
@@ -151,7 +151,7 @@ def misfits_there(path: Path, identity: dict) -> dict | None:
     about = _about(path)
     return about.get("misfit") if about.get("asked") == identity_digest(identity) else None
 
-
+# %% ../../nbs/08_inference/18_kept.ipynb #48e52af9
 def result_files(
     path: Path,  # the .npz
     suffixes: list[str],  # of all files of a result

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 import tyro
 
+# %% ../../nbs/08_inference/27_make_ensemble.ipynb #e98f3676
 from ..core.commands import need, option_group, Plugin, up_to
 from ..core.errors import InputError
 from ..core.formats import phrase, recognise
@@ -75,7 +76,7 @@ def _ask(members: list[TrainedRun], data: MultiFamilyStore, ids: list[int], spoo
         progress(first + len(few), len(ids))
     return total / len(ids)
 
-
+# %% ../../nbs/08_inference/27_make_ensemble.ipynb #a7b73a57
 def _combine(spool: Spool, weights: list[float], statistic: str):
     "The ensemble's means and spreads, to the spool."
     arrays = spool.tensors()
@@ -115,7 +116,7 @@ def _open_all(options: EnsembleOptions) -> list[TrainedRun]:
     check_members(members)
     return members
 
-
+# %% ../../nbs/08_inference/27_make_ensemble.ipynb #e5ad8172
 def _kept_count(options: EnsembleOptions, members: list[TrainedRun], data: MultiFamilyStore) -> int:
     "How many validation records are kept."
     files = {run.options.data.val_files for run in members}
@@ -156,7 +157,7 @@ def make_ensemble(options: EnsembleOptions) -> Path:
     print(_report(options, weights, kept, made, about))
     return options.out
 
-
+# %% ../../nbs/08_inference/27_make_ensemble.ipynb #8db54643
 def _report(options: EnsembleOptions, weights: list[float], kept, made, about: dict) -> str:
     lines = [f"ensemble {options.out}: {options.combine} of {len(weights)} members, weights "
         f"{' '.join(f'{w:.3f}' for w in weights)}"]

@@ -30,7 +30,7 @@ def mixture_spread(
 _SUMS = ("samples", "network_calls", "wave_solves", "shared_solves", "guide_solves", "start_calls", "start_seconds",
     "seconds_per_record", "clipped_cells")
 
-
+# %% ../../nbs/08_inference/09_mixture.ipynb #ec8ba865
 def join(
     answers: Sequence[Inversion],  # about the same records
     weights: Sequence[float] | None = None,  # one per answer; default: equal ones

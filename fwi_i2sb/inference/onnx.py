@@ -50,6 +50,8 @@ def invert(path, record, start, seeds):
         if step["noise"]: state = state + step["noise"] * draw(rngs)
     return state.astype(np.float32)
 """
+
+# %% ../../nbs/08_inference/30_onnx.ipynb #051d3b35
 assert len(SAMPLER.splitlines()) <= 20
 
 # %% ../../nbs/08_inference/30_onnx.ipynb #b69aaff5
@@ -69,7 +71,7 @@ def examples(module: Module, batch: int, seed: int = 0) -> dict[str, torch.Tenso
         found["t_index"] = torch.randint(module.run.method.bridge.n_steps, (batch,), generator=rng)
     return {name: found["start" if name == "state" else name] for name in module.inputs}
 
-
+# %% ../../nbs/08_inference/30_onnx.ipynb #664aefac
 @contextlib.contextmanager
 def _quiet():
     "Without the exporter's remarks, which are about its own code."
@@ -92,7 +94,7 @@ def _write(module: Module, path: Path):
         told = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         raise InputError(f"the model {module.run.method.model.name} cannot be exported: {told}") from error
 
-
+# %% ../../nbs/08_inference/30_onnx.ipynb #f6fd8d7d
 def difference(module: Module, path: Path) -> float:
     "Largest difference of a file's answers from the module's in its unit, on batches of one and three."
     import onnxruntime

@@ -80,7 +80,7 @@ class TargetCall(nn.Module):
     ) -> Tensor:  # (batch, *target), in the units of the target
         return self.run.spec.target.denormalize(self.net(self.run.spec.inputs.normalize(input)))
 
-
+# %% ../../nbs/08_inference/29_onnx_parts.ipynb #3c97d39d
 def module_of(run: Restored) -> OneCall | BridgeStep | TargetCall:
     "What is exported of a run. Raises `InputError` for a run that other programs could not use."
     refuse = lambda why: InputError(f"run {run.folder} cannot be exported: {why}")

@@ -14,6 +14,7 @@ import torch, tyro
 from pydantic import Field
 from safetensors.torch import save_file
 
+# %% ../../nbs/08_inference/25_pack.ipynb #4b07cdb6
 import fwi_i2sb
 from ..core.commands import option_group
 from ..core.errors import InputError
@@ -48,7 +49,7 @@ def _pieces(name: str, value: torch.Tensor) -> dict[str, torch.Tensor]:
     if count == 1: return {name: value}
     return {f"{name}#{k}": rows for k, rows in enumerate(value.chunk(count))}
 
-
+# %% ../../nbs/08_inference/25_pack.ipynb #e3dd1627
 def _in_parts(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
     "Tensors in groups of a few megabytes, in order, half as long as they were."
     parts, size = [{}], 0
@@ -161,7 +162,7 @@ def pack(options: PackOptions) -> Path:
     print(f"wrote {out}: {size / 1e6:.1f} MB; fwi-i2sb invert hub:{out}")
     return out
 
-
+# %% ../../nbs/08_inference/25_pack.ipynb #ab623fcf
 def _fill(options: PackOptions, source: Path, part: Path) -> dict:
     "Write everything of a packed pipeline; its index."
     for name in STAGES: _pack_run(source / name, part / name)

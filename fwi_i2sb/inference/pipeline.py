@@ -33,7 +33,7 @@ class _Settings(Schema):
     refine: NonNegativeInt
     refine_tv: NonNegativeFloat
 
-
+# %% ../../nbs/08_inference/00_pipeline.ipynb #4cbb992e
 class _Pipeline(Schema):
     "What pipeline.json holds."
     format: PositiveInt
@@ -66,7 +66,7 @@ def is_pipeline(folder: Path) -> bool:
     "Whether a folder is that of a pipeline, finished or not."
     return (Path(folder) / "pipeline.json").exists()
 
-
+# %% ../../nbs/08_inference/00_pipeline.ipynb #5a394e35
 def _read(folder, name, schema):
     path = Path(folder) / name
     try: return read_sealed(path, schema)
@@ -88,7 +88,7 @@ def write_plan(folder: Path, settings: dict, parts: list[int], folds: int = 0):
     Path(folder).mkdir(parents=True, exist_ok=True)
     write_sealed(Path(folder) / "pipeline.json", dict(format=FORMAT, settings=settings, parts=parts, folds=folds))
 
-
+# %% ../../nbs/08_inference/00_pipeline.ipynb #84467295
 def weights_of_stages(folder: Path) -> list[str]:
     "SHA-256 of the weights of the runs. Raises `InputError` where a run has none."
     found = {name: newest_checkpoint(Path(folder) / name, parts=()) for name in STAGES}
@@ -111,7 +111,7 @@ def read_pipeline(folder: Path) -> Pipeline:
         raise InputError(f"{folder}/calibration.json is damaged: its tables have other sizes")
     return Pipeline(Path(folder), settings, Recalibration.from_dict(made), found["limits"])
 
-
+# %% ../../nbs/08_inference/00_pipeline.ipynb #22f070e9
 def read_calibration(folder: Path) -> dict:
     "`calibration.json`. Raises `InputError` where it is missing or damaged."
     return _read(folder, "calibration.json", _Calibration)

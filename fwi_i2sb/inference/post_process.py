@@ -39,7 +39,7 @@ def _step(entry: str) -> PostStep:
             f"cells, 100 at most")
     return PostStep(name, numbers)
 
-
+# %% ../../nbs/08_inference/10_post_process.ipynb #6209dbf1
 def parse_post(
     text: str,  # "bounds[:LOW:HIGH]", "gaussian:SIGMA", joined by commas
 ) -> tuple[PostStep, ...]:

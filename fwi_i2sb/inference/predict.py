@@ -35,7 +35,7 @@ class PredictOptions:
     device: Literal["auto", "cpu", "cuda"] = "auto"  # auto: cuda where there is one
     plugin: Plugin = None  # Python file that registers the run's model, if it is one of your own
 
-
+# %% ../../nbs/08_inference/28_predict.ipynb #9fc37f44
 def _runs(options: PredictOptions) -> list[TargetRun]:
     runs = [load_run(path, device=options.device, plugin=options.plugin) for path in (options.run, *options.also)]
     for run in runs:
@@ -44,7 +44,7 @@ def _runs(options: PredictOptions) -> list[TargetRun]:
     check_together(runs)
     return runs
 
-
+# %% ../../nbs/08_inference/28_predict.ipynb #a5396cd8
 def _answers(options: PredictOptions, runs: list[TargetRun], progress) -> dict[str, np.ndarray]:
     "The targets of all inputs of a file, and of several runs their spread, (records, *target), float32."
     run = runs[0]

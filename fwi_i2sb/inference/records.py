@@ -40,6 +40,7 @@ def record_files(given: Iterable[Path], # files, and folders of such
         files += found
     return files
 
+# %% ../../nbs/08_inference/16_records.ipynb #c2b33f1c
 def result_names(files: list[Path], # of records
 ) -> list[str]: # one each, without suffix, all different
     "What the results of some files are called: as the file, with its folder or a number where that is not enough."
@@ -98,7 +99,7 @@ class Work:
         "What the provenance tells of it."
         return dict(start=str(self.start), record=self.source, record_changes=self.changes, missing_traces=self.missing)
 
-
+# %% ../../nbs/08_inference/16_records.ipynb #d012ce0c
 PER_RECORD = ("records", "record_checks", "trust_reasons", "refine_misfit", "refine_noise", "post_mae_before",
     "post_mae_after")
 

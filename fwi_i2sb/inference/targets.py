@@ -61,7 +61,7 @@ def check_inputs(
     if not values.isfinite().all(): raise InputError("the inputs hold values that are not finite (NaN or infinite)")
     return values
 
-
+# %% ../../nbs/08_inference/13_targets.ipynb #07ea0dbf
 @method_of(TargetRun)
 def predict(
     self,
@@ -81,7 +81,7 @@ def check_together(runs: list[TargetRun]):
         if about(run) != about(runs[0]):
             raise InputError(f"runs {runs[0].path} and {run.path} cannot be averaged: their targets or inputs differ")
 
-
+# %% ../../nbs/08_inference/13_targets.ipynb #7df04ff5
 def predict_each(
     runs: list[TargetRun],  # as of `check_together`
     inputs,  # as of `check_inputs`

@@ -22,6 +22,8 @@ from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from ..core.registry import named
 from ..data.multi_family import MultiFamilyStore
+
+# %% ../../nbs/08_inference/24_train_pipeline.ipynb #c33b8469
 from .inversion import told_elsewhere
 from .pipeline import (
     is_pipeline, LAST, read_plan, STAGES, weights_of_stages, write_calibration, write_plan)
@@ -38,7 +40,6 @@ from ..training.options import (
     DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions)
 from ..training.ranks import find_ranks
 from ..training.run_dir import first_records, open_store
-
 
 # %% ../../nbs/08_inference/24_train_pipeline.ipynb #e10b7098
 @option_group
@@ -98,7 +99,7 @@ def part_texts(parts: tuple[int, int, int], folds: int = 0) -> list[str]:
     left = [",".join(str(k + 1) for k in range(shared) if k % folds != fold) for fold in range(folds)]
     return [f"1-{shared}/{ends[-1]}"] * 2 + texts[2:] + [f"{numbers}/{ends[-1]}" for numbers in left]
 
-
+# %% ../../nbs/08_inference/24_train_pipeline.ipynb #2fc0df9d
 def stage_options(options: PipelineOptions) -> list[TrainOptions]:
     "The trainings of a pipeline, in order."
     s, parts = options.stages, part_texts(options.stages.parts, options.stages.folds)
@@ -118,7 +119,7 @@ def stage_options(options: PipelineOptions) -> list[TrainOptions]:
             options.hardware))
     return made
 
-
+# %% ../../nbs/08_inference/24_train_pipeline.ipynb #147f08f7
 def _reads_map(model: str, **values) -> dict: return values if MODELS[model].reads_map else {}
 
 
@@ -136,7 +137,7 @@ def _settings(options: PipelineOptions) -> dict:
     return dict(samples=s.samples or (8 if varied else 1), nfe=nfe, passes=s.passes, guide=s.guide,
         refine=s.refine, refine_tv=float(s.refine_tv))
 
-
+# %% ../../nbs/08_inference/24_train_pipeline.ipynb #7735055f
 def _check(options: PipelineOptions) -> MultiFamilyStore:
     "Refuse what cannot become a pipeline; the records of its calibration."
     if options.data.part is not None:
@@ -174,7 +175,7 @@ def _invert_few(run: TrainedRun, data: MultiFamilyStore, numbers: list[int], set
     values = signs(run, seismic, result.start, result.mean, result.std)
     return dict(mean=result.mean, std=result.std, truth=truth) | {k: torch.tensor(v) for k, v in values.items()}
 
-
+# %% ../../nbs/08_inference/24_train_pipeline.ipynb #71616a1f
 def _kept(path: Path, make: Callable) -> dict:
     "The arrays of a file; made and written where it is not there, or damaged."
     names = ("mean", "std", "truth", *SIGNS)

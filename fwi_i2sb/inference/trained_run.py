@@ -72,7 +72,7 @@ def runs(self) -> tuple:
     "The runs that answer: this one, or of an ensemble its members."
     return (self,)
 
-
+# %% ../../nbs/08_inference/02_trained_run.ipynb #369c97a8
 @method_of(TrainedRun)
 @property
 def beside(self) -> Path:
@@ -127,7 +127,7 @@ def check_record_shape(
         raise InputError(f"the record has shape {shape[-3:]} (shots, time, receivers); the run was trained on "
             f"{raw} at {1e3 * run.survey.dt:g} ms")
 
-
+# %% ../../nbs/08_inference/02_trained_run.ipynb #58819319
 def prepare_seismic(
     run: TrainedRun,
     seismic,  # (shots, time, receivers) or (batch, shots, time, receivers): pressure, raw or decimated as in the store
@@ -189,7 +189,7 @@ def is_map_file(start) -> bool:
     return (isinstance(start, Path) or isinstance(start, str) and start.split(":")[0] not in (*STARTING_MODELS, OWN)
         and (start.endswith(".npy") or bool(start) and Path(start).exists()))
 
-
+# %% ../../nbs/08_inference/02_trained_run.ipynb #36c149de
 def check_start_shape(
     run: TrainedRun,
     shape: tuple[int, ...],  # of one map (depth, x), or of several

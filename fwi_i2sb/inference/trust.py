@@ -20,7 +20,7 @@ SIGNS = {  # what is judged, and what is said where it exceeds its limit
     "moved": "its map lies {value:.0f} m/s from its start (usual: up to {limit:.0f})",
     "at_ends": "{value:.1%} of its cells lie at the ends of the range (usual: up to {limit:.1%})"}
 
-
+# %% ../../nbs/08_inference/08_trust.ipynb #1c3d3f7e
 def signs(
     run: TrainedRun,
     seismic: Tensor,  # (batch, shots, time_samples, receivers), pressure
@@ -53,7 +53,7 @@ def fit_limits(
         limits = tried
     return dict(zip(SIGNS, limits.tolist()))
 
-
+# %% ../../nbs/08_inference/08_trust.ipynb #5c25b8f8
 def doubts(
     values: dict[str, list[float]],  # from `signs`
     limits: dict[str, float],

@@ -40,7 +40,7 @@ def _noise(words: list[str]) -> dict:
             f"up to 1 and 1 to 64 copies")
     return dict(noise=share, copies=copies)
 
-
+# %% ../../nbs/08_inference/11_tta.ipynb #01241f11
 def parse_tta(
     text: str,  # "flip", "noise[:SHARE[:COPIES]]", or both joined by a comma
 ) -> Tta:
@@ -62,7 +62,7 @@ def _start(run, start, d, settings: dict):
     maps = starting_models(run, start, d, ids, settings.get("truth"), seed)
     return maps, flip_map(maps)
 
-
+# %% ../../nbs/08_inference/11_tta.ipynb #0fbe0b7f
 def _flipped(run: TrainedRun, invert: Callable, d, start, settings: dict) -> Inversion:
     "The answer about the flipped record, turned back."
     turned = mirror(run.survey, run.spec.map_size[1])

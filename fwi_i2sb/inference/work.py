@@ -54,7 +54,7 @@ def _gathers_work(options: InvertOptions, run: TrainedRun, path: Path, name: str
     return Work(name, [0], lambda i, j: (record[None], None), start, str(path), run.survey, said, int((~there).sum()),
         original)
 
-
+# %% ../../nbs/08_inference/19_work.ipynb #3a750e18
 def _array_work(options: InvertOptions, run: TrainedRun, path: Path, name: str, start: object, found) -> Work:
     def values(d=None):  # opened for every batch: a map that is read on and on fills memory
         d = read_records(path) if d is None else d

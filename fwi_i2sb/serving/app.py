@@ -25,6 +25,7 @@ from starlette.exceptions import HTTPException as AnyHTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+# %% ../../nbs/11_serving/15_app.ipynb #1e61da13
 import fwi_i2sb
 from ..core.errors import InputError
 from .batches import Full
@@ -49,7 +50,7 @@ def _allowed(request: Request) -> str:
         if route.matches(request.scope)[0] != Match.NONE]
     return ", ".join(sorted(set().union(*own)))
 
-
+# %% ../../nbs/11_serving/15_app.ipynb #48879d6d
 def _add_refusals(app: FastAPI):
     @app.exception_handler(AnyHTTPException)
     async def known(request, error):

@@ -75,7 +75,7 @@ async def _serve(self):
         await self._more.wait()
         if batch := await self._collect(): await self._answer(batch)
 
-
+# %% ../../nbs/11_serving/05_batches.ipynb #42a9d487
 @method_of(Batches)
 async def _collect(self) -> list:
     "The next requests of one key, as many as fit; none where nobody waits."
@@ -94,7 +94,7 @@ async def _collect(self) -> list:
     self.waiting = [one for one in self.waiting if one not in batch]
     return batch
 
-
+# %% ../../nbs/11_serving/05_batches.ipynb #8df29b46
 @method_of(Batches)
 async def _answer(self, batch: list):
     "Answer a batch; where that fails, each of its requests alone."
@@ -123,7 +123,7 @@ async def _run(self, batch: list) -> list:
         [one.given for one in batch])
     return list(zip(batch, answers, strict=True))
 
-
+# %% ../../nbs/11_serving/05_batches.ipynb #ddf6081d
 @method_of(Batches)
 async def close(self):
     "Take nothing more, finish what was accepted, and end."

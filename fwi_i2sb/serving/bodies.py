@@ -36,7 +36,7 @@ def read_npy(content: bytes) -> np.ndarray:
     flat = np.frombuffer(content, dtype, offset=file.tell())
     return flat.reshape(shape, order="F" if order else "C")
 
-
+# %% ../../nbs/11_serving/01_bodies.ipynb #e2898835
 def read_npz(content: bytes, most: int) -> np.ndarray:
     "The array of a `.npz` of one, unpacked to at most so many bytes. Raises `InputError` as `read_npy`."
     try:
@@ -86,7 +86,7 @@ def read_lists(values) -> np.ndarray:
         raise InputError(f"data begins like an array of shape {shape} and is ragged, goes on otherwise, or holds what "
             f"is no number") from None
 
-
+# %% ../../nbs/11_serving/01_bodies.ipynb #aaca8380
 def _array(values, shape):
     if not isinstance(values, list) or len(values) != shape[0]: raise ValueError
     if len(shape) > 2: return np.stack([_array(part, shape[1:]) for part in values])
@@ -119,7 +119,7 @@ def as_records(
         f"{gathers[1]} x {gathers[2]}: the answer is that to another record")
     return _resized(records, gathers[1:]), batched, [said]
 
-
+# %% ../../nbs/11_serving/01_bodies.ipynb #ea8b7453
 def _check_shape(shape, gathers, most):
     "Refuse records by their shape, before anything is made of them."
     if len(shape) not in (3, 4) or 0 in shape:
@@ -167,7 +167,7 @@ def _lists(values):
         yield from _lists(part)
     yield b"]"
 
-
+# %% ../../nbs/11_serving/01_bodies.ipynb #0e495e4d
 def _rounded(name, values):
     if values.dtype.kind != "f": return values
     if not np.isfinite(values).all(): raise ValueError(f"{name} holds values that are not finite")

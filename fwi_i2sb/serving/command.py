@@ -34,7 +34,7 @@ class ServeOptions:
     device: Literal["auto", "cpu", "cuda"] | None = None  # default: that of the environment, or auto
     reload: bool = False  # start again when the code changes, for development
 
-
+# %% ../../nbs/11_serving/16_command.ipynb #cefe3be9
 def serve_command(options: ServeOptions):
     "Serve until told to end; what was accepted is answered first."
     need("fastapi", "serve", "serve")
@@ -46,7 +46,7 @@ def serve_command(options: ServeOptions):
     _check_address(options.host, options.port)
     _run(options, settings)
 
-
+# %% ../../nbs/11_serving/16_command.ipynb #f15c19ff
 def _check_address(host, port):
     "Raise `InputError` where the service could not listen."
     try:

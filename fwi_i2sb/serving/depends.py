@@ -34,7 +34,7 @@ def service_of(request: Request) -> Service:
 
 TheService = Annotated[Service, Depends(service_of)]
 
-
+# %% ../../nbs/11_serving/11_depends.ipynb #be3f1987
 async def caller(service: TheService, key: Annotated[str | None, Security(_HEADER)]) -> str:
     "What stands for the client's key."
     if (found := service.keys.find(key or "")) is None:
@@ -66,7 +66,7 @@ async def read_body(request: Request, most: int, seconds: float = 60.0, advice: 
     if size > most: raise HTTPException(413, f"the body is longer than {most} bytes: {advice}")
     return b"".join(parts)
 
-
+# %% ../../nbs/11_serving/11_depends.ipynb #7dbb7a7c
 async def unless_gone(request: Request, answer: Awaitable):
     "What is waited for, unless the client leaves: then it is given up."
     async def leaves():

@@ -30,7 +30,7 @@ def example_family(family: str) -> str:
     "The family of OpenFWI whose maps are drawn for a model of a family."
     return next((known.name for known in FAMILIES.values() if same_name(known.name, family)), "CurveVel_A")
 
-
+# %% ../../nbs/11_serving/13_example.ipynb #4b0c09c6
 @functools.lru_cache(maxsize=2 * EXAMPLES)
 def _made(family: str, shape: tuple[int, int], scale: VelocityScale, survey: Survey, number: int):
     velocity = sample_velocity(family, 1, shape=shape, seed=_SEED, first=number, scale=scale)

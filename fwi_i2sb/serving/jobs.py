@@ -40,7 +40,7 @@ class Memory:
 
     async def close(self): pass
 
-
+# %% ../../nbs/11_serving/07_jobs.ipynb #47fcaeab
 class Shared:
     "The same in Redis."
     shared = True
@@ -64,7 +64,7 @@ _GONE = RedisError, OSError  # what a store raises that does not answer
 _ENDED = "the service ended before it was done: send it again"
 log = logging.getLogger("fwi_i2sb.serving")
 
-
+# %% ../../nbs/11_serving/07_jobs.ipynb #6a0b9ceb
 class Jobs:
     "Jobs of this process, done by `work(given, progress) -> bytes`; those of others in the same store can be seen."
 
@@ -146,7 +146,7 @@ async def _breathe(self):
                 if await self.store.get(f"cancel:{name}"): self._waiting.pop(name, None)
         await asyncio.sleep(_LIFE / 4)
 
-
+# %% ../../nbs/11_serving/07_jobs.ipynb #d9f06643
 @method_of(Jobs)
 async def _serve(self):
     while True:
@@ -184,7 +184,7 @@ async def _do(self, job: dict, given: object):
     except Exception as error: job |= self._ended_by(error)
     await self._insist(self._save, job | dict(ended=time.time()))
 
-
+# %% ../../nbs/11_serving/07_jobs.ipynb #b470a5af
 @method_of(Jobs)
 async def _insist(self, act: Callable, *given):
     "Redis may be restarted meanwhile: try for a minute."

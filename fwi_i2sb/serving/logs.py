@@ -21,7 +21,7 @@ class _Numbered(logging.Filter):
         record.request_id = request_id.get()
         return True
 
-
+# %% ../../nbs/11_serving/04_logs.ipynb #10e818af
 def log_json(level: str = "INFO"):
     "Let all loggers write lines of JSON on the standard error."
     handler = logging.StreamHandler(sys.stderr)

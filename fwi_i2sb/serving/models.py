@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+# %% ../../nbs/11_serving/03_models.ipynb #7eaa68ad
 from ..core.errors import InputError, unknown
 from ..core.registry import method_of
 from ..core.formats import recognise
@@ -93,7 +94,7 @@ class Models:
 class ModelFault(Exception):
     "A model that cannot be loaded, or has no finite answer: nothing that a client could mend."
 
-
+# %% ../../nbs/11_serving/03_models.ipynb #e466f28a
 @method_of(Models)
 def get(self, name: str) -> TrainedRun:
     "A model, loaded where it is not in memory or has changed. Raises `InputError` for no model, and `ModelFault`."
@@ -132,7 +133,7 @@ def _of_ensemble(run):
     members = [dict(weight=weight, **_of_run(member)) for weight, member in zip(run.plan["weights"], run.members)]
     return dict(kind="ensemble", method=run.method.name, combine=run.plan["combine"], members=members)
 
-
+# %% ../../nbs/11_serving/03_models.ipynb #6bfbb1b9
 def describe(name: str, run: TrainedRun) -> dict:
     "What a client must know of a model; plain values."
     spec, own = run.spec, _of_ensemble(run) if isinstance(run, EnsembleRun) else _of_run(run)

@@ -52,7 +52,7 @@ def without_seed(asked: Asked) -> Asked:
     "What requests of one inversion have in common."
     return asked.model_copy(update=dict(seed=0))
 
-
+# %% ../../nbs/11_serving/09_requests.ipynb #4a1cf27c
 class JobAsked(Asked):
     "The same, and the model that is meant."
     model: Annotated[str, Field(max_length=200)]
@@ -102,7 +102,7 @@ def parse_body(kind: str, content: bytes, form: type[Asked], most: int) -> tuple
     lists = values.pop("data")
     return lists, form.model_validate(values)
 
-
+# %% ../../nbs/11_serving/09_requests.ipynb #8046abfe
 def check_beside(asked: Asked, query: dict):
     "Refuse what an address says otherwise than the body of JSON; a default may stand there. Raises `InputError`."
     fields, given = type(asked).model_fields, type(asked).model_validate(asked.model_dump() | query)
@@ -137,7 +137,7 @@ def _dearest(run):
     own = [one.pipeline.settings for one in getattr(run, "members", (run,)) if one.pipeline]
     return {name: max(settings[name] for settings in own) for name in ("samples", "refine")} if own else {}
 
-
+# %% ../../nbs/11_serving/09_requests.ipynb #d2c0b57f
 def prepare(models: Models, name: str, values: np.ndarray | list, asked: Asked, settings: Settings,
         job: bool) -> Request:
     "Verify records and settings against a model, which is loaded where needed. Raises `InputError`."
@@ -149,7 +149,7 @@ def prepare(models: Models, name: str, values: np.ndarray | list, asked: Asked, 
     records, batched, warnings = as_records(values, raw, run.spec.gathers, settings.max_records)
     return Request(records=records, seed=asked.seed, batched=batched, warnings=warnings)
 
-
+# %% ../../nbs/11_serving/09_requests.ipynb #41784e54
 def _part(result: Inversion, a: int, b: int, name: str, seed: int) -> Inversion:
     "The answer to some records of a batch; paths of this machine are left out."
     about = result.provenance | dict(run=name, seed=seed, start=own_start(result.provenance["start"]))

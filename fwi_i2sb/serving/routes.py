@@ -39,7 +39,7 @@ async def _health(service: Service) -> Health:
     return Health(status="ok" if names and redis != "down" else "degraded", details=details,
         dependencies=dict(redis=redis, model_artifacts="up" if names else "none"))
 
-
+# %% ../../nbs/11_serving/12_routes.ipynb #78a14d6a
 @information.get("/health", tags=["service"], responses={503: dict(model=Health)})
 async def health(service: TheService) -> Health:
     "Whether the service works."
@@ -76,7 +76,7 @@ class Table(BaseModel):
     tabulated_summary: str
     model_configuration: dict
 
-
+# %% ../../nbs/11_serving/12_routes.ipynb #0fdcfb1d
 def _cached(response: Response, hit: bool): response.headers["x-cache"] = "hit" if hit else "miss"
 
 
@@ -96,7 +96,7 @@ async def details(service: TheService, response: Response) -> list[Details]:
     _cached(response, all(hit for _, hit in found))
     return [about for about, _ in found]
 
-
+# %% ../../nbs/11_serving/12_routes.ipynb #49e71cfe
 @information.get("/api/v1/models/{name}")
 async def model(service: TheService, response: Response, name: Name) -> Details:
     "What is known of a model: survey, sizes, settings."
@@ -135,7 +135,7 @@ def _form(request: Request, kind: str) -> str:
     accepted = request.headers.get("accept", "")
     return next((form for form in (BYTES, "application/json") if form in accepted), kind)
 
-
+# %% ../../nbs/11_serving/12_routes.ipynb #83f91391
 async def _read(service: Service, request: Request, query: Asked, form: type[Asked], job: bool):
     "Kind, name, settings and verified records of a request."
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/json"
@@ -186,7 +186,7 @@ async def send(service: TheService, request: Request, client: Annotated[str, Dep
     given = dict(name=name, asked=asked, request=ready, number=request.state.request_id, kind=kind)
     return await service.jobs.send(given, client, kind)
 
-
+# %% ../../nbs/11_serving/12_routes.ipynb #b2385785
 JobId = Annotated[str, Path(pattern="^[0-9a-f]{24}$")]
 
 

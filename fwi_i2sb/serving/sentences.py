@@ -19,7 +19,7 @@ def _last(path: str) -> str:
     kept = path.rstrip(".:)]}/")
     return (kept.rpartition("/")[2] or "...") + path[len(kept):].replace("/", "")
 
-
+# %% ../../nbs/11_serving/02_sentences.ipynb #3387a47c
 def without_paths(
     said,  # a text, or lists and dictionaries with texts
     folders: tuple[Path, ...] = (),  # whose contents are named from there on

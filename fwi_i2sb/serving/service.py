@@ -114,7 +114,7 @@ async def about(self, name: str, kind: str = "details") -> tuple[dict, bool]:
     await _guarded(self.cache.set(key, json.dumps(made), expire=self.settings.cache_expire_seconds))
     return made, False
 
-
+# %% ../../nbs/11_serving/10_service.ipynb #1cc3fa41
 async def _guarded(asked):
     try: return await asked
     except Exception as error:  # of the client library, or of the connection

@@ -47,7 +47,7 @@ class HPOOptions:
         return dict(model=self.models, optimizer=self.optimizers, lr_schedule=self.schedulers, loss=self.losses,
             batch_size=self.batch_sizes)
 
-
+# %% ../../nbs/10_sweeps/10_hpo.ipynb #503e3fed
 HPOOptions.PRESETS = TrainOptions.PRESETS
 
 # %% ../../nbs/10_sweeps/10_hpo.ipynb #81bbadbe
@@ -116,7 +116,7 @@ def best_command(train: TrainOptions, params: dict) -> str:
     best = replace(train, run=replace(train.run, name=f"{train.folder.name}-best"))
     return shlex.join(["fwi-i2sb", "train", *command_words(with_values(best, params))])
 
-
+# %% ../../nbs/10_sweeps/10_hpo.ipynb #1ded4a56
 def write_search(train: TrainOptions, study) -> dict | None:  # what best.json holds; None where no trial was finished
     "Write `trials.csv`, and `best.json` where there is one."
     rows = [dict(trial=trial.number, state=trial.state.name.lower(), run=trial.user_attrs.get("run"), value=trial.value,

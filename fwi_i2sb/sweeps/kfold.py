@@ -10,6 +10,7 @@ import csv, io, math, statistics
 from dataclasses import replace
 from pathlib import Path
 
+# %% ../../nbs/10_sweeps/07_kfold.ipynb #9491b7bd
 from ..core.commands import Few, option_group, up_to
 from ..core.errors import InputError
 from ..core.files import write_json, write_text
@@ -77,7 +78,7 @@ def _held_out_by_velocity(train: TrainOptions, folds: int) -> list[dict]:
             velocity=round(mean, 1), fold=int(k)) for one, mean, k in zip(sources, means, chosen)]
     return rows
 
-
+# %% ../../nbs/10_sweeps/07_kfold.ipynb #5bcc78d5
 def _held_out(train: TrainOptions, folds: int) -> list[dict]:
     "What is divided, with its fold: source files, or records of a file of arrays, whose store is made here."
     if is_targets(train.data):
@@ -104,7 +105,7 @@ def summary(rows: list[dict]) -> dict:
     return {name: dict(mean=statistics.fmean(found), sd=statistics.stdev(found), values=found)
         for name, found in values.items() if all(isinstance(v, (int, float)) and math.isfinite(v) for v in found)}
 
-
+# %% ../../nbs/10_sweeps/07_kfold.ipynb #bdbc0daa
 def write_results(parts: list[TrainOptions]) -> list[dict]:
     "Write `cv_results.csv`, and `cv_summary.json` where all folds are finished."
     folder, rows = parts[0].run.result_dir, []

@@ -51,7 +51,7 @@ def with_values(
         if own: options = replace(options, **{group.name: replace(part, **own)})
     return options
 
-
+# %% ../../nbs/10_sweeps/08_spaces.ipynb #6bfe93b2
 def check_values(options: TrainOptions):
     "Raise `InputError` for options that do not go together, without looking at data."
     check_optimizer(options.optim)
@@ -65,7 +65,7 @@ def _possible(options: TrainOptions, name: str, choice) -> bool:
     except InputError: return False
     return True
 
-
+# %% ../../nbs/10_sweeps/08_spaces.ipynb #504058a0
 def search_space(
     name: str,  # of a registered space
     options: TrainOptions,  # what does not vary
@@ -81,7 +81,7 @@ def search_space(
     named = {option: Dimension(choices=tuple(dict.fromkeys(choices))) for option, choices in given.items() if choices}
     return {option: found for option, found in (own | named).items() if found.choices or found.high}
 
-
+# %% ../../nbs/10_sweeps/08_spaces.ipynb #dac15bdc
 def suggest(
     dimensions: dict[str, Dimension],
     log_uniform: Callable,  # (name, low, high) -> value

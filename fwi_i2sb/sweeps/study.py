@@ -43,7 +43,7 @@ def _repair(journal: Path):
         text = file.read()
         file.truncate(text.rfind(b"\n") + 1)
 
-
+# %% ../../nbs/10_sweeps/09_study.ipynb #c4acae6f
 def open_study(
     folder: Path,  # of the search; held by this process
     metric: str,
@@ -92,7 +92,7 @@ def report_new(trial, metric: str, seen: list[tuple[int, dict]], told: set[int])
         worse = trial.should_prune() or worse
     return worse
 
-
+# %% ../../nbs/10_sweeps/09_study.ipynb #2cad93f9
 def over(study) -> list:
     "The trials that have ended, well or badly; those that were interrupted are none of them."
     return [trial for trial in study.get_trials(deepcopy=False)

@@ -71,7 +71,7 @@ def start_training(
     words = ["-m", "fwi_i2sb.sweeps.train_job", os.getpid(), *command_words(options)]
     return children.start([sys.executable, *words], log, threads)
 
-
+# %% ../../nbs/10_sweeps/06_train_job.ipynb #61c4fc76
 def why(log: Path, code: int) -> str:
     "Why a training ended before its time, from its log."
     if code < 0: return f"killed by signal {-code}"
@@ -95,7 +95,7 @@ def result(options: TrainOptions) -> dict:
     best = known[-1] if name is None else min(known, key=lambda row: row[1][name] * (1 if falls(name) else -1))
     return dict(step=best[0], **best[1])
 
-
+# %% ../../nbs/10_sweeps/06_train_job.ipynb #d5d4c5b4
 def finished(
     options: TrainOptions,  # as of `settled`
 ) -> bool:

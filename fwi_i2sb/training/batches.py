@@ -69,7 +69,7 @@ def array_augment(
     if options.data.augment is None: return None
     return Augment(options.data.augment, inputs, ARRAY_AUGMENTATIONS)
 
-
+# %% ../../nbs/07_training/18_batches.ipynb #07d17a6b
 def check_augment(options: TrainOptions):
     "Raise `InputError` for an --augment that cannot be read, or does not go with kept starting models."
     if options.data.augment is None: return
@@ -215,7 +215,7 @@ def _simulated(options: TrainOptions, stored: StoredRecords, keys: Microbatches,
             yield stored.__getitems__(part)
     finally: store.pool.close()
 
-
+# %% ../../nbs/07_training/18_batches.ipynb #84d48280
 def _start_reader(worker):
     end_on_failure()
     # the signals reach the reading processes too, but only the main process acts on them

@@ -36,7 +36,7 @@ def check_metric(
     if log.patience and not log.best:
         raise InputError("--patience waits for a better validation: say with --best METRIC by which it is judged")
 
-
+# %% ../../nbs/07_training/09_best.ipynb #49bf45cb
 @dataclass
 class Best:
     "The best validation so far, and for how many validations there has been no better one."
@@ -83,7 +83,7 @@ def write_best(folder: Path, best: Best):
     "Write best.json of a run."
     write_sealed(Path(folder) / "best.json", dict(metric=best.log.best, value=best.value, step=best.step))
 
-
+# %% ../../nbs/07_training/09_best.ipynb #00eaaa1c
 def named_checkpoint(
     path: Path,  # as given: a run, RUN/checkpoints/step-N or RUN/checkpoints/best
 ) -> Path:  # with the step in place of `best`
@@ -97,7 +97,7 @@ def named_checkpoint(
     except (OSError, ValueError) as error: raise InputError(f"{folder / 'best.json'} is damaged: {error}") from None
     return path.with_name(f"step-{step}")
 
-
+# %% ../../nbs/07_training/09_best.ipynb #7f1e432a
 def renew_best(
     folder: Path,
     best: Best,  # of the run, up to the step that it continues from

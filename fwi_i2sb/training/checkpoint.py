@@ -43,7 +43,7 @@ def save_checkpoint(
             f"the checkpoint before it") from None
     return final
 
-
+# %% ../../nbs/07_training/03_checkpoint.ipynb #4988225a
 def _write_parts(part: Path, step: int, state: dict, tensors: dict):
     for name, values in tensors.items():
         save_file({k: v.detach().contiguous().cpu() for k, v in values.items()}, part / f"{name}.safetensors")
@@ -69,7 +69,7 @@ class _State(Schema):
     loss_averages: dict[str, float] = {}  # of the terms of the loss; earlier checkpoints have none
     validations: list[list[float]] = []  # step and value, of those that the learning rate depends on; likewise
 
-
+# %% ../../nbs/07_training/03_checkpoint.ipynb #d02d7fe8
 @dataclass(frozen=True)
 class Checkpoint:
     "A checkpoint read back: its folder, step, JSON state, and the tensors asked for."
@@ -84,7 +84,7 @@ class Checkpoint:
         sums = [self.state["sha256"][name] for name in _files_of("ema", self.state["sha256"])]
         return sums[0] if len(sums) == 1 else hashlib.sha256("".join(sums).encode()).hexdigest()
 
-
+# %% ../../nbs/07_training/03_checkpoint.ipynb #38218df2
 def _is_old(folder: Path) -> bool:
     "Whether a run is of the versions that wrote no checksums."
     with contextlib.suppress(OSError, ValueError, AttributeError, InputError):
@@ -109,7 +109,7 @@ def _whole(values: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: torch.cat([found[part] for part in sorted(found, key=number)]) if len(found) > 1
         else found.popitem()[1] for name, found in pieces.items()}
 
-
+# %% ../../nbs/07_training/03_checkpoint.ipynb #6694df6e
 def _check_length(path: Path):
     "Raise `ValueError` for a file that is not as long as its header says, before all of it is read."
     changed = ValueError(f"{path.name} has changed since it was written")

@@ -61,7 +61,7 @@ def check_training(
             f"be averaged")
     _check_fold(options)
 
-
+# %% ../../nbs/07_training/28_checks.ipynb #827432e0
 def _check_fold(options: TrainOptions):
     data, arrays = options.data, is_targets(options.data)
     if data.fold_by != DataOptions.fold_by and not data.fold:
@@ -89,7 +89,7 @@ def check_name(name: str | None):
     if name is not None and (len(os.fsencode(name)) > 200 or not name.isprintable()):
         raise InputError(f"--name must be printable, and 200 bytes or less (got {ascii(name[:80])})")
 
-
+# %% ../../nbs/07_training/28_checks.ipynb #723f11fb
 def check_method(options: TrainOptions, spec: DataSpec | TargetSpec, micro: int) -> Method:
     "The method; one that cannot learn from data of these sizes is refused."
     if options.model.precondition and spec.moments is None: spec = replace(spec, moments=(1.0, 1.0, 0.5))

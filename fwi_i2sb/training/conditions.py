@@ -21,7 +21,7 @@ def reads_residual(model: ModelOptions) -> bool:
     "Whether the network reads the residual of its starting model."
     return "residual" in model.condition.split(",")
 
-
+# %% ../../nbs/07_training/08_conditions.ipynb #ed0f7bbd
 def start_residual(
     seismic: Tensor,  # (batch, shots, time_samples, receivers), pressure
     x1: Tensor,  # starting models (batch, 1, depth, x), normalised; simulated inside the range
@@ -45,7 +45,7 @@ def _most_missing(model, seismic):
     return [min(int(share * n + 1e-9), n - 1) for share, n in (
         (model.drop_traces, seismic.shape[-1]), (model.drop_shots, seismic.shape[1]))]
 
-
+# %% ../../nbs/07_training/08_conditions.ipynb #72d705a2
 def leave_out(
     model: ModelOptions,
     seismic: Tensor,  # (batch, shots, time_samples, receivers), pressure
@@ -61,7 +61,7 @@ def leave_out(
     there = (_ranks(order) >= traces[..., None]) & (_ranks(draws.words(shots)) >= gathers)[..., None]
     return seismic * (there | (whole[..., None] < _HALF))[:, :, None]
 
-
+# %% ../../nbs/07_training/08_conditions.ipynb #d94f6ed5
 _HALF = 2**31  # of a word
 
 

@@ -23,7 +23,7 @@ def fold_guesses(options: TrainOptions, device: str) -> list[FirstGuess]:
     return [FirstGuess(guess_folder(f"first-guess:{name}-{k + 1}", beside), device)
         for k in range(options.data.start_folds)]
 
-
+# %% ../../nbs/07_training/12_cross_fit.ipynb #2af6b8a4
 class CrossFit:
     "Maps of records, each from the first of several first guesses that has not been trained on it."
 
@@ -46,4 +46,3 @@ class CrossFit:
             rows = np.flatnonzero(fold == k)
             maps |= zip(rows.tolist(), self.guesses[k](seismic[rows], records[rows].tolist()).cpu())
         return torch.stack([maps[row] for row in range(len(records))])
-

@@ -23,7 +23,7 @@ def check_fresh(options: TrainOptions):
     if source and (source == folder or folder in source.parents):
         raise InputError(f"--fine-tune {source} lies in the run that --fresh moves away: use another --name")
 
-
+# %% ../../nbs/07_training/27_fresh.ipynb #379574c8
 def archive(
     folder: Path,  # of a run; need not be there
 ) -> Path | None:  # where it is now

@@ -32,7 +32,7 @@ PACE, LONG = 20, 3 * 86_400
 
 _FILE_ONLY = re.compile("val_(mse|mape|pearson|rel_l2)(_|$)")  # measures that would make the line too long
 
-
+# %% ../../nbs/07_training/26_journal.ipynb #5f11f2e1
 class Journal:
     "The log of a training: metrics.jsonl, the tracker, and the terminal (main process only)."
 
@@ -119,7 +119,7 @@ def say(self, text: str):
     "One line on the terminal, where progress is shown."
     if self.lines or not self.bar.disable: print(f"train: {text}", file=sys.stderr, flush=True)
 
-
+# %% ../../nbs/07_training/26_journal.ipynb #23653e36
 @method_of(Journal)
 def estimate(self, step: int):
     "Say once, some steps after the beginning, how long the rest will take."

@@ -54,6 +54,7 @@ def _pass_on(waiting: deque, processes: list):
             number = waiting.popleft()
             for process in processes: process.is_alive() and os.kill(process.pid, number)
 
+# %% ../../nbs/07_training/07_launch.ipynb #7b8ed8e0
 def _start(work: Callable, ranks: Ranks, k: int):
     process = multiprocessing.get_context("spawn").Process(target=_child, args=(work,), daemon=False)
     with without_script(), environment(rank_variables(Ranks(ranks.rank + k, ranks.world, k, ranks.local_world,

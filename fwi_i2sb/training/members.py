@@ -32,7 +32,7 @@ class _Kept(Schema):
     records: PositiveInt
     fingerprint: str  # of the store
 
-
+# %% ../../nbs/07_training/10_members.ipynb #ab6eecb3
 class _Plan(Schema):
     "What ensemble.json holds."
     format: PositiveInt

@@ -45,7 +45,7 @@ def decay_groups(net: nn.Module, weight_decay: float) -> list[dict]:
 
 def _name_of(optim: OptimOptions) -> str: return "adamw" if optim.optimizer is None else optim.optimizer
 
-
+# %% ../../nbs/07_training/20_optimisers.ipynb #c1d4d900
 def build_optimizer(
     net: nn.Module,
     optim: OptimOptions,

@@ -66,7 +66,7 @@ class DataOptions:
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Scheduler = Annotated[named("scheduler"), tyro.conf.arg(aliases=["--scheduler"])]
 
-
+# %% ../../nbs/07_training/00_options.ipynb #786ef0d1
 @option_group
 class OptimOptions:
     "The optimiser."
@@ -104,7 +104,7 @@ LogWriter = Annotated[Literal[_WRITERS], BeforeValidator(lambda name: "none" if 
         choices=(*_WRITERS, "None"), instance_from_str=lambda words: words[0], is_instance=lambda name: True,
         str_from_instance=lambda name: [name])]
 
-
+# %% ../../nbs/07_training/00_options.ipynb #3a10281c
 @option_group
 class LogOptions:
     "What is written down, and how often."
@@ -206,7 +206,7 @@ def run_identity(options: TrainOptions) -> dict:
     free = (FREE_OPTIONS | (set() if schedule.to_end else {"optim.num_itr"})) - (JUDGING if schedule.judged else set())
     return {flag_of(name.partition(".")[2]): value for name, value in by_name(options).items() if name not in free}
 
-
+# %% ../../nbs/07_training/00_options.ipynb #50fc9568
 def absolute(options: TrainOptions) -> TrainOptions:
     "The same options with absolute paths: a run is read from other folders than it was trained from."
     groups = {f.name: getattr(options, f.name) for f in fields(options)}

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+# %% ../../nbs/07_training/17_pool.ipynb #9ee54d81
 from ..core.commands import flag_of
 from ..core.errors import InputError
 from ..core.files import open_npy
@@ -112,7 +113,7 @@ def reach(self, step: int):
     self.scanned = max(end, self.scanned)
     if self.rank == 0 and step % 16 == 0: self.clear(max(0, start - 2 * self.batch_size))
 
-
+# %% ../../nbs/07_training/17_pool.ipynb #aae111b8
 @method_of(Pool)
 def clear(self, position: int):
     "Remove files that no sample needs from a position on."
@@ -133,7 +134,7 @@ def read(self, numbers: list[int], velocity: Tensor, seismic: Tensor):
         self.waited += time.monotonic() - began
         read_row(self.rows(chunk), row, v, d, path)
 
-
+# %% ../../nbs/07_training/17_pool.ipynb #714c27fd
 @method_of(Pool)
 def report(self) -> dict:
     "Records used so far, how often each, and the shares of the time since the last report in which one side waited."
@@ -189,7 +190,7 @@ def physical(self, i: int) -> tuple[Tensor, Tensor]:
     if self._first is None: self._first = recipe_records(self.recipe, 0)
     return self._first[0][i], self._first[1][i].float()
 
-
+# %% ../../nbs/07_training/17_pool.ipynb #2613c08b
 @method_of(SimulatedStore)
 def stored(self, numbers: list[int]) -> tuple[Tensor, Tensor]:
     "Records of the pool as they are stored; waits for them."
@@ -238,7 +239,7 @@ def simulated_store(options: TrainOptions, like: MultiFamilyStore) -> SimulatedS
         options.data.dtype)
     return SimulatedStore(recipe, Schedule(None if own.simulate == "all" else own.simulate, own.reuse, seed), like)
 
-
+# %% ../../nbs/07_training/17_pool.ipynb #31c92c8e
 def maker_count(
     given: int | None,  # --simulate-proc
     device: torch.device,  # that trains

@@ -102,7 +102,7 @@ def _meet(ranks: Ranks, patience: float) -> list:
     threading.Thread(target=work, daemon=True).start()
     return found
 
-
+# %% ../../nbs/07_training/06_processes.ipynb #6954ad41
 def _enter(found: dist.Store | Exception, ranks: Ranks) -> dist.Store:
     if isinstance(found, Exception): raise found
     if found.add(f"rank/{ranks.rank}", 1) > 1:
@@ -232,6 +232,7 @@ def _open_group(ranks: Ranks, device: str, store: dist.Store):
     dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.PrefixStore("group", store),
         rank=ranks.rank, world_size=ranks.world, timeout=_FOREVER)
 
+# %% ../../nbs/07_training/06_processes.ipynb #c7f00f9e
 def _leave(peers: Peers):
     "Make sure that no process closes the store while another one uses it."
     dist.barrier()

@@ -61,7 +61,7 @@ def _launched(env: Mapping[str, str], address: str | None) -> tuple[str, int, in
     _check_left_over(said, env, address)
     return next(((name, *numbers) for name, numbers in said.items()), ("none", 0, 1, 0, 1))
 
-
+# %% ../../nbs/07_training/04_ranks.ipynb #0bcbb72e
 def _check_left_over(said: dict, env: Mapping[str, str], address: str | None):
     "Refuse or name variables that an earlier command or another launcher may have left behind."
     set_here = f"RANK={env.get('RANK')} and WORLD_SIZE={env.get('WORLD_SIZE')} are set"
@@ -80,7 +80,6 @@ def _check_left_over(said: dict, env: Mapping[str, str], address: str | None):
     if not said and env.get("SLURM_NTASKS", "1") != "1":
         warn_once("SLURM_NTASKS", f"Slurm gives this job {env['SLURM_NTASKS']} tasks, but srun did not start this "
             f"process: its variables are ignored")
-
 
 # %% ../../nbs/07_training/04_ranks.ipynb #f0b97c28
 def _tasks(text: str, node: int) -> int:
@@ -130,14 +129,13 @@ def find_ranks(
     return Ranks(rank, world, local_rank, local_world, _address(hardware, env, world > local_world), int(port), starts,
         told_by)
 
-
+# %% ../../nbs/07_training/04_ranks.ipynb #9b56abaa
 def _check_nodes(hardware: RankOptions, launcher: str, world: int, local_world: int):
     "Refuse a number of nodes that is not the launcher's: the processes would wait for others that nobody starts."
     if hardware.num_proc_node and world not in (1, hardware.num_proc_node * local_world):
         raise InputError(f"--num-proc-node {hardware.num_proc_node}, but {launcher} started {world} processes, "
             f"{local_world} of them on this host: let it start one on each node, or leave --num-proc-node and "
             f"--node-rank out")
-
 
 # %% ../../nbs/07_training/04_ranks.ipynb #0073f7fc
 def _address(hardware: RankOptions, env: Mapping[str, str], far: bool) -> str:

@@ -52,7 +52,7 @@ class StoredRecords(Dataset):
         chosen = Draws(self.seed, STREAMS["start"], step, places).integers(self.start.draws)[:, 0].tolist()
         return Records(step, places, velocity, seismic, *self.start.stored(numbers, chosen))
 
-
+# %% ../../nbs/07_training/14_records.ipynb #f2cae379
 def already_collated(records: Records) -> Records:
     "The `collate_fn` of a `DataLoader` over `StoredRecords`, which hands out whole microbatches."
     return records
@@ -86,7 +86,7 @@ def _free_shared() -> int:
     except OSError: shared = 0
     return min(psutil.virtual_memory().available, shared) // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
-
+# %% ../../nbs/07_training/14_records.ipynb #dd000be2
 def _read_by_processes(options: TrainOptions) -> str | None:
     "Why records must pass through reading processes, if they must."
     if options.data.augment is not None: return "--augment changes them one by one"

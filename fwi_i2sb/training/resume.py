@@ -25,7 +25,7 @@ _OTHERS = "store", "data set", "challenge", "records", "pipeline", "ensemble"
 
 def _is_source(place: Path) -> bool: return any((place / name).is_file() for name in ("config.json", "state.json"))
 
-
+# %% ../../nbs/07_training/24_resume.ipynb #2f71b0b0
 def find_source(
     name: str,  # of the option: ckpt or fine_tune
     options: TrainOptions,
@@ -45,7 +45,7 @@ def find_source(
     raise InputError(f"{flag_of(name)} {given} is neither a run nor a checkpoint: there is no "
         f"{', no '.join(map(str, places))}")
 
-
+# %% ../../nbs/07_training/24_resume.ipynb #6ca0d1ed
 def _named_before(name: str, options: TrainOptions) -> Path | None:
     "What the command that made the run of this name gave."
     if not (options.folder / "config.json").exists(): return None
@@ -85,7 +85,7 @@ def resumes_from(
             f"{given}: use another --name, or remove --ckpt to continue this run")
     return given
 
-
+# %% ../../nbs/07_training/24_resume.ipynb #8f23b808
 def check_sources(options: TrainOptions):
     "Refuse with `InputError` a source that is not valid, and one that is as far as the training is to go."
     if source := resumes_from(options):
@@ -114,7 +114,7 @@ def restore_state(state: TrainState, options: TrainOptions):
 # %% ../../nbs/07_training/24_resume.ipynb #7a5e000b
 def _step(path: Path) -> int: return int(path.stem.removeprefix("step-"))
 
-
+# %% ../../nbs/07_training/24_resume.ipynb #17b310aa
 def set_aside(
     folder: Path,  # a run
     step: int,  # where it goes back to

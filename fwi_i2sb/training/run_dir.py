@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+# %% ../../nbs/07_training/02_run_dir.ipynb #34322218
 from ..core.errors import InputError
 from ..core.files import check_regular, read_json, read_npy, warn_once, write_json, write_text
 from ..core.sealed import seal

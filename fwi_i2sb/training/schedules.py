@@ -68,7 +68,7 @@ def _restarts(optim: OptimOptions, step: int, validations=()) -> float:
     while step >= period: step, period = step - period, period * optim.lr_restart_factor
     return _cosine_share(optim, step / period)
 
-
+# %% ../../nbs/07_training/19_schedules.ipynb #249a872e
 @_schedule("onecycle", to_end=True)
 def _onecycle(optim: OptimOptions, step: int, validations=()) -> float:
     first, top, last = 1 / 25, 0.3 * optim.num_itr - 1, optim.num_itr - 1

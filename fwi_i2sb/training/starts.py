@@ -18,6 +18,7 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor
 
+# %% ../../nbs/07_training/13_starts.ipynb #7a40c5d4
 from ..core.errors import InputError
 from ..core.locks import check_space, check_writable, locked
 from ..core.sealed import read_sealed, Schema, write_sealed
@@ -38,7 +39,7 @@ def kept_starts(options: TrainOptions) -> bool:
     "Whether a training reads its starting models from a folder beside the store."
     return is_first_guess(options.model.corrupt) or reads_residual(options.model)
 
-
+# %% ../../nbs/07_training/13_starts.ipynb #b941dea4
 def check_starts(options: TrainOptions):
     "Raise `InputError` for a start that a training cannot have, before any data are read."
     text = options.model.corrupt
@@ -56,7 +57,7 @@ def check_starts(options: TrainOptions):
     if folds: fold_guesses(options, "cpu")
     else: _check_unseen(options, guess, None)
 
-
+# %% ../../nbs/07_training/13_starts.ipynb #0bd44f4b
 def _check_unseen(options: TrainOptions, guess: FirstGuess | JointGuess, fingerprint: str | None):
     "Refuse a first guess that was trained on records of this training; None: the data are not known yet."
     for run in guess.runs: _check_not_met(options.data, run, fingerprint)
@@ -144,7 +145,7 @@ def _is_random(start: Start, spec: DataSpec) -> bool:
     maps = torch.linspace(-1, 1, math.prod(spec.map_size)).view(1, 1, *spec.map_size)
     return len(start.specs) > 1 or not torch.equal(start(maps, [0]), start(maps, [1]))
 
-
+# %% ../../nbs/07_training/13_starts.ipynb #e324eea3
 def _plan(options: TrainOptions, spec: DataSpec, store: MultiFamilyStore, split: str, device) -> _Plan:
     text, about = options.model.corrupt, {}
     if is_first_guess(text):
@@ -207,7 +208,7 @@ def _finished(folder: Path) -> int:
     except (OSError, ValueError): return 0
     return count
 
-
+# %% ../../nbs/07_training/13_starts.ipynb #cee445a1
 def _fill(folder: Path, plan: _Plan, count: int, batches: Callable, report: Callable) -> int:
     "Make what is missing of a folder, as the only process that does; the number of records there."
     if (have := _finished(folder)) >= count: return have

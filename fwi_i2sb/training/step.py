@@ -54,7 +54,7 @@ def checkpoint_bytes(nets: dict[str, nn.Module]) -> tuple[int, int]:
     sizes = {name: sum(v.nbytes for v in net.state_dict().values()) for name, net in nets.items()}
     return 3 * sum(sizes.values()) + sizes["net"], 2 * max(sizes.values())
 
-
+# %% ../../nbs/07_training/21_step.ipynb #c543fadc
 def save_state(
     state: TrainState,
     options: TrainOptions,
@@ -84,7 +84,7 @@ def put_back(
     state.loss_averages = dict(found.state.get("loss_averages", {}))
     state.validations = [tuple(seen) for seen in found.state.get("validations", [])]
 
-
+# %% ../../nbs/07_training/21_step.ipynb #5c96932c
 def note_validation(state: TrainState, options: TrainOptions, metrics: dict):
     "Keep what a learning rate that follows the validations depends on: of --best, or the MAE; lower is better."
     if not SCHEDULERS[options.optim.lr_schedule].judged or state.step % options.log.val_every: return
@@ -170,7 +170,7 @@ def _seeded(seed: int, step: int, place: int, device: torch.device):
         torch.manual_seed(int(np.random.SeedSequence((seed, step, place)).generate_state(1)[0]))
         yield
 
-
+# %% ../../nbs/07_training/21_step.ipynb #2956e491
 def _add_gradients(loss_module: LossModule, own, parts: int, options: TrainOptions, step: int, accelerator: Accelerator,
         terms) -> dict[str, torch.Tensor]:
     "Forward and backward over this process's own microbatches; its part of the loss, \"\", and of its terms."
@@ -191,7 +191,7 @@ def _share_buffers(net: nn.Module, before: list[torch.Tensor], accelerator: Acce
             mean = accelerator.reduce(buffer, "mean")
             buffer.copy_(mean if mean.isfinite().all() else old)
 
-
+# %% ../../nbs/07_training/21_step.ipynb #0356268b
 def _update(name: str, state: TrainState, method: Method, options: TrainOptions) -> bool:
     "Clip, step, average; whether the gradient was finite."
     net, optimizer, optim = state.nets[name], state.optimizers[name], options.optim

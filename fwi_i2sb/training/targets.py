@@ -16,6 +16,7 @@ from accelerate.utils import broadcast
 from torch import nn, Tensor
 from torch.utils.data import Dataset
 
+# %% ../../nbs/07_training/01_targets.ipynb #4fb235a3
 from ..core.commands import flag_of
 from ..core.errors import InputError
 from ..data.array_options import ArrayOptions
@@ -50,7 +51,7 @@ def _root(data: DataOptions) -> Path:
     folder = data.dataset_dir if data.dataset_dir.name else data.dataset_dir.absolute()  # of "." there is no name
     return data.store_dir or folder.parent / f"{folder.name or 'arrays'}.store"
 
-
+# %% ../../nbs/07_training/01_targets.ipynb #ed87d4f2
 def open_targets(
     data: DataOptions,
     progress=None,  # of the preparation, called with (records done, records in all)
@@ -92,7 +93,7 @@ def refuse_arrays(data: DataOptions, what: str):
         if getattr(data.arrays, name := f.name) != f.default:
             raise InputError(f"{flag_of(name)} has no effect with {what}: remove it")
 
-
+# %% ../../nbs/07_training/01_targets.ipynb #8c8bf3e9
 def check_targets(options: TrainOptions):
     "Raise `InputError` for options that have no effect with a data set of arrays."
     data, log = options.data, options.log
@@ -124,7 +125,7 @@ def moved(batch: dict[str, Tensor], device: torch.device) -> dict[str, Tensor]:
     "The same batch on a device."
     return {name: part.to(device, non_blocking=True) for name, part in batch.items()}
 
-
+# %% ../../nbs/07_training/01_targets.ipynb #e150c727
 @torch.no_grad()
 def judge_records(
     method: VectorMethod,

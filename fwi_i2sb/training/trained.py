@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import nn, Tensor
 
+# %% ../../nbs/07_training/11_trained.ipynb #5ec8321c
 from ..core.devices import resolve_device
 from ..core.errors import InputError
 from ..core.files import home, warn_once
@@ -50,7 +51,7 @@ class Restored:
     @property
     def net(self) -> nn.Module: return self.method.net
 
-
+# %% ../../nbs/07_training/11_trained.ipynb #22fee926
 def _method_of_run(folder: Path, options: TrainOptions, spec: DataSpec) -> Method:
     try:
         parse_start(options.model.corrupt)  # a starting model may come from a plug-in, too
@@ -167,7 +168,7 @@ class JointGuess:
         maps = torch.stack([guess(seismic, record_ids, seed) for guess in self.guesses], 1)
         return combined(maps, self.plan["weights"], "median" if self.plan["combine"] == "median" else "mean")
 
-
+# %% ../../nbs/07_training/11_trained.ipynb #34733e2a
 def read_first_guess(path: Path, device: str = "auto") -> FirstGuess | JointGuess:
     "A first guess, read once for all batches, and again when a run of it has new checkpoints."
     path = Path(path)

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import nn
 
+# %% ../../nbs/07_training/22_validate.ipynb #57fa4a63
 from ..metrics import accuracy as metrics
 from ..data.multi_family import MultiFamilyStore
 from ..data.scale import VelocityScale
