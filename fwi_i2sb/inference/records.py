@@ -73,7 +73,7 @@ class Spool:
                 self.folder.mkdir(parents=True, exist_ok=True)
                 self.files[name] = tempfile.TemporaryFile(dir=self.folder)
             self.shapes[name] = array.shape[1:]; self.count[name] += len(array)
-            array.contiguous().numpy().tofile(self.files[name])
+            self.files[name].write(array.contiguous().numpy().data)
             self.files[name].flush()
 
     def tensors(self) -> dict[str, Tensor]: # on the disk, until the block ends
