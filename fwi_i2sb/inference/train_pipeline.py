@@ -32,7 +32,7 @@ from ..metrics.recalibration import recalibrate
 from ..methods.options import ModelOptions
 from ..methods.registry import resolve
 from ..models.registry import MODELS
-from ..train import train
+from ..train import check_options, in_steps, settled, train
 from ..training.batches import check_augment
 from ..training.options import (
     DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions)
@@ -154,6 +154,7 @@ def _check(options: PipelineOptions) -> MultiFamilyStore:
     if options.stages.passes > 1 and "residual" not in options.stages.condition:
         raise InputError("--passes has no effect without --condition seismic,residual: remove it")
     check_writable(options.out, "pipeline.json", "calibration.json")
+    check_options(in_steps(settled(stages[0])))  # of the others, too: where they are written, and with what data
     with progress_bar("convert", "records") as progress:
         part = replace(last, data=replace(last.data, part=part_texts(options.stages.parts, options.stages.folds)[2]))
         data, = open_store(part, progress, splits=("train",))
