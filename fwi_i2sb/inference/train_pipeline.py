@@ -154,7 +154,6 @@ def _check(options: PipelineOptions) -> MultiFamilyStore:
     if options.stages.passes > 1 and "residual" not in options.stages.condition:
         raise InputError("--passes has no effect without --condition seismic,residual: remove it")
     check_writable(options.out, "pipeline.json", "calibration.json")
-    check_options(in_steps(settled(stages[0])))  # of the others, too: where they are written, and with what data
     with progress_bar("convert", "records") as progress:
         part = replace(last, data=replace(last.data, part=part_texts(options.stages.parts, options.stages.folds)[2]))
         data, = open_store(part, progress, splits=("train",))
@@ -219,8 +218,10 @@ def train_pipeline(options: PipelineOptions) -> Path:
         if (old["parts"], old["folds"]) != (parts, folds):
             raise InputError(f"the pipeline {options.out} deals records as --parts {' '.join(map(str, old['parts']))} "
                 f"--folds {old['folds']}: use these, or another --out")
+    stages = stage_options(options)
+    if not is_pipeline(options.out): check_options(in_steps(settled(stages[0])))  # what is refused leaves nothing
     write_plan(options.out, settings, parts, folds)
-    for stage in stage_options(options):
+    for stage in stages:
         print(f"== {stage.run.name}", flush=True)
         train(stage)
     print("== calibration", flush=True)
