@@ -6,7 +6,7 @@
 __all__ = ['main']
 
 # %% ../nbs/13_cli/02_main.ipynb #3966ee21
-import os, sys
+import contextlib, os, sys
 
 # %% ../nbs/13_cli/02_main.ipynb #d01686c8
 def main(argv: list[str] | None = None):
@@ -21,5 +21,6 @@ def main(argv: list[str] | None = None):
 if __name__ == "__main__" and "get_ipython" not in globals():  # run as a module, not as a notebook
     # python -m looks into the working folder first, where a random.py or a json.py is not what libraries mean
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-    if not sys.flags.safe_path and sys.path[0] == os.getcwd() != home: del sys.path[0]
+    with contextlib.suppress(FileNotFoundError):  # a working folder that has been removed is refused by the command
+        if not sys.flags.safe_path and sys.path[0] == os.getcwd() != home: del sys.path[0]
     main()

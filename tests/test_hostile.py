@@ -30,6 +30,7 @@ from fwi_i2sb.core.workers import end_on_failure, read_ahead
 from fwi_i2sb.data.check import inspect_folder
 from fwi_i2sb.data.openfwi import discover, find_root
 from fwi_i2sb.data.store import StoreDataset
+from fwi_i2sb.inference.records import Spool
 from fwi_i2sb.training import checkpoint as checkpoint_module
 from fwi_i2sb.training.options import DataOptions, DeviceOptions, first_difference, RunOptions, TrainOptions
 from fwi_i2sb.training.processes import environment, join, open_accelerator, rank_variables
@@ -154,6 +155,8 @@ def test_a_disk_too_small_for_a_checkpoint_is_refused_before_the_first_step(refu
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=300_000))
     refused("train", *arguments(data, tmp_path / "runs", "tight"), saying=("0.0003 GB are free", "--result-dir"))
+    refused("train-pipeline", "--out", tmp_path / "pipe", "--dataset-dir", data, "--dataset-name", "CurveVel_A",
+        "--parts", 1, 1, 2, saying=("0.0003 GB are free",))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(total=0, free=0))  # it does not tell
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**20, 2**20))
     refused("train", *arguments(data, tmp_path / "runs", "tight"), saying=("0.00105 GB here", "ulimit -f"))
@@ -491,6 +494,29 @@ def test_files_of_ones_own_in_the_working_folder_are_not_libraries(tmp_path):
         done = subprocess.run([sys.executable, "-m", "fwi_i2sb", *words], cwd=tmp_path, env=env, capture_output=True,
             text=True)
         assert (done.returncode, done.stderr) == (2, err)
+
+
+@pytest.mark.parametrize("words", ["-m fwi_i2sb", "-c 'from fwi_i2sb.__main__ import main; main()'"])
+def test_a_working_folder_that_is_gone_is_one_sentence(tmp_path, words):
+    (tmp_path / "gone").mkdir()
+    command = f"cd {tmp_path}/gone && rmdir {tmp_path}/gone && exec {sys.executable} {words} check data"
+    env = os.environ | dict(PYTHONPATH=str(Path(files.__file__).parents[2]))
+    done = subprocess.run(["sh", "-c", command], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, "error: the working folder has been removed: cd to another\n")
+
+
+def test_numbers_that_a_disk_does_not_take_are_told_as_a_full_disk(tmp_path, capsys):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))
+    try:
+        with Spool(tmp_path) as spool, pytest.raises(OSError) as error: spool.add(mean=torch.zeros(4, 1000))
+        with pytest.raises(SystemExit) as stop, exit_codes(): np.save(tmp_path / "map.npy", np.zeros(1000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert error.value.errno == errno.EFBIG and stop.value.code == 2
+    assert capsys.readouterr().err == "error: the disk is full\n"
 
 
 def test_a_run_is_read_and_continued_from_other_folders(mini, tmp_path, monkeypatch):

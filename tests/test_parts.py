@@ -1,9 +1,11 @@
 "Work in parts: equal results for any split, continued, by processes here and by submitit's local executor."
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
+from forkserver import run as python
 
 from fwi_i2sb.core.commands import options_to_dict
 from fwi_i2sb.core.slurm import run_jobs, SlurmOptions
@@ -116,6 +118,31 @@ def test_an_inversion_in_parts_is_the_whole(fwi, mini, data, tmp_path, monkeypat
     assert fwi(*words, "--out", tmp_path / "stopped").code == 0 and asked == [0, 2, 2, 4]
     again = results(tmp_path / "stopped" / "validation-5.npz")
     for name, values in whole.items(): np.testing.assert_array_equal(again[name], values)
+
+
+def test_a_result_that_was_written_and_not_drawn_is_finished(fwi, mini, data, tmp_path, monkeypatch):
+    record = np.load(next((data / "data").glob("*.npy")), mmap_mode="r")
+    (tmp_path / "in").mkdir()
+    for k in range(2): np.save(tmp_path / "in" / f"r{k}.npy", record[k])
+    words = ("invert", mini, "--record", tmp_path / "in", "--samples", 1, "--nfe", 1, "--device", "cpu", "--out",
+        tmp_path / "out")
+    with monkeypatch.context() as change:
+        def interrupted(*given, **named): raise KeyboardInterrupt
+        change.setattr("fwi_i2sb.inference.command._draw", interrupted)
+        assert fwi(*words).code == 130
+    before = results(tmp_path / "out" / "r0.npz")
+    assert fwi(*words).code == 0
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["r0.npz", "r0.png", "r1.npz", "r1.png"]
+    after = results(tmp_path / "out" / "r0.npz")
+    for name, values in before.items(): np.testing.assert_array_equal(after[name], values)
+
+
+def test_a_spool_leaves_nothing_of_a_process_that_is_killed(tmp_path):
+    code = ("import os, sys, torch; from fwi_i2sb.inference.records import Spool\n"
+        "with Spool(sys.argv[1]) as spool:\n"
+        "    spool.add(mean=torch.ones(2, 3)); assert spool.tensors()['mean'].sum() == 6; os.kill(os.getpid(), 9)")
+    assert python([sys.executable, "-c", code, tmp_path / "out"]).returncode == -9
+    assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_files_in_parts_each_have_their_result(fwi, mini, data, tmp_path):

@@ -29,6 +29,7 @@ from fwi_i2sb.data.manifest import default_time_samples
 from fwi_i2sb.data.speed_structure import (
     challenge_facts, challenge_survey, read_gathers, read_map, source_columns, write_sample)
 from fwi_i2sb.data.store import convert, StoreDataset
+from fwi_i2sb.evaluation import submit as submit_module
 from fwi_i2sb.evaluation.submission import check_submission, score_submission
 from fwi_i2sb.physics.coarse_grid import coarse_step, simulate_coarse
 from fwi_i2sb.physics.filters import decimate
@@ -222,6 +223,23 @@ def test_four_commands_and_a_kill(folder, run, tmp_path, fwi, refused):
     assert told.code == 0 and f"MAPE {score:.6f}" in told.out and "score 3/3" in told.err
     refused(*words, "-o", tmp_path / "whole.npz", saying=("is there already",))
     refused("submission-check", tmp_path / "whole.npz", saying=("it holds 3 maps, not 150",))
+
+
+@pytest.mark.parametrize("ended", ["check_submission", "print"])
+def test_a_submission_that_was_ended_when_its_file_was_there_is_finished(folder, run, tmp_path, fwi, refused,
+        monkeypatch, ended):
+    words = "submit", run, folder, "--nfe", 1, "--samples", 1, "--device", "cpu", "-o", tmp_path / "s.npz"
+    def interrupted(*given, **named): raise KeyboardInterrupt
+    with monkeypatch.context() as change:
+        change.setattr(submit_module, ended, interrupted, raising=False)
+        assert fwi(*words).code == 128 + signal.SIGINT
+    begun, parts = (tmp_path / "s.npz").read_bytes(), tmp_path / "s.npz.parts"
+    if ended == "print":  # and killed when half of the finished maps were removed
+        parts.mkdir()
+        np.save(parts / f"{sorted((folder / 'test').iterdir())[0].name}.npy", np.ones((1, *CELLS), np.float32))
+    else: refused(*words, "--seed", 1, saying=("other seed (0, now 1)",))
+    assert fwi(*words).code == 0 and not parts.exists()
+    assert (tmp_path / "s.npz").read_bytes() == begun
 
 
 def test_a_submission_depends_on_no_other_sample(folder, run, tmp_path, fwi):

@@ -19,7 +19,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from .config_file import (
     check_names, config_values, flag_of, joined, option_fields, plugin_of, rule_of, words_of)
 from .errors import InputError, out_of_memory, unknown
-from .files import home
+from .files import disk_full, home
 from .frames import unframed
 from .registry import import_plugin
 from .settings import kind_of_settings
@@ -226,6 +226,8 @@ def exit_codes():
     2 for an `InputError`, an `OSError` or memory that ran out, 1 for a dead process, 130 for Ctrl-C."""
     try:
         _open_streams()
+        try: os.getcwd()  # libraries ask for it, too
+        except FileNotFoundError: raise InputError("the working folder has been removed: cd to another") from None
         try: yield
         except SystemExit:  # of --help
             sys.stdout.flush()
@@ -238,7 +240,8 @@ def exit_codes():
         where = "" if error.filename is None else f"{error.filename}: "
         # as of any command before `| head`
         if isinstance(error, BrokenPipeError) and where: raise SystemExit(128 + signal.SIGPIPE) from None
-        print(f"error: {' '.join(f'{where}{error.strerror or error}'.split())}", file=sys.stderr)
+        why = error.strerror or ("the disk is full" if disk_full(error) else error)
+        print(f"error: {' '.join(f'{where}{why}'.split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except (MemoryError, RuntimeError) as error:
         if not (sentence := out_of_memory(error)): raise

@@ -228,7 +228,8 @@ def write_json(
 
 # %% ../../nbs/A0_core/01_files.ipynb #c0de1f03
 def disk_full(error: Exception) -> bool:
-    "Whether an error of the system, or of a library that tells its number, says that a disk or a quota is full."
+    "Whether an error of the system, or of a library that tells it in words, says that a disk or a quota is full."
+    if re.fullmatch(r"\d+ requested and \d+ written", str(error)): return True  # numpy keeps the number to itself
     found = re.search(r"(?:code:|os error) (\d+)", str(error))
     number = getattr(error, "errno", None) or (int(found[1]) if found else 0)
     return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

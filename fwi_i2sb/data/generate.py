@@ -138,7 +138,7 @@ def _check_space(folder, settings, samples, place):
     # a shard lies there twice while it is put together
     need = each * (samples + min(samples, settings["shard_size"])) - there
     if (free := shutil.disk_usage(folder).free) < need:
-        raise InputError(f"{need / 1e9:.1f} GB are needed under {folder} and {free / 1e9:.1f} GB are free: free some, "
+        raise InputError(f"{need / 1e9:.3g} GB are needed under {folder} and {free / 1e9:.3g} GB are free: free some, "
             f"or choose another folder")
 
 # %% ../../nbs/02_data/05_generate.ipynb #7e27d502

@@ -108,7 +108,10 @@ def _check_parts(folder, settings):
     "Refuse finished maps of other settings."
     path = folder / "settings.json"
     try: known = read_sealed(path, _Settings)
-    except FileNotFoundError: return
+    except FileNotFoundError:
+        # nobody knows what decided maps whose removal was interrupted
+        for part in folder.glob("*.npy"): part.unlink()
+        return
     except (OSError, ValueError) as error: raise InputError(f"{path} is damaged ({error}): remove {folder}") from None
     for name, value in settings.items():
         if name != "run" and known[name] != value:
@@ -218,8 +221,10 @@ def submit_command(options:SubmitOptions)->Path: # the file
     samples, post, out = _test_samples(options, run), _post(options, run), stamped(options.out, run, options.stamp)
     check_samples(run, SamplingOptions(samples=options.samples, nfe=options.nfe, tta=options.tta))
     folder = out.with_name(f"{out.name}.parts")
-    for path in (out, *([] if folder.exists() else [out.with_suffix(".json")])):
-        if path.exists(): raise InputError(f"{path} is there already: name another file with -o, or remove it")
+    there = [path for path in (out, out.with_suffix(".json")) if path.exists()]
+    # with its parts, it is of a command that was ended when it had written it
+    if there and not folder.exists() or there == [out]:
+        raise InputError(f"{there[0]} is there already: name another file with -o, or remove it")
     check_writable(out.parent, out.name, flag="-o")
     cells = int(np.prod(run.spec.map_size))
     check_space(out.parent, 12 * cells * len(samples), 8 * cells * len(samples), "the maps", flag="-o")

@@ -39,6 +39,11 @@ from .run import (
 from .work import file_work, validation_work
 
 # %% ../../nbs/08_inference/20_command.ipynb #af1eaa16
+def _finished(path: Path, identity: dict) -> dict | None:
+    "The misfits of a result that is there, drawn and all: its batches are removed last."
+    return None if kept_folder(path.parent, identity).exists() else misfits_there(path, identity)
+
+
 @told_elsewhere()
 def _answer(options: InvertOptions, run: TrainedRun, seismic, given: dict) -> Inversion:
     sampling = options.sampling
@@ -171,7 +176,7 @@ def _many(options: InvertOptions, run: TrainedRun, files: list[Path], names: lis
             try:
                 work = file_work(options, run, file, name)
                 path = folder / f"{name}.npz"
-                misfits = misfits_there(path, work_identity(alone, run, work))
+                misfits = _finished(path, work_identity(alone, run, work))
                 if misfits is None:
                     path, _, misfits = _write(alone, run, work, folder,
                         lambda done, n, k=k: progress(k + done // n, len(files)))
@@ -220,7 +225,7 @@ def _do(options: InvertOptions) -> Path:
     run, folder, files, names, suffixes, work = _planned(options)
     if work is None: return _many(options, run, files, names, folder)
     path = folder / f"{work.name}.npz"
-    if options.split.part and misfits_there(path, work_identity(options, run, work)) is not None:
+    if options.split.part and _finished(path, work_identity(options, run, work)) is not None:
         print(f"{path} is written already: no part is missing")
         return path
     with progress_bar("invert") as progress: path, said, _ = _write(options, run, work, folder, progress)

@@ -56,27 +56,30 @@ def result_names(files: list[Path], # of records
 
 # %% ../../nbs/08_inference/16_records.ipynb #2e5b0da4
 class Spool:
-    "Arrays of float32 that grow along their first axis in a folder of their own, gone at the end of the `with` block."
-    def __init__(self, folder: Path): # in which it is made at the first `add`, and which is made then, too
-        self.within, self.folder, self.shapes, self.count = Path(folder), None, {}, Counter()
+    """Arrays of float32 that grow along their first axis on the disk, until the end of the `with` block.
+
+    Their files have no names in the folder, so that nothing is left there of a process that is killed."""
+    def __init__(self, folder: Path): # on whose disk they lie; made at the first `add`
+        self.folder, self.files, self.shapes, self.count = Path(folder), {}, {}, Counter()
 
     def __enter__(self): return self
 
     def __exit__(self, *error):
-        if self.folder: self.folder.cleanup()
+        for file in self.files.values(): file.close()
 
     def add(self, **arrays: Tensor):
         "Append to every array."
-        if self.folder is None:
-            self.within.mkdir(parents=True, exist_ok=True)
-            self.folder = tempfile.TemporaryDirectory(dir=self.within, prefix=".invert-")
         for name, array in arrays.items():
+            if name not in self.files:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                self.files[name] = tempfile.TemporaryFile(dir=self.folder)
             self.shapes[name] = array.shape[1:]; self.count[name] += len(array)
-            with open(Path(self.folder.name) / name, "ab") as file: array.contiguous().numpy().tofile(file)
+            self.files[name].write(array.contiguous().numpy().data)
+            self.files[name].flush()
 
     def tensors(self) -> dict[str, Tensor]: # on the disk, until the block ends
         "All arrays whole."
-        return {name: torch.from_numpy(np.memmap(Path(self.folder.name) / name, dtype=np.float32, mode="r+",
+        return {name: torch.from_numpy(np.memmap(self.files[name], dtype=np.float32, mode="r+",
             shape=(self.count[name], *shape))) for name, shape in self.shapes.items()}
 
 # %% ../../nbs/08_inference/16_records.ipynb #d57b16e1

@@ -34,7 +34,7 @@ from ..metrics.recalibration import recalibrate
 from ..methods.options import ModelOptions
 from ..methods.registry import resolve
 from ..models.registry import MODELS
-from ..train import train
+from ..train import check_options, in_steps, settled, train
 from ..training.batches import check_augment
 from ..training.options import (
     DataOptions, DeviceOptions, LogOptions, OptimOptions, RunOptions, TrainOptions)
@@ -219,8 +219,10 @@ def train_pipeline(options: PipelineOptions) -> Path:
         if (old["parts"], old["folds"]) != (parts, folds):
             raise InputError(f"the pipeline {options.out} deals records as --parts {' '.join(map(str, old['parts']))} "
                 f"--folds {old['folds']}: use these, or another --out")
+    stages = stage_options(options)
+    if not is_pipeline(options.out): check_options(in_steps(settled(stages[0])))  # what is refused leaves nothing
     write_plan(options.out, settings, parts, folds)
-    for stage in stage_options(options):
+    for stage in stages:
         print(f"== {stage.run.name}", flush=True)
         train(stage)
     print("== calibration", flush=True)

@@ -20,7 +20,7 @@ from .jobs import run_jobs, threads_each
 from .kfold import own_runs
 from .runner import raise_signal
 from .spaces import search_space, with_values
-from .study import check_plan, open_study, over, plan_of, report_new, trial_options
+from .study import ask, check_plan, open_study, over, plan_of, report_new, trial_options
 from .train_job import finished, result, slots_for, start_training, validations, why
 from ..train import check_options
 from ..training.options import TrainOptions
@@ -63,7 +63,7 @@ class Search:
 def trial(self, number: int, children):
     "Ask for values, train with them, tell what they gave."
     with self.asking:
-        trial = self.study.ask()
+        trial = ask(self.study, self.train.run.seed, number)
         part = trial_options(self.train, self.dimensions, trial)
     log, code, told = part.run.result_dir / f"{part.run.name}.log", 0, set()
     report = lambda: report_new(trial, self.metric, validations(part), told)
@@ -160,7 +160,7 @@ def hpo_command(options: HPOOptions) -> dict:
     taken = f"{train.folder} is in use: another process carries out this search"
     with claim(train.folder, taken), handled(raise_signal), progress_bar("hpo", "trials") as progress:
         check_plan(train.folder, plan_of(train, dimensions))
-        study = open_study(train.folder, train.log.best, train.run.seed, options.prune)
+        study = open_study(train.folder, train.log.best, options.prune)
         search, done = Search(train, dimensions, study, options.jobs), len(over(study))
         report = lambda number: progress(len(over(study)), options.trials)
         try: run_jobs(range(done, options.trials), search.trial, options.jobs, report)
