@@ -86,14 +86,15 @@ def _speeds(d, peak, survey, spots, scale):
     with np.errstate(all="ignore"):
         v = np.sqrt(0.75 * d[shot, 1, beside].astype(np.float64) / d[shot, 0, source]) * survey.dx / survey.dt
     good = (v > scale.low / 2) & (v < 2 * scale.high)
-    if not live.any() or good[live].mean() < 0.8 or not _of_fourth_order(d, peak, spots.second): return None
+    told = np.count_nonzero(live)
+    if not told or np.count_nonzero(good & live) / told < 0.8 or not _of_fourth_order(d, peak, spots.second): return None
     return np.where(good, v, np.nan)
 
 def _of_fourth_order(d, peak, second):
     "Whether the second sample lies about the source as the stencil of fourth order puts it: 4/3, then -1/12."
     shot, near, behind = second
     live = (peak[shot, near] > 0) & (peak[shot, behind] > 0)
-    if not live.any(): return False
+    if not np.count_nonzero(live): return False
     with np.errstate(all="ignore"): ratio = d[shot, 1, behind][live].astype(np.float64) / d[shot, 1, near][live]
     return bool(abs(_median(ratio) * 16 + 1) < 0.3)
 
@@ -117,7 +118,7 @@ def _gains(d, peak, v, survey, spots, velocity):
 _VIEWS = (("with depth and x exchanged", lambda v: v.T if v.shape[0] == v.shape[1] else None),
     ("upside down", lambda v: v[::-1]), ("mirrored", lambda v: v[:, ::-1]))
 
-def _mismatch(v, velocity, cells): return np.nanmax(np.abs(velocity[cells] / v - 1))
+def _mismatch(v, velocity, cells): return np.fmax.reduce(np.abs(velocity[cells] / v - 1))
 
 def _paired(v, velocity, spots):
     "Whether a record tells the velocities of its map."
@@ -195,15 +196,15 @@ def _inspect(d, velocity, survey, scale, factor, pressure, original):
     if found := _shape(d, velocity, survey, factor, spots): return found
     short = d.shape[1] < 4  # nothing can be said of so few samples, but that they are numbers
     peaks = None if short else find_peaks(d)
-    if not (np.isfinite(d).all() if short else math.isfinite(largest := float(peaks.size.max()))):
+    if not (np.isfinite(d).all() if short else math.isfinite(peaks.largest)):
         bad = np.argwhere(~np.isfinite(d))
         return [Finding("nan", f"holds NaN or infinite values ({len(bad)} of {d.size}), the first at shot, time, "
             f"receiver {tuple(bad[0].tolist())}")]
     if short: return []
     peak = peaks.size
-    if not largest: return [Finding("silent", "holds no signal: every trace is one value")]
+    if not peaks.largest: return [Finding("silent", "holds no signal: every trace is one value")]
     found = dead(peak, spots.delay < survey.nt * survey.dt) + clipped(d, peaks)
-    if pressure and largest > 2 * max(-pressure.low, pressure.high):
+    if pressure and peaks.largest > 2 * max(-pressure.low, pressure.high):
         found.append(Finding("loud", f"has pressure from {d.min():.3g} to {d.max():.3g}, far outside "
             f"{pressure.low:.3g} to {pressure.high:.3g}: another unit?"))
     cut = any(f.reason == "clipped" for f in found)
@@ -217,11 +218,11 @@ def _asked(peak, original):
 def _in_time(d, peaks, velocity, survey, scale, spots, cut, original):
     "What the samples of a record tell that lies there as it was shot."
     peak, asked = peaks.size, _asked(peaks.size, original)
-    if spots.openfwi and peak.max() > 100 and not (d[:, -1] % 1).any() and not (d[:, ::50] % 1).any():
-        return [Finding("scale", f"holds whole numbers up to {peak.max():g}: counts, not pressure")]
+    if spots.openfwi and peaks.largest > 100 and not (d[:, -1] % 1).any() and not (d[:, ::50] % 1).any():
+        return [Finding("scale", f"holds whole numbers up to {peaks.largest:g}: counts, not pressure")]
     first, last = silence(d)
     if found := _muted(d, asked, first, last, survey, scale, spots): return found
-    if found := before(d, peak, spots.far): return found
+    if found := before(d, peaks, spots.far): return found
     found, v = [] if cut else spikes(d, peaks, survey.freq * survey.dt), _speeds(d, asked, survey, spots, scale)
     if v is None:
         if spots.openfwi and (asked[spots.at] > 0).any(): return found + [Finding("time-zero", "does not begin as a "
