@@ -87,7 +87,8 @@ def _speeds(d, peak, survey, spots, scale):
         v = np.sqrt(0.75 * d[shot, 1, beside].astype(np.float64) / d[shot, 0, source]) * survey.dx / survey.dt
     good = (v > scale.low / 2) & (v < 2 * scale.high)
     told = np.count_nonzero(live)
-    if not told or np.count_nonzero(good & live) / told < 0.8 or not _of_fourth_order(d, peak, spots.second): return None
+    if not told or np.count_nonzero(good & live) / told < 0.8: return None
+    if not _of_fourth_order(d, peak, spots.second): return None
     return np.where(good, v, np.nan)
 
 def _of_fourth_order(d, peak, second):

@@ -91,7 +91,8 @@ def spikes(d:np.ndarray, # one record (shots, time, receivers)
     if not np.count_nonzero(odd): return []
     s, r = np.argwhere(odd)[0].tolist()
     time = int(np.abs(np.diff(d[s, :, r], n=2)).argmax()) + 1
-    return [Finding("spikes", f"has {np.count_nonzero(odd)} traces with spikes, the first at shot {s}, time {time}, receiver {r}")]
+    return [Finding("spikes", f"has {np.count_nonzero(odd)} traces with spikes, the first at shot {s}, time {time}, "
+        f"receiver {r}")]
 
 # %% ../../nbs/02_data/07_traces.ipynb #f582576c
 def silence(d:np.ndarray, # one record (shots, time, receivers)
