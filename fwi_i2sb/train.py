@@ -27,7 +27,7 @@ from .core.config_file import check_names
 from .core.determinism import deterministic
 from .core.devices import compiler_words, precision_words
 from .core.errors import InputError
-from .core.locks import claim, leave
+from .core.locks import claim
 from .core.modules import make_callable
 from .core.registry import import_plugin
 from .data.spec import DataSpec
@@ -101,7 +101,7 @@ def _train(options: TrainOptions, progress: bool) -> int:
         source = resumes_from(options)
         try: restore_state(state, options)
         except InputError:
-            if accelerator.is_main_process and not (options.folder / "config.json").exists(): leave(options.folder)
+            if lock and not (options.folder / "config.json").exists(): lock.leave()
             raise
         # the last digits of fitted values differ between processors
         about = {f"data {k}": v for k, v in spec.to_dict().items() if k not in ("linear", "moments")}

@@ -17,6 +17,8 @@ from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, fini
 from torch.utils.data import DataLoader
 
 from fwi_i2sb.core.workers import read_ahead
+from fwi_i2sb.evaluation import evaluate as evaluate_module
+from fwi_i2sb.inference import kept as invert_kept
 from fwi_i2sb.training import checkpoint as checkpoint_module
 from fwi_i2sb.training.checkpoint import checkpoints
 from fwi_i2sb.training.run_dir import read_config, write_config
@@ -112,6 +114,19 @@ def test_another_processor_and_a_damaged_log_do_not_stop_a_run(fwi, data, four, 
     with open(run / "metrics.jsonl", "ab") as file: file.write(b"\0\0\xff{\n")
     assert fwi("train", *arguments(data, tmp_path, "four", "--num-itr", 5)).code == 0
     assert len(losses(run)) == 5
+
+
+def test_a_disk_that_gives_something_else_back_ends_invert_and_evaluate(refused, mini, tmp_path, monkeypatch):
+    def cutting(write):
+        def cut(path, *given): write(path, *given); os.truncate(path, path.stat().st_size // 2)
+        return cut
+    monkeypatch.setattr(invert_kept, "keep_batch", cutting(invert_kept.keep_batch))
+    monkeypatch.setattr(evaluate_module, "write_tallies", cutting(evaluate_module.write_tallies))
+    for command in ("invert", "evaluate"):
+        out = tmp_path / command
+        with pytest.warns(UserWarning, match="is damaged"):
+            refused(command, mini, "--records", 2, "--out", out, saying=("does not give back what was written to it",))
+        assert not [*out.glob("*.npz"), *out.glob("*.png"), *out.rglob("card*")]
 
 
 def test_a_fine_tuned_run_continues_without_its_source(fwi, data, four, tmp_path):

@@ -601,6 +601,20 @@ def test_records_of_another_kind_in_a_data_set_are_named(refused, tmp_path, name
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize("name, content, kind, why", [
+    ("rec.sgy", 300 * b"\x01\xf0", "SEG-Y file", "it has 600 bytes, and its headers alone have 3600"),
+    ("rec.SEGY", 9999 * b"\x01\xf0", "SEG-Y file", "the numbers in its first 3600 bytes fit no traces"),
+    ("rec.su", 999 * b"\x01\xf0", "Seismic Unix file", "the first 240 bytes are no header of traces"),
+    ("rec.npz", b"PK\3\4" + bytes(99), ".npz archive", "its list of arrays cannot be read"),
+    ("rec.mat", bytes(999), "MATLAB file", "it begins neither as MATLAB 5 nor as HDF5"),
+    ("rec.h5", b"no numbers", "HDF5 file", "it is text"), ("rec.nc", b"", "NetCDF file", "it is empty")])
+def test_a_file_that_is_not_what_its_name_says_is_told_so(refused, tmp_path, name, content, kind, why):
+    (tmp_path / name).write_bytes(content)
+    for words in (["check"], ["prepare", "--out", tmp_path / "out"]):
+        refused(*words, tmp_path / name, saying=(f"{name} is not the {kind} that its name promises ({why}",))
+    assert not (tmp_path / "out").exists()
+
+
 def test_runs_and_splits_are_no_data_sets_and_nothing_is_made_in_a_run(refused, mini, data, tmp_path):
     pristine(mini, run := tmp_path / "run")
     np.savez(tmp_path / "waves.npz", x=np.zeros((4, 8)), y=np.ones((4, 2)))

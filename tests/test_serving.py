@@ -532,12 +532,24 @@ def test_an_error_inside_shows_nothing_of_it(runs, record):
         assert answer.headers["x-frame-options"] == "DENY"
 
 
+def test_a_folder_without_runs_is_told_and_not_ready(mini, tmp_path, caplog):
+    with TestClient(service(tmp_path, hub_models=""), raise_server_exceptions=False) as client:
+        assert caplog.text.count("no model in") == 1 and str(tmp_path) in caplog.text
+        assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
+        for name in ("later", ".later"): assert client.get(f"/api/v1/models/{name}").status_code == 404
+        shutil.copytree(mini, tmp_path / "later")
+        assert client.get("/ready").status_code == 200
+        assert client.get("/api/v1/models/later").json()["model_name"] == "later"
+
+
 def test_the_command_serves_logs_json_and_ends_in_order(runs, record, refused, monkeypatch, tmp_path):
     monkeypatch.delenv("SECRET_API_KEY", raising=False)
     monkeypatch.chdir(tmp_path)
     refused("serve", runs, saying=("SECRET_API_KEY is not set",))
     monkeypatch.setenv("SECRET_API_KEY", KEY["X-API-Key"])
-    refused("serve", tmp_path / "none", saying=("is no folder of runs",))
+    (tmp_path / "file").write_text("no folder")
+    for words in (("none",), ("file",), ("none", "--hub", "curvevel-a"), ("file", "--hub", "curvevel-a")):
+        refused("serve", *words, saying=(f"{words[0]} is no folder of runs",))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused("serve", runs, "--port", taken.getsockname()[1], saying=("cannot be listened at", "in use"))
     for host in ("203.0.113.1", "999.1.1.1"):  # another machine's, and none

@@ -133,9 +133,9 @@ def test_fine_tuning_starts_from_the_given_weights(fwi, refused, data, eight, tm
     assert fwi("train", *words).code == 0
     tuned = weights(tmp_path / "tuned")
     assert_equal({"weights": tuned["weights"]}, {"weights": weights(eight)["ema"]})
-    refused("train", *arguments(data, tmp_path, "other", "--model", "unet_ch16", "--fine-tune", eight),
+    refused("train", *arguments(data, tmp_path / "runs", "other", "--model", "unet_ch16", "--fine-tune", eight),
         saying=("another network",))
-    assert not (tmp_path / "other").exists()
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_run_goes_back_and_what_it_had_beyond_is_set_aside(fwi, data, eight, tmp_path, monkeypatch):

@@ -172,6 +172,16 @@ def test_what_cannot_be_learnt_from_is_refused_in_a_sentence(refused, tmp_path, 
     assert not list((tmp_path / "store").rglob("*.lmdb")) and not list((tmp_path / "store").rglob("manifest.json"))
 
 
+def test_the_name_of_a_data_set_is_no_path(fwi, refused, tmp_path, arrays):
+    np.savez(tmp_path / "waves.npz", **arrays)
+    words = ("prepare", tmp_path / "waves.npz", "--out", tmp_path / "store", "--name")
+    for name in ("", "..", "a/b", "a\\b"):
+        refused(*words, name, saying=("--name must be a name of a data set", repr(name)))
+    for name in ("ü" * 101, "two\nlines"): refused(*words, name, saying=("--name must be printable, and 200 bytes",))
+    assert not (tmp_path / "store").exists()
+    assert fwi(*words, "ü" * 100).code == 0
+
+
 def test_a_store_that_was_cut_or_is_of_another_file_is_not_used(refused, tmp_path, arrays):
     root = prepare_targets(tmp_path / "waves.npz", tmp_path / "store")
     np.savez(tmp_path / "other.npz", x=arrays["x"] + 1, y=arrays["y"])

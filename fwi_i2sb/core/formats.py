@@ -142,6 +142,7 @@ def recognise(path:str|Path, # a file or a folder, or neither
         if head.startswith(beginning): return kind
     if head[:2] == b"PK": return _packed(path)
     if head[257:262] == b"ustar": return "tar"
+    if head[512:516] == b"\x89HDF": return "hdf5"  # behind the text of MATLAB 7.3
     if head[16:20] in (b"\xde\xc0\xef\xbe", b"\xbe\xef\xc0\xde"): return "lmdb"
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size: return "weights"
     return _seismic(head, path.stat().st_size) or _letters(head)
@@ -161,10 +162,28 @@ def _letters(head):
     return "json" if text.lstrip("\ufeff \r\n\t")[:1] in ("{", "[") else "text"
 
 # %% ../../nbs/A0_core/11_formats.ipynb #0f6af3e6
+_PROMISES = {".sgy": "segy", ".segy": "segy", ".su": "su", ".npz": "npz", ".mat": "mat", ".h5": "hdf5",
+    ".hdf5": "hdf5", ".nc": "netcdf"}
+_LACKS = {"segy": "the numbers in its first 3600 bytes fit no traces that fill it",
+    "su": "the first 240 bytes are no header of traces that fill it", "npz": "its list of arrays cannot be read",
+    "mat": "it begins neither as MATLAB 5 nor as HDF5", "hdf5": "it does not begin as HDF5",
+    "netcdf": "it begins neither as NetCDF nor as HDF5"}
+
+def _broken_promise(kind, path):
+    "What a file is said to be that is nothing, or only text, under the name of a format; None for any other."
+    promised = _PROMISES.get(path.suffix.lower())
+    if not promised or kind not in ("file", "text", "empty", *(("zip",) if promised == "npz" else ())): return None
+    size = path.stat().st_size
+    why = ("it is empty" if kind == "empty" else "it is text" if kind == "text" else "it has "
+        f"{size} bytes, and its headers alone have 3600" if promised == "segy" and size < 3600 else _LACKS[promised])
+    name = KINDS[promised][0].format(names="").partition(" ")[2].partition(" (")[0]
+    return f"not the {name} that its name promises ({why})"
+
 def phrase(kind:str, # as of `recognise`
     path:str|Path="", # the file, for the names in an archive
 )->str: # "a SEG-Y file"
-    "What a kind is called in a sentence."
+    "What a kind is called in a sentence; where a file is not what its name says, that."
+    if path and (broken := _broken_promise(kind, Path(path))): return broken
     names = ""
     if kind == "npz" and path:
         with contextlib.suppress(OSError, zipfile.BadZipFile), zipfile.ZipFile(path) as file:
@@ -178,6 +197,7 @@ def refuse(path:str|Path, # a file or folder that is something else
     kind, path = recognise(path), Path(path)
     advice = KINDS[kind][1] if kind in KINDS else None
     how = f": {advice.format(name=path.name, stem=path.name.split('.')[0])}" if advice else ""
+    if _broken_promise(kind, path): return InputError(f"{path} is {phrase(kind, path)}")
     be = "does not exist" if kind == "none" else f"is {phrase(kind, path)}"
     return InputError(f"{path} {be}, and {wanted} is wanted{how}")
 
@@ -225,5 +245,7 @@ def read_array(path:str|Path, # the file
     """Map a `.npy` file of numbers into memory, whatever it is called.
 
     Raises `InputError` as `open_npy` does; for another kind of file it says how to make a `.npy` of it."""
-    if recognise(path) in ("npy", "empty", "none", "pickle", "file"): return open_npy(path, ndim)
+    kind = recognise(path)
+    if kind in ("npy", "empty", "none", "pickle", "file") and not _broken_promise(kind, home(path)):
+        return open_npy(path, ndim)
     raise refuse(path, f"a .npy of {what}")

@@ -146,19 +146,9 @@ def _open_hdf5(path: Path):
             _datasets(file, h5py).items()}
 
 # %% ../../nbs/02_data/30_arrays.ipynb #c2e1e3d3
-def _mat_kind(path: Path) -> str:
-    "What `recognise` says, with MATLAB 7.3 files, whose HDF5 begins after 512 bytes of text, among the HDF5 files."
-    kind = recognise(path)
-    with contextlib.suppress(OSError):
-        if kind not in ("hdf5", "folder") and path.is_file():
-            with open(path, "rb") as file: head = file.read(520)
-            if head[512:516] == b"\x89HDF": return "hdf5"
-    return kind
-
-
 def is_array_file(path: Path) -> bool:
     "Whether a path is a file of arrays: an archive of NumPy, HDF5, or of MATLAB."
-    return Path(path).is_file() and _mat_kind(path) in ("npz", "hdf5", "mat")
+    return Path(path).is_file() and recognise(path) in ("npz", "hdf5", "mat")
 
 
 def array_files(path: Path) -> list[Path]:
@@ -174,13 +164,12 @@ def open_arrays(
 
     Raises `InputError` for another kind of file, and for a damaged one; calling an array that is none does, too."""
     path = home(path)
-    kind = "folder" if path.is_dir() else _mat_kind(path)
+    kind = "folder" if path.is_dir() else recognise(path)
     if kind == "mat":
         raise InputError(f"{path} is a MATLAB file of an old format: save it again in MATLAB with save(..., '-v7.3')")
     openers = dict(npz=_open_npz, hdf5=_open_hdf5, folder=_open_folder)
     if kind not in openers:
-        cut = kind == "zip" and path.suffix == ".npz"
-        be = "does not exist" if kind == "none" else "is truncated or damaged" if cut else f"is {phrase(kind)}"
+        be = "does not exist" if kind == "none" else f"is {phrase(kind, path)}"
         raise InputError(f"{path} {be}: inputs and targets are read from .npz, HDF5, MATLAB 7.3, or a folder of .npy "
             f"files")
     with openers[kind](path) as arrays:

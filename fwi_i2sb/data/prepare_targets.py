@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from ..core.commands import options_to_dict
-from ..core.errors import InputError
+from ..core.errors import check_plain, InputError
 from ..core.files import home, read_json, sha256, single, warn_once, write_json, write_text
 from ..core.formats import refuse_run
 from ..core.locks import check_space, check_writable, locked
@@ -160,7 +160,7 @@ def prepare_targets(
     One process works while others wait. Raises `InputError` for a file that cannot be used, before and while it is
     read; nothing that looks finished stays then."""
     source, root = home(source), home(root)
-    if name == "": raise InputError("--name must be a text (got '')")
+    if name is not None: check_plain(name, "a name of a data set, not a path")
     refuse_run(root, "a folder for the store")
     with open_arrays(source) as arrays:
         keys, x, y = _chosen(arrays, options, source)

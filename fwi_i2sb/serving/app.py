@@ -99,7 +99,9 @@ def create_app(settings: Settings) -> FastAPI:
     @contextlib.asynccontextmanager
     async def lifespan(app):
         await service.start()
-        log.info("ready", extra=dict(models=list(await asyncio.to_thread(service.models.folders))))
+        models = list(await asyncio.to_thread(service.models.folders))
+        if models: log.info("ready", extra=dict(models=models))
+        else: log.warning("no model in %s: /ready is 503 until a run is there", settings.model_artifacts_dir)
         yield
         await service.stop()
 

@@ -41,8 +41,10 @@ def serve_command(options: ServeOptions):
     from fwi_i2sb.serving.settings import read_settings
 
     settings = read_settings(model_artifacts_dir=options.runs, hub_models=options.hub, device=options.device)
-    if not settings.model_artifacts_dir.is_dir() and not settings.hub:
-        raise InputError(f"{settings.model_artifacts_dir} is no folder of runs: name one, or pipelines with --hub")
+    runs = settings.model_artifacts_dir
+    # the usual folder need not be there beside models of the package
+    if not runs.is_dir() and (not settings.hub or runs.exists() or runs != ServeOptions().runs):
+        raise InputError(f"{runs} is no folder of runs: name one, or pipelines with --hub")
     _check_address(options.host, options.port)
     _run(options, settings)
 

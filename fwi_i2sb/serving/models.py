@@ -17,7 +17,6 @@ from torch.utils.flop_counter import FlopCounterMode
 # %% ../../nbs/11_serving/03_models.ipynb #7eaa68ad
 from ..core.errors import InputError, unknown
 from ..core.registry import method_of
-from ..core.formats import recognise
 from ..core.tables import text_table
 from ..hub import hub_folder
 from ..inference.ensemble import EnsembleRun, member_paths
@@ -36,14 +35,18 @@ def _is_run(folder: Path) -> bool:
     return (folder / "config.json").exists() and newest_checkpoint(folder, parts=()) is not None
 
 
+def _is_ensemble(folder: Path) -> bool:
+    return (folder / "ensemble.json").exists() and not (folder / "config.json").exists()
+
+
 def _is_model(folder: Path) -> bool:
     if is_pipeline(folder): return (folder / "calibration.json").exists()
-    return recognise(folder) == "ensemble" or _is_run(folder)
+    return _is_ensemble(folder) or _is_run(folder)
 
 
 def _version(folder: Path) -> str:
     "What tells whether a model is still the one that was loaded."
-    if recognise(folder) == "ensemble":
+    if _is_ensemble(folder):
         made = (folder / "ensemble.json").stat().st_mtime_ns
         return "-".join([*map(_version, member_paths(folder)), str(made)])
     runs = [folder / name for name in STAGES] if is_pipeline(folder) else [folder]
@@ -72,13 +75,19 @@ class Models:
         except OSError: found = []
         return {path.name: path for path in found} | self.hub
 
+    def _place(self, name: str) -> Path | None:
+        "Where the model of a name may lie. The folder is not listed, which takes milliseconds where runs are many."
+        if name in self.hub: return self.hub[name]
+        if _is_model(self.root): return self.root if name == self.root.resolve().name else None
+        return None if name.startswith(".") or Path(name).name != name else self.root / name
+
     def folders(self) -> dict[str, Path]:
         "The models that can be asked, by name."
         return {name: path for name, path in self._places().items() if _is_model(path)}
 
     def folder(self, name: str) -> Path:
         "The folder of a name. Raises `NoModel` for one that is not there."
-        path = self._places().get(name)
+        path = self._place(name)
         if path is self.root or path is not None and _is_model(path): return path  # the root was looked at
         raise NoModel(str(unknown("model", name, self.folders())))
 

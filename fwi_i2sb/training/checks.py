@@ -7,13 +7,11 @@ __all__ = ['check_training', 'check_name', 'check_method', 'check_options']
 
 # %% ../../nbs/07_training/28_checks.ipynb #5d971592
 from collections.abc import Iterable
-import os
 from dataclasses import replace
-from pathlib import Path
 
 from ..core.commands import need
 from ..core.devices import check_compiler
-from ..core.errors import InputError
+from ..core.errors import check_plain, InputError
 from ..core.files import warn_once
 from ..core.locks import check_space, check_writable
 from ..core.registry import import_plugin
@@ -83,11 +81,7 @@ def _check_folder(options: TrainOptions):
 
 
 def check_name(name: str | None):
-    if name is not None and (name in ("", ".", "..") or Path(name).name != name or "\\" in name):
-        raise InputError(f"--name must be the name of one folder inside --result-dir (got {name!r})")
-    # others are made of it, as NAME-archived-1
-    if name is not None and (len(os.fsencode(name)) > 200 or not name.isprintable()):
-        raise InputError(f"--name must be printable, and 200 bytes or less (got {ascii(name[:80])})")
+    if name is not None: check_plain(name, "the name of one folder inside --result-dir")
 
 # %% ../../nbs/07_training/28_checks.ipynb #723f11fb
 def check_method(options: TrainOptions, spec: DataSpec | TargetSpec, micro: int) -> Method:
