@@ -125,7 +125,7 @@ def _told(self, first, size, maps):
         & _every(np.abs(begin / ((courant * dx)**2 * spots.first[0]) - 1) < 0.02) & _every(np.abs(odd) < 0.02)
         & (low >= self.scale.low) & (high <= self.scale.high) & (low < high))
 
-# %% ../../nbs/02_data/14_prepare.ipynb #5e605c3f
+# %% ../../nbs/02_data/14_prepare.ipynb #3f32cc92
 class PreparedRecords(Dataset):
     """The values of all records of some pairs of files.
 
@@ -155,19 +155,21 @@ class PreparedRecords(Dataset):
             return encode_record(seismic, velocity, self.factor, self.dtype, where, found)
         except InputError as error: return error
 
-    def __getitems__(self, numbers):
-        "Several at once; those that the screen does not pass are read again, and looked at one by one."
-        screen, values = Screen(self.survey, self.scale, self.pressure), []
-        if not (self.together and screen.able): return [self[i] for i in numbers]
-        try:
-            for i in numbers:
-                where, seismic, velocity = self._read(i)
-                if not screen.add(seismic, velocity): raise InputError(f"{where} has another shape")
-                values.append(encode_record(seismic, velocity, self.factor, self.dtype, where))
-        except InputError: return [self[i] for i in numbers]  # with the sentence that says most
-        sound = screen.sound()
-        self.together = bool(sound.any())  # where all are odd in some way, nothing is read twice for long
-        return [value if fine else self[i] for i, value, fine in zip(numbers, values, sound)]
+# %% ../../nbs/02_data/14_prepare.ipynb #6e5c183d
+@method_of(PreparedRecords)
+def __getitems__(self, numbers):
+    "Several at once; those that the screen does not pass are read again, and looked at one by one."
+    screen, values = Screen(self.survey, self.scale, self.pressure), []
+    if not (self.together and screen.able): return [self[i] for i in numbers]
+    try:
+        for i in numbers:
+            where, seismic, velocity = self._read(i)
+            if not screen.add(seismic, velocity): raise InputError(f"{where} has another shape")
+            values.append(encode_record(seismic, velocity, self.factor, self.dtype, where))
+    except InputError: return [self[i] for i in numbers]  # with the sentence that says most
+    sound = screen.sound()
+    self.together = bool(sound.any())  # where all are odd in some way, nothing is read twice for long
+    return [value if fine else self[i] for i, value, fine in zip(numbers, values, sound)]
 
 # %% ../../nbs/02_data/14_prepare.ipynb #b2044071
 def _leave_with_parent(worker):

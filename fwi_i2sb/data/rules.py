@@ -66,8 +66,7 @@ def find_spots(survey:Survey, # how records are shot
     w = ricker(survey)[:2].tolist()
     return Spots(at, beside, columns(behind, 3),
         *((tuple(node[at[0]].T), tuple(node[n + beside[2]].T)) if grid else (None, None)),
-        distance >= np.quantile(distance, 0.75, axis=1, keepdims=True),
-        distance * survey.dx / low + 2.2 / survey.freq,
+        distance >= np.quantile(distance, 0.75, axis=1, keepdims=True), distance * survey.dx / low + 2.2 / survey.freq,
         tuple(np.moveaxis(np.rint(ends).astype(int), -1, 0)),
         np.hypot(*np.moveaxis(ends[:, :, -1] - ends[:, :, 0], -1, 0)),
         chosen[None], close, (w[0], w[1] / w[0] if len(w) > 1 else math.nan),
@@ -173,7 +172,7 @@ def _arrivals(d, peak, velocity, survey, spots):
         f"its map allows: of another map, or with another clock")]
     return []
 
-# %% ../../nbs/02_data/08_rules.ipynb #4509cc82
+# %% ../../nbs/02_data/08_rules.ipynb #f8eaaf54
 def inspect_shape(d:np.ndarray, # one record
     velocity:np.ndarray|None, # its map (1, depth, x); None: unknown
     survey:Survey, factor:int, # as for `inspect_pair`
@@ -187,6 +186,7 @@ def inspect_shape(d:np.ndarray, # one record
     if velocity is None or all(c < n + m for c, n, m in zip(spots.corner, velocity.shape[-2:], beside)): return []
     return [Finding("shape", f"has a map of {velocity.shape[-2:]} cells, but the survey reaches to {spots.corner}")]
 
+# %% ../../nbs/02_data/08_rules.ipynb #cbec90a4
 def inspect_pair(seismic:np.ndarray, # one record (shots, time, receivers), float32
     velocity:np.ndarray|None=None, # its map (1, depth, x) in m/s; None: unknown
     survey:Survey=OPENFWI, # how it was shot
@@ -200,6 +200,7 @@ def inspect_pair(seismic:np.ndarray, # one record (shots, time, receivers), floa
     known = None if velocity is None or any(f.reason in ("nan", "units") for f in maps) else velocity
     return [*_inspect(seismic, known, survey, scale, factor, pressure, original), *maps]
 
+# %% ../../nbs/02_data/08_rules.ipynb #802486ce
 def _inspect(d, velocity, survey, scale, factor, pressure, original):
     spots = find_spots(survey, scale.low)
     if found := inspect_shape(d, velocity, survey, factor, spots): return found
@@ -209,10 +210,9 @@ def _inspect(d, velocity, survey, scale, factor, pressure, original):
         bad = np.argwhere(~np.isfinite(d))
         return [Finding("nan", f"holds NaN or infinite values ({len(bad)} of {d.size}), the first at shot, time, "
             f"receiver {tuple(bad[0].tolist())}")]
-    if short: return []
-    peak = peaks.size
-    if not peaks.largest: return [Finding("silent", "holds no signal: every trace is one value")]
-    found = dead(peak, spots.delay < survey.nt * survey.dt) + clipped(d, peaks)
+    if short or not peaks.largest:
+        return [] if short else [Finding("silent", "holds no signal: every trace is one value")]
+    found = dead(peaks.size, spots.delay < survey.nt * survey.dt) + clipped(d, peaks)
     if pressure and peaks.largest > 2 * max(-pressure.low, pressure.high):
         found.append(Finding("loud", f"has pressure from {d.min():.3g} to {d.max():.3g}, far outside "
             f"{pressure.low:.3g} to {pressure.high:.3g}: another unit?"))

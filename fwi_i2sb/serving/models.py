@@ -55,11 +55,11 @@ def _version(folder: Path) -> str:
     calibrated = (folder / "calibration.json").stat().st_mtime_ns if is_pipeline(folder) else 0
     return "-".join([*(f"{checkpoint.step}.{checkpoint.weights[:12]}" for checkpoint in found), str(calibrated)])
 
-# %% ../../nbs/11_serving/03_models.ipynb #3c1eef58
+# %% ../../nbs/11_serving/03_models.ipynb #e32482bc
 class NoModel(InputError):
     "A name that no model has."
 
-
+# %% ../../nbs/11_serving/03_models.ipynb #2eaa4ce1
 class Models:
     "The models of a folder; at most `most` in memory, the one used longest ago goes first. Safe over threads."
 
@@ -85,19 +85,23 @@ class Models:
         "The models that can be asked, by name."
         return {name: path for name, path in self._places().items() if _is_model(path)}
 
-    def folder(self, name: str) -> Path:
-        "The folder of a name. Raises `NoModel` for one that is not there."
-        path = self._place(name)
-        if path is self.root or path is not None and _is_model(path): return path  # the root was looked at
-        raise NoModel(str(unknown("model", name, self.folders())))
-
-    def version(self, name: str) -> str:
-        "What changes with the weights of a model."
-        return _version(self.folder(name))
-
     def without_paths(self, said):
         "What a client is told: folders of this machine are left out."
         return without_paths(said, (self.root.resolve(), self.root, *(path.parent for path in self.hub.values())))
+
+# %% ../../nbs/11_serving/03_models.ipynb #5a5cbbd4
+@method_of(Models)
+def folder(self, name: str) -> Path:
+    "The folder of a name. Raises `NoModel` for one that is not there."
+    path = self._place(name)
+    if path is self.root or path is not None and _is_model(path): return path  # the root was looked at
+    raise NoModel(str(unknown("model", name, self.folders())))
+
+
+@method_of(Models)
+def version(self, name: str) -> str:
+    "What changes with the weights of a model."
+    return _version(self.folder(name))
 
 # %% ../../nbs/11_serving/03_models.ipynb #177e7582
 class ModelFault(Exception):
