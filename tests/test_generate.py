@@ -144,7 +144,7 @@ def test_a_folder_that_cannot_be_written_is_not_called_full(tmp_path):
 def test_too_small_a_disk_leaves_nothing_behind(tmp_path, monkeypatch):
     monkeypatch.setattr(module.shutil, "disk_usage",
         lambda path: module.shutil._ntuple_diskusage(10**9, 10**9 - 10**5, 10**5))
-    with pytest.raises(InputError, match="0.0 GB are free"): generate(tmp_path, "FlatFault_A", **SMALL)
+    with pytest.raises(InputError, match="0.0001 GB are free"): generate(tmp_path, "FlatFault_A", **SMALL)
     assert not list(tmp_path.iterdir())
 
 
