@@ -108,8 +108,9 @@ def plan_targets(
     scalers = options.target_scaler * (channels if len(options.target_scaler) == 1 else 1)
     if len(scalers) != channels:
         raise InputError(f"--target-scaler names {len(scalers)} scalers, and {y.where} has {channels} target(s)")
-    for part, names in (("target", scalers), ("inputs", (options.input_scaler,) * shape[0])):
-        if {*names} != {"zscore"}: same[part]["scaler"] = names
     given = (options.input_scaler,) * shape[0]
+    # refuses a scaler of traces along an axis that is not there
     Standard([0] * shape[0], [1] * shape[0], shape[1:], scaler=given, centre=[0] * shape[0], width=[1] * shape[0])
+    for part, names in (("target", scalers), ("inputs", given)):
+        if {*names} != {"zscore"}: same[part]["scaler"] = names
     return {split: json.loads(json.dumps(same | dict(split=split, count=len(ids)))) for split, ids in splits.items()}
