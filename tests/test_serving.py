@@ -537,7 +537,7 @@ def test_a_folder_without_runs_is_told_and_not_ready(mini, tmp_path, caplog):
         assert caplog.text.count("no model in") == 1 and str(tmp_path) in caplog.text
         assert client.get("/ready").status_code == 503 and client.get("/health").status_code == 200
         for name in ("later", ".later"): assert client.get(f"/api/v1/models/{name}").status_code == 404
-        shutil.copytree(mini, tmp_path / "later")
+        pristine(mini, tmp_path / "later")
         assert client.get("/ready").status_code == 200
         assert client.get("/api/v1/models/later").json()["model_name"] == "later"
 
