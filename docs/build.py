@@ -57,7 +57,7 @@ def placeholders(chapters: dict[str, Chapter]) -> dict:
         "chapters": lambda: "\n".join(f"/{chapter_index(chapter)}" for chapter in book),
         "notebooks": lambda name: "\n".join(f"/{path}" for path in chapters[name].notebooks),
         "listed": lambda name: listed(chapters[name].notebooks, "here"),
-        "nb": lambda *modules: by_module(chapters, modules),
+        "nb": lambda *words: notebook_of(chapters, *words),
         "results": lambda: "\n".join(f"/results/{name}" for name in stored),
         "code": lambda path: f"```python\n{(HERE / path).read_text(encoding='utf-8')}```",
         "rows": lambda *words: pages.rows_table(RESULTS, *words),
@@ -65,10 +65,13 @@ def placeholders(chapters: dict[str, Chapter]) -> dict:
     }
 
 
-def by_module(chapters: dict[str, Chapter], modules: tuple[str, ...]) -> str:
-    "`nb MODULE MODULE`: the name of the book's notebook that is called after the first of these modules that it knows."
+def notebook_of(chapters: dict[str, Chapter], *words: str) -> str:
+    "`nb CHAPTER NAME` or `nb NAME`: the only notebook of the book that is called so, without numbers."
+    called = lambda path: [part.split("_", 1)[1] for part in path.split("/")]
     names = [path for chapter in chapters.values() if is_book(chapter) for path in chapter.notebooks]
-    return f"`{next(path for module in modules for path in names if path.split('/')[-1].split('_', 1)[1] == module)}`"
+    found = [path for path in names if called(path)[-len(words):] == list(words)]
+    if len(found) != 1: raise ValueError(f"nb {' '.join(words)}: {', '.join(found) or 'no notebook'}")
+    return f"`{found[0]}`"
 
 
 def result_pages(chapters: dict[str, Chapter]) -> dict[str, str]:

@@ -30,6 +30,15 @@ def words(page: Path) -> str:
     return html.unescape(re.sub(r"<[^>]*>", "", text))
 
 
+def test_a_guide_names_one_notebook_or_the_site_is_not_built():
+    build = importlib.import_module("build")
+    chapters = build.find_chapters(NBS)
+    assert build.notebook_of(chapters, "training", "starts").startswith("`07_training/")
+    assert build.notebook_of(chapters, "hub").endswith("_hub`")
+    for words, saying in ((("settings",), "11_serving/.*A0_core/"), (("training", "losses"), "no notebook")):
+        with pytest.raises(ValueError, match=saying): build.notebook_of(chapters, *words)
+
+
 def test_every_notebook_has_a_page_without_directives_and_no_link_leads_nowhere(site):
     for path in NBS.rglob("*.ipynb"):
         if path.stem == "index" or ".ipynb_checkpoints" in path.parts: continue
