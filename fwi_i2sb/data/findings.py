@@ -53,6 +53,7 @@ class Finding:
 
     def __str__(self): return f"{self.text} ({self.reason})"
 
+# %% ../../nbs/02_data/06_findings.ipynb #e87379d5
 def to_bits(findings:Iterable[Finding])->int: # bit k: the k-th of `REASONS`
     "The reasons of some findings as one number."
     return sum(1 << list(REASONS).index(reason) for reason in {f.reason for f in findings})
@@ -83,6 +84,7 @@ def _unit(low, high, scale):
         if scale.low / 1.2 <= ends[0] and ends[1] <= 1.5 * scale.high: return f"{name}: {advice}"
     return "another unit, or other rocks"
 
+# %% ../../nbs/02_data/06_findings.ipynb #07d76801
 def inspect_map(velocity:np.ndarray, # (..., depth, x)
     scale:VelocityScale=OPENFWI_SCALE, # range of the data's velocities, m/s
 )->list[Finding]:
@@ -133,6 +135,7 @@ class Tally:
     @property
     def accepted(self)->dict[str, int]: return {r: self.found[r][2] for r in self.accept if r in self.found}
 
+# %% ../../nbs/02_data/06_findings.ipynb #38fdf7b1
 def fingerprint(seismic:np.ndarray, # one record (shots, time, receivers)
 )->bytes|None: # None for a record of one value
     "What tells a record from others: a digest of some of its values."

@@ -21,6 +21,8 @@ from ..core.locks import check_writable, locked
 from ..core.sealed import write_sealed
 from ..core.slurm import parse_part
 from ..core.tasks import run_tasks
+
+# %% ../../nbs/02_data/05_generate.ipynb #ab3e9499
 from .generated import check_settings, facts_of
 from .geology import sample_velocity
 from .openfwi import get_family
@@ -58,6 +60,7 @@ def check_size(shape, count, survey=None):
     check_memory(count * shots * (wave + record) + 8 * (sum(side**2 for side in shape) + 4 * math.prod(shape)),
         f"making maps of {shape[0]} x {shape[1]} cells")
 
+# %% ../../nbs/02_data/05_generate.ipynb #b0de192a
 def _settings(family, n_train, n_val, shard_size, seed, layers, shape, survey, scale, engine):
     "Everything that decides what the files will hold, checked before anything is written."
     if n_train + n_val == 0: raise InputError("nothing to generate: n_train and n_val are both 0")
@@ -172,6 +175,7 @@ def _missing(folder, shards, settings):
     return [s for s in shards
         if not all([_whole(folder / name, (s.count, *shape)) for name, shape in zip((s.seismic, s.velocity), shapes)])]
 
+# %% ../../nbs/02_data/05_generate.ipynb #5d1351d5
 def _whole(path, shape):
     "Whether a file is there with all that it should hold; says so of one that is not what was written."
     if path.is_dir(): raise InputError(f"{path} is a folder where a file must be: remove it, or choose another folder")
@@ -186,6 +190,7 @@ def _whole(path, shape):
     warn_once(f"generate {path}", f"{why}: it is made again")
     return False
 
+# %% ../../nbs/02_data/05_generate.ipynb #78c84947
 def _generate(folder, settings, shards, workers, progress, part, device):
     "Make what is missing in the folder, as the only process that does, or that does this part."
     total, place = sum(s.count for s in shards), _chunk_folder(folder, part)

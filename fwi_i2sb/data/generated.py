@@ -31,6 +31,7 @@ class _Settings(Schema):
     survey: dict
     velocity_range: list[FiniteFloat] = [OPENFWI_SCALE.low, OPENFWI_SCALE.high]
 
+# %% ../../nbs/02_data/04_generated.ipynb #3bf28aaa
 def _read_settings(folder):
     "The content of generate.json, or None where there is none."
     path = folder / "generate.json"
@@ -45,6 +46,7 @@ def _read_settings(folder):
     except (OSError, ValueError, TypeError, InputError) as error:
         raise InputError(f"{path} is damaged ({error}); choose another folder") from None
 
+# %% ../../nbs/02_data/04_generated.ipynb #25db0c03
 def facts_of(settings):
     scale = settings.get("velocity_range", (OPENFWI_SCALE.low, OPENFWI_SCALE.high))
     return Survey.from_dict(settings["survey"]), VelocityScale(*scale)

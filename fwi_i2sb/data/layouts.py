@@ -23,7 +23,7 @@ from ..physics.wave import Survey
 # %% ../../nbs/02_data/12_layouts.ipynb #22108936
 Files = tuple[list[tuple[Path, Path | None]], list[str]]  # pairs of files, and a sentence for each without a partner
 
-
+# %% ../../nbs/02_data/12_layouts.ipynb #833e250a
 class Layout(ABC):
     "How the files of a data set lie in a folder. Derive from it; an instance is registered in `LAYOUTS`."
     family: str | None = None  # the one that all such folders are of; None: as the folder is named
@@ -78,7 +78,7 @@ class OpenFWILayout(Layout):
 
     def holds(self, folder): return True
 
-
+# %% ../../nbs/02_data/12_layouts.ipynb #bb2750e2
 class ChallengeLayout(Layout):
     "A folder for each record, as in the Speed & Structure challenge."
     family = CHALLENGE
@@ -95,7 +95,7 @@ class ChallengeLayout(Layout):
         pairs, lost = split_samples(root, "test")
         return [sample for sample, _ in pairs], lost
 
-
+# %% ../../nbs/02_data/12_layouts.ipynb #790bc250
 LAYOUTS = Registry("layout")
 LAYOUTS.register("openfwi")(OpenFWILayout())
 LAYOUTS.register(CHALLENGE)(ChallengeLayout())
@@ -118,7 +118,7 @@ def find_root(
     "The folder with a family's files. Raises `InputError` when there is none, or when it is another family's."
     return layout_of(dataset_dir).find_root(dataset_dir, family)
 
-
+# %% ../../nbs/02_data/12_layouts.ipynb #f226242d
 def discover(
     root: str | Path,  # a folder `find_root` understands
     family: str | Family,

@@ -81,6 +81,7 @@ def get_family(name:str|Family,         # "CurveVel_A"; OpenFWI's own spelling "
         if same_name(family.name, str(name)): return family
     raise unknown("family", name, families)
 
+# %% ../../nbs/02_data/01_openfwi.ipynb #c462baf9
 def any_family(name:str|Family, # one of OpenFWI's, or any name that can be a folder's
     families:dict|None=None, # as for `get_family`
 )->Family: # of other records: without official files, with a pressure range yet to be measured
@@ -116,6 +117,7 @@ def _find(folder, sub, prefixes):
     found = (p for p in found if not p.name.startswith("."))
     return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
 
+# %% ../../nbs/02_data/01_openfwi.ipynb #478b8b16
 def match_files(folder:Path, # with `data/` and `model/`, or with both kinds of file
 )->tuple[list[tuple[Path, Path]], list[str]]: # pairs of files, and one sentence for each file without a partner
     "The pairs of seismic and velocity files in a folder, in natural order of their names."
@@ -136,6 +138,7 @@ def _folders_of(folder, name):
     found = (path for path in folder.iterdir() if same_name(path.name, name) and path.is_dir())
     return sorted(found, key=lambda path: path.name != name)
 
+# %% ../../nbs/02_data/01_openfwi.ipynb #5abf5e63
 def refuse_half(folder:Path):
     "Raise `InputError` for `data` or `model` with files of its own, where the other lies beside it."
     whole, halves = folder.absolute().parent, ("data", "model")
@@ -153,6 +156,7 @@ def _nothing_found(folder, family):
     return InputError(f"{folder} holds no {family.name} files" + (f", only {', '.join(others)}" if others else
         ": expected train/ and val/ with data/ and model/, or data/ and model/, or seis*.npy and vel*.npy"))
 
+# %% ../../nbs/02_data/01_openfwi.ipynb #439e662b
 def find_root(dataset_dir:str|Path, # the family's folder, or one that holds it
     family:str|Family,    # whose records are wanted
 )->Path: # the folder that holds `train/` and `val/`, `data/` and `model/`, or the `seis*.npy`
@@ -185,6 +189,7 @@ def _held_back(root, family, pairs, val_files):
                          f"{official['val'][-2]}): name validation files with --val-files")
     return set(official["val"])
 
+# %% ../../nbs/02_data/01_openfwi.ipynb #bd1294c9
 def split_files(root:Path, # what `find_root` returned
     family:Family,  # its official split is used where no validation files are given
     split:str,      # "train" or "val"
@@ -212,6 +217,7 @@ class Pair:
         "Both files, mapped into memory."
         return open_npy(self.seismic), open_npy(self.velocity)
 
+# %% ../../nbs/02_data/01_openfwi.ipynb #b3148e3f
 def open_pair(seismic:Path, velocity:Path)->Pair:
     "Look at the headers of two files that belong together. Raises `InputError` where they do not fit."
     d, v = open_npy(seismic, ndim=(3, 4)), open_npy(velocity, ndim=(2, 3, 4))

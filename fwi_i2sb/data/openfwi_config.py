@@ -29,6 +29,7 @@ def _limits(entry, path, name, low, high):
     if -_MOST <= a < b <= _MOST: return float(a), float(b)
     raise InputError(f"{path}: {low} of {name} must be below its {high}, and both from {-_MOST:g} to {_MOST:g}")
 
+# %% ../../nbs/02_data/02_openfwi_config.ipynb #9b9ca5db
 def _entries(path, wanted):
     "The entries of a configuration that are of OpenFWI's families or of those wanted, by name."
     try: table = read_json(path)
@@ -59,6 +60,7 @@ def load_families(path:str|Path, # JSON such as {"flatvel-a": {"data_min": -26.9
     return FAMILIES | {name: replace(any_family(name), data_min=low, data_max=high)
         for name, (low, high) in found.items()}
 
+# %% ../../nbs/02_data/02_openfwi_config.ipynb #2578f5f8
 def load_ranges(path:str|Path, # as of `load_families`
     name:str, # a family
 )->dict: # `families`, and `scale` where the file has `label_min` and `label_max` (m/s); empty without the family

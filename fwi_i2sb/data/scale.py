@@ -75,7 +75,7 @@ OPENFWI_SCALE = VelocityScale()  # OpenFWI's families share one range
 # %% ../../nbs/02_data/00_scale.ipynb #3c331771
 def _log(d: Tensor) -> Tensor: return d.sign() * d.abs().log1p()
 
-
+# %% ../../nbs/02_data/00_scale.ipynb #fcae5533
 @dataclass(frozen=True)
 class PressureRange:
     """The extremes of a data set's pressure, and the official benchmark's map of it to [-1, 1] and back.
@@ -115,7 +115,7 @@ class PressureRange:
 # %% ../../nbs/02_data/00_scale.ipynb #6b1a71b8
 SCALERS = "range", "zscore", "robust"  # the first is a `PressureRange`
 
-
+# %% ../../nbs/02_data/00_scale.ipynb #f266e11c
 @dataclass(frozen=True)
 class PressureScaler:
     "A linear map of pressure to the network's scale and back. Raises `InputError` for a width that is not positive."
@@ -156,7 +156,7 @@ def _halves(scale: PressureRange | PressureScaler) -> Tensor:
     bits = torch.arange(2**16, dtype=torch.int32).to(torch.int16)
     return scale.normalize(bits.view(torch.float16).float())
 
-
+# %% ../../nbs/02_data/00_scale.ipynb #35c3fdab
 _PIECE = 2**15  # values
 
 

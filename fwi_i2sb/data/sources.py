@@ -25,6 +25,7 @@ def file_stamp(path:str|Path, # a file, or a folder of .npy files
         map(os.stat, _files(path))))
     return [sum(size), max(changed), max(moved), sum(number)]
 
+# %% ../../nbs/02_data/10_sources.ipynb #457d9c18
 def source_digest(path:str|Path, # .npy, or a folder of several
     count:int, # records in it
     known:dict|None=None, # digests by path, with the stamps of the files, as `remember_sources` keeps them
@@ -79,6 +80,7 @@ def touched_sources(folder:Path, # of one split
     "The source files that were written to since `remember_sources`."
     return [path for path, seen in known_digests(folder).items() if file_stamp(path)[:2] != seen["stamp"][:2]]
 
+# %% ../../nbs/02_data/10_sources.ipynb #fd0a244d
 def changed_sources(old:dict, new:dict, # manifests of the same source files
 )->list[str]: # names
     "The source files that hold something else than when a store was made."

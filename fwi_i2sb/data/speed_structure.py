@@ -50,6 +50,7 @@ def _survey(columns, receivers, nt, dx, dt):
     return Survey(dx, dt, nt, 15.0, tuple(((k - 1) * dx, 20.0) for k in columns),
         tuple((10.0 * k, 10.0) for k in range(receivers)), max(0, math.ceil(end - 1e-3)) * dx)
 
+# %% ../../nbs/02_data/11_speed_structure.ipynb #b3950cb9
 def challenge_survey(shape:tuple[int, int]=(1259, 300), # cells of a map in depth and x
     *, dx:float=1.0, # m
     dt:float=1e-4, # s
@@ -69,6 +70,7 @@ def source_files(sample:Path, # a folder
     found = ((re.fullmatch(r"receiver_data_src_(\d+)\.npy", path.name), path) for path in Path(sample).glob("*.npy"))
     return dict(sorted((int(name[1]), path) for name, path in found if name))
 
+# %% ../../nbs/02_data/11_speed_structure.ipynb #ff439f28
 def read_gathers(sample:Path, # a folder
 )->np.ndarray: # (shots, time, receivers), float32
     "The record of a sample. Raises `InputError` for a folder that is none, and files that cannot be read or differ."
@@ -84,6 +86,7 @@ def read_gathers(sample:Path, # a folder
     check_memory(16 * sum(gather.size for gather in gathers), f"the record {sample}")
     return np.stack([np.asarray(gather, dtype=np.float32) for gather in gathers])
 
+# %% ../../nbs/02_data/11_speed_structure.ipynb #2b2459c9
 def read_map(path:Path, # a file vp_model.npy
 )->np.ndarray: # (1, depth, x) in m/s, float32
     "The map of a sample, to the nearest number of single precision. `InputError` for a file that cannot be read."
@@ -155,6 +158,7 @@ def _faults(samples, labelled):
     faults = [f"{sample} has sources {own}, not {usual}" for sample, own in zip(samples, columns) if own != usual]
     return faults + [f"{sample} has no {MAP}" for sample in samples if labelled and not (sample / MAP).exists()]
 
+# %% ../../nbs/02_data/11_speed_structure.ipynb #53bdc49c
 def split_samples(root:Path, # a folder `list_samples` understands
     split:str, # "train", "val" or "test"
     val_files=None, # names of the samples of the validation split; None: the tenth whose digests are smallest
@@ -175,6 +179,7 @@ class Sample(Pair):
         "Gathers (shots, time, receivers), and the map (1, depth, x) in m/s or None; float32."
         return read_gathers(self.seismic), None if self.velocity is None else read_map(self.velocity)
 
+# %% ../../nbs/02_data/11_speed_structure.ipynb #15bbf39c
 def open_sample(folder:Path,
     velocity:Path|None, # its map
 )->Sample:
@@ -207,6 +212,7 @@ class Generated(Schema):
     velocity_range: list[FiniteFloat]
     step: PositiveInt
 
+# %% ../../nbs/02_data/11_speed_structure.ipynb #24d82307
 FACTS = "speed_structure.json"
 
 def read_facts(folder:Path)->dict|None: # None where there is no speed_structure.json
@@ -220,6 +226,7 @@ def read_facts(folder:Path)->dict|None: # None where there is no speed_structure
     except (OSError, ValueError, TypeError) as error:
         raise InputError(f"{path} is damaged ({error}); choose another folder") from None
 
+# %% ../../nbs/02_data/11_speed_structure.ipynb #dfc59e42
 def challenge_facts(root:Path, # a folder `list_samples` understands
 )->tuple[Survey, VelocityScale]:
     "Survey and velocity range of a folder of samples: as generated, or as the files' names and shapes tell."

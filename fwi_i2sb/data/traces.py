@@ -21,6 +21,7 @@ def listed(numbers:list[int], # e.g. of shots
     more = f" and {len(numbers) - 4} more" if len(numbers) > 4 else ""
     return f"{what}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:4]))}{more}"
 
+# %% ../../nbs/02_data/07_traces.ipynb #f18a5135
 def _fold(choose, d):
     "The largest or smallest values of every trace at even and at odd samples, (shots, 2, receivers)."
     shots, nt, n = d.shape
@@ -49,6 +50,7 @@ def find_peaks(d:np.ndarray, # one record (shots, time, receivers), of two sampl
     size = np.where(top == bottom, 0, np.maximum(top, -bottom))
     return Peaks(high, low, size, float(size.max()))
 
+# %% ../../nbs/02_data/07_traces.ipynb #d39fe53c
 def dead(peak:np.ndarray, # largest size in a trace, (shots, receivers)
     arrived:np.ndarray, # (shots, receivers): where the slowest wave has come
 )->list[Finding]: # none, or one
@@ -80,6 +82,7 @@ def clipped(d:np.ndarray, # one record (shots, time, receivers)
             f"{int(cut.sum())} traces have flat peaks")]
     return []
 
+# %% ../../nbs/02_data/07_traces.ipynb #e978bc66
 def spikes(d:np.ndarray, # one record (shots, time, receivers)
     peaks:Peaks,
     rate:float, # peak frequency of the source times the time step
@@ -104,6 +107,7 @@ def silence(d:np.ndarray, # one record (shots, time, receivers)
         first, last = int(loud[0]), int(loud[-1]) + 1
     return first, last
 
+# %% ../../nbs/02_data/07_traces.ipynb #148b7efc
 def before(d:np.ndarray, # one record (shots, time, receivers)
     peaks:Peaks,
     far:np.ndarray, # (shots, receivers): those far from the shot
