@@ -14,6 +14,8 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.files import as_single, check_axes, check_memory
 from ..core.formats import phrase, recognise, RUNS
+
+# %% ../../nbs/02_data/23_check.ipynb #03e94664
 from .findings import fingerprint, inspect_map, Report, Tally
 from .gathers import Gathers, to_survey
 from .layouts import family_of, find_root, layout_of
@@ -61,6 +63,7 @@ def _store_facts(store, survey, scale):
         problems.append(f"{store.folder} has velocities from {store.velocity}, not {scale}")
     return facts, problems
 
+# %% ../../nbs/02_data/23_check.ipynb #9c21afa3
 def _check_stores(root, family, survey, scale, progress):
     "Properties and problems of the stores in a folder: of both splits, or of the one split that the folder is."
     facts, problems = {}, []

@@ -23,7 +23,7 @@ from ..physics.wave import OPENFWI, simulate, Survey
 _WORDS = dict(freq="peak frequency {:g} Hz".format, snr="noise at {:g} dB".format,
     missing_shots="{} missing shot(s)".format, missing_traces=lambda share: f"{100 * share:g}% of the traces missing")
 
-
+# %% ../../nbs/02_data/19_degrade.ipynb #e5eb9ebb
 @dataclass(frozen=True)
 class Degradation:
     """What is done to a record; by default nothing.
@@ -57,7 +57,7 @@ def _one_key_each(seeds, seismic):
     if len(seeds) != len(seismic):
         raise InputError(f"{len(seeds)} keys were given for {len(seismic)} record(s): give one each")
 
-
+# %% ../../nbs/02_data/19_degrade.ipynb #6141f82d
 def add_noise(
     seismic: Tensor,  # records (batch, shots, time, receivers)
     snr: float,  # dB, mean power of the record over that of the noise
@@ -80,7 +80,7 @@ def _first(generator, size, number):
     mask[generator.permutation(size)[:number]] = 0
     return mask
 
-
+# %% ../../nbs/02_data/19_degrade.ipynb #570fb2de
 def live_traces(
     shape: tuple[int, int],  # shots and receivers of a record
     what: Degradation,  # how many shots and traces are missing

@@ -88,6 +88,7 @@ def _line(survey):
         raise InputError("the receivers of the run's survey lie above each other: only a .npy record fits them")
     return x, float(np.median(np.diff(np.sort(x)))) if len(x) > 1 else survey.dx
 
+# %% ../../nbs/02_data/20_gathers.ipynb #fe968ab7
 def _moved(g, survey, x, spacing):
     "The gathers with the line where the survey's is, and a sentence where that is another place."
     lines = [(np.unique(have[:, 0]), np.sort(want), within) for have, want, within in (
@@ -110,6 +111,7 @@ def _other_unit(have, want):
         " (is the scalar of the coordinates wrong?)" if abs(power - round(power)) < 0.005 else "")
     return f"; its receivers are {have:g} m apart{guess}, the survey's {want:g} m"
 
+# %% ../../nbs/02_data/20_gathers.ipynb #455c5317
 def _shots(g, survey, spacing, fill):
     "The gathers, the number of the shot of every source of a survey (-1: none, where that may be), and sentences."
     x, n = np.array([x for x, _ in survey.sources]), len(survey.receivers)
@@ -140,6 +142,7 @@ def _stations(g, x, spacing):
     if h < 1.5 * spacing and (abs(h / spacing - 1) < 0.01 or off < spacing / 4): return x
     return places[0] + h * np.arange(round(steps[-1]) + 1)
 
+# %% ../../nbs/02_data/20_gathers.ipynb #ca567482
 def _picks(g, numbers, x, within):
     "The trace of every shot at every place, -1 where there is none, (shots, places)."
     picks = np.full((len(numbers), len(x)), -1)
@@ -190,6 +193,7 @@ def _times(g, survey):
     if last > end + max(g.dt, survey.dt) / 1.001: yield f"it is cut off after {end:.4g} of {last:.4g} s"
     if last < end - max(g.dt, survey.dt) / 1.001: yield f"it ends after {last:.4g} s: zeros follow, to {end:.4g} s"
 
+# %% ../../nbs/02_data/20_gathers.ipynb #fff521c2
 def _depths(g, numbers, survey, spacing):
     "A sentence where depths differ from those of a survey."
     at = np.flatnonzero(np.isin(g.shots, numbers))
@@ -223,6 +227,7 @@ class OnSurvey(NamedTuple):
     said: list[str]  # what was done, one sentence each
     original: np.ndarray  # (shots, receivers): which traces hold the samples that were recorded, and no others
 
+# %% ../../nbs/02_data/20_gathers.ipynb #d7866501
 def to_survey(gathers: Gathers,
     survey: Survey, # e.g. of a run
     fill: bool = True, # interpolate missing traces; False: zeros, as networks with a mask were trained

@@ -73,6 +73,7 @@ def _from_first(manifest):
     return manifest | dict(family=family["name"], velocity=manifest["velocity"] | OPENFWI_SCALE.to_dict(),
         seismic=manifest["seismic"] | dict(low=family["data_min"], high=family["data_max"]))
 
+# %% ../../nbs/02_data/13_manifest.ipynb #42500dbf
 def load_manifest(folder:Path, # holds manifest.json
 )->dict:
     "The manifest of a store, finished or not. Raises `InputError` if it is damaged, edited, or of another format."
@@ -152,6 +153,7 @@ def same_files(old:dict, new:dict)->bool: # manifests
     "Whether two stores are of files of the same names and counts of records."
     return _names(old) == _names(new)
 
+# %% ../../nbs/02_data/13_manifest.ipynb #16f987cf
 def manifest_difference(old:dict, new:dict)->str|None:
     "A sentence part naming the first setting in which two manifests differ, or None."
     pairs = [(k, old[k], new[k]) for k in ("family", "time_samples")]

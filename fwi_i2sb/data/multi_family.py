@@ -117,7 +117,7 @@ def store_of(self, i:int, # record
     if not -len(self) <= i < len(self): raise IndexError(f"record {i} of {len(self)}")
     return int(np.searchsorted(self._ends, i % len(self), side="right"))
 
-
+# %% ../../nbs/02_data/17_multi_family.ipynb #87333ae4
 @method_of(MultiFamilyStore)
 def place(self, i:int, # record
 )->tuple[int, int]: # the store, and which of its records here
@@ -133,7 +133,7 @@ def physical(self, i:int, # record
     k, place = self.place(i)
     return self.stores[k].physical(int(self.numbers[k][place]))
 
-
+# %% ../../nbs/02_data/17_multi_family.ipynb #b66570ed
 @method_of(MultiFamilyStore)
 def stored(self, records:list[int],
 )->tuple[torch.Tensor, torch.Tensor]: # velocity (n, 1, depth, x) in m/s, pressure (n, shots, time, receivers)

@@ -63,7 +63,7 @@ def read_records(path: str | Path) -> np.ndarray | Gathers:
     except Exception as error:
         raise InputError(f"{path} cannot be read as {found.about}: {type(error).__name__}: {error}") from error
 
-
+# %% ../../nbs/02_data/22_record_formats.ipynb #3d7f849e
 def _checked(records):
     "What a function of one's own gives, if it can be a record."
     if isinstance(records, Gathers):

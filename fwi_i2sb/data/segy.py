@@ -24,6 +24,7 @@ def is_segy(path: Path) -> bool:
     "Whether a file is SEG-Y or Seismic Unix, by its content."
     return recognise(path) in ("segy", "su")
 
+# %% ../../nbs/02_data/21_segy.ipynb #a098356c
 # of the revisions 0 to 2, what segyio reads: floats of IBM and IEEE, and whole numbers
 _TYPES = 1, 2, 3, 5, 6, 8, 9, 10, 11, 12, 16
 
@@ -52,6 +53,7 @@ def _scaled(scalar):
     "Factors from the scalars of headers."
     return np.where(scalar < 0, 1 / np.maximum(-scalar, 1), np.where(scalar == 0, 1, scalar))
 
+# %% ../../nbs/02_data/21_segy.ipynb #ee5ba262
 def _headers(file, su):
     "All headers as numbers, lengths in m; and sentences."
     h = {name: file.attributes(byte)[:].astype(np.float64) for name, byte in _BYTES.items()}
@@ -102,6 +104,7 @@ def _along(h, alive):
         if beside > 1: said.append(f"sources or receivers up to {beside:.3g} m beside the line are taken for on it")
     return u, said
 
+# %% ../../nbs/02_data/21_segy.ipynb #f54a42d1
 def _shots(h):
     "Numbers of shots, and whether places of sources tell them."
     places = np.stack([h["source_x"], h["source_y"]], 1).round(3)

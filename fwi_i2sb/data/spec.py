@@ -84,7 +84,7 @@ def _from_values(values):
         None if values.get("moments") is None else _numbers(values, "moments", float, 3),
         PressureScaler(**values["scaler"]) if values.get("scaler") else None)
 
-
+# %% ../../nbs/02_data/24_spec.ipynb #03b6716d
 @method_of(DataSpec)
 @staticmethod
 def from_dict(values: dict) -> DataSpec:

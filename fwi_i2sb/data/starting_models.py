@@ -80,6 +80,7 @@ class StartingModel:
     uses_truth: bool = False  # whether it looks at more than the shape of x0
     ready: Callable | None = None  # ready(start, args) raises an InputError where something is missing to make it
 
+# %% ../../nbs/02_data/18_starting_models.ipynb #1d13ccc5
 STARTING_MODELS = Registry("starting model", "fwi_i2sb.data.starting_models")
 
 def register_starting_model(
@@ -208,6 +209,7 @@ def parse_start(
         if scale: _check_range(specs[-1], scale)
     return tuple(specs)
 
+# %% ../../nbs/02_data/18_starting_models.ipynb #aed98867
 def _check_range(spec, scale):
     "Refuse velocities outside the range."
     if spec.args and STARTING_MODELS[spec.name].number is velocity_number:

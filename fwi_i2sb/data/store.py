@@ -19,6 +19,8 @@ from ..core.files import disk_full, warn_once
 from ..core.formats import refuse_run
 from ..core.locks import check_writable, locked
 from ..core.registry import method_of
+
+# %% ../../nbs/02_data/16_store.ipynb #77520939
 from .build import build_split, discard, files_have, has_manifest, store_space
 from .database import Values
 from .findings import check_accepted
@@ -75,6 +77,7 @@ def _convert(root, wanted, source, pairs, accept, workers, progress):
                 raise
             before += wanted[split]["count"]
 
+# %% ../../nbs/02_data/16_store.ipynb #53cc5b5a
 def _check_space(root, wanted):
     files = [root / split / "database.lmdb" for split in wanted]
     there, free = sum(file.stat().st_size for file in files if file.exists()), shutil.disk_usage(root).free
@@ -120,6 +123,7 @@ def _advice(root):
             f"{'free disk space and repeat the command, or ' if full else ''}name a writable folder with "
             f"--store-dir") from None
 
+# %% ../../nbs/02_data/16_store.ipynb #6c6344a3
 def _unbuilt(family, root):
     return InputError(f"there is no finished store of these files of {family.name} in {root}, and nothing is built "
         f"there unasked: give --store-dir, a folder for it, or --dataset-dir, the data to build it beside")
@@ -233,6 +237,7 @@ def physical(self, i:int, # record
     if self._unjudged: _judge(self, int(i) % len(self), *pair)
     return pair
 
+# %% ../../nbs/02_data/16_store.ipynb #aaec65eb
 @method_of(StoreDataset)
 def copy_records(self, numbers:list[int], # of the records
     rows:list[int], # where each is wanted
