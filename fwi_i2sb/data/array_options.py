@@ -54,7 +54,7 @@ def input_shape(
         raise InputError(f"{where} has inputs of shape {rest}: one, two or three axes are read, behind one of channels")
     return found
 
-
+# %% ../../nbs/02_data/31_array_options.ipynb #035725d2
 def target_shape(
     where: str,  # the array, for messages
     shape: tuple[int, ...],  # of the array, records first

@@ -34,7 +34,7 @@ class ArrayFile:
             if isinstance(error, InputError): raise
             raise InputError(f"{self.where} is truncated or damaged ({error})") from None
 
-
+# %% ../../nbs/02_data/30_arrays.ipynb #b8fd5165
 def _check_numbers(where: str, shape: tuple, dtype: np.dtype):
     "`InputError` for what is no array of real numbers."
     if dtype.hasobject:
@@ -59,7 +59,7 @@ def _take(file, shape: tuple, dtype: np.dtype) -> np.ndarray:
     if len(data) < size: raise ValueError("it holds less than its header promises")
     return np.frombuffer(data, dtype).reshape(shape)
 
-
+# %% ../../nbs/02_data/30_arrays.ipynb #41f1c780
 def _stream(open_file, where: str, size: int) -> ArrayFile:
     "The array in a .npy file, or in a member of an archive, of so many bytes."
     with open_file() as file:
@@ -98,7 +98,7 @@ def _member(archive: zipfile.ZipFile, path: Path, name: str) -> ArrayFile:
     except (OSError, EOFError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(f"{where} is truncated or damaged ({error})") from None
 
-
+# %% ../../nbs/02_data/30_arrays.ipynb #d108a76b
 @contextlib.contextmanager
 def _open_folder(path: Path):
     def array(file):
@@ -116,7 +116,7 @@ def _datasets(file, h5py) -> dict:
         and not name.startswith("#") else None)
     return found
 
-
+# %% ../../nbs/02_data/30_arrays.ipynb #b6b61175
 def _hdf5_array(dataset, where: str, matlab: bool) -> ArrayFile:
     if dataset.is_virtual or dataset.external:
         raise InputError(f"{where} leads to other files, which are not opened: copy its values into the file")
@@ -132,7 +132,7 @@ def _hdf5_array(dataset, where: str, matlab: bool) -> ArrayFile:
 
     return ArrayFile(where, (shape[1], 1) if row else tuple(shape), dataset.dtype, read)
 
-
+# %% ../../nbs/02_data/30_arrays.ipynb #a531ad62
 @contextlib.contextmanager
 def _open_hdf5(path: Path):
     need("h5py", f"the HDF5 file {path.name}", "vectors")
@@ -183,7 +183,7 @@ USUAL_KEYS = {  # lower case
     "output": ("output", "outputs", "output_train", "output_test", "y", "y_train", "y_test", "target", "targets",
         "label", "labels", "param", "params", "parameters", "velocity")}
 
-
+# %% ../../nbs/02_data/30_arrays.ipynb #8a41668f
 def find_key(
     keys: list[str],  # those of a file
     role: str,  # input or output
@@ -200,7 +200,7 @@ def find_key(
     what = "which could all be" if found else "none of which has a usual name of"
     raise InputError(f"{there}, {what} the {role}: name one with --{role}-key")
 
-
+# %% ../../nbs/02_data/30_arrays.ipynb #1460d820
 def is_array_folder(path: Path) -> bool:
     "Whether a folder has two .npy files that are the inputs and the targets by their usual names."
     keys = [file.stem for file in array_files(path)] if Path(path).is_dir() else []

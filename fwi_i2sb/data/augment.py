@@ -59,7 +59,7 @@ def _number(text: str, entry: str) -> float:
         raise InputError(f"the augmentation {entry!r} has {text!r} where a number is expected")
     return float(text)
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #e7c56baf
 def _entry(text: str, kinds: Registry) -> Entry:
     body, given, probability = text.partition("@")
     name, *numbers = (word.strip() for word in body.split(":"))
@@ -71,7 +71,7 @@ def _entry(text: str, kinds: Registry) -> Entry:
     if not 0 < chance <= 1: raise InputError(f"the probability of {text!r} must be above 0, and 1 at most")
     return Entry(name, tuple(_number(word, text) for word in numbers), chance)
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #32d409e6
 def parse_augment(
     text: str,  # NAME[:NUMBER...][@PROBABILITY],...
     kinds: Registry = AUGMENTATIONS,  # or ARRAY_AUGMENTATIONS
@@ -125,7 +125,7 @@ def _around_one(what: str) -> Callable:
                 f"(got {numbers[0]:g} and {numbers[1]:g})")
     return check
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #aece9a94
 AUGMENTATIONS.register("noise")(Augmentation("noise:SHARE", _positive("noise"),
     lambda numbers, recording, rng, velocity, seismic: (velocity, relative_noise(seismic, numbers[0], rng))))
 AUGMENTATIONS.register("gain")(Augmentation("gain:LOW:HIGH", _around_one("gain"),
@@ -142,7 +142,7 @@ def shift_time(
     else: moved[..., :max(n + samples, 0), :] = seismic[..., -samples:, :]
     return moved
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #0d5863fb
 def _most_samples(numbers, recording) -> int:
     if recording.dt is None: raise InputError("the augmentation shift needs the time between two samples")
     most = int(numbers[0] / recording.dt + 1e-6)
@@ -175,7 +175,7 @@ def _check_drop(word: str, count: Callable) -> Callable:
             raise InputError(f"drop-{word}:{numbers[0]:g} would lose none of {there}: give {1 / there:.2g} or more")
     return check
 
-
+# %% ../../nbs/02_data/29_augment.ipynb #ab73e9f8
 def _drop_traces(numbers, recording, rng, velocity, seismic):
     shots, _, receivers = seismic.shape
     lost = rng.integers(_at_most(numbers[0], receivers), endpoint=True)

@@ -22,6 +22,8 @@ from ..core.locks import check_writable
 from ..core.progress import progress_bar
 from ..core.registry import import_plugin
 from ..core.slurm import do_parts, number_of_parts, SplitOptions
+
+# %% ../../nbs/02_data/26_command.ipynb #15c43cc9
 from .check import check_record, inspect_folder
 from .generate import generate
 from .generate_samples import FAULTED, generate_samples
@@ -36,7 +38,7 @@ from .store import convert
 Cells = up_to(10**5) # along a side of a map
 Speed = up_to(1e6, 0.0) # m/s
 
-
+# %% ../../nbs/02_data/26_command.ipynb #c58f0a28
 @option_group
 class GenerateOptions:
     "Make velocity maps and simulate their records, in OpenFWI's own file format or the Speed & Structure challenge's."
@@ -70,7 +72,7 @@ def _refuse_idle(options, *names):
         if getattr(options, name) not in (None, "deepwave", "auto"):
             raise InputError(f"{flag_of(name)} has no effect with --layout {options.layout}: remove it")
 
-
+# %% ../../nbs/02_data/26_command.ipynb #4dc17964
 def _samples(options, same) -> tuple[Path, int]:
     "Generate samples in the challenge's layout."
     _refuse_idle(options, "val", "shard_size", "engine", "device")
@@ -97,7 +99,7 @@ def _make(options, progress=None) -> tuple[Path, int]:
         **_survey_and_scale(options))
     return {"openfwi": _shards, "speed-structure": _samples}[options.layout](options, same)
 
-
+# %% ../../nbs/02_data/26_command.ipynb #7b247583
 def generate_part(options: dict, part: str, first: int, count: int):
     "Make a part of a data set, in a process or a job of its own."
     split = SplitOptions(part=part)

@@ -18,7 +18,7 @@ from .store import StoreDataset
 # %% ../../nbs/02_data/35_folds.ipynb #0215bece
 MOST_FOLDS = 100
 
-
+# %% ../../nbs/02_data/35_folds.ipynb #97c29534
 @dataclass(frozen=True)
 class Fold:
     "One of `of` folds: the number `k`, from 1."
@@ -44,7 +44,7 @@ def _in_bins(values: np.ndarray, folds: int, bins: int, seed: int) -> np.ndarray
     stratum = place * min(bins, len(values) // folds) // len(values)
     return np.lexsort((np.random.default_rng(seed).random(len(values)), stratum))
 
-
+# %% ../../nbs/02_data/35_folds.ipynb #2df990c0
 def source_folds(
     counts: list[int],  # records of each source file
     folds: int,

@@ -53,6 +53,7 @@ def sample_folders(folder:Path, facts:dict, number:int, # of the sample, from 0
     if number < facts["n_train"]: return Path(folder) / "train" / name, None
     return Path(folder) / "test" / name, Path(folder) / "test_truth" / name
 
+# %% ../../nbs/02_data/25_generate_samples.ipynb #28d8339b
 def make_sample(folder, facts, first, count):
     "Draw, simulate and write samples: the work of a process."
     for number in range(first, first + count):
@@ -80,6 +81,7 @@ def _facts(n_train, n_test, seed, families, layers, shape, survey, scale):
     simulate(torch.full((1, 1, *shape), scale.high), Survey.from_dict(facts["survey"] | dict(nt=1)))
     return json.loads(json.dumps(facts))
 
+# %% ../../nbs/02_data/25_generate_samples.ipynb #d33e41a0
 def _changed(known, facts):
     "The first setting that a folder was not generated with, as a phrase, or None."
     found = Survey.from_dict(known["survey"]).difference(Survey.from_dict(facts["survey"]))
@@ -106,6 +108,7 @@ def _whole(folder, facts, number):
     except InputError as error: raise InputError(f"{error}: remove {record}, and it is made again") from None
     return pair.shape == shape and pair.cells == tuple(facts["shape"])
 
+# %% ../../nbs/02_data/25_generate_samples.ipynb #cd9bc1be
 def _fill(folder, facts, workers, progress):
     total = facts["n_train"] + facts["n_test"]
     for part in folder.glob("*/.sample_*.part"): shutil.rmtree(part, ignore_errors=True)

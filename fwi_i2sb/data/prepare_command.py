@@ -27,7 +27,7 @@ class PrepareOptions:
     name: str | None = None  # of the data set; default: that of the file
     arrays: ArrayOptions = ArrayOptions()
 
-
+# %% ../../nbs/02_data/34_prepare_command.ipynb #e194ff9b
 def prepare_command(options: PrepareOptions) -> Path:
     "Prepare, or continue, and say what was understood."
     with progress_bar("prepare", "records") as progress:

@@ -18,6 +18,8 @@ from ..core.files import home, read_json, sha256, single, warn_once, write_json,
 from ..core.formats import refuse_run
 from ..core.locks import check_space, check_writable, locked
 from ..core.sealed import seal, write_sealed
+
+# %% ../../nbs/02_data/33_prepare_targets.ipynb #2cbcadc1
 from .build import has_manifest
 from .array_options import ArrayOptions, plan_targets, split_records
 from .arrays import ArrayFile, find_keys, open_arrays
@@ -72,7 +74,7 @@ def _measure(plan: dict) -> tuple:
 
     return seen, moments, crc
 
-
+# %% ../../nbs/02_data/33_prepare_targets.ipynb #b5b1ae61
 def _scaling(moments: tuple, plan: dict, where: str) -> dict:
     "Means and standard deviations of targets and inputs. `InputError` for one that never changes."
     for k, (name, std) in enumerate(zip(plan["target"]["names"], moments[0].std)):
@@ -105,7 +107,7 @@ def _begin(folder: Path, plan: dict):
         (folder / "database.lmdb").unlink(missing_ok=True)
         write_sealed(folder / "manifest.json", unfinished)
 
-
+# %% ../../nbs/02_data/33_prepare_targets.ipynb #04c26f61
 def _build(root: Path, plans: dict, x: ArrayFile, y: ArrayFile, progress=None):
     "Make both splits; the scaling is measured on `train` and written into both."
     splits = split_records(x.shape[0], *plans["train"]["split_rule"].values())
@@ -199,7 +201,7 @@ def planned_spec(source: Path, options: ArrayOptions = ArrayOptions()) -> Target
         target_from_dict(target | {k: [v] * len(target["names"]) for k, v in (("mean", 0), ("std", 1))}),
         plan["count"], "")
 
-
+# %% ../../nbs/02_data/33_prepare_targets.ipynb #060b724b
 def _chosen(arrays: dict, options: ArrayOptions, source: Path) -> tuple[list[str], ArrayFile, ArrayFile]:
     "Keys of inputs and targets, and both arrays."
     keys = find_keys(list(arrays), (options.input_key, options.output_key), str(source))

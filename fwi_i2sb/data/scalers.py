@@ -87,7 +87,7 @@ def _robust(m):
 @SCALERS.register("minmax")
 def _minmax(m): return (m.low + m.high) / 2, (m.high - m.low) / 2
 
-
+# %% ../../nbs/02_data/27_scalers.ipynb #1323c318
 def _register_bent(name):
     SCALERS.register(name)(lambda m: (m.bent[name].mean, m.bent[name].std))
 
@@ -103,7 +103,7 @@ def check_logs(self, names: tuple[str, ...]):
         if scaler == "log" and low <= 0:
             raise InputError(f"{name} is {low:g} in a record and has no logarithm: give it another scaler than log")
 
-
+# %% ../../nbs/02_data/27_scalers.ipynb #a8138bfc
 @method_of(Moments)
 def parameters(
     self,

@@ -46,7 +46,7 @@ class SimulateOptions:
 CHUNK = 16  # records made together: they share a wavelet, so that a GPU simulates them at once
 _BEYOND = 2**63  # seeds of `generate` are smaller
 
-
+# %% ../../nbs/02_data/36_simulated.ipynb #50dc9185
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides the records."
@@ -87,7 +87,7 @@ def parse_mixture(
             f"{text!r})")
     return tuple(names), tuple(w / sum(weights) for w in weights)
 
-
+# %% ../../nbs/02_data/36_simulated.ipynb #7e03e6c5
 def _range(values: tuple | None, flag: str) -> tuple | None:
     if values is None: return None
     if len(values) > 2 or values[0] > values[-1]:
@@ -133,7 +133,7 @@ def _layers(recipe: Recipe, name: str) -> tuple | None:
 def _draw(recipe: Recipe, number: int, stream: int) -> np.random.Generator:
     return np.random.default_rng((recipe.seed, number, 1, stream))
 
-
+# %% ../../nbs/02_data/36_simulated.ipynb #d6681700
 def recipe_maps(
     recipe: Recipe,
     first: int,  # number of the first record
@@ -147,7 +147,7 @@ def recipe_maps(
             layers=_layers(recipe, name), scale=recipe.scale))
     return torch.cat(maps)
 
-
+# %% ../../nbs/02_data/36_simulated.ipynb #cf235bfd
 def _degradation(recipe: Recipe, number: int) -> Degradation:
     "What is lost of a record, and its noise."
     rng, survey = _draw(recipe, number, _LOST), recipe.survey
@@ -193,7 +193,7 @@ def write_chunk(
         rows = [np.frombuffer(row + zlib.crc32(row).to_bytes(4, "little"), np.uint8) for row in rows]
         with atomic(chunk_path(folder, chunk)) as part, open(part, "wb") as file: np.save(file, np.stack(rows))
 
-
+# %% ../../nbs/02_data/36_simulated.ipynb #1f606caf
 def read_row(
     rows: np.ndarray,  # of an open chunk
     row: int,

@@ -39,7 +39,7 @@ def target_folds(
         for i in range(len(store))]
     return stratified_folds(np.stack(means), folds, bins, seed)
 
-
+# %% ../../nbs/02_data/37_target_folds.ipynb #4d0f1e43
 def file_records(
     store: TargetStore,  # a whole split
 ) -> np.ndarray:

@@ -75,7 +75,7 @@ def _bend(self, x: Tensor, way: int) -> Tensor:
         x = torch.where(own, CURVES[name][way](torch.where(own, x, 1)), x)
     return x
 
-
+# %% ../../nbs/02_data/28_targets.ipynb #cc28cd74
 @method_of(Standard)
 def trace_sizes(self, x: Tensor) -> Tensor | None:
     "Root mean square of every trace (..., channels, *size), its axis kept; 1 of a silent one. None: no such scaler."
@@ -103,7 +103,7 @@ def share(self, x: Tensor) -> Tensor:
     "The network's scale to shares of a range, 0 to 1 within three standard deviations of the mean: what SSIM compares."
     return (self.zscores(x) + 3) / 6
 
-
+# %% ../../nbs/02_data/28_targets.ipynb #a44c92cd
 @method_of(Standard)
 def zscores(self, x: Tensor) -> Tensor:
     "The network's scale to standard deviations from the mean, whatever the scaler is."
@@ -129,7 +129,7 @@ def _check_names(self):
             raise InputError(f"the name of a target must be a printable text of 1 to 64 letters (got {name!r})")
         if names.count(name) > 1: raise InputError(f"two targets are called {name!r}: name each differently")
 
-
+# %% ../../nbs/02_data/28_targets.ipynb #a02a5939
 @dataclass(frozen=True)
 class VectorTarget(Standard):
     "Numbers that a network is to find, (..., P), each with its name and unit."
@@ -144,7 +144,7 @@ class VectorTarget(Standard):
     @property
     def shape(self) -> tuple[int]: return (len(self.mean),)
 
-
+# %% ../../nbs/02_data/28_targets.ipynb #a2f55795
 @dataclass(frozen=True)
 class MapTarget(Standard):
     "Maps that a network is to find, (..., channels, depth, x), each channel with its name and unit."
@@ -206,7 +206,7 @@ def from_dict(values: dict) -> TargetSpec:
     except (TypeError, AttributeError) as error:
         raise InputError(f"the data specification is malformed: {error}") from None
 
-
+# %% ../../nbs/02_data/28_targets.ipynb #18551183
 @method_of(TargetSpec)
 def difference(self, other: TargetSpec) -> str | None:
     "The first property in which two specifications differ, as a phrase, or None."
