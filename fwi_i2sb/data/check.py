@@ -11,11 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
+# %% ../../nbs/02_data/23_check.ipynb #03e94664
 from ..core.errors import InputError
 from ..core.files import as_single, check_axes, check_memory
 from ..core.formats import phrase, recognise, RUNS
-
-# %% ../../nbs/02_data/23_check.ipynb #03e94664
 from .findings import fingerprint, inspect_map, Report, Tally
 from .gathers import Gathers, to_survey
 from .layouts import family_of, find_root, layout_of
