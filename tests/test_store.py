@@ -560,14 +560,19 @@ def test_a_range_that_is_no_number_is_refused(tmp_path, key, value):
     assert len(str(caught.value)) < 300
 
 
-def test_a_store_of_an_earlier_version_says_what_it_cannot_tell(tmp_path):
+@pytest.mark.parametrize("more", ["", "0123abcd"])  # of parts, and of all by another sum
+def test_a_store_of_an_earlier_version_says_what_it_cannot_tell(tmp_path, more):
     root = convert(write_files(tmp_path), "FlatVel_A", workers=0, **OPTIONS)
     path = root / "train" / "manifest.json"
     manifest = json.loads(path.read_text())
-    for source in manifest["sources"]: source["digest"] = [digest[:16] for digest in source["digest"]]  # of parts
+    for source in manifest["sources"]: source["digest"] = [digest[:16] + more for digest in source["digest"]]
     write_sealed(path, manifest)
     (root / "train" / "sources.json").unlink()
     with pytest.warns(UserWarning, match="earlier version made .* if they were corrected, remove it"):
+        convert(root, "FlatVel_A", build=False, **OPTIONS)
+    manifest["sources"][0]["digest"] = ["0" * 16 + more] * 2
+    write_sealed(path, manifest)
+    with pytest.warns(UserWarning, match="data1.npy .* have changed since"), pytest.raises(InputError, match="unasked"):
         convert(root, "FlatVel_A", build=False, **OPTIONS)
 
 

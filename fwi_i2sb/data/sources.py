@@ -7,8 +7,10 @@ __all__ = ['file_stamp', 'source_digest', 'describe_sources', 'known_digests', '
            'changed_sources', 'unproven_sources']
 
 # %% ../../nbs/02_data/10_sources.ipynb #49c59f8d
-import contextlib, hashlib, os, zlib
+import contextlib, hashlib, os
 from pathlib import Path
+
+import xxhash
 
 from ..core.errors import InputError
 from ..core.files import check_regular, read_json, write_json
@@ -32,18 +34,18 @@ def source_digest(path:str|Path, # .npy, or a folder of several
 )->str: # hexadecimal
     """Digest of a file of records: of its size, its header and 4096 bytes from the middle of every record; then of all.
 
-    Stores of earlier versions know the first 16 digits only."""
+    Stores of earlier versions share the first 16 digits only."""
     stamp = file_stamp(path)
     if (seen := (known or {}).get(str(path))) and seen["stamp"] == stamp: return seen["digest"]
-    digest, whole = hashlib.blake2b(str(stamp[0]).encode(), digest_size=8), 0
+    digest, whole = hashlib.blake2b(str(stamp[0]).encode(), digest_size=8), xxhash.xxh3_64()
     for one in _files(path):
         check_regular(one)
         with open(one, "rb", buffering=0) as file:
             size = os.fstat(file.fileno()).st_size
             places = (size * (2 * i + 1) // (2 * count) for i in range(count))
             for place in (0, *places): digest.update(os.pread(file.fileno(), 4096, place))
-            while piece := file.read(2**20): whole = zlib.crc32(piece, whole)
-    return f"{digest.hexdigest()}{whole:08x}"
+            while piece := file.read(2**20): whole.update(piece)
+    return digest.hexdigest() + whole.hexdigest()
 
 # %% ../../nbs/02_data/10_sources.ipynb #9b5c60a2
 def describe_sources(pairs:list, # from `discover`
@@ -86,7 +88,11 @@ def changed_sources(old:dict, new:dict, # manifests of the same source files
     "The source files that hold something else than when a store was made."
     both = [(b[kind], *((m["bytes"][k], m["digest"][k] if "digest" in a else None) for m in (a, b)))
         for a, b in zip(old["sources"], new["sources"]) for k, kind in enumerate(("seismic", "velocity"))]
-    return [name for name, (size, was), (found, now) in both if size != found or was != (now and now[:len(was)])]
+    return [name for name, (size, was), (found, now) in both if size != found or _differ(was, now)]
+
+def _differ(was, now):
+    "Whether two digests of one file tell of a change. Of another version's, the beginning is compared."
+    return was != now if was is None or now is None or len(was) == len(now) else was[:16] != now[:16]
 
 def unproven_sources(old:dict, new:dict, # manifests of the same source files
 )->list[str]: # names

@@ -53,7 +53,7 @@ def _finished(folder, settings):
         return False
     if unproven := unproven_sources(old, settings):
         warn_once(f"{folder} {unproven}", f"{files_have(unproven)} another time or place than when an earlier version "
-            f"made {folder}, which kept a digest of parts: if they were corrected, remove it and convert again")
+            f"made {folder}, which kept another digest of them: if they were corrected, remove it and convert again")
     Values(folder / "database.lmdb", old["count"])  # raises an error unless it is whole
     return same_range(old["seismic"], settings["seismic"])  # False where repaired training files have another range
 

@@ -35,7 +35,7 @@ def _decimation(nt, factor, dtype=torch.float64, device=None):
     return thin.scatter_add_(1, mirror, torch.where(i == inside, 0, -taps)).to(device, dtype)
 
 # %% ../../nbs/01_physics/01_filters.ipynb #9741c2bb
-_ROWS = 32
+_REACH, _ROWS = 8, 16  # kept samples to either side of one, rows of a block
 
 
 def decimate(seismic,  # `(..., time, receivers)`, any floating dtype and device
@@ -48,11 +48,14 @@ def decimate(seismic,  # `(..., time, receivers)`, any floating dtype and device
         raise InputError(f"the decimation factor must be a whole number >= 1, not {factor}")
     if factor == 1: return seismic
     factor = int(factor)
-    weights, parts = _decimation(seismic.shape[-2], factor, seismic.dtype, seismic.device), []
-    for first in range(0, len(weights), _ROWS):
-        near = slice(max(0, (first - 8) * factor), (first + _ROWS + 8) * factor)
-        parts.append(weights[first:first + _ROWS, near] @ seismic[..., near, :])
-    return torch.cat(parts, -2)
+    weights = _decimation(seismic.shape[-2], factor, seismic.dtype, seismic.device)
+    wide = (_ROWS + 2 * _REACH) * factor
+    if seismic.shape[-2] < wide: return weights @ seismic
+    blocks = seismic.unfold(-2, wide, _ROWS * factor).mT
+    middle = (weights[_REACH:_REACH + _ROWS, :wide] @ blocks).flatten(-3, -2)
+    rest = middle.shape[-2]  # rows before the last, from which also its samples start
+    head, tail = weights[:_REACH, :wide], weights[_REACH + rest:, rest * factor:]
+    return torch.cat((head @ seismic[..., :wide, :], middle, tail @ seismic[..., rest * factor:, :]), -2)
 
 # %% ../../nbs/01_physics/01_filters.ipynb #a7715d0e
 def low_band(
