@@ -50,6 +50,7 @@ class _Calibration(Schema):
     tried: dict[str, float]  # interval scores of the floors
     limits: dict[str, float]
     values: dict[str, list[float]]  # of the signs, by record
+    geology: dict[str, list] | None = None  # what is usual of the maps' changes; earlier pipelines have none
     about: dict[str, Any]  # of the records: accuracy and coverage, for the reader
 
 # %% ../../nbs/08_inference/00_pipeline.ipynb #bb92e204
@@ -60,6 +61,7 @@ class Pipeline:
     settings: dict  # samples, nfe, passes, guide, refine and refine_tv of `invert`
     recalibration: Recalibration
     limits: dict[str, float]  # see `08_inference/08_trust`
+    geology: dict[str, list] | None  # see there
 
 
 def is_pipeline(folder: Path) -> bool:
@@ -109,7 +111,8 @@ def read_pipeline(folder: Path) -> Pipeline:
     made = found["recalibration"]
     if {len(row) for row in made["scores"]} != {len(QUANTILES)} or len(made["scores"]) != len(made["floor"]):
         raise InputError(f"{folder}/calibration.json is damaged: its tables have other sizes")
-    return Pipeline(Path(folder), settings, Recalibration.from_dict(made), found["limits"])
+    return Pipeline(Path(folder), settings, Recalibration.from_dict(made), found["limits"],
+        found.get("geology"))
 
 # %% ../../nbs/08_inference/00_pipeline.ipynb #22f070e9
 def read_calibration(folder: Path) -> dict:

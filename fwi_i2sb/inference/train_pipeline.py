@@ -28,7 +28,7 @@ from .inversion import told_elsewhere
 from .pipeline import (
     is_pipeline, LAST, read_plan, STAGES, weights_of_stages, write_calibration, write_plan)
 from .run import load_run, TrainedRun
-from .trust import fit_limits, SIGNS, signs
+from .trust import fit_geology, fit_limits, SIGNS, signs
 from ..metrics.accuracy import mae
 from ..metrics.recalibration import recalibrate
 from ..methods.options import ModelOptions
@@ -165,6 +165,7 @@ def _check(options: PipelineOptions) -> MultiFamilyStore:
 
 # %% ../../nbs/08_inference/24_train_pipeline.ipynb #7fd76e8e
 _FEW = 4  # records inverted at once
+_MEASURED = tuple(name for name in SIGNS if name != "geology")  # of a record and its answer alone
 
 
 @told_elsewhere()
@@ -178,7 +179,7 @@ def _invert_few(run: TrainedRun, data: MultiFamilyStore, numbers: list[int], set
 # %% ../../nbs/08_inference/24_train_pipeline.ipynb #71616a1f
 def _kept(path: Path, make: Callable) -> dict:
     "The arrays of a file; made and written where it is not there, or damaged."
-    names = ("mean", "std", "truth", *SIGNS)
+    names = ("mean", "std", "truth", *_MEASURED)
     with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile), np.load(path) as file:
         return {name: torch.from_numpy(file[name]) for name in names}
     made = make()
@@ -194,7 +195,7 @@ def calibrate(
     settings: dict,  # of `TrainedRun.invert`: samples, nfe, passes, guide, refine, refine_tv
     folder: Path,  # of what is done so far
     progress: Callable | None = None,  # called with (records done, records in all)
-) -> dict:  # recalibration, tried, limits, values and about of calibration.json
+) -> dict:  # recalibration, tried, limits, values, geology and about of calibration.json
     "Invert records and compare with their maps: intervals for the spread, limits for the signs."
     chosen = first_records(data, records)
     key = dict(settings, weights=weights_of_stages(run.path.parent), fingerprint=data.fingerprint, last=chosen[-1])
@@ -204,10 +205,12 @@ def calibrate(
         found.append(_kept(folder / f"{digest}-{first:06}.npz", lambda: _invert_few(run, data, few, settings)))
         if progress: progress(first + len(few), len(chosen))
     mean, std, truth = (torch.cat([few[name] for few in found]) for name in ("mean", "std", "truth"))
-    values = {name: torch.cat([few[name] for few in found]).tolist() for name in SIGNS}
+    values = {name: torch.cat([few[name] for few in found]).tolist() for name in _MEASURED}
+    geology, values["geology"] = fit_geology(mean)
     made, tried = recalibrate(mean, std, truth)
     about = dict(records=len(chosen), mae=mae(mean, truth).mean().item(), fingerprint=data.fingerprint)
-    return dict(recalibration=made.to_dict(), tried=tried, limits=fit_limits(values), values=values, about=about)
+    return dict(recalibration=made.to_dict(), tried=tried, limits=fit_limits(values), values=values,
+        geology=geology, about=about)
 
 # %% ../../nbs/08_inference/24_train_pipeline.ipynb #8173e31a
 def train_pipeline(options: PipelineOptions) -> Path:
