@@ -28,17 +28,17 @@ ruff check --quiet
 lint-imports --no-cache >"$fresh/imports" || { cat "$fresh/imports"; exit 1; }
 
 say "the example that most notebooks and tests share; the larger one is made beside them"
-OMP_NUM_THREADS=1 timeout 3600 python -c "from fwi_i2sb.examples import layers_run; layers_run()" & layers=$!
-OMP_NUM_THREADS=1 timeout 3600 python -c "
+OMP_NUM_THREADS=1 timeout 10800 python -c "from fwi_i2sb.examples import layers_run; layers_run()" & layers=$!
+OMP_NUM_THREADS=1 timeout 10800 python -c "
 from fwi_i2sb.examples import mini_run
 from fwi_i2sb.sweeps.equal_budget import small_data
 mini_run(); small_data(n_train=16, n_val=4, layers=(4, 8))"
 
 # more at once than there are cores, as many tests wait for what they start
 say "every notebook's cells, and contracts across chapters, commands, faults, several processes"
-timeout 3600 python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --basetemp "$fresh/pytest" \
+timeout 10800 python -m pytest -q -n 3 --dist loadfile --no-loadscope-reorder --basetemp "$fresh/pytest" \
     --durations 20 tests >"$fresh/tests" 2>&1 & tests=$!
-OMP_NUM_THREADS=1 timeout 3600 nbdev_test --n_workers 2 && good=0 || good=$?
+OMP_NUM_THREADS=1 timeout 10800 nbdev_test --n_workers 2 && good=0 || good=$?
 say "the tests"
 wait $tests || good=$?
 wait $layers || good=$?

@@ -11,6 +11,8 @@ from processes import pristine
 from fwi_i2sb import cli, InputError, load_run
 from fwi_i2sb.data.segy import write_segy
 from fwi_i2sb.inference import pack
+from fwi_i2sb.inference.pipeline import read_calibration, write_calibration
+from fwi_i2sb.inference.trust import geology_distance
 from fwi_i2sb.inference.validation_data import validation_records
 from fwi_i2sb.metrics.recalibration import Recalibration
 from fwi_i2sb.physics import filters
@@ -67,6 +69,20 @@ def test_a_record_alone_is_enough(trained, records):
     faster = result.exceedance(3000.0)
     assert (faster[low > 3000] >= 0.94).all() and (faster[high < 3000] <= 0.06).all()
     assert result.trust.shape == (2,) and len(result.provenance["trust_reasons"]) == 2
+
+
+def test_a_map_of_another_geology_is_doubted(own, records):
+    run, (seismic, _, _) = load_run(own), records
+    result = run.invert(seismic)
+    told, limit = result.provenance["signs"]["geology"], run.pipeline.limits["geology"]
+    torch.testing.assert_close(geology_distance(result.mean, run.pipeline.geology).tolist(), told)
+    usual = read_calibration(own)["values"]["geology"]
+    assert max(usual) < limit < geology_distance(result.mean.flip(2), run.pipeline.geology).min()
+    before = read_calibration(own)
+    for part in (before["values"], before["limits"]): del part["geology"]
+    write_calibration(own, **{name: value for name, value in before.items() if name != "geology"})  # an earlier one
+    again = load_run(own).invert(seismic)
+    assert "geology" not in again.provenance["signs"] and torch.equal(again.mean, result.mean)
 
 
 def test_the_network_reads_what_the_start_leaves(trained, records):
