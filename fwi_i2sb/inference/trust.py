@@ -83,20 +83,20 @@ def geology_distance(
 
 # %% ../../nbs/08_inference/08_trust.ipynb #1bb3d46c
 FALSE_ALARMS = 0.03  # share of the records of calibration beyond one of the values of limits, at most
-_BEYOND = 1.05  # of these values: the largest of n is exceeded by one record in n + 1, and there are several signs
+_BEYOND = dict.fromkeys(SIGNS, 1.25) | dict(geology=1.05)  # limits by these values; a distance has no long tail
 
 
 def fit_limits(
     values: dict[str, list[float]],  # of the records of calibration, by sign
 ) -> dict[str, float]:
-    "The limits of all signs: a twentieth beyond values that equally many records exceed, and few in all."
+    "The limits of all signs: a little beyond values that equally many records exceed, and few in all."
     numbers = torch.tensor(list(values.values()), dtype=torch.float64)
     ordered, limits = numbers.sort(1, descending=True).values, numbers.max(1).values
     for rank in range(1, numbers.shape[1]):
         tried = ordered[:, rank]
         if (numbers > tried[:, None]).any(0).double().mean() > FALSE_ALARMS: break
         limits = tried
-    return dict(zip(values, (_BEYOND * limits).tolist()))
+    return {name: _BEYOND[name] * limit for name, limit in zip(values, limits.tolist())}
 
 # %% ../../nbs/08_inference/08_trust.ipynb #5c25b8f8
 def doubts(
