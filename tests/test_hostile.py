@@ -156,7 +156,7 @@ def test_a_disk_too_small_for_a_checkpoint_is_refused_before_the_first_step(refu
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=300_000))
     refused("train", *arguments(data, tmp_path / "runs", "tight"), saying=("0.0003 GB are free", "--result-dir"))
     refused("train-pipeline", "--out", tmp_path / "pipe", "--dataset-dir", data, "--dataset-name", "CurveVel_A",
-        "--parts", 1, 1, 2, saying=("0.0003 GB are free",))
+        "--parts", 1, 1, 2, saying=("0.0003 GB are free", "--out"))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(total=0, free=0))  # it does not tell
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**20, 2**20))
     refused("train", *arguments(data, tmp_path / "runs", "tight"), saying=("0.00105 GB here", "ulimit -f"))

@@ -17,8 +17,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from .config_file import (
-    check_names, config_values, flag_of, joined, option_fields, plugin_of, rule_of, words_of)
-from .errors import InputError, out_of_memory, unknown
+    check_names, config_values, flag_of, flags, joined, option_fields, plugin_of, rule_of, words_of)
+from .errors import command_takes, InputError, out_of_memory, unknown
 from .files import disk_full, home
 from .frames import unframed
 from .registry import import_plugin
@@ -261,7 +261,7 @@ def run_command(
     "Parse and run a command, with `exit_codes` for its errors."
     # the end of the interpreter would look at every object of torch: two seconds of a core
     atexit.register(gc.freeze)
-    with exit_codes(): return function(parse(options_type, argv, prog))
+    with command_takes(flags(options_type)), exit_codes(): return function(parse(options_type, argv, prog))
 
 # %% ../../nbs/A0_core/07_commands.ipynb #9e7adde8
 def need(

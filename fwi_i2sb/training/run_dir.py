@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #34322218
-from ..core.errors import InputError
+from ..core.errors import InputError, option, takes
 from ..core.files import check_regular, read_json, read_npy, warn_once, write_json, write_text
 from ..core.sealed import seal
 from ..data.folds import Fold, fold_records, mean_velocities
@@ -221,11 +221,13 @@ def training_sources(data: DataOptions) -> dict[str, list[tuple[str, int]]]:
 def check_same_options(options: TrainOptions):
     "Refuse to continue a run of this name that has other options; `InputError` names the first difference."
     if not (options.folder / "config.json").exists(): return
+    other = option("--name", "--out")
     if difference := first_difference(read_config(options.folder)[0], options):
-        raise InputError(f"run {options.folder} exists with another {difference}: use its options, or another --name")
+        raise InputError(f"run {options.folder} exists with another {difference}: use its options, or another {other}")
     if read_json(options.folder / "config.json").get("format", 1) < 4:
         raise InputError(f"run {options.folder} was begun by an earlier version, which drew other random numbers, and "
-            f"cannot be continued as it began: use another --name, with --ckpt {options.folder} to go on from it")
+            f"cannot be continued as it began: use another {other}"
+            f"{f', with --ckpt {options.folder} to go on from it' if takes('--ckpt') else ''}")
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #ab03c001
 def check_links(folder: Path):
@@ -251,7 +253,7 @@ def same_spec(
     old = read_config(options.folder)[1]
     if difference := old.difference(spec) if type(old) is type(spec) else "of another kind":
         raise InputError(f"run {options.folder} was trained on other data ({difference}): use its data, or another "
-            f"--name")
+            f"{option('--name', '--out')}")
     return old
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #232dbd44

@@ -16,7 +16,7 @@ from torch import nn, Tensor
 
 # %% ../../nbs/07_training/11_trained.ipynb #5ec8321c
 from ..core.devices import resolve_device
-from ..core.errors import InputError
+from ..core.errors import InputError, takes
 from ..core.files import home, warn_once
 from ..core.formats import recognise, refuse
 from ..core.registry import import_plugin
@@ -58,8 +58,8 @@ def _method_of_run(folder: Path, options: TrainOptions, spec: DataSpec) -> Metho
         return build_method(options.model, spec)
     except InputError as error:
         if options.run.plugin is None: raise
-        raise InputError(f"{error}; run {folder} was trained with --import {options.run.plugin}: give that file again "
-            f"(in Python: plugin=...)") from None
+        again = ": give that file again (in Python: plugin=...)" if takes("--import") else ""
+        raise InputError(f"{error}; run {folder} was trained with --import {options.run.plugin}{again}") from None
 
 # %% ../../nbs/07_training/11_trained.ipynb #5704769e
 def restore(
