@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from .config_file import (
-    check_names, config_values, flag_of, flags, joined, option_fields, plugin_of, rule_of, words_of)
+    check_names, check_values, config_values, flag_of, flags, joined, option_fields, plugin_of, rule_of, words_of)
 from .errors import command_takes, InputError, out_of_memory, unknown
 from .files import disk_full, home
 from .frames import unframed
@@ -117,7 +117,7 @@ def parse(
     argv, presets = sys.argv[1:] if argv is None else argv, getattr(options_type, "PRESETS", {})
     if any(f.name == "plugin" for _, f in option_fields(options_type)): import_plugin(plugin_of(argv))
     argv = _expand(argv, options_type, presets) if presets else joined(options_type, argv)
-    check_names(options_type)
+    check_names(options_type), check_values(options_type, argv)
     before, flat = _refusal.set(_Refused), tyro.conf.OmitArgPrefixes[options_type]
     try:
         with contextlib.redirect_stderr(io.StringIO()) as framed:

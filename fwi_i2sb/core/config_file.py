@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['read_yaml', 'rule_of', 'option_fields', 'check_names', 'flags', 'config_values', 'flag_of', 'words_of',
-           'command_words', 'plugin_of', 'joined']
+           'command_words', 'plugin_of', 'joined', 'check_values']
 
 # %% ../../nbs/A0_core/05_config_file.ipynb #d1d9e0c0
 import dataclasses
@@ -187,6 +187,9 @@ def plugin_of(argv: list[str]) -> Path | None:
     return home(given[-1]) if given else None
 
 
+def _is_path(kind) -> bool: return kind is Path or any(map(_is_path, get_args(kind)))
+
+
 def _is_list(kind) -> bool:
     "Whether an option takes any number of values."
     return Ellipsis in get_args(kind) if get_origin(kind) is tuple else any(map(_is_list, get_args(kind)))
@@ -208,3 +211,21 @@ def joined(options_type: type, argv: list[str]) -> list[str]:
         else: kept.append(part)
         if flag in lists: first.setdefault(flag, part)
     return [word for part in kept for word in part]
+
+
+def check_values(
+    options_type: type,
+    argv: list[str],  # as of `joined`
+):
+    "Raise `InputError` for an option of several values that has none, and for a path without a name."
+    kinds = {flag_of(name): f.type for name, (_, f) in _known(options_type).items()}
+    flag, values = "", []
+    for word in [*argv, "--"]:
+        if not word.startswith("--"): values.append(word)
+        else:
+            kind = kinds.get(flag.replace("_", "-"), Path)
+            if kind is not Path and _is_list(kind) and not values: raise InputError(f"{flag} needs a value")
+            if "" in values and _is_path(kind):
+                raise InputError(f"{flag or 'an argument'} must be the name of a file or a folder (got '')")
+            flag, given, value = word.partition("=")
+            values = [value] if given else []

@@ -57,8 +57,9 @@ class Settings(_Given):
     @field_validator("api_rate_limit")
     @classmethod
     def _limit(cls, text):
-        try: parse(text)
-        except ValueError: raise ValueError(f"{text!r} is no limit such as 60/minute") from None
+        try: answers = parse(text).amount > 0
+        except ValueError: answers = False
+        if not answers: raise ValueError(f"{text!r} is no limit such as 60/minute")
         return text
 
     @field_validator("redis_url")

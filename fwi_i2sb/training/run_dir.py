@@ -94,7 +94,7 @@ def _from_config(values: dict) -> tuple[TrainOptions, DataSpec | TargetSpec]:
     if version < 3 and (model.get("method") or model["model"]) in ("gan", "velocitygan"): model["loss"] = "l1,l2"
     options = options_from_dict(TrainOptions, values)
     if options.model.precondition and spec.moments is None:
-        raise InputError("the data specification has no 'moments', which --precondition needs")
+        raise InputError("the data specification has no 'moments', which a run trained with --precondition needs")
     if not whole: raise InputError("it is not what was written (its checksum differs, or is missing)")
     return options, spec
 
