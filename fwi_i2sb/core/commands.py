@@ -97,8 +97,9 @@ def _expand(argv: list[str], options_type: type, presets: dict) -> list[str]:
 
 # %% ../../nbs/A0_core/07_commands.ipynb #b0fce002
 def _description(options_type: type, presets: dict) -> str:
-    if not presets: return options_type.__doc__
-    return (f"{options_type.__doc__}\n\n--preset {'|'.join(presets)} sets several options at once, and --config FILE "
+    said = options_type.__doc__ or ""  # python -OO leaves it out
+    if not presets: return said
+    return (f"{said}\n\n--preset {'|'.join(presets)} sets several options at once, and --config FILE "
         f"those of a YAML file; options given beside them win.")
 
 # %% ../../nbs/A0_core/07_commands.ipynb #3090c1e8
@@ -158,7 +159,7 @@ def _group_table(group: type, presets: dict) -> str:
     keep = [0, 1, *(2 + k for k in shown), 2 + len(presets)]
     head = ["option", "default", *presets, "meaning"]
     table = markdown_table([head[k] for k in keep], [[row[k] for k in keep] for row in rows])
-    return f"**{group.__doc__}**\n\n{table}"
+    return f"**{group.__doc__}**\n\n{table}" if group.__doc__ else table
 
 # %% ../../nbs/A0_core/07_commands.ipynb #0ccb4369
 def options_to_dict(options) -> dict:
