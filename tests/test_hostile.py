@@ -421,6 +421,29 @@ def test_a_signal_ends_a_training_whose_batch_does_not_come(monkeypatch):
         time.sleep(60)
 
 
+@pytest.mark.parametrize("library", ["numpy", "torch"])  # with the list of commands, with a command
+def test_ctrl_c_while_libraries_are_loaded_ends_without_a_word(tmp_path, library):
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(f"""
+        import builtins, os, signal, sys
+        real = builtins.__import__
+        def look(name, *rest, **named):
+            if name == {library!r} and name not in sys.modules: os.kill(os.getpid(), signal.SIGINT)
+            return real(name, *rest, **named)
+        builtins.__import__ = look
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        """))
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), str(Path(files.__file__).parents[2])]))
+    done = subprocess.run([sys.executable, "-m", "fwi_i2sb", "models"], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_help_without_docstrings():
+    done = subprocess.run([sys.executable, "-OO", "-m", "fwi_i2sb", "train", "--help"], capture_output=True, text=True,
+        env=os.environ | dict(PYTHONPATH=str(Path(files.__file__).parents[2])))
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0 and "--dataset-dir PATH" in said and "] --preset small" in said
+
+
 # launchers
 
 def test_who_waits_for_others_says_so_and_a_signal_ends_it(capsys):
