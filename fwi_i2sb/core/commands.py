@@ -98,9 +98,8 @@ def _expand(argv: list[str], options_type: type, presets: dict) -> list[str]:
 # %% ../../nbs/A0_core/07_commands.ipynb #b0fce002
 def _description(options_type: type, presets: dict) -> str:
     said = options_type.__doc__ or ""  # python -OO leaves it out
-    if not presets: return said
-    return (f"{said}\n\n--preset {'|'.join(presets)} sets several options at once, and --config FILE "
-        f"those of a YAML file; options given beside them win.")
+    return said if not presets else (f"{said}\n\n--preset {'|'.join(presets)} sets several options at once, and "
+        f"--config FILE those of a YAML file; options given beside them win.")
 
 # %% ../../nbs/A0_core/07_commands.ipynb #3090c1e8
 class _Refused(Exception):

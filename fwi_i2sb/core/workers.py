@@ -99,7 +99,7 @@ def _forget(error: BaseException):
     step = error.__traceback__
     while step:
         made, step = step.tb_frame.f_locals.get("self"), step.tb_next
-        if isinstance(made, _MultiProcessingDataLoaderIter): made._shutdown = True
+        if isinstance(made, _MultiProcessingDataLoaderIter): vars(made).update(_shutdown=True)
 
 
 def _end(readers):

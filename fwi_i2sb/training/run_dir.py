@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #34322218
-from ..core.errors import InputError, option, takes
+from ..core.errors import InputError, option
 from ..core.files import check_regular, read_json, read_npy, warn_once, write_json, write_text
 from ..core.sealed import seal
 from ..data.folds import Fold, fold_records, mean_velocities
@@ -179,8 +179,7 @@ def data_spec(
         for i in chosen]))
     maps = (store.physical(int(i))[0] for i in np.linspace(0, len(store) - 1, min(len(store), 2000)))
     return DataSpec(store.family.name, store.velocity, store.pressure, store.survey, seismic.shape[1], store.factor,
-        tuple(velocity.shape[1:]), fit_linear(maps, store.velocity), len(store), store.fingerprint,
-        scaler=fitted)
+        tuple(velocity.shape[1:]), fit_linear(maps, store.velocity), len(store), store.fingerprint, scaler=fitted)
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #486b3b7f
 def expected_spec(data: DataOptions) -> DataSpec | TargetSpec:
@@ -226,8 +225,7 @@ def check_same_options(options: TrainOptions):
         raise InputError(f"run {options.folder} exists with another {difference}: use its options, or another {other}")
     if read_json(options.folder / "config.json").get("format", 1) < 4:
         raise InputError(f"run {options.folder} was begun by an earlier version, which drew other random numbers, and "
-            f"cannot be continued as it began: use another {other}"
-            f"{f', with --ckpt {options.folder} to go on from it' if takes('--ckpt') else ''}")
+            f"cannot be continued as it began: use another {other}; fwi-i2sb train --ckpt {options.folder} goes on from it")
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #ab03c001
 def check_links(folder: Path):
