@@ -12,8 +12,9 @@ import contextlib, os, sys
 def main(argv: list[str] | None = None):
     "The `fwi-i2sb` command."
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before torch is loaded
-    from fwi_i2sb import cli
+    from fwi_i2sb.core.errors import ends_at_once
 
+    with ends_at_once(): from fwi_i2sb import cli
     cli.main(argv)
 
 # %% ../nbs/13_cli/02_main.ipynb #934e160a

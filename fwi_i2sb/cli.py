@@ -16,7 +16,7 @@ from typing import Callable, NamedTuple
 
 import fwi_i2sb
 from .core.commands import exit_codes, run_command
-from .core.errors import InputError, unknown
+from .core.errors import ends_at_once, InputError, unknown
 
 # %% ../nbs/13_cli/00_cli.ipynb #2885b862
 class Command(NamedTuple):
@@ -28,7 +28,8 @@ class Command(NamedTuple):
 
     def load(self) -> tuple[Callable, type]:
         "Function and options."
-        try: module = importlib.import_module(f"fwi_i2sb.{self.module}")
+        try:
+            with ends_at_once(): module = importlib.import_module(f"fwi_i2sb.{self.module}")
         except ValueError as error:  # of matplotlib
             if "Key backend" not in str(error): raise
             raise InputError(

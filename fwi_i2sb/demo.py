@@ -15,6 +15,7 @@ import torch
 from .core.commands import Natural, option_group, up_to
 from .core.errors import InputError
 from .core.files import write_json
+from .core.formats import refuse_run
 from .core.progress import Clock, duration
 from .core.tables import text_table
 from .data.command import generate_command, GenerateOptions
@@ -61,6 +62,7 @@ def judgement(rows: list[dict]) -> str:
 def demo(options: DemoOptions) -> list[dict]:
     "Make records, invert and judge them; print the table, and write `demo.npz`, `demo.png` and `demo.json`."
     if options.seed == 0: raise InputError("--seed 0 made the records that the pipeline has learnt from: use another")
+    refuse_run(options.out, "a folder for the demo")
     clock, n = Clock(), options.records
     with clock("generate"):
         data = generate_command(GenerateOptions(options.out / "data", "CurveVel_A", 1, n, seed=options.seed))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from .core.commands import Natural, option_group, up_to
 from .core.files import atomic, write_json
+from .core.formats import refuse_run
 from .core.progress import Clock, duration
 from .data.command import convert_command, ConvertOptions, generate_command, GenerateOptions
 from .evaluation.command import evaluate_command, EvaluateOptions
@@ -47,6 +48,7 @@ def demo_training(options: DemoTrainOptions, data: Path) -> TrainOptions:
 # %% ../nbs/13_cli/04_demo_train.ipynb #dtf78a9f
 def demo_train(options: DemoTrainOptions) -> dict:
     "Run the chain; print the time of each stage, the table, and write `demo.png` and `demo.json`."
+    refuse_run(options.out, "a folder for the demo")
     clock = Clock()
     with clock("generate"):
         data = generate_command(GenerateOptions(options.out / "data", "CurveVel_A", options.train, options.val,

@@ -26,7 +26,7 @@ from .core.commands import run_command
 from .core.config_file import check_names
 from .core.determinism import deterministic
 from .core.devices import compiler_words, precision_words
-from .core.errors import InputError
+from .core.errors import InputError, option, takes
 from .core.locks import claim
 from .core.modules import make_callable
 from .core.registry import import_plugin
@@ -147,7 +147,8 @@ def _prepare(options: TrainOptions, report, accelerator: Accelerator):
     starts = [None, None]
     if not isinstance(spec, TargetSpec): spec, starts = _prepare_starts(options, spec, stores, report, accelerator)
     check_method(options, spec, check_batch(options.optim, find_ranks(options.hardware).world).microbatch)
-    taken = f"run {options.folder} is being trained by another process: wait for it, or use another --name"
+    taken = (f"run {options.folder} is being trained by another process: wait for it, or use another "
+        f"{option('--name', '--out')}")
     return stores, spec, starts, claim(options.folder, taken) if accelerator.is_main_process else None
 
 # %% ../nbs/07_training/30_train.ipynb #89aeef5f
@@ -226,8 +227,9 @@ def _mean_losses(losses: list[dict], loss_modules: dict, accelerator: Accelerato
 
 def _check_skipped(state: TrainState, options: TrainOptions):
     if state.skipped > options.optim.max_skipped:
-        raise InputError(f"the gradient was not finite in {state.skipped} of {state.step} steps: lower --lr, set "
-            f"--clip-grad-norm or raise --max-skipped, and repeat the command to continue from the last checkpoint")
+        others = ", set --clip-grad-norm or raise --max-skipped" if takes("--max-skipped") else ""
+        raise InputError(f"the gradient was not finite in {state.skipped} of {state.step} steps: lower --lr{others}, "
+            f"and repeat the command to continue from the last checkpoint")
 
 # %% ../nbs/07_training/30_train.ipynb #78f03406
 def main(argv: list[str] | None = None):

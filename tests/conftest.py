@@ -1,6 +1,7 @@
 "Fixtures shared by all tests: the cached mini run, its data, and commands run in this process."
 import gc
 import os
+import re
 import shlex
 import signal
 
@@ -21,6 +22,7 @@ from pasting import paste_text  # noqa: F401 (a fixture)
 from processes import arguments, finish, python_train
 
 from fwi_i2sb import cli
+from fwi_i2sb.core.config_file import flags
 from fwi_i2sb.core.locks import locked
 from fwi_i2sb.examples import mini_run
 from fwi_i2sb.sweeps import run_cell, train_job
@@ -134,14 +136,24 @@ def trained(fwi, data, tmp_path):
     return train
 
 
+def foreign(words: list[str], said: str) -> list[str]:
+    "The options in a sentence that its command does not have: neither given, nor said to be of another command."
+    known = {"--help", "--config", "--preset"} | flags(cli.COMMANDS[words[0]].load()[1])
+    other = r"\b(train|trained|convert|generate|hpo|kfold|evaluate-targets|docker|ulimit)\b"
+    return [found[0] for found in re.finditer(r"(?<![\w-])--[a-z][\w-]*", said)
+        if not {found[0], found[0].replace("--no-", "--")} & known and not re.search(other, said[:found.start()])
+        and not any(word.startswith(found[0]) for word in words)]
+
+
 @pytest.fixture
 def refused(fwi):
-    "Run a command that must be refused: exit code 2 and one sentence that holds the given words."
+    "Run a command that must be refused: exit code 2 and one sentence with the given words, and its own options only."
     def check(*words, saying: tuple[str, ...] = ()):
         outcome = fwi(*words)
         last = outcome.err.strip().splitlines()[-1]
         assert outcome.code == 2, outcome
         assert last.startswith("error: ") and "Traceback" not in outcome.err
         for part in saying: assert part in last, last
+        if words[0] in cli.COMMANDS: assert not foreign([str(w) for w in words], last), last
         return last
     return check

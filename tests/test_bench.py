@@ -50,6 +50,7 @@ def test_every_target_of_the_project_has_its_case():
 
 @pytest.mark.parametrize("words, saying", [
     (["stap"], "did you mean 'step'"),
+    (["all", "stap"], "did you mean 'step'"),
     (["wave", "--rounds", "0"], "--rounds must be 1 or more (got 0)"),
     (["wave", "--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
     (["wave", "--device", "cuda"], "no CUDA device"),

@@ -26,6 +26,7 @@ from fwi_i2sb.inference.explorer import Explorer
 from fwi_i2sb.inference.validation_data import read_batch, validation_data, validation_records
 from fwi_i2sb.data.store import convert
 from fwi_i2sb.inference.run import load_run, TrainedRun
+from fwi_i2sb.inference.trust import signs
 
 FEW = ["--records", 3, "--samples", 2, "--nfe", 2, "--misfit-records", 1]
 QUICK = [*FEW, "--starts", "linear"]
@@ -483,6 +484,18 @@ def test_noise_of_a_silent_record(run):
     data.physical = lambda i: (torch.full((1, 70, 70), 2000.0), torch.zeros(5, 250, 70))
     with pytest.raises(InputError, match="all zeros"):
         evaluate(run, data, degradation=Degradation(snr=10.0), **QUICK_KEYWORDS)
+
+
+def test_a_silent_record_has_no_misfit_and_the_others_have_one(run):
+    data, real = Made(3), Made.physical
+    data.physical = lambda i: (real(data, i)[0], real(data, i)[1] * (i != 1))
+    card = evaluate(run, data, **QUICK_KEYWORDS | dict(misfit_records=3))
+    for row, values in zip(card["rows"], card["values"]):
+        assert row["misfit"] > 0 and [v is None for v in values["misfit"]] == [False, True, False]
+    _, seismic = data.physical(1)
+    maps = torch.full((1, 1, 70, 70), 2000.0)
+    found = signs(run, seismic[None], maps, maps, 0 * maps)
+    assert found["misfit"] == found["start_misfit"] == [float("inf")]
 
 
 def test_records_of_another_survey_are_refused(refused, run, mini, flat, tmp_path):

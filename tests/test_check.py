@@ -44,6 +44,38 @@ def test_sound_records_raise_no_finding(pairs):
     assert inspect_pair(simulate(velocity, engine="openfwi")[0].numpy(), velocity[0].numpy()) == []
 
 
+def filled(v, rows, speed, rest=None):
+    "A map with one velocity in some of its rows, and perhaps another in all others."
+    v = v.copy() if rest is None else np.full_like(v, rest)
+    v[:, slice(*rows)] = speed
+    return v
+
+
+@pytest.mark.parametrize("rows, speed, rest", [((60, 70), 5200, None), ((5, 10), 5500, None), ((0, 12), 6000, None),
+    ((0, 10), 1480, 4500), ((0, 2), 1480, 5500), ((0, 20), 4500, 1500), ((0, 70), 1500, None), ((0, 70), 5200, None)],
+    ids=["salt below", "salt inside", "fast top", "water", "thin water over salt", "fast over slow", "slow", "fast"])
+def test_records_over_strong_contrasts_are_sound_and_their_damage_is_found(pairs, rows, speed, rest):
+    v = filled(pairs["CurveVel_A"][1][0], rows, speed, rest)
+    d = simulate(torch.from_numpy(v[None]))[0].numpy()  # in shorter steps, over the fastest
+    assert not reasons(inspect_pair(d)) and reasons(inspect_pair(d, v)) <= {"range", "constant-map"}
+    late = np.pad(d, ((0, 0), (30, 0), (0, 0)))[:, :1000]
+    waves = np.fft.rfft(d, 2048, axis=1) * np.exp(-60j * np.pi * np.arange(1025) / 2048)[:, None]
+    between = np.fft.irfft(waves, 2048, axis=1)[:, :1000].astype(np.float32)  # late, and nowhere zero
+    early = np.pad(d, ((0, 0), (0, 30), (0, 0)), "edge")[:, 30:]
+    for other, reason in ((late, "time-zero"), (between, "time-zero"), (early, "time-zero"), (-d, "polarity"),
+            (3 * d, "scale"), (d * np.r_[1, 1, -1, 1, 1][:, None, None], "polarity")):
+        for known in ([], [v]): assert reason in reasons(inspect_pair(other, *known)), reason
+
+
+def test_a_wider_range_of_velocities_does_not_make_a_record_odd(pairs):
+    scale, (seismic, velocity) = VelocityScale(1500, 5500), pairs["FlatVel_B"]
+    for engine in ("deepwave", "openfwi"):
+        d = simulate(torch.from_numpy(velocity[:1]), engine=engine, max_velocity=scale.high)[0].numpy()
+        for known in (None, velocity[0]):
+            assert inspect_pair(d, known, scale=scale) == []
+            assert reasons(inspect_pair(np.roll(d, 30, 1), known, scale=scale)) == {"time-zero"}
+
+
 def spiked(d):
     d = d.copy(); d[1, 321, 40] += 2 * abs(d[1, :, 40]).max(); return d
 

@@ -217,6 +217,7 @@ def test_what_is_no_ensemble_is_refused(refused, learned, runs, data, tmp_path):
     out = ("--out", tmp_path / "new", "--device", "cpu")
     refused("ensemble", runs[0], *out, saying=("two runs or more",))
     refused("ensemble", runs[0], learned, *out, saying=("is an ensemble itself",))
+    refused("ensemble", *runs, runs[0], *out, saying=(f"run {runs[0]} is named twice",))
     refused("ensemble", runs[0], data, *out, saying=("a trained run is wanted",))
     refused("ensemble", *runs, *out, "--combine", "learned", "--records", 0, saying=("--combine learned",))
     refused("ensemble", *runs, *out, "--records", 5, saying=("give 4 or fewer",))

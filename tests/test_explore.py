@@ -90,6 +90,15 @@ def test_remarks_say_what_a_result_is_worth(explorer):
     explorer.update(sampler="sde")
 
 
+def test_a_silent_record_is_shown_without_a_misfit(run):
+    explorer = Explorer(run)
+    usual, (seismic, truth) = explorer["numbers"], explorer.records[1]
+    explorer.records[1] = 0 * seismic, truth
+    with pytest.warns(UserWarning, match="no signal"): explorer.update(record=1)
+    missing = {name: values.keys() - explorer["numbers"][name].keys() for name, values in usual.items()}
+    assert missing == {"start": {"misfit"}, "mean": {"misfit"}, "single samples": set()}
+
+
 def test_a_start_that_was_given_is_among_those_to_choose_from(run, tmp_path):
     path = tmp_path / "map.npy"
     np.save(path, np.full((70, 70), 2000.0, dtype=np.float32))

@@ -1,7 +1,9 @@
 "Machines, folders and runs of strangers: each works, degrades with one warning, or is refused at the start."
 import errno
 import fcntl
+import gc
 import json
+import multiprocessing
 import os
 import resource
 import shutil
@@ -12,6 +14,7 @@ import textwrap
 import time
 import tracemalloc
 import warnings
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import numpy as np
@@ -156,7 +159,7 @@ def test_a_disk_too_small_for_a_checkpoint_is_refused_before_the_first_step(refu
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(free=300_000))
     refused("train", *arguments(data, tmp_path / "runs", "tight"), saying=("0.0003 GB are free", "--result-dir"))
     refused("train-pipeline", "--out", tmp_path / "pipe", "--dataset-dir", data, "--dataset-name", "CurveVel_A",
-        "--parts", 1, 1, 2, saying=("0.0003 GB are free",))
+        "--parts", 1, 1, 2, saying=("0.0003 GB are free", "--out"))
     monkeypatch.setattr(shutil, "disk_usage", lambda place: usage._replace(total=0, free=0))  # it does not tell
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**20, 2**20))
     refused("train", *arguments(data, tmp_path / "runs", "tight"), saying=("0.00105 GB here", "ulimit -f"))
@@ -398,9 +401,15 @@ def test_a_reader_says_what_it_could_not_read_and_the_end_of_the_others_does_not
 
 
 def test_processes_that_cannot_start_are_one_sentence(monkeypatch):
-    monkeypatch.setattr("multiprocessing.process.BaseProcess.start", failing(errno.EAGAIN))
-    with pytest.raises(ChildProcessError, match="cannot start .*temporarily"):
-        list(read_ahead(DataLoader(Unsendable(), 1, num_workers=1, multiprocessing_context="spawn")))
+    said, start = [], BaseProcess.start
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    for possible in (0, 1):  # the limit of processes is reached at the first, or at the second
+        room, others = [None] * possible, {*multiprocessing.active_children()}
+        monkeypatch.setattr(BaseProcess, "start", failing(errno.EAGAIN, lambda process: not room or room.pop(), start))
+        with pytest.raises(ChildProcessError, match="cannot start .*temporarily"):
+            list(read_ahead(DataLoader(Unsendable(), 1, num_workers=2, multiprocessing_context="spawn")))
+        gc.collect()
+        assert not said and {*multiprocessing.active_children()} == others
 
 
 def test_a_signal_ends_a_training_whose_batch_does_not_come(monkeypatch):
@@ -410,6 +419,29 @@ def test_a_signal_ends_a_training_whose_batch_does_not_come(monkeypatch):
         os.kill(os.getpid(), signal.SIGTERM)
         assert stopped() == signal.SIGTERM
         time.sleep(60)
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])  # with the list of commands, with a command
+def test_ctrl_c_while_libraries_are_loaded_ends_without_a_word(tmp_path, library):
+    (tmp_path / "sitecustomize.py").write_text(textwrap.dedent(f"""
+        import builtins, os, signal, sys
+        real = builtins.__import__
+        def look(name, *rest, **named):
+            if name == {library!r} and name not in sys.modules: os.kill(os.getpid(), signal.SIGINT)
+            return real(name, *rest, **named)
+        builtins.__import__ = look
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        """))
+    env = os.environ | dict(PYTHONPATH=os.pathsep.join([str(tmp_path), str(Path(files.__file__).parents[2])]))
+    done = subprocess.run([sys.executable, "-m", "fwi_i2sb", "models"], env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_help_without_docstrings():
+    done = subprocess.run([sys.executable, "-OO", "-m", "fwi_i2sb", "train", "--help"], capture_output=True, text=True,
+        env=os.environ | dict(PYTHONPATH=str(Path(files.__file__).parents[2])))
+    said = " ".join(done.stdout.split())
+    assert done.returncode == 0 and "--dataset-dir PATH" in said and "] --preset small" in said
 
 
 # launchers
@@ -473,6 +505,32 @@ def test_the_home_directory_is_meant_by_its_sign(tmp_path, monkeypatch):
     np.save(tmp_path / "map.npy", np.ones((2, 2)))
     assert open_npy("~/map.npy").shape == (2, 2)
     with pytest.raises(InputError, match="~nobody_of_that_name"): RunOptions("~nobody_of_that_name/runs")
+
+
+@pytest.mark.parametrize("words", [["experiment"], ["check"], ["serve"], ["convert", "data", "--store-dir"],
+    ["models", "--import"]], ids=" ".join)
+def test_a_link_that_leads_to_itself_is_refused(refused, tmp_path, words):
+    (tmp_path / "loop").symlink_to("loop")
+    refused(*words, tmp_path / "loop", saying=("loop is a link that leads to itself",))
+
+
+@pytest.mark.parametrize("words, option", [(["invert", "run", "--out"], "--out"),
+    (["check", "data", "--json"], "--json"),
+    (["prepare", "x.npz", "--out="], "--out"), (["evaluate-targets", "run", "--data"], "--data"),
+    (["generate"], "an argument"), (["predict", "run", "x.npz", "--out", "y.npz", "--also"], "--also")])
+def test_a_path_without_a_name_is_no_working_folder(refused, tmp_path, monkeypatch, words, option):
+    monkeypatch.chdir(tmp_path)
+    words = words if words[-1].endswith("=") else [*words, ""]
+    refused(*words, saying=(f"{option} must be the name of a file or a folder (got '')",))
+    assert everything(tmp_path) == []
+
+
+@pytest.mark.parametrize("words", [["invert", "run", "--record"], ["convert", "data", "--accept", "--workers", "1"],
+    ["evaluate", "run", "--starts", "--nfe", "1"], ["hpo", "--models"],
+    ["predict", "run", "x.npz", "--out", "y", "--also"], ["prepare", "x.npz", "--out", "y", "--units"]], ids=" ".join)
+def test_a_list_without_a_value_is_refused(refused, words):
+    [flag] = {"--record", "--accept", "--starts", "--models", "--also", "--units"} & {*words}
+    refused(*words, saying=(f"{flag} needs a value",))
 
 
 def test_a_name_that_libraries_cannot_open_is_refused(refused, mini, data, tmp_path):
@@ -623,12 +681,15 @@ def test_runs_and_splits_are_no_data_sets_and_nothing_is_made_in_a_run(refused, 
     for words in (("convert", run), ("convert", run, *family), ("convert", data, *family, "--store-dir", run),
             ("train", *arguments(run, tmp_path / "runs", "of-a-run")), ("check", run),
             ("generate", run, *family, *one, "--val", 1),
-            ("generate", run, "--layout", "speed-structure", *one), ("prepare", tmp_path / "waves.npz", "--out", run)):
+            ("generate", run, "--layout", "speed-structure", *one), ("prepare", tmp_path / "waves.npz", "--out", run),
+            ("demo", "--out", run), ("demo-train", "--out", run)):
         refused(*words, saying=("is a trained run",))
     split = data / "train"
     for words in (("convert", split), ("convert", split, *family),
             ("train", *arguments(split, tmp_path / "runs", "of-a-split"))):
         refused(*words, saying=("one split of a store", f"above it, {data}"))
+    refused("train-pipeline", "--out", tmp_path / "pipe", "--dataset-dir", tmp_path / "waves.npz", "--dataset-name",
+        "CurveVel_A", saying=("is the store of waves, not of CurveVel_A", "--dataset-name"))
     train = ("train", *arguments(data, tmp_path / "runs", "from"))
     refused(*train, "--ckpt", data, saying=("and a run, or a checkpoint of one, is wanted",))
     refused(*train, "--fine-tune", tmp_path / "waves.npz", saying=("a .npz archive", "and a run, or a checkpoint of"))

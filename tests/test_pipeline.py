@@ -245,6 +245,10 @@ def test_a_pipeline_continues_where_it_was(fwi, refused, copied, own):
 def test_what_is_not_that_pipeline_is_refused(fwi, refused, copied, own, tmp_path):
     refused(*words(copied, own, "--parts", 1, 1, 2), saying=("--parts 2 1 1", "--out"))
     refused(*words(copied, own, "--part", "1/2"), saying=("--parts",))
+    refused(*words(copied, own, "--fold", "1/2"), saying=("--fold has no effect", "--parts"))
+    refused(*words(copied, own, "--first-guess-model", "unet_ch16"),
+        saying=("another --first-guess-model (tiny, now unet_ch16)", "another --out"))
+    refused(*words(copied, own, "--lr", 0.5), saying=("another --lr", "another --out"))
     refused(*words(copied, tmp_path / "new", "--parts", 40, 7, 1), saying=("10 or more", "--parts"))
     refused(*words(copied, tmp_path / "new", "--parts", 1, 0, 1), saying=("--parts",))
     refused(*words(copied, tmp_path / "new", "--condition", "seismic", "--passes", 2), saying=("--passes",))

@@ -495,6 +495,8 @@ def test_several_runs_give_mean_spread_and_coverage(fwi, refused, learnt, store,
     each = np.stack([load_run(run, plugin=TEMPLATE).predict(arrays["x"][:5]) for run in runs])
     np.testing.assert_allclose(found["answer"], each.mean(0), rtol=1e-5)
     np.testing.assert_allclose(found["spread"], each.std(0, ddof=1), rtol=1e-3, atol=1e-4)
+    given[given.index("--out") + 1] = tmp_path / "again.npz"
+    refused(*given, runs[0], saying=("is named twice",))
     np.savez(tmp_path / "other.npz", x=arrays["x"], y=arrays["y"])  # without names and units
     assert fwi("train", *words(tmp_path / "other.npz", tmp_path, "other", "--num-itr", 1)).code == 0
     given[given.index("--out") + 1] = tmp_path / "more.npz"

@@ -55,9 +55,9 @@ class BenchOptions:
 # %% ../../nbs/12_bench/05_bench.ipynb #6a86f038
 def selected(options: BenchOptions) -> list:
     "The requested cases. Raises `InputError` for an unknown group or a missing folder."
+    for name in options.groups:
+        if name not in (*CASES, "all"): raise unknown("group", name, (*CASES, "all"))
     names = CASES if "all" in options.groups else dict.fromkeys(options.groups)
-    for name in names:
-        if name not in CASES: raise unknown("group", name, (*CASES, "all"))
     if options.json and not options.json.parent.is_dir():
         raise InputError(f"--json {options.json}: there is no folder {options.json.parent}")
     if options.json and options.json.exists(): check_regular(options.json)

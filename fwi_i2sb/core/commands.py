@@ -17,8 +17,8 @@ from pydantic import ConfigDict, Field, ValidationError
 from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from .config_file import (
-    check_names, config_values, flag_of, joined, option_fields, plugin_of, rule_of, words_of)
-from .errors import InputError, out_of_memory, unknown
+    check_names, check_values, config_values, flag_of, flags, joined, option_fields, plugin_of, rule_of, words_of)
+from .errors import command_takes, InputError, out_of_memory, unknown
 from .files import disk_full, home
 from .frames import unframed
 from .registry import import_plugin
@@ -97,9 +97,9 @@ def _expand(argv: list[str], options_type: type, presets: dict) -> list[str]:
 
 # %% ../../nbs/A0_core/07_commands.ipynb #b0fce002
 def _description(options_type: type, presets: dict) -> str:
-    if not presets: return options_type.__doc__
-    return (f"{options_type.__doc__}\n\n--preset {'|'.join(presets)} sets several options at once, and --config FILE "
-        f"those of a YAML file; options given beside them win.")
+    said = options_type.__doc__ or ""  # python -OO leaves it out
+    return said if not presets else (f"{said}\n\n--preset {'|'.join(presets)} sets several options at once, and "
+        f"--config FILE those of a YAML file; options given beside them win.")
 
 # %% ../../nbs/A0_core/07_commands.ipynb #3090c1e8
 class _Refused(Exception):
@@ -117,7 +117,7 @@ def parse(
     argv, presets = sys.argv[1:] if argv is None else argv, getattr(options_type, "PRESETS", {})
     if any(f.name == "plugin" for _, f in option_fields(options_type)): import_plugin(plugin_of(argv))
     argv = _expand(argv, options_type, presets) if presets else joined(options_type, argv)
-    check_names(options_type)
+    check_names(options_type), check_values(options_type, argv)
     before, flat = _refusal.set(_Refused), tyro.conf.OmitArgPrefixes[options_type]
     try:
         with contextlib.redirect_stderr(io.StringIO()) as framed:
@@ -158,7 +158,7 @@ def _group_table(group: type, presets: dict) -> str:
     keep = [0, 1, *(2 + k for k in shown), 2 + len(presets)]
     head = ["option", "default", *presets, "meaning"]
     table = markdown_table([head[k] for k in keep], [[row[k] for k in keep] for row in rows])
-    return f"**{group.__doc__}**\n\n{table}"
+    return f"**{group.__doc__}**\n\n{table}" if group.__doc__ else table
 
 # %% ../../nbs/A0_core/07_commands.ipynb #0ccb4369
 def options_to_dict(options) -> dict:
@@ -261,7 +261,7 @@ def run_command(
     "Parse and run a command, with `exit_codes` for its errors."
     # the end of the interpreter would look at every object of torch: two seconds of a core
     atexit.register(gc.freeze)
-    with exit_codes(): return function(parse(options_type, argv, prog))
+    with command_takes(flags(options_type)), exit_codes(): return function(parse(options_type, argv, prog))
 
 # %% ../../nbs/A0_core/07_commands.ipynb #9e7adde8
 def need(

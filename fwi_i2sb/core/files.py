@@ -62,13 +62,20 @@ def check_axes(path: Path, array: np.ndarray, ndim: int | tuple):
 def home(path: str | Path) -> Path:
     """A path whose leading `~` is the home directory: a shell leaves it alone after `=`, and in quotes.
 
-    Raises `InputError` for a name that the libraries of stores and weights, which want UTF-8, cannot open."""
+    Raises `InputError` for a name that the libraries of stores and weights, which want UTF-8, cannot open, and for a
+    link that leads to itself."""
     try: str(path).encode()
     except UnicodeEncodeError:
         way = "" if sys.getfilesystemencoding() == "utf-8" else ", or set PYTHONUTF8=1"
         raise InputError(f"the name {ascii(str(path))} is not UTF-8: rename it{way}") from None
-    try: return Path(path).expanduser()
-    except RuntimeError as error: raise InputError(f"{path}: {error}") from None
+    try:
+        path = Path(path).expanduser()
+        os.stat(path)
+    except (RuntimeError, ValueError) as error:  # no such user; a NUL, of a file of options
+        raise InputError(f"{str(path)!r} is no name of a file: {error}") from None
+    except OSError as error:  # it need not be there
+        if error.errno == errno.ELOOP: raise InputError(f"{path} is a link that leads to itself") from None
+    return path
 
 # %% ../../nbs/A0_core/01_files.ipynb #c0de1f10
 def check_memory(

@@ -38,6 +38,6 @@ def unframed(text: str) -> str:
     if found := re.match(r"Missing value for argument '(.*)'\.", said): return f"{found[1]} needs a value"
     if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*?),?\)\.$", said):
         return f"{found[2]} must be one of {found[3]} (got {found[1]!r})"
-    wrong = re.match(r"Error parsing (\S+?): .*?(?:(?:from|arguments:) \[(.*?)\]|base 10: (.*)|to float: (.*))", said)
+    wrong = re.match(r"Error parsing (\S+?): .*?(?:(?:from|arguments:?) \[(.*?)\]|base 10: (.*)|to float: (.*))", said)
     metavar = wrong and re.search(rf"^ {{6}}{wrong[1]} (.*?) *$", "".join(parts[1:]), re.M)
     return f"{wrong[1]} must be {_wanted(metavar[1])} (got {wrong[2] or wrong[3] or wrong[4]})" if metavar else said

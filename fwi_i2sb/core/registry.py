@@ -14,7 +14,7 @@ from typing import Annotated
 
 import tyro
 
-from .errors import InputError, unknown
+from .errors import InputError, takes, unknown
 
 # %% ../../nbs/A0_core/02_registry.ipynb #909f25f9
 class Registry(Mapping):
@@ -38,7 +38,8 @@ class Registry(Mapping):
     def __getitem__(self, name: str):
         if name not in self.load():
             if name in self: return self.makers[name.partition(":")[0]](name.partition(":")[2])
-            raise InputError(f"{unknown(self.kind, name, self.own)}; one of your own comes with --import FILE.py")
+            own = "; one of your own comes with --import FILE.py" if takes("--import") else ""
+            raise InputError(f"{unknown(self.kind, name, self.own)}{own}")
         return self.own[name]
 
     def __contains__(self, name) -> bool:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from multiprocessing import queues, util
 
 from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from .errors import InputError
 from .files import warn_once
@@ -93,6 +94,14 @@ def _hung_up(error: BaseException) -> bool:
     return isinstance(error, EOFError | ConnectionError | FileNotFoundError) and not str(error).startswith("Caught ")
 
 
+def _forget(error: BaseException):
+    "Let what is half made be collected without a word: the `DataLoader` would look for what it has not got yet."
+    step = error.__traceback__
+    while step:
+        made, step = step.tb_frame.f_locals.get("self"), step.tb_next
+        if isinstance(made, _MultiProcessingDataLoaderIter): vars(made).update(_shutdown=True)
+
+
 def _end(readers):
     "Kill processes; to the `DataLoader` the death of one is an error, which would take the place of what went wrong."
     main = threading.current_thread() is threading.main_thread()
@@ -117,6 +126,8 @@ def read_ahead(
         short_sockets()
         with without_script(): batches = iter(loader)
     except (OSError, RuntimeError) as error:
+        _forget(error)
+        _end(set(multiprocessing.active_children()) - before)
         raise ChildProcessError(f"processes that read ahead cannot start ({error}): let none do it, or fewer") from None
     readers = set(multiprocessing.active_children()) - before
     try: yield from batches

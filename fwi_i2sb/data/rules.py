@@ -47,7 +47,7 @@ def _lines(receivers, distance):
 @lru_cache(maxsize=8)
 def _spots(survey, low):
     cell = np.array([*survey.sources, *survey.receivers])[:, ::-1] / survey.dx # row, column
-    node, n = np.rint(cell).astype(int), len(survey.sources)
+    node, n, w = np.rint(cell).astype(int), len(survey.sources), ricker(survey)[:2].tolist()
     offset = cell[:n, None] - cell[None, n:]
     distance = np.hypot(*np.moveaxis(offset, -1, 0))
     here = [tuple(p) for p in np.argwhere(distance < 1e-3)]
@@ -60,7 +60,6 @@ def _spots(survey, low):
     grid = np.abs(cell - node).max() < 1e-3 and node.min() >= 0
     columns = lambda rows, k: tuple(np.array(rows, dtype=int).reshape(-1, k).T)
     at, beside = columns(here, 2), columns(near, 3)
-    w = ricker(survey)[:2].tolist()
     return _Spots(at, beside, columns(behind, 3),
         *((tuple(node[at[0]].T), tuple(node[n + beside[2]].T)) if grid else (None, None)),
         distance >= np.quantile(distance, 0.75, axis=1, keepdims=True), distance * survey.dx / low + 2.2 / survey.freq,
@@ -165,9 +164,8 @@ def _arrivals(d, peak, velocity, survey, spots):
     wait = come[shot, spots.chosen] - come[shot[:, 0], spots.near][:, None]
     heard = (peak[shot, spots.chosen] > 0) & (peak[shot[:, 0], spots.near] > 0)[:, None]
     late = np.where(heard, wait - line, 0).max()
-    if late > 0.3 / survey.freq: return [Finding("arrivals", f"has first arrivals up to {1e3 * late:.0f} ms later than "
-        f"its map allows: of another map, or with another clock")]
-    return []
+    return [Finding("arrivals", f"has first arrivals up to {1e3 * late:.0f} ms later than its map allows: of another "
+        f"map, or with another clock")] * bool(late > 0.3 / survey.freq)
 
 # %% ../../nbs/02_data/08_rules.ipynb #f8eaaf54
 def _shape(d, velocity, survey, factor, spots):
@@ -211,11 +209,22 @@ def _inspect(d, velocity, survey, scale, factor, pressure, original):
     cut = any(f.reason == "clipped" for f in found)
     return found + (_in_time(d, peaks, velocity, survey, scale, spots, cut, original) if factor == 1 else [])
 
-# %% ../../nbs/02_data/08_rules.ipynb #21957b8f
+# %% ../../nbs/02_data/08_rules.ipynb #21957b8e
 def _asked(peak, original):
     "The peaks of the traces whose first samples tell something, and 0 for the others."
     return peak if original is None else np.where(original, peak, 0)
 
+def _waves(d, asked, survey, scale, spots):
+    "What the waves at the sources tell where no first sample can: in a record of shorter steps than the survey's."
+    (shot, source), heard = spots.at, asked[spots.at] > 0
+    waves = d[shot, :, source]; top = np.abs(waves).argmax(1)
+    shorter = d[:, 0][spots.far & (asked > 0)].all() or scale.high * survey.dt / survey.dx > 0.49
+    if not (heard.any() and shorter) or abs(_median(top[heard]) - len(ricker(survey)) // 2 - 4.5) > 5:
+        return [Finding("time-zero", "does not begin as a record of this survey: another clock, source or geometry")]
+    gain = np.where(heard, waves[np.arange(len(top)), top] / (0.48 * survey.dx**2), np.nan)
+    return _multiplied(gain, 0 * top, survey, spots, False)
+
+# %% ../../nbs/02_data/08_rules.ipynb #21957b8f
 def _in_time(d, peaks, velocity, survey, scale, spots, cut, original):
     "What the samples of a record tell that lies there as it was shot."
     peak, asked = peaks.size, _asked(peaks.size, original)
@@ -226,9 +235,8 @@ def _in_time(d, peaks, velocity, survey, scale, spots, cut, original):
     if found := before(d, peaks, spots.far): return found
     found, v = [] if cut else spikes(d, peaks, survey.freq * survey.dt), _speeds(d, asked, survey, spots, scale)
     if v is None:
-        if spots.openfwi and (asked[spots.at] > 0).any(): return found + [Finding("time-zero", "does not begin as a "
-            "record of this survey: another time zero, time step, source or geometry")]
-        return found + (_arrivals(d, peak, velocity[0], survey, spots) if velocity is not None else [])
+        odd = _waves(d, asked, survey, scale, spots) if spots.openfwi and (asked[spots.at] > 0).any() else []
+        return found + (odd or ([] if velocity is None else _arrivals(d, peak, velocity[0], survey, spots)))
     apart = _paired(v, velocity[0], spots) if velocity is not None else []
     exact = velocity is not None and spots.at_cell is not None and not apart
     gain, odd = _gains(d, asked, v, survey, spots, velocity if exact else None)
@@ -240,7 +248,8 @@ def _muted(d, peak, first, last, survey, scale, spots):
     if last < d.shape[1]: found.append(Finding("muted", f"ends with {d.shape[1] - last} samples of zero"))
     if not first: return found
     v = _speeds(d[:, first:], peak, survey, spots, scale)
-    if v is not None and _fits(_gains(d[:, first:], peak, v, survey, spots, None)[1], False):
+    if (spots.openfwi and not _waves(d[:, first:], peak, survey, scale, spots) if v is None
+            else _fits(_gains(d[:, first:], peak, v, survey, spots, None)[1], False)):
         return [*found, Finding("time-zero", f"begins {first} samples late: its time zero must be the shot")]
     odd = spots.openfwi or first * survey.dt > 3 / survey.freq
     return found + [Finding("muted", f"begins with {first} samples of zero")] * odd

@@ -14,7 +14,7 @@ import lmdb, torch
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..core.errors import InputError, out_of_memory, unknown
+from ..core.errors import InputError, out_of_memory, takes, unknown
 from ..core.files import disk_full, warn_once
 from ..core.formats import refuse_run
 from ..core.locks import check_writable, locked
@@ -115,8 +115,9 @@ def _advice(root):
     except ChildProcessError: raise
     except RuntimeError as error:
         if out_of_memory(error): raise
-        raise ChildProcessError(f"a preparing process was lost ({error}): repeat the command to continue, with fewer "
-            f"--workers if memory ran out") from None
+        fewer = "with" if takes("--workers") else "or fwi-i2sb convert with"
+        raise ChildProcessError(f"a preparing process was lost ({error}): repeat the command to continue, {fewer} "
+            f"fewer --workers if memory ran out") from None
     except (OSError, lmdb.Error) as error:
         full = isinstance(error, lmdb.Error) or disk_full(error)
         raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): "

@@ -112,8 +112,9 @@ def _low_band(run: TrainedRun) -> float: return run.survey.freq / 3  # Hz: where
 
 
 def _misfits(job: _Job, batch: Batch, maps: torch.Tensor) -> dict:
-    "Relative data misfit, and that of the low band, of the maps of a batch as far as they are simulated."
-    sound = [i for i in range(min(job.misfit_records - batch.first, len(maps))) if maps[i].isfinite().all()]
+    "Relative data misfit, and that of the low band, of the maps of a batch as far as they and their records have one."
+    sound = [i for i in range(min(job.misfit_records - batch.first, len(maps)))
+        if maps[i].isfinite().all() and batch.seismic[i].any()]
     found = {name: np.full(len(maps), np.nan) for name in ("misfit", "misfit_low")}
     if sound:
         pair = resimulate(job.simulator, maps[sound], job.engine) * batch.live[sound], batch.seismic[sound]

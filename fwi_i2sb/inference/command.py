@@ -12,7 +12,6 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
-import numpy as np
 
 from .figure import plot_result
 from .records import mean_misfits, report
@@ -184,8 +183,9 @@ def _many(options: InvertOptions, run: TrainedRun, files: list[Path], names: lis
                 failed.append(str(error))
                 print(f"warning: {file}: {error}", file=sys.stderr)
                 continue
-            before, after = mean_misfits(misfits) or (np.nan, np.nan)
-            print(f"{path}: relative data misfit {before:.3f} -> {after:.3f}" + (" WORSE" if after > before else ""))
+            pair = mean_misfits(misfits)
+            print(f"{path}: " + ("no data misfit" if pair is None else "relative data misfit {:.3f} -> {:.3f}{}".format(
+                *pair, " WORSE" if pair[1] > pair[0] else "")))
     print(f"wrote {len(files) - len(failed)} of {len(files)} results to {folder}")
     if failed: raise InputError(f"{len(failed)} of {len(files)} files could not be inverted, the first: {failed[0]}")
     return folder

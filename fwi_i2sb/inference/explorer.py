@@ -149,9 +149,10 @@ def _numbers(explorer, pair, start_map, inversion, start_record, mean_record) ->
     seismic, truth = pair
     scores = lambda maps: dict(mae=mae(maps, truth.expand_as(maps)).mean().item(),
         ssim=ssim(maps, truth.expand_as(maps), explorer.run.scale).mean().item())
-    return {"start": scores(start_map) | dict(misfit=misfit(start_record, seismic).item()),
-            "mean": scores(inversion.mean) | dict(misfit=misfit(mean_record, seismic).item(),
-                std=inversion.std.mean().item()),
+    # a record of zeros has no misfit
+    left = lambda again: dict(misfit=misfit(again, seismic).item()) if seismic.any() else {}
+    return {"start": scores(start_map) | left(start_record),
+            "mean": scores(inversion.mean) | left(mean_record) | dict(std=inversion.std.mean().item()),
             "single samples": scores(inversion.samples[0])}
 
 # %% ../../nbs/08_inference/21_explorer.ipynb #4a900f4c
@@ -172,7 +173,7 @@ def _notes(explorer, start, sampler, nfe, samples, w, inversion, numbers) -> lis
         "Guidance 0: the record is not used. What remains is the start and what the network knows of geology.": w == 0,
         f"{clipped} cells of the samples were too slow or too fast to simulate: do not trust them.": clipped > 0,
         "The mean explains the record worse than the start does: do not trust "
-        "it.": numbers["mean"]["misfit"] > numbers["start"]["misfit"]}
+        "it.": numbers["mean"].get("misfit", 0) > numbers["start"].get("misfit", 0)}
     return [note for note, true in notes.items() if true]
 
 # %% ../../nbs/08_inference/21_explorer.ipynb #4fae6aaa

@@ -6,11 +6,14 @@
 __all__ = ['models_height', 'draw_models', 'plot_result', 'plot_records']
 
 # %% ../../nbs/08_inference/04_figure.ipynb #51a16eaa
+import math
 from textwrap import shorten
 
 import numpy as np
+import torch
 from matplotlib.figure import Figure
 
+from ..metrics.accuracy import misfit
 from ..physics.wave import OPENFWI, Survey
 from ..plot import (
     clip_limit, draw_gather, draw_map, new_figure, OPENFWI_LIMITS, own_style, receiver_places, to_array)
@@ -59,15 +62,21 @@ def draw_models(figure, truth, start, mean, std, survey, cmap, limits=OPENFWI_LI
         x = _draw_row(figure, {title: values}, draw, "m/s", x + 0.75, _BELOW, size, depth=False)
 
 # %% ../../nbs/08_inference/04_figure.ipynb #8c96a8e4
+def _unexplained(observed, again):
+    "The misfit of a record in words: a record of zeros has none."
+    if not observed.any(): return "misfit not defined"
+    value = misfit(*(torch.from_numpy(d)[None] for d in (again, observed))).item()
+    return f"misfit {value:.2f}" if math.isfinite(value) else "misfit not defined"
+
+
 def _draw_records(figure, observed, again, survey, shot, name="the mean"):
     "A gather and, if given, its re-simulation: the lower row of `plot_result`."
     panels = {f"observed\nshot at {survey.sources[shot][0]:g} m": observed[shot]}
     whole, height = figure.bbox.size / figure.dpi
     size = (_PANEL + 0.2, height - _BELOW - _ABOVE)
     if again is not None:
-        misfit = np.linalg.norm(again - observed) / np.linalg.norm(observed)
         panels |= {f"simulated in\n{name}": again[shot],
-            f"difference\nmisfit {misfit:.2f}": observed[shot] - again[shot]}
+            f"difference\n{_unexplained(observed, again)}": observed[shot] - again[shot]}
         trace = 0.17 * whole
         size = ((whole - _LEFT - trace - 1.9) / 3, size[1])
         _draw_trace(_axes(figure, whole - trace - 0.1, _BELOW, trace, size[1]), observed[shot], again[shot], survey,

@@ -31,6 +31,7 @@ from ..metrics.accuracy import mae
 from ..metrics.recalibration import recalibrate
 from ..training.members import combined, write_ensemble
 from ..training.run_dir import first_records
+from ..training.trained import check_distinct
 
 # %% ../../nbs/08_inference/27_make_ensemble.ipynb #2eb3b316
 @option_group
@@ -113,7 +114,7 @@ def _open_all(options: EnsembleOptions) -> list[TrainedRun]:
         raise InputError(f"{options.out} is {phrase(kind)}: name a new folder with --out")
     check_writable(options.out, "ensemble.json")
     members = [load_run(path, device=options.device, plugin=options.plugin) for path in options.runs]
-    check_members(members)
+    check_members(members), check_distinct(members)
     return members
 
 # %% ../../nbs/08_inference/27_make_ensemble.ipynb #e5ad8172

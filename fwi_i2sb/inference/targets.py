@@ -15,7 +15,7 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.registry import method_of
 from ..data.targets import MapTarget, VectorTarget
-from ..training.trained import Restored
+from ..training.trained import check_distinct, Restored
 
 # %% ../../nbs/08_inference/13_targets.ipynb #b2e76cfa
 @dataclass(frozen=True)
@@ -75,11 +75,12 @@ def predict(
 
 # %% ../../nbs/08_inference/13_targets.ipynb #7c799836
 def check_together(runs: list[TargetRun]):
-    "Raise `InputError` where runs do not find the same targets from the same inputs."
+    "Raise `InputError` where runs do not find the same targets from the same inputs, and for one that is named twice."
     about = lambda run: (run.target.names, run.target.units, run.target.shape, run.spec.inputs.shape)
     for run in runs:
         if about(run) != about(runs[0]):
             raise InputError(f"runs {runs[0].path} and {run.path} cannot be averaged: their targets or inputs differ")
+    check_distinct(runs)
 
 # %% ../../nbs/08_inference/13_targets.ipynb #7df04ff5
 def predict_each(

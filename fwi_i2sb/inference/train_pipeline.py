@@ -6,7 +6,7 @@
 __all__ = ['StageOptions', 'PipelineOptions', 'part_texts', 'stage_options', 'calibrate', 'train_pipeline']
 
 # %% ../../nbs/08_inference/24_train_pipeline.ipynb #ed436561
-import contextlib, hashlib, json, zipfile
+import contextlib, hashlib, json, re, zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -120,6 +120,16 @@ def stage_options(options: PipelineOptions) -> list[TrainOptions]:
     return made
 
 # %% ../../nbs/08_inference/24_train_pipeline.ipynb #147f08f7
+@contextlib.contextmanager
+def _own_names(stage: TrainOptions):
+    "What refuses a first guess's training names the options of this command that are its own."
+    try: yield
+    except InputError as error:
+        if stage.run.name == LAST: raise
+        said = re.sub(r"--(model|encoder)\b", r"--first-guess-\1", str(error))
+        raise InputError(said.replace("--num-itr", "--first-guess-itr")) from None
+
+
 def _reads_map(model: str, **values) -> dict: return values if MODELS[model].reads_map else {}
 
 
@@ -143,6 +153,7 @@ def _check(options: PipelineOptions) -> MultiFamilyStore:
     if options.data.part is not None:
         raise InputError("--part has no effect here, where --parts deals records: remove it")
     if options.data.start_folds: raise InputError("--start-folds has no effect here: give --folds")
+    if options.data.fold: raise InputError("--fold has no effect here, where --parts deals records: remove it")
     *_, last = stages = stage_options(options)
     ranks = find_ranks(options.hardware)
     if ranks.world > max(1, ranks.starts):
@@ -150,8 +161,9 @@ def _check(options: PipelineOptions) -> MultiFamilyStore:
             "no launcher of several")
     _settings(options)
     for stage in stages:
-        resolve(stage.model)
-        check_augment(stage)
+        with _own_names(stage):
+            resolve(stage.model)
+            check_augment(stage)
     if options.stages.passes > 1 and "residual" not in options.stages.condition:
         raise InputError("--passes has no effect without --condition seismic,residual: remove it")
     check_writable(options.out, "pipeline.json", "calibration.json")
@@ -223,11 +235,12 @@ def train_pipeline(options: PipelineOptions) -> Path:
             raise InputError(f"the pipeline {options.out} deals records as --parts {' '.join(map(str, old['parts']))} "
                 f"--folds {old['folds']}: use these, or another --out")
     stages = stage_options(options)
-    if not is_pipeline(options.out): check_options(in_steps(settled(stages[0])))  # what is refused leaves nothing
+    if not is_pipeline(options.out):  # what is refused leaves nothing
+        with _own_names(stages[0]): check_options(in_steps(settled(stages[0])))
     write_plan(options.out, settings, parts, folds)
     for stage in stages:
         print(f"== {stage.run.name}", flush=True)
-        train(stage)
+        with _own_names(stage): train(stage)
     print("== calibration", flush=True)
     run = load_run(options.out / LAST, device=options.hardware.device)
     with progress_bar("calibrate", "records") as progress:

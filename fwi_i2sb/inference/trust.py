@@ -30,8 +30,11 @@ def signs(
     mean: Tensor,  # the same
     std: Tensor,  # of the samples, the same
 ) -> dict[str, list[float]]:  # by name of `SIGNS` but the last, a number per record
-    "What tells an unusual record: two wave solves each. A map that cannot be simulated has an infinite misfit."
-    of = lambda maps: [misfit(resimulate(run, v), d).item() if v.isfinite().all() and v.min() >= 100 else float("inf")
+    """What tells an unusual record: two wave solves each.
+
+    A map that cannot be simulated has an infinite misfit, and so has every map of a record of zeros."""
+    can = lambda v, d: v.isfinite().all() and v.min() >= 100 and d.any()
+    of = lambda maps: [misfit(resimulate(run, v), d).item() if can(v, d) else float("inf")
         for v, d in zip(maps.split(1), seismic.split(1))]
     cells = lambda values: values.flatten(1).double().mean(1).tolist()
     margin = 0.01 * (run.scale.high - run.scale.low)

@@ -110,5 +110,5 @@ def asked_more_than_once(invert: Callable) -> Callable:
         else: found = ask_all(self, invert, seismic, start, tta, **settings)
         return found if post is None else post_processed(found, post, self.scale, settings.get("truth"))
 
-    asked.__doc__ = f"{invert.__doc__}\n\n    `tta` asks more than once, and `post` changes the mean maps: texts."
+    asked.__doc__ = f"{invert.__doc__ or ''}\n\n    `tta` asks more than once, and `post` changes the mean maps: texts."
     return asked

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.errors import InputError, unknown
+from ..core.errors import InputError, takes, unknown
 from ..core.registry import method_of, names_of, Registry
 from ..data.spec import DataSpec
 
@@ -74,7 +74,8 @@ def find_loss(name: str) -> Callable[[Judged], Tensor]:
     "The term of a name: `Judged` -> (batch,). Raises `InputError` with the nearest name for an unknown one."
     if name in MAP_LOSSES: return MAP_LOSSES[name]
     if name not in LOSSES:
-        raise InputError(f"{unknown('loss', name, names_of('loss'))}; one of your own comes with --import FILE.py")
+        own = "; one of your own comes with --import FILE.py" if takes("--import") else ""
+        raise InputError(f"{unknown('loss', name, names_of('loss'))}{own}")
     return lambda judged: LOSSES[name](judged.answer - judged.target).flatten(1).mean(1)
 
 # %% ../../nbs/06_methods/00_losses.ipynb #9c83acf0

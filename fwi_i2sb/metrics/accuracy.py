@@ -146,7 +146,7 @@ def misfit(
     simulated, observed = _pair(simulated, observed)
     norm = observed.flatten(1).norm(dim=1)
     if not norm.all():
-        raise InputError(
-            f"observed record {int(norm.argmin())} of the batch is all zeros: its relative misfit is undefined")
+        which = f"observed record {int(norm.argmin())} of the batch" if len(norm) > 1 else "the observed record"
+        raise InputError(f"{which} is all zeros: its relative misfit is undefined")
     live = (observed != 0).any(-2, keepdim=True)
     return ((simulated - observed) * live).flatten(1).norm(dim=1) / norm

@@ -13,6 +13,7 @@ from typing import Literal
 import tyro
 
 from ..core.commands import need, option_group, up_to
+from ..core.devices import resolve_device
 from ..core.errors import InputError
 
 # %% ../../nbs/11_serving/16_command.ipynb #8d923e55
@@ -45,6 +46,7 @@ def serve_command(options: ServeOptions):
     # the usual folder need not be there beside models of the package
     if not runs.is_dir() and (not settings.hub or runs.exists() or runs != ServeOptions().runs):
         raise InputError(f"{runs} is no folder of runs: name one, or pipelines with --hub")
+    resolve_device(settings.device)  # one that is not there is refused here, not at the first request
     _check_address(options.host, options.port)
     _run(options, settings)
 
@@ -60,7 +62,8 @@ def _check_address(host, port):
             probe.listen()
     except (OSError, UnicodeError) as error:
         said = getattr(error, "strerror", None) or error
-        raise InputError(f"--host {host} --port {port} cannot be listened at ({said}): name another") from None
+        raise InputError(f"--host {host or repr(host)} --port {port} cannot be listened at ({said}): name "
+            f"another") from None
 
 # %% ../../nbs/11_serving/16_command.ipynb #cfee7a81
 def _run(options, settings):

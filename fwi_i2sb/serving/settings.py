@@ -6,7 +6,7 @@
 __all__ = ['Settings', 'read_settings']
 
 # %% ../../nbs/11_serving/00_settings.ipynb #711203b1
-import re
+import contextlib, re
 from pathlib import Path
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
@@ -57,9 +57,9 @@ class Settings(_Given):
     @field_validator("api_rate_limit")
     @classmethod
     def _limit(cls, text):
-        try: parse(text)
-        except ValueError: raise ValueError(f"{text!r} is no limit such as 60/minute") from None
-        return text
+        with contextlib.suppress(ValueError):
+            if parse(text).amount: return text
+        raise ValueError(f"{text!r} is no limit such as 60/minute")
 
     @field_validator("redis_url")
     @classmethod

@@ -13,7 +13,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 
-from ..core.errors import InputError
+from ..core.errors import InputError, takes
 from ..methods.options import ModelOptions
 from .options import OptimOptions, TrainOptions
 from .pool_schedule import Schedule
@@ -76,8 +76,9 @@ def check_augment(options: TrainOptions):
     if is_targets(options.data): return array_augment(options, expected_targets(options.data).inputs)
     for entry in parse_augment(options.data.augment):
         if kept_starts(options) and not AUGMENTATIONS[entry.name].keeps_start:
-            raise InputError(f"--augment {entry.name} changes a record for which the starting model was made before, "
-                f"as --corrupt first-guess and --condition seismic,residual do: remove it, or one of them")
+            why = ", as --corrupt first-guess and --condition seismic,residual do: remove it, or one of them"
+            raise InputError(f"--augment {entry.name} changes a record for which the starting model was made before"
+                f"{why if takes('--corrupt') else ': remove it'}")
 
 # %% ../../nbs/07_training/18_batches.ipynb #3dad175c
 def start_moments(

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..core.commands import need
 from ..core.devices import check_compiler
-from ..core.errors import check_plain, InputError
+from ..core.errors import check_plain, InputError, option
 from ..core.files import warn_once
 from ..core.locks import check_space, check_writable
 from ..core.registry import import_plugin
@@ -127,11 +127,12 @@ def check_options(options: TrainOptions):
     if options.hardware.compile: check_compiler()
     method = check_method(options, expected_spec(options.data), micro)
     if find_ranks(options.hardware).rank == 0:
-        check_writable(options.folder, "config.json", "metrics.jsonl", flag="--result-dir")
+        flag = option("--result-dir", "--out")
+        check_writable(options.folder, "config.json", "metrics.jsonl", flag=flag)
         each, largest = checkpoint_bytes(method.nets)
         # a new one is written before an old one goes
         kept = options.log.keep + (options.log.best is not None)
         most = min(kept + 1, -(-options.optim.num_itr // options.log.save_every))
         there = 0 if options.run.fresh else len(checkpoints(options.folder))
         needed = each * max(1, most - there)
-        check_space(options.folder, needed, largest, "its checkpoints", flag="--result-dir")
+        check_space(options.folder, needed, largest, "its checkpoints", flag=flag)

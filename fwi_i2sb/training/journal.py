@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from ..core.errors import InputError
+from ..core.errors import InputError, option
 from ..core.files import atomic, only_warn
 from ..core.locks import check_inside
 from ..core.progress import duration
@@ -91,7 +91,7 @@ def draw_validation(
         with np.load(path, allow_pickle=False) as kept: maps = dict(kept)
     except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
         raise InputError(f"the maps of step {step} in {path} cannot be read ({error})") from None
-    check_inside(path.parent, "--result-dir")
+    check_inside(path.parent, option("--result-dir", "--out"))
     figure = plot.plot_maps(maps, survey=spec.survey, limits=(spec.velocity.low, spec.velocity.high))
     with atomic(path.with_suffix(".png")) as part: figure.savefig(part, format="png", dpi=100)
     return path.with_suffix(".png")

@@ -19,7 +19,7 @@ from accelerate.state import AcceleratorState
 
 from ..core.devices import resolve_device, resolve_precision
 from .ranks import find_ranks, LAUNCHERS, Ranks
-from ..core.errors import InputError
+from ..core.errors import InputError, option
 from ..core.registry import method_of
 from .options import DeviceOptions
 from .watch import Watch
@@ -172,7 +172,7 @@ def agree(
     for key, value in text.items():
         if theirs.get(key) != value:
             raise InputError(f"process {self.ranks.rank} has {key} {value}, process 0 {theirs.get(key)}: give all the "
-                f"same options, data and --result-dir")
+                f"same options, data and {option('--result-dir', '--out')}")
     dist.barrier()
 
 # %% ../../nbs/07_training/06_processes.ipynb #e3e2cb83

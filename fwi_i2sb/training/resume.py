@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core.commands import flag_of
-from ..core.errors import InputError
+from ..core.errors import InputError, option
 from ..core.formats import recognise, refuse
 from .options import TrainOptions
 from .best import named_checkpoint
@@ -106,7 +106,7 @@ def restore_state(state: TrainState, options: TrainOptions):
     elif found := newest_checkpoint(options.folder, wanted): put_back(state, found)
     elif damaged := checkpoints(options.folder):
         raise InputError(f"run {options.folder} has no valid checkpoint among its checkpoints: remove "
-            f"{damaged[0].parent} to start again, or use another --name")
+            f"{damaged[0].parent} to start again, or use another {option('--name', '--out')}")
     elif options.run.fine_tune:
         given = read_source(options.run.fine_tune)
         for module in (state.nets["net"], state.average): load_weights(module, given)

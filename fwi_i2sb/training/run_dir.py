@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #34322218
-from ..core.errors import InputError
+from ..core.errors import InputError, option
 from ..core.files import check_regular, read_json, read_npy, warn_once, write_json, write_text
 from ..core.sealed import seal
 from ..data.folds import Fold, fold_records, mean_velocities
@@ -94,7 +94,7 @@ def _from_config(values: dict) -> tuple[TrainOptions, DataSpec | TargetSpec]:
     if version < 3 and (model.get("method") or model["model"]) in ("gan", "velocitygan"): model["loss"] = "l1,l2"
     options = options_from_dict(TrainOptions, values)
     if options.model.precondition and spec.moments is None:
-        raise InputError("the data specification has no 'moments', which --precondition needs")
+        raise InputError("the data specification has no 'moments', which a run trained with --precondition needs")
     if not whole: raise InputError("it is not what was written (its checksum differs, or is missing)")
     return options, spec
 
@@ -179,8 +179,7 @@ def data_spec(
         for i in chosen]))
     maps = (store.physical(int(i))[0] for i in np.linspace(0, len(store) - 1, min(len(store), 2000)))
     return DataSpec(store.family.name, store.velocity, store.pressure, store.survey, seismic.shape[1], store.factor,
-        tuple(velocity.shape[1:]), fit_linear(maps, store.velocity), len(store), store.fingerprint,
-        scaler=fitted)
+        tuple(velocity.shape[1:]), fit_linear(maps, store.velocity), len(store), store.fingerprint, scaler=fitted)
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #486b3b7f
 def expected_spec(data: DataOptions) -> DataSpec | TargetSpec:
@@ -221,11 +220,12 @@ def training_sources(data: DataOptions) -> dict[str, list[tuple[str, int]]]:
 def check_same_options(options: TrainOptions):
     "Refuse to continue a run of this name that has other options; `InputError` names the first difference."
     if not (options.folder / "config.json").exists(): return
+    other = option("--name", "--out")
     if difference := first_difference(read_config(options.folder)[0], options):
-        raise InputError(f"run {options.folder} exists with another {difference}: use its options, or another --name")
+        raise InputError(f"run {options.folder} exists with another {difference}: use its options, or another {other}")
     if read_json(options.folder / "config.json").get("format", 1) < 4:
         raise InputError(f"run {options.folder} was begun by an earlier version, which drew other random numbers, and "
-            f"cannot be continued as it began: use another --name, with --ckpt {options.folder} to go on from it")
+            f"cannot be continued as it began: use another {other}; fwi-i2sb train --ckpt {options.folder} goes on from it")
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #ab03c001
 def check_links(folder: Path):
@@ -251,7 +251,7 @@ def same_spec(
     old = read_config(options.folder)[1]
     if difference := old.difference(spec) if type(old) is type(spec) else "of another kind":
         raise InputError(f"run {options.folder} was trained on other data ({difference}): use its data, or another "
-            f"--name")
+            f"{option('--name', '--out')}")
     return old
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #232dbd44

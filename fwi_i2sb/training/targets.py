@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 
 # %% ../../nbs/07_training/01_targets.ipynb #4fb235a3
 from ..core.commands import flag_of
-from ..core.errors import InputError
+from ..core.errors import InputError, takes
 from ..data.array_options import ArrayOptions
 from ..data.arrays import is_array_file, is_array_folder
 from ..data.augment import Augment
@@ -52,6 +52,13 @@ def _root(data: DataOptions) -> Path:
     return data.store_dir or folder.parent / f"{folder.name or 'arrays'}.store"
 
 # %% ../../nbs/07_training/01_targets.ipynb #ed87d4f2
+def _check_name(data: DataOptions, root: Path, name: str):
+    "Raise `InputError` where another data set is asked for."
+    if data.dataset_name in (None, name): return
+    advice = "remove --dataset-name, or name another --dataset-dir" if takes("--dataset-name") else "name another one"
+    raise InputError(f"{root} is the store of {name}, not of {data.dataset_name}: {advice}")
+
+
 def open_targets(
     data: DataOptions,
     progress=None,  # of the preparation, called with (records done, records in all)
@@ -61,13 +68,13 @@ def open_targets(
 ) -> tuple[TargetStore, ...]:  # one per split; of a fold of the training records where there is one
     "The records of a data set of arrays; the first process makes the store that is not there, or of an older file."
     root = _root(data)
-    if build and _is_source(data): prepare_targets(data.dataset_dir, root, data.arrays, progress=progress)
+    if build and _is_source(data):
+        _check_name(data, root, data.dataset_dir.stem)
+        prepare_targets(data.dataset_dir, root, data.arrays, progress=progress)
     elif build: renew_targets(root, progress)
     stores = tuple(TargetStore(root, split, in_memory=data.in_memory)
         for split in (("train",) if data.fold else splits))
-    if data.dataset_name not in (None, stores[0].name):
-        raise InputError(f"{root} is the store of {stores[0].name}, not of {data.dataset_name}: remove --dataset-name, "
-            f"or name another --dataset-dir")
+    _check_name(data, root, stores[0].name)
     if not data.fold: return stores
     return fold_stores(stores[0], Fold.parse(data.fold), splits, bins=data.fold_bins, seed=seed, progress=progress)
 
