@@ -557,6 +557,10 @@ def test_the_command_serves_logs_json_and_ends_in_order(runs, record, refused, m
     monkeypatch.setenv("REDIS_URL", "redis://:word@here:x/0")
     assert "word" not in refused("serve", runs, saying=("REDIS_URL: it must be an address",))
     monkeypatch.delenv("REDIS_URL")
+    if not torch.cuda.is_available(): refused("serve", runs, "--device", "cuda", saying=("no CUDA device",))
+    with monkeypatch.context() as patch:
+        patch.setenv("API_RATE_LIMIT", "0/minute")
+        refused("serve", runs, saying=("'0/minute' is no limit such as 60/minute",))
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", "serve", str(runs), "--port", str(port), "--device",
         "cpu"], stderr=subprocess.PIPE, text=True, env=os.environ | {"LOG_LEVEL": "INFO"})

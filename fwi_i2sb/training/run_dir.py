@@ -225,8 +225,7 @@ def check_same_options(options: TrainOptions):
         raise InputError(f"run {options.folder} exists with another {difference}: use its options, or another {other}")
     if read_json(options.folder / "config.json").get("format", 1) < 4:
         raise InputError(f"run {options.folder} was begun by an earlier version, which drew other random numbers, and "
-            f"cannot be continued as it began: use another {other}; fwi-i2sb train --ckpt {options.folder} goes on "
-            f"from it")
+            f"cannot be continued: use another {other}; fwi-i2sb train --ckpt {options.folder} goes on from it")
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #ab03c001
 def check_links(folder: Path):
