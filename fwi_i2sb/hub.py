@@ -6,7 +6,7 @@
 __all__ = ['MOST', 'NAME', 'Index', 'read_index', 'shipped', 'verify', 'is_hub', 'hub_folder']
 
 # %% ../nbs/08_inference/01_hub.ipynb #ae4fc4f5
-import hashlib, http.client, json, os, re, urllib.request
+import errno, hashlib, http.client, json, os, re, urllib.request
 from importlib.resources import files
 from pathlib import Path, PurePosixPath
 from typing import Annotated
@@ -120,7 +120,12 @@ def hub_folder(
     url = "://".join(address.groups())
     folder = user_cache() / f"hub-{hashlib.sha256(url.encode()).hexdigest()[:12]}"
     if not (folder / "hub.json").exists():
-        with locked(folder):
-            if not (folder / "hub.json").exists(): _fetch(url, folder)
+        try:
+            with locked(folder):
+                if not (folder / "hub.json").exists(): _fetch(url, folder)
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS): raise
+            raise InputError(f"what is fetched cannot be kept in {user_cache()} ({error.strerror}): name another "
+                f"folder with the environment variable XDG_CACHE_HOME") from None
     try: return verify(folder)
     except InputError as error: raise InputError(f"{error}: remove that folder to fetch it again") from None

@@ -179,6 +179,13 @@ def test_a_packed_pipeline_that_changed_is_refused(fwi, refused, trained, tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"small", "full"}
 
 
+def test_what_is_fetched_is_kept_where_one_can_write(refused, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", "/sys")  # where even root makes no folder
+    np.save(tmp_path / "record.npy", np.ones((5, 1000, 70), np.float32))
+    refused("invert", "hub:http://127.0.0.1:9/toy", "--record", tmp_path / "record.npy",
+        saying=("/sys", "XDG_CACHE_HOME"))
+
+
 def test_stages_share_no_record(trained):
     parts = [read_config(trained / name)[0].data.part for name in ("first-guess", "bridge")]
     assert parts == ["1-2/4", "3/4"]
