@@ -164,7 +164,7 @@ def test_a_run_without_any_seismic_inverts_without_it(trained, fwi, refused):
     for seismic in torch.randn(2, *loaded.spec.gathers):  # two records, one answer
         found.append(loaded.invert(seismic, start, samples=1, nfe=2))
     assert torch.equal(found[0].mean, found[1].mean) and found[0].provenance["w"] == 0
-    refused("invert", run, "--w", 2, saying=("--drop-cond 1", "remove w"))
+    refused("invert", run, "--w", 2, saying=("drop_cond 1", "remove w"))
     assert fwi("invert", run, "--records", 1, "--samples", 1, "--nfe", 1).code == 0
 
 

@@ -254,9 +254,9 @@ def test_maps_from_arrays(fwi, refused, tmp_path):
 
 def test_the_folder_one_is_in_is_looked_at(refused, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for here in ("", "."):
+    for here, said in (("", "--dataset-dir must be the name"), (".", ". holds no FlatVel_A files")):
         refused("train", "--result-dir", "runs", "--dataset-dir", here, "--dataset-name", "FlatVel_A", "--num-itr", 1,
-            "--model", "tiny", saying=(". holds no FlatVel_A files",))
+            "--model", "tiny", saying=(said,))
     assert not list(tmp_path.iterdir())
 
 

@@ -212,7 +212,7 @@ def sampling_settings(
     if sampler not in self.samplers: raise unknown("sampler", sampler, self.samplers)
     if not math.isfinite(w): raise InputError(f"guidance w must be a finite number (got {w}): 1 uses the seismic fully")
     if self.blind and w not in (0, 1):
-        raise InputError(f"guidance w = {w} needs an answer with seismic, and with --drop-cond 1 none was learnt: "
+        raise InputError(f"guidance w = {w} needs an answer with seismic, and with drop_cond 1 none was learnt: "
             f"remove w")
     if w != 1 and not (self.guidable or self.blind):
         raise InputError(f"guidance w = {w} needs an answer without seismic, and this {self.model.name} has not learnt "
