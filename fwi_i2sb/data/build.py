@@ -41,6 +41,7 @@ def store_space(
     return store_bytes(settings["count"], settings["seismic"]["shape"], settings["velocity"]["shape"],
         settings["seismic"]["dtype"])
 
+# %% ../../nbs/02_data/15_build.ipynb #1eaf94db
 def _fill(database, settings, pairs, accept, workers, report):
     "Write every record that is not in the database yet, and say what is doubtful about all of them."
     records, summary = PreparedRecords(pairs, settings, accept), Summary([0] * len(pairs))
@@ -77,7 +78,7 @@ def build_split(
         raise InputError(f"{files_have(touched)} changed while the store was made: repeat the command")
     write_sealed(folder / "manifest.json", dict(settings, tail=TAIL, **filled))
 
-
+# %% ../../nbs/02_data/15_build.ipynb #5317b234
 def discard(folder: Path):
     "Remove what was begun of a split."
     for file in ("database.lmdb", "manifest.json", "sources.json"): (folder / file).unlink(missing_ok=True)

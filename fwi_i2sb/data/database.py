@@ -23,6 +23,7 @@ def _sum(value): return zlib.crc32(value).to_bytes(4, "little")
 
 def _whole(buffer): return buffer is not None and _sum(buffer[:-4]) == bytes(buffer[-4:])
 
+# %% ../../nbs/02_data/09_database.ipynb #7db9c749
 def _lacking(path, env):
     "The size of an open file and the size that its last page asks for, if it was cut short."
     size, least = os.path.getsize(path), (env.info()["last_pgno"] + 1) * env.stat()["psize"]
@@ -41,6 +42,7 @@ def _open_to_append(path, capacity):
             os.unlink(path)
     return lmdb.open(str(path), subdir=False, lock=False, map_size=capacity)
 
+# %% ../../nbs/02_data/09_database.ipynb #2074441f
 def _verified(path, env, seen):
     "How many values are there and whole; what follows a damaged one is dropped."
     with env.begin(buffers=True) as reader:
@@ -143,6 +145,7 @@ def read(self, i:int, # number of the value
     "Use a value where it lies, without a copy. Raises `InputError` for one that cannot be read."
     return self.read_each([i], lambda row, buffer: use(buffer))[0]
 
+# %% ../../nbs/02_data/09_database.ipynb #6bca50db
 @method_of(Values)
 def read_each(self, numbers:list[int], # of the values
     use, # called with the place of each in the list, from 0, and with its buffer, which is gone afterwards
@@ -162,6 +165,7 @@ def read_each(self, numbers:list[int], # of the values
             f"that made it") from None
     return found
 
+# %% ../../nbs/02_data/09_database.ipynb #ce729cfb
 @method_of(Values)
 def _sound(self, i, buffer):
     "A value without its checksum, which is looked at once."

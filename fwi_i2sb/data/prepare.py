@@ -33,6 +33,7 @@ def encode_record(seismic, velocity, factor, dtype, where, found=()):
     kept = kept.to(getattr(torch, dtype)).contiguous().numpy()
     return b"".join((velocity, kept, to_bits(found).to_bytes(TAIL, "little")))
 
+# %% ../../nbs/02_data/14_prepare.ipynb #a2b4f970
 TAIL = 4  # bytes after the values of a record
 
 def value_parts(manifest):

@@ -36,6 +36,7 @@ class _Spots:
     corner: tuple  # the last row and column of all places
     openfwi: bool  # whether the survey is OpenFWI's
 
+# %% ../../nbs/02_data/08_rules.ipynb #52ca47af
 def _lines(receivers, distance):
     "Some receivers, the one next to every source, and places on the straight lines between those."
     chosen = np.unique(np.linspace(0, len(receivers) - 1, 24).astype(int))
@@ -74,6 +75,7 @@ def _median(values):
     values = np.sort(values)
     return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
+# %% ../../nbs/02_data/08_rules.ipynb #df5918bb
 def _speeds(d, peak, survey, spots, scale):
     """Velocities beside the sources in m/s, whatever the record is multiplied by, of a record of the scheme.
 
@@ -89,6 +91,7 @@ def _speeds(d, peak, survey, spots, scale):
     if not _of_fourth_order(d, peak, spots.second): return None
     return np.where(good, v, np.nan)
 
+# %% ../../nbs/02_data/08_rules.ipynb #d3a1cbaa
 def _of_fourth_order(d, peak, second):
     "Whether the second sample lies about the source as the stencil of fourth order puts it: 4/3, then -1/12."
     shot, near, behind = second
@@ -130,6 +133,7 @@ def _paired(v, velocity, spots):
         if other is not None and _mismatch(v, other, spots.beside_cell) < 0.003: text += f"; {name} it would fit"
     return [Finding("pairing", text)]
 
+# %% ../../nbs/02_data/08_rules.ipynb #c405d5de
 def _fits(odd, exact):
     odd = np.abs(odd[~np.isnan(odd)])
     return len(odd) > 0 and bool(_median(odd) < (0.02 if exact else 0.15))
@@ -242,6 +246,7 @@ def _in_time(d, peaks, velocity, survey, scale, spots, cut, original):
     gain, odd = _gains(d, asked, v, survey, spots, velocity if exact else None)
     return found + apart + _multiplied(gain, odd, survey, spots, exact)
 
+# %% ../../nbs/02_data/08_rules.ipynb #74b8cc4c
 def _muted(d, peak, first, last, survey, scale, spots):
     "Findings on a record that begins or ends with zeros."
     found = []
