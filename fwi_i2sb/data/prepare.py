@@ -44,7 +44,8 @@ def value_parts(manifest):
 
 def decode_record(buffer, parts):
     "`(velocity, seismic)` of a value as float32 tensors of their own."
-    return tuple([torch.from_numpy(np.frombuffer(buffer, kind, count, place).astype(np.float32)).view(shape)
+    # numpy takes half numbers one by one on many processors, torch many at once
+    return tuple([torch.from_numpy(np.frombuffer(buffer, kind, count, place).copy()).float().view(shape)
             for kind, count, place, shape in parts])
 
 # %% ../../nbs/02_data/14_prepare.ipynb #33decf51
