@@ -9,6 +9,7 @@ import torch
 from processes import pristine
 
 from fwi_i2sb import cli, InputError, load_run
+from fwi_i2sb.core.sealed import write_sealed
 from fwi_i2sb.data.segy import write_segy
 from fwi_i2sb.inference import pack
 from fwi_i2sb.inference.pipeline import read_calibration, write_calibration
@@ -78,11 +79,14 @@ def test_a_map_of_another_geology_is_doubted(own, records):
     torch.testing.assert_close(geology_distance(result.mean, run.pipeline.geology).tolist(), told)
     usual = read_calibration(own)["values"]["geology"]
     assert max(usual) < limit < geology_distance(result.mean.flip(2), run.pipeline.geology).min()
-    before = read_calibration(own)
+    before, whole = read_calibration(own), read_calibration(own)
     for part in (before["values"], before["limits"]): del part["geology"]
     write_calibration(own, **{name: value for name, value in before.items() if name != "geology"})  # an earlier one
     again = load_run(own).invert(seismic)
     assert "geology" not in again.provenance["signs"] and torch.equal(again.mean, result.mean)
+    for wrong in (whole | dict(geology=None), whole | dict(geology=dict(center=[0.0] * 3, precision=[]))):
+        write_sealed(own / "calibration.json", wrong)
+        with pytest.raises(InputError, match="calibration.json is damaged"): load_run(own)
 
 
 def test_the_network_reads_what_the_start_leaves(trained, records):

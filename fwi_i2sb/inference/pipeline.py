@@ -9,9 +9,9 @@ __all__ = ['STAGES', 'LAST', 'FORMAT', 'Pipeline', 'is_pipeline', 'read_plan', '
 # %% ../../nbs/08_inference/00_pipeline.ipynb #50114223
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveInt
 
 from ..core.errors import InputError
 from ..core.sealed import read_sealed, Schema, write_sealed
@@ -42,6 +42,15 @@ class _Pipeline(Schema):
     folds: NonNegativeInt = 0  # of the first two together: their starts come from first guesses that left one out
 
 # %% ../../nbs/08_inference/00_pipeline.ipynb #ef322c47
+_Four = Annotated[list[float], Field(min_length=4, max_length=4)]
+
+
+class _Geology(Schema):
+    "What is usual of how velocity changes in maps."
+    center: _Four
+    precision: Annotated[list[_Four], Field(min_length=4, max_length=4)]
+
+
 class _Calibration(Schema):
     "What calibration.json holds."
     settings: _Settings  # that it is of
@@ -50,7 +59,7 @@ class _Calibration(Schema):
     tried: dict[str, float]  # interval scores of the floors
     limits: dict[str, float]
     values: dict[str, list[float]]  # of the signs, by record
-    geology: dict[str, list] | None = None  # what is usual of the maps' changes; earlier pipelines have none
+    geology: _Geology | None = None  # earlier pipelines have none
     about: dict[str, Any]  # of the records: accuracy and coverage, for the reader
 
 # %% ../../nbs/08_inference/00_pipeline.ipynb #bb92e204
@@ -111,8 +120,10 @@ def read_pipeline(folder: Path) -> Pipeline:
     made = found["recalibration"]
     if {len(row) for row in made["scores"]} != {len(QUANTILES)} or len(made["scores"]) != len(made["floor"]):
         raise InputError(f"{folder}/calibration.json is damaged: its tables have other sizes")
-    return Pipeline(Path(folder), settings, Recalibration.from_dict(made), found["limits"],
-        found.get("geology"))
+    geology = found.get("geology")
+    if (geology is not None) != ("geology" in found["limits"]):
+        raise InputError(f"{folder}/calibration.json is damaged: of geology it lacks the limit, or what is usual")
+    return Pipeline(Path(folder), settings, Recalibration.from_dict(made), found["limits"], geology)
 
 # %% ../../nbs/08_inference/00_pipeline.ipynb #22f070e9
 def read_calibration(folder: Path) -> dict:
