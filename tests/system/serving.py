@@ -1,5 +1,6 @@
 "The service with a real Redis: limits over processes, jobs that outlive their process, faults and loads."
 import asyncio
+import http.client
 import json
 import os
 import resource
@@ -153,6 +154,17 @@ def test_no_disk_and_a_full_redis_harm_no_prediction(serve, redis, record):
     assert predict(address, b"x").status_code == 400 and code(f"{address}/api/v1/models/mini") == 200
     job = httpx.post(f"{address}/jobs", params=dict(model="mini"), content=record, headers=BYTES, timeout=60)
     assert job.status_code == 503 and set(job.json()) == {"detail", "request_id"}
+
+
+def test_an_idle_connection_is_left_to_its_client_to_close(serve):
+    address, _ = serve()
+    connection = http.client.HTTPConnection(address.removeprefix("http://"))
+    connection.connect()
+    connection.auto_open = False  # once it is closed, a request fails
+    for pause in (6.0, 0.0):  # longer than httpx and many others keep theirs
+        connection.request("GET", "/health")
+        assert connection.getresponse().read()
+        time.sleep(pause)
 
 
 def ask(address, record, seconds, **kind):
