@@ -12,7 +12,7 @@ from fwi_i2sb import cli, InputError, load_run
 from fwi_i2sb.core.sealed import write_sealed
 from fwi_i2sb.data.segy import write_segy
 from fwi_i2sb.inference import pack
-from fwi_i2sb.inference.pipeline import read_calibration, write_calibration
+from fwi_i2sb.inference.pipeline import read_calibration, read_plan, write_calibration, write_plan
 from fwi_i2sb.inference.trust import geology_distance, SIGNS
 from fwi_i2sb.inference.validation_data import validation_records
 from fwi_i2sb.metrics.recalibration import Recalibration
@@ -249,8 +249,20 @@ def test_a_pipeline_continues_where_it_was(fwi, refused, copied, own):
     assert told.code == 0 and "finished" in told.out
     assert before == {path: path.stat().st_mtime_ns for path in own.rglob("step-*/ema.safetensors")}
     assert sorted((own / "calibration").iterdir()) == kept
-    told = fwi(*words(copied, own, "--nfe", 3))
-    assert told.code == 0 and load_run(own).pipeline.settings["nfe"] == 3
+    told = fwi(*words(copied, own, "--nfe", 3, "--refine-mean", 1))
+    settings = load_run(own).pipeline.settings
+    assert told.code == 0 and [settings[name] for name in ("nfe", "refine", "refine_mean")] == [3, 0, 1]
+
+
+def test_a_pipeline_from_before_the_means_own_steps_answers_as_it_did(own, records):
+    plan, calibration = read_plan(own), read_calibration(own)
+    assert plan["settings"].pop("refine_mean") == calibration["settings"].pop("refine_mean") == 0
+    write_plan(own, plan["settings"], plan["parts"], plan["folds"])
+    write_calibration(own, **calibration)
+    run = load_run(own)
+    before, more = run.invert(records[0]), run.invert(records[0], refine_mean=1)
+    assert [one.provenance["refine_mean"] for one in (before, more)] == [0, 1]
+    assert [one.provenance["calibrated"] for one in (before, more)] == [True, False]
 
 
 def test_what_is_not_that_pipeline_is_refused(fwi, refused, copied, own, tmp_path):

@@ -30,6 +30,19 @@ def test_invert_refines_files_and_says_so(fwi, mini, tmp_path):
     assert all(b < a for a, b in said["refine_misfit"])
 
 
+def test_the_mean_has_steps_of_its_own(mini):
+    run = load_run(mini)
+    seismic, _, _ = validation_records(run, 2)
+    ask = lambda **steps: run.invert(seismic, "linear", samples=2, nfe=2, **steps)
+    both, of_mean = ask(refine=1, refine_mean=3), ask(refine_mean=3)
+    assert both.mean.equal(ask(refine=3).mean) and both.samples.equal(ask(refine=1).samples)
+    assert of_mean.mean.equal(both.mean) and of_mean.samples.equal(ask().samples)
+    assert [one.provenance["wave_solves"] for one in (both, of_mean)] == [7 + 2 * 3, 7]
+    assert [one.provenance["mean_solves"] for one in (both, of_mean)] == [7, 7]
+    alone = run.invert(seismic, "linear", samples=1, nfe=2, refine=1, refine_mean=3)
+    assert alone.mean.equal(alone.samples[:, 0]) and alone.provenance["wave_solves"] == 7
+
+
 def test_a_start_of_ones_own_never_gets_a_worse_misfit(mini):
     run = load_run(mini)
     seismic, _, _ = validation_records(run, 2)
@@ -43,29 +56,30 @@ def test_refinement_ends_at_the_noise(mini):
     seismic, truth, _ = validation_records(run, 1)
     power = seismic.square().mean().sqrt()
     noisy = seismic + torch.randn(seismic.shape, generator=torch.manual_seed(0)) * power * 10 ** (-10 / 20)
-    maps, _, told = refine_samples(run, noisy, truth, truth[:, None], 4)
+    maps, _, told = refine_samples(run, noisy, truth, truth[:, None], 4, 4)
     assert told["wave_solves"] == 1 and maps.equal(truth), "the truth explains its record to the noise"
     assert told["refine_noise"][0] == pytest.approx(11 ** -0.5, rel=0.05)
-    _, _, known = refine_samples(run, noisy, truth, truth[:, None], 4, snr=60.0)
+    _, _, known = refine_samples(run, noisy, truth, truth[:, None], 4, 4, snr=60.0)
     assert known["wave_solves"] > 1 and known["refine_noise"][0] == pytest.approx(1e-3, rel=0.01)
 
 
 def test_a_card_shows_both_sides_of_a_refinement(fwi, mini, tmp_path):
-    told = fwi("evaluate", mini, "--records", 2, "--samples", 2, "--nfe", 2, "--starts", "linear", "--refine", 2,
-        "--refine-tv", 1e-4, "--misfit-records", 1, "--out", tmp_path)
+    told = fwi("evaluate", mini, "--records", 2, "--samples", 2, "--nfe", 2, "--starts", "linear", "--refine", 1,
+        "--refine-mean", 2, "--refine-tv", 1e-4, "--misfit-records", 1, "--out", tmp_path)
     assert told.code == 0 and "bridge, not refined" in told.out
     card = json.loads((tmp_path / "card.json").read_text())
     rows = {row["method"]: row for row in card["rows"]}
     before, after = rows["bridge, not refined"], rows["bridge"]
-    assert after["misfit"] < before["misfit"] and before["wave_solves"] == 0 and after["wave_solves"] == 3 * 5
-    assert rows["bridge, single sample"]["wave_solves"] == 5 and before["coverage_90"] is not None
-    assert card["settings"]["refine"] == 2 and (tmp_path / "card.png").exists()
+    assert after["misfit"] < before["misfit"] and before["wave_solves"] == 0 and after["wave_solves"] == 5 + 2 * 3
+    assert rows["bridge, single sample"]["wave_solves"] == 3 and before["coverage_90"] is not None
+    assert (card["settings"]["refine"], card["settings"]["refine_mean"]) == (1, 2) and (tmp_path / "card.png").exists()
 
 
 @pytest.mark.parametrize("words, saying", [
     (("--refine-tv", "0.1"), "no effect without --refine"),
     (("--snr", "20"), "no effect without them"),
     (("--refine", "-1"), "--refine must be 0 or more"),
+    (("--refine-mean", "-1"), "--refine-mean must be 0 or more"),
     (("--refine", "3", "--fwi-iterations", "2"), "--refine is a setting of the network's answer"),
 ])
 def test_what_refines_nothing_is_refused(refused, mini, tmp_path, words, saying):

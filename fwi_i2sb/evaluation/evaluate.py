@@ -62,26 +62,31 @@ def _invert(job: _Job, batch: Batch, start, seismic, **other):
     result = job.run.invert(seismic, start, truth=batch.truth, record_ids=batch.record_ids, **job.settings | other)
     return result, {k: result.provenance[k] for k in _COST}
 
+# %% ../../nbs/09_evaluation/04_evaluate.ipynb #f0aea601
+def _cost_of_one(p: dict) -> dict:
+    "What a single sample would have cost, of a record: without those of the mean, waves take the time, else calls."
+    k, shared, once = p["samples"], p["shared_solves"], p["shared_solves"] + p["mean_solves"]
+    solves = shared + (p["wave_solves"] - once) / k
+    share = solves / p["wave_solves"] if p["mean_solves"] else 1 / k
+    return dict(samples=1, wave_solves=solves) | {name: (p[name] - p[first]) * part + p[first] for name, first, part in
+        (("network_calls", "start_calls", 1 / k), ("seconds_per_record", "start_seconds", share))}
+
 # %% ../../nbs/09_evaluation/04_evaluate.ipynb #c66497a2
 def _answers(job: _Job, batch: Batch, start: str):
     "(row, kind, maps, ensemble, cost) of every row, for a batch."
     name, (result, cost) = job.run.method.name, _invert(job, batch, start, batch.seismic)
     yield "starting model", "start", result.start, None, {}
-    if job.settings.get("refine"):
+    if job.settings.get("refine") or job.settings.get("refine_mean"):
         snr = job.settings["snr"] if job.settings["guide"] else None
-        before, cheap = _invert(job, batch, start, batch.seismic, refine=0, refine_tv=0.0, snr=snr)
+        before, cheap = _invert(job, batch, start, batch.seismic, refine=0, refine_mean=0, refine_tv=0.0,
+            snr=snr)
         yield f"{name}, not refined", "stage", before.mean, before.samples, cheap
     yield name, "method", result.mean, result.samples, cost
     if result.recalibration is not None:
         ensemble = torch.stack([result.quantile(p) for p in QUANTILES], 1)
         yield f"{name}, recalibrated", "calibrated", result.mean, ensemble, cost | dict(samples=len(QUANTILES))
     if (k := cost["samples"]) > 1:
-        part = {name: (cost[name] - result.provenance[start]) / k + result.provenance[start]
-            for name, start in (("network_calls", "start_calls"), ("seconds_per_record", "start_seconds"))}
-        shared, guided = (result.provenance[name] for name in ("shared_solves", "guide_solves"))
-        if cost["wave_solves"]:  # those of the mean are not needed
-            part["wave_solves"] = shared + guided / k + (cost["wave_solves"] - shared - guided) / (k + 1)
-        yield f"{name}, single sample", "sample", result.samples[:, 0], None, cost | dict(samples=1) | part
+        yield f"{name}, single sample", "sample", result.samples[:, 0], None, cost | _cost_of_one(result.provenance)
         errors = torch.stack([mae(sample, batch.truth) for sample in result.samples.unbind(1)], 1)
         yield (f"{name}, best of {k} (oracle)", "oracle",
             result.samples[range(len(errors)), errors.nan_to_num(torch.inf).argmin(1)], None, cost)
@@ -233,6 +238,7 @@ def evaluate(
     w: float = 1.0, clip_denoise: bool | None = None, passes: int | None = None,  # likewise
     refine_tv: float | None = None, tta: str | None = None, post: str | None = None,  # likewise
     guide: int | None = None, refine: int | None = None,  # likewise; steps end at the noise of the degradation
+    refine_mean: int | None = None,  # likewise
     seed: int = 0,  # of starts, samples and perturbations
     misfit_records: int = 8,  # records, from the first, that are simulated for the data misfit
     engine: str = "deepwave",  # forward operator of the misfit, and of records that are re-simulated
@@ -248,12 +254,13 @@ def evaluate(
     Raises `InputError` for a single record where a wrong one is asked, and for what run or records do not allow."""
     for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
         if value < least: raise InputError(f"{name} must be {least} or more (got {value})")
-    own = own_settings(run, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine, refine_tv=refine_tv)
+    own = own_settings(run, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine,
+        refine_mean=refine_mean, refine_tv=refine_tv)
     starts, data = named_starts(run, starts), validation_data(run) if data is None else data
     asked, more = dict(nfe=own.pop("nfe"), sampler=sampler, eta=eta, w=w), dict(tta=tta, post=post)
     settings = run.method.sampling_settings(**asked, clip=clip_denoise) | (same := own | dict(seed=seed)) | more
     given = {name: value for name, value in more.items() if value is not None} | dict(clip_denoise=clip_denoise,
-        snr=degradation.snr if own["refine"] or own["guide"] else None)
+        snr=degradation.snr if own["refine"] or own["refine_mean"] or own["guide"] else None)
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records), asked | same | given,
         degradation, engine, misfit_records, fwi_records, controls)
     _check(job, starts)

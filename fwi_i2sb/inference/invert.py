@@ -53,6 +53,7 @@ def invert(
     passes: int | None = None,  # default 1; times that the answer is the next start; more than once only with residuals
     guide: int | None = None,  # default 0; steps of waveform inversion inside the sampler, per sample (`06_refine`)
     refine: int | None = None,  # default 0; steps of waveform inversion from mean and samples (`06_refine`)
+    refine_mean: int | None = None,  # those of the mean alone; default: as refine
     refine_tv: float | None = None,  # default 0; weight of the total variation in them
     original=None,  # (shots, receivers): traces that were neither resampled nor interpolated; None: all
     snr: float | None = None,  # signal-to-noise ratio of the records in dB, where they end; None: measured
@@ -62,7 +63,8 @@ def invert(
     """Draw velocity maps per record with the run's method; mean and standard deviation in m/s.
 
     A pipeline has defaults of its own (`run.pipeline.settings`). Raises `InputError` for what cannot be asked."""
-    own = own_settings(self, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine, refine_tv=refine_tv)
+    own = own_settings(self, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine,
+        refine_mean=refine_mean, refine_tv=refine_tv)
     _check_own(self, own, snr)
     settings = self.method.sampling_settings(nfe=own["nfe"], sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     (d, ids), began = _records(self, seismic, survey, record_ids), time.perf_counter()
@@ -85,13 +87,15 @@ def _maps(run, d, x1, keys, own, settings, snr, batch_size, progress):
     guide = Guide(run, d, own["guide"], settings["nfe"], snr) if own["guide"] else None
     draw = partial(_draw, run, d, keys=keys, samples=own["samples"], settings=settings, guide=guide,
         batch_size=batch_size)
+    refined = own["refine"] or own["refine_mean"]
     # of a refinement the samples are the lesser part: they can be ended, and count as nothing
-    drawn = (lambda done, total: progress(0, total)) if progress and own["refine"] else progress
+    drawn = (lambda done, total: progress(0, total)) if progress and refined else progress
     mean, maps, cost = _passes(run, draw, x1, own["passes"], drawn)
     cost["guide_solves"] = guide.wave_solves / len(d) if guide else 0
     cost["wave_solves"] += cost["guide_solves"]
-    if not own["refine"]: return mean, maps, cost
-    mean, maps, more = refine_samples(run, d, mean, maps, own["refine"], own["refine_tv"], snr, progress)
+    if not refined: return mean, maps, cost | dict(mean_solves=0)
+    mean, maps, more = refine_samples(run, d, mean, maps, own["refine"], own["refine_mean"], own["refine_tv"], snr,
+        progress)
     return mean, maps, cost | more | dict(wave_solves=cost["wave_solves"] + more["wave_solves"])
 
 # %% ../../nbs/08_inference/12_invert.ipynb #4b99e3d3
@@ -133,7 +137,7 @@ def _as_calibrated(run, settings, about):
     "Whether answers are drawn as those of the calibration: from the first guess, with the pipeline's settings."
     if run.pipeline is None or not is_first_guess(about["start"]): return False
     usual = run.method.sampling_settings(nfe=run.pipeline.settings["nfe"])
-    return settings == usual and all(about[name] == value for name, value in run.pipeline.settings.items())
+    return settings == usual and all(about[name] == value for name, value in run.usual.items())
 
 # %% ../../nbs/08_inference/12_invert.ipynb #c067168e
 def _judged(run, d, x1, mean, maps, found, about):
@@ -158,13 +162,16 @@ def _check_memory(run, samples, records):
 # %% ../../nbs/08_inference/12_invert.ipynb #e7fb958b
 def _check_own(run, own, snr):
     "Refuse settings that are out of range, or would have no effect."
-    passes, guide, refine, tv = (own[name] for name in ("passes", "guide", "refine", "refine_tv"))
+    passes, guide, refine, of_mean, tv = (own[name] for name in ("passes", "guide", "refine", "refine_mean",
+        "refine_tv"))
     if passes < 1: raise InputError(f"passes must be 1 or more (got {passes})")
     if passes > 1 and not reads_residual(run.options.model):
         raise InputError(f"passes {passes} needs a run that reads the residual of its start, trained with --condition "
             f"seismic,residual: remove it")
-    if min(guide, refine, tv) < 0:
-        raise InputError(f"guide, refine and refine_tv must be 0 or more (got {guide}, {refine} and {tv:g})")
+    if min(guide, refine, of_mean, tv) < 0:
+        raise InputError(f"guide, refine, refine_mean and refine_tv must be 0 or more (got {guide}, {refine}, "
+            f"{of_mean} and {tv:g})")
+    refine = refine or of_mean
     if tv and not refine: raise InputError("refine_tv has no effect without refine: remove it, or refine")
     if snr is not None and not refine and not guide:
         raise InputError("snr has no effect without refine or guide: remove it, or refine")

@@ -27,8 +27,8 @@ def mixture_spread(
     return torch.einsum("m,bmczx->bczx", w, square).sqrt().to(centre)
 
 # %% ../../nbs/08_inference/09_mixture.ipynb #30a9fbca
-_SUMS = ("samples", "network_calls", "wave_solves", "shared_solves", "guide_solves", "start_calls", "start_seconds",
-    "seconds_per_record", "clipped_cells")
+_SUMS = ("samples", "network_calls", "wave_solves", "shared_solves", "guide_solves", "mean_solves", "start_calls",
+    "start_seconds", "seconds_per_record", "clipped_cells")
 
 # %% ../../nbs/08_inference/09_mixture.ipynb #ec8ba865
 def join(

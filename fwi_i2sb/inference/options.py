@@ -35,6 +35,7 @@ class SamplingOptions:
     passes: up_to(100) | None = None  # times that the mean is the next start, of a run that reads residuals; default: 1
     guide: up_to(10_000, 0) | None = None  # steps of waveform inversion inside the sampler, per sample; default: 0
     refine: up_to(10_000, 0) | None = None  # steps of waveform inversion from mean and samples; default: 0
+    refine_mean: up_to(10_000, 0) | None = None  # of them from the mean; default: as from the samples
     refine_tv: NonNegative | None = None  # weight in them of the total variation; default: 0
     tta: str | None = None  # ask more than once: flip, noise[:SHARE[:COPIES]], or both joined by a comma
     post: str | None = None  # change the mean maps: bounds[:LOW:HIGH], gaussian:SIGMA, joined by commas
@@ -42,8 +43,8 @@ class SamplingOptions:
     @property
     def settings(self) -> dict:
         "As arguments of `TrainedRun.invert`."
-        same = ("samples", "nfe", "w", "sampler", "eta", "passes", "guide", "refine", "refine_tv", "tta",
-            "post")
+        same = ("samples", "nfe", "w", "sampler", "eta", "passes", "guide", "refine", "refine_mean", "refine_tv",
+            "tta", "post")
         return {name: getattr(self, name) for name in same} | dict(
             clip_denoise={"run": None, "on": True, "off": False}[self.clip_denoise])
 
@@ -84,8 +85,8 @@ def check_samples(run: TrainedRun, options: SamplingOptions) -> None:
     "Raise `InputError` where a command asks for several samples that would be equal, or weighs steps that are none."
     if options.post is not None: parse_post(options.post)
     if options.tta is not None and parse_tta(options.tta).flip: mirror(run.survey, run.spec.map_size[1])
-    refine = own_settings(run, refine=options.refine)["refine"]
-    if options.refine_tv and not refine:
+    refined = own_settings(run, refine=options.refine, refine_mean=options.refine_mean)
+    if options.refine_tv and not any(refined.values()):
         raise InputError("--refine-tv has no effect without --refine: give a number of steps, or remove it")
     nfe = own_settings(run, nfe=options.nfe)["nfe"]
     settings = run.method.sampling_settings(nfe=nfe, sampler=options.sampler, eta=options.eta, w=options.w)
@@ -102,7 +103,8 @@ def check_given(options: InvertOptions, run: TrainedRun):
         raise InputError(f"--{given[0].replace('_', '-')} chooses validation records and has no effect with --record: "
             f"remove one of them")
     if options.segy: need("segyio", "--segy", "segy")
-    own = own_settings(run, guide=options.sampling.guide, refine=options.sampling.refine)
+    sampling = options.sampling
+    own = own_settings(run, guide=sampling.guide, refine=sampling.refine, refine_mean=sampling.refine_mean)
     if options.snr is not None and not any(own.values()):
         raise InputError("--snr tells --refine and --guide where to end and has no effect without them: remove it")
     if not options.record and (options.dt is not None or options.dx is not None):

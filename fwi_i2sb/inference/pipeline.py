@@ -31,6 +31,7 @@ class _Settings(Schema):
     passes: PositiveInt
     guide: NonNegativeInt = 0  # earlier pipelines have none
     refine: NonNegativeInt
+    refine_mean: NonNegativeInt | None = None  # earlier pipelines have none
     refine_tv: NonNegativeFloat
 
 # %% ../../nbs/08_inference/00_pipeline.ipynb #4cbb992e
@@ -67,7 +68,7 @@ class _Calibration(Schema):
 class Pipeline:
     "A finished pipeline, without its runs."
     folder: Path
-    settings: dict  # samples, nfe, passes, guide, refine and refine_tv of `invert`
+    settings: dict  # samples, nfe, passes, guide, refine, refine_mean and refine_tv of `invert`
     recalibration: Recalibration
     limits: dict[str, float]  # see `08_inference/08_trust`
     geology: dict[str, list] | None  # see there

@@ -131,9 +131,10 @@ def report(result: Inversion, misfits: dict, truth=None) -> str:
     start = f"start {p['start']}" if p["reads_start"] else "seismic alone, beside the start " + p["start"]
     lines = [f"{len(result.mean)} record(s), {p['method']}, {start}, {p['samples']} sample(s) at NFE {p['nfe']} "
              f"({p['sampler']}), {p['seconds_per_record']:.2f} s per record on {p['device']}"]
-    if p.get("refine"):
-        lines.append(f"refined by up to {p['refine']} steps of waveform inversion, {p['wave_solves']:.0f} wave solves "
-            f"per record")
+    if steps := p.get("refine_mean"):
+        lines.append(f"refined by up to {steps} steps of waveform inversion"
+            + f" ({p['refine']} of each sample)" * (p["refine"] != steps and p["samples"] > 1)
+            + f", {p['wave_solves']:.0f} wave solves per record")
     if p.get("post") and "post_mae_before" in p:
         lines.append("post-processing {}: MAE {:.1f} m/s before, {:.1f} m/s after".format(p["post"],
             *(np.mean(p[f"post_mae_{when}"]) for when in ("before", "after"))))

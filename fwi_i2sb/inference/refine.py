@@ -21,15 +21,16 @@ def _level(run, seismic, snr):
 
 def _move(run, seismic, level, maps, rows, steps, **more):
     "Refine maps (maps, 1, depth, x) in place, each with the record of its row; misfits before and after, wave solves."
-    sound = (maps.isfinite() & (maps >= 100)).flatten(1).all(1)
-    misfit, solves = torch.full((len(maps), 2), torch.nan), 0
+    steps = torch.as_tensor(steps).expand(len(maps))
+    sound = (maps.isfinite() & (maps >= 100)).flatten(1).all(1) & (steps > 0)
+    misfit, solves = torch.full((len(maps), 2), torch.nan), torch.zeros(len(maps), dtype=torch.int64)
     if sound.any():
         found = refine(seismic[rows[sound]].to(run.device), maps[sound].to(run.device), run.survey,
-            factor=run.spec.factor, steps=steps, noise=level[rows[sound]].to(run.device), low=run.scale.low,
+            factor=run.spec.factor, steps=steps[sound], noise=level[rows[sound]].to(run.device), low=run.scale.low,
             high=run.scale.high, **more)
         maps[sound] = found.velocity.cpu()
         misfit[sound] = torch.stack((found.before, found.after), 1).cpu()
-        solves = found.wave_solves.sum().item()
+        solves[sound] = found.wave_solves.cpu()
     return misfit, solves
 
 # %% ../../nbs/08_inference/06_refine.ipynb #73075ebe
@@ -38,23 +39,26 @@ def refine_samples(
     seismic: Tensor,  # (batch, shots, time_samples, receivers), pressure
     mean: Tensor,  # maps (batch, 1, depth, x) in m/s
     samples: Tensor,  # (batch, k, 1, depth, x) in m/s
-    steps: int,  # for each map, two wave solves each
+    steps: int,  # for each sample, two wave solves each
+    mean_steps: int,  # for each mean; a single sample is the mean
     tv: float = 0.0,  # weight of the total variation
     snr: float | None = None,  # signal-to-noise ratio of the records in dB; None: measured
     progress=None,  # called with (done, total) steps of all maps; what it raises ends them
 ) -> tuple[Tensor, Tensor, dict]:
     """Refined means and samples, and what it cost; maps that cannot be simulated stay as they are.
 
-    The dictionary has `wave_solves` per record, and for the mean of every record the relative misfit before and after
-    (`refine_misfit`, None where it cannot be simulated) and the level at which steps end (`refine_noise`)."""
+    The dictionary has `wave_solves` per record and of them `mean_solves`, and for the mean of every record the relative
+    misfit before and after (`refine_misfit`, None where it is not simulated) and the level at which steps end
+    (`refine_noise`)."""
     n, k = samples.shape[:2]
     level = _level(run, seismic, snr)
     maps = samples if k == 1 else torch.cat([mean[:, None], samples], 1)
     flat, rows = maps.flatten(0, 1).clone(), torch.arange(n).repeat_interleave(maps.shape[1])
-    misfit, solves = _move(run, seismic, level, flat, rows, steps, tv=tv, progress=progress)
-    first = flat.reshape(maps.shape)[:, 0]
-    number = lambda pair: [None if v != v else v for v in pair]
-    return first, flat.reshape(maps.shape)[:, -k:], dict(wave_solves=solves / n, refine_noise=level.tolist(),
+    each = torch.tensor([mean_steps] + [steps] * (maps.shape[1] - 1)).repeat(n)
+    misfit, solves = _move(run, seismic, level, flat, rows, each, tv=tv, progress=progress)
+    found, number = flat.reshape(maps.shape), lambda pair: [None if v != v else v for v in pair]
+    return found[:, 0], found[:, -k:], dict(wave_solves=solves.sum().item() / n,
+        mean_solves=solves.reshape(n, -1)[:, 0].sum().item() / n, refine_noise=level.tolist(),
         refine_misfit=[number(pair) for pair in misfit.reshape(*maps.shape[:2], 2)[:, 0].tolist()])
 
 # %% ../../nbs/08_inference/06_refine.ipynb #86bbdb23
@@ -83,7 +87,7 @@ class Guide:
             if not (steps := next(shares)): return x0
             maps = self.run.scale.denormalize(x0.float().cpu())
             before = maps.clone()
-            self.wave_solves += _move(self.run, self.seismic, self.level, maps, rows, steps)[1]
+            self.wave_solves += _move(self.run, self.seismic, self.level, maps, rows, steps)[1].sum().item()
             moved = (maps != before).flatten(1).any(1).to(x0.device)  # others keep every digit
             return torch.where(moved[:, None, None, None], self.run.scale.normalize(maps).to(x0), x0)
 

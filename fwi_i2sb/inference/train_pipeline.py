@@ -71,6 +71,7 @@ class StageOptions:
     passes: up_to(100) = 1  # times that the answer is the next start
     guide: up_to(10_000, 0) = 0  # steps of waveform inversion inside the sampler, per sample
     refine: up_to(10_000, 0) = 30  # steps of waveform inversion from mean and samples
+    refine_mean: up_to(10_000, 0) | None = None  # of them from the mean; default: as from the samples
     refine_tv: NonNegative = 0.0  # weight of the total variation in them
 
 # %% ../../nbs/08_inference/24_train_pipeline.ipynb #ff16f189
@@ -145,7 +146,8 @@ def _settings(options: PipelineOptions) -> dict:
     if not varied and (s.samples or 1) > 1:
         raise InputError(f"--samples {s.samples} would be equal: the last run draws no noise at NFE {nfe}; remove it")
     return dict(samples=s.samples or (8 if varied else 1), nfe=nfe, passes=s.passes, guide=s.guide,
-        refine=s.refine, refine_tv=float(s.refine_tv))
+        refine=s.refine, refine_mean=s.refine if s.refine_mean is None else s.refine_mean,
+        refine_tv=float(s.refine_tv))
 
 # %% ../../nbs/08_inference/24_train_pipeline.ipynb #7735055f
 def _check(options: PipelineOptions) -> MultiFamilyStore:
@@ -204,7 +206,7 @@ def calibrate(
     run: TrainedRun,  # the last of a pipeline
     data: MultiFamilyStore,  # records that nothing was trained on
     records: int,  # how many, at most
-    settings: dict,  # of `TrainedRun.invert`: samples, nfe, passes, guide, refine, refine_tv
+    settings: dict,  # of `TrainedRun.invert`: samples, nfe, passes, guide, refine, refine_mean, refine_tv
     folder: Path,  # of what is done so far
     progress: Callable | None = None,  # called with (records done, records in all)
 ) -> dict:  # recalibration, tried, limits, values, geology and about of calibration.json

@@ -63,7 +63,8 @@ def recalibration(self) -> Recalibration | None:
 @property
 def usual(self) -> dict:
     "The settings of `invert` that are meant where none are given."
-    return dict(passes=1, guide=0, refine=0, refine_tv=0.0) | (self.pipeline.settings if self.pipeline else {})
+    own = dict(passes=1, guide=0, refine=0, refine_tv=0.0) | (self.pipeline.settings if self.pipeline else {})
+    return dict(refine_mean=own["refine"]) | own  # earlier pipelines have no steps of the mean's own
 
 
 @method_of(TrainedRun)
@@ -181,7 +182,10 @@ def results_folder(run: TrainedRun) -> Path:
 
 def own_settings(run: TrainedRun, **given) -> dict:
     "Settings of `TrainedRun.invert`; those that are None are the pipeline's, or of a run alone the usual ones."
-    return {name: run.usual.get(name) if value is None else value for name, value in given.items()}
+    own = {name: run.usual.get(name) if value is None else value for name, value in given.items()}
+    if given.get("refine") is not None and "refine_mean" in own and given["refine_mean"] is None:
+        own["refine_mean"] = given["refine"]  # steps that are asked for are meant for all maps
+    return own
 
 # %% ../../nbs/08_inference/02_trained_run.ipynb #f4a9a008
 def is_map_file(start) -> bool:

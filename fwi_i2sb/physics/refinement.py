@@ -99,7 +99,7 @@ def refine(
     survey: Survey,  # how the records were shot, before decimation
     *,
     factor: int,  # every `factor`-th sample was kept
-    steps: int = 30,  # values of the misfit with their gradients, two wave solves each
+    steps: int | Tensor = 30,  # values of the misfit with their gradients, two wave solves each; of all maps or of each
     first: float = 30.0,  # largest change of a cell by the first step (m/s)
     noise: float | Tensor = 0.0,  # relative misfit that is reached within 2 %, of all records or of each (batch,)
     tv: float = 0.0,  # weight of the map's total variation beside the squared relative misfit
@@ -114,23 +114,28 @@ def refine(
 
     Deterministic. Raises `InputError` for gathers that do not fit survey and maps, an empty range, or no steps.
     """
-    if steps < 1 or not first > 0:
-        raise InputError(f"a refinement needs at least one step and a positive first change, not {steps} and {first}")
+    steps = torch.as_tensor(steps).cpu().expand(len(velocity))
+    if steps.min() < 1 or not first > 0:
+        raise InputError(f"a refinement needs at least one step and a positive first change, not {steps.min()} and "
+            f"{first}")
     check_pairs(seismic, velocity, survey, factor=factor, smooth=smooth, low=low, high=high)
     if not 0 <= depth <= 4: raise InputError(f"the power of the depth must be from 0 to 4 (got {depth})")
     if not tv >= 0: raise InputError(f"the weight of the total variation must be 0 or more (got {tv})")
     noise = torch.as_tensor(noise, dtype=torch.float32, device=velocity.device).expand(len(velocity))
-    settings = dict(survey=survey, factor=factor, steps=steps, first=first, tv=tv, smooth=smooth, depth=depth)
-    parts = torch.arange(len(velocity)).split(1 if velocity.device.type == "cpu" else batch_size)
-    tell = _counter(len(parts), steps * len(velocity), progress)
+    settings = dict(survey=survey, factor=factor, first=first, tv=tv, smooth=smooth, depth=depth)
+    # the longest first, so that no core is left alone with one
+    parts = [rows for count in steps.unique().flip(0) for rows in (steps == count).nonzero()[:, 0].split(
+        1 if velocity.device.type == "cpu" else batch_size)]
+    tell = _counter(len(parts), steps.sum().item(), progress)
 
     def work(k, unwanted):
         with torch.inference_mode(False), torch.enable_grad():
             return _refine_batch(seismic[parts[k]], velocity[parts[k]], noise[parts[k]], unwanted,
-                lambda done: tell(k, done), low=low, high=high, **settings)
+                lambda done: tell(k, done), steps=steps[parts[k][0]].item(), low=low, high=high, **settings)
 
     found = over_cores(work, range(len(parts)), velocity.device)
-    return Refined(*map(torch.cat, zip(*found)))
+    order = torch.cat(parts).argsort()
+    return Refined(*(torch.cat(of)[order.to(of[0].device)] for of in zip(*found)))
 
 # %% ../../nbs/01_physics/04_refinement.ipynb #07859deb
 def _refine_batch(observed, velocity, noise, unwanted, tell, *, survey, factor, steps, low, high, tv, **settings):
