@@ -115,7 +115,8 @@ def _read_all(splits, survey, scale, pressure, accept, progress):
     tally, seismic, velocity = Tally(accept), _Range(), _Range()
     fits = len(survey.sources), survey.nt, len(survey.receivers)
     for done, (p, i) in enumerate(records):
-        d, v = read_pair(p, i) if p.cells else (p.open()[0], None)
+        if not i: opened = p.open()
+        d, v = read_pair(p, i, opened) if p.cells else (opened[0], None)
         seismic.add(d, p.seismic)
         if v is not None: velocity.add(v, p.velocity)
         found = (inspect_pair(d, v, survey, scale, pressure=pressure) if d.shape == fits

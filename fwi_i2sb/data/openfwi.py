@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 from ..core.errors import InputError, unknown
-from ..core.files import check_memory, open_npy
+from ..core.files import check_memory, open_npy, read_row
 from ..core.formats import foreign_records, refuse, refuse_other, warn_of_others
 from .scale import PressureRange
 
@@ -255,9 +255,8 @@ def read_pair(pair:Pair, # a pair of files
     opened=None, # both files as `Pair.open` gives them, where they are open already
 )->tuple[np.ndarray, np.ndarray]: # seismic (shots, time, receivers) and velocity (1, depth, x), float32
     "Read one record; the rest of the files stays on disk."
-    d, v = opened or pair.open()
-    d, v = d[i] if d.ndim == 4 else d, v[i] if v.ndim == 4 else v
-    return np.array(d, dtype=np.float32), np.array(v, dtype=np.float32).reshape(1, *v.shape[-2:])
+    d, v = (read_row(a if a.ndim == 4 else a[None], i).astype(np.float32, copy=False) for a in opened or pair.open())
+    return d, v.reshape(1, *v.shape[-2:])
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #899e6feb
 def store_bytes(n:int,           # records

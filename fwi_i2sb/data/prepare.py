@@ -28,7 +28,7 @@ from ..physics.wave import Survey
 def encode_record(seismic, velocity, factor, dtype, where, found=()):
     "One record as the bytes of its LMDB value: velocity, seismic, and four bytes for what was found about it."
     kept = decimate(torch.from_numpy(seismic), factor)
-    if dtype == "float16" and kept.abs().max() > torch.finfo(torch.float16).max:
+    if dtype == "float16" and max(map(abs, torch.aminmax(kept))) > torch.finfo(torch.float16).max:
         raise InputError(f"{where} does not fit float16: use --dtype float32")
     kept = kept.to(getattr(torch, dtype)).contiguous().numpy()
     return b"".join((velocity, kept, to_bits(found).to_bytes(TAIL, "little")))
@@ -66,15 +66,14 @@ class PreparedRecords(Dataset):
         self.scale = VelocityScale(manifest["velocity"]["low"], manifest["velocity"]["high"])
         self.pressure = None if manifest["seismic"]["measured"] else pressure_of(manifest)
         self.place = [(k, i) for k, p in enumerate(pairs) for i in range(p.count)]  # pair and record in it
-        # a pair's files, opened again every 16 records: a map that is read on and on fills memory
-        self.opened = None, None
+        self.opened = None, None  # number of a pair, and its files
         self.bytes = sum(kind.itemsize * count for kind, count, *_ in value_parts(manifest))
 
     def __getitem__(self, i):
         k, i = self.place[i]; pair = self.pairs[k]
         where = f"{pair.seismic} and {pair.velocity.name}: record {i}"
         try:
-            if self.opened[0] != (k, i // 16): self.opened = (k, i // 16), pair.open()
+            if self.opened[0] != k: self.opened = k, pair.open()
             seismic, velocity = read_pair(pair, i, self.opened[1])
             found = inspect_pair(seismic, velocity, self.survey, self.scale, pressure=self.pressure)
             refuse_damage(where, found, self.accept)
@@ -109,6 +108,6 @@ class Summary:
     def add(self, i, k, value):
         value, bits = memoryview(value)[:-TAIL], int.from_bytes(value[-TAIL:], "little")
         self.crc32[k] = zlib.crc32(value, self.crc32[k])
-        digest = hashlib.blake2b(bytes(value[::89]), digest_size=8).digest()
+        digest = hashlib.blake2b(np.frombuffer(value, np.uint8)[::89].tobytes(), digest_size=8).digest()
         for reason in from_bits(bits) + ["duplicate"] * (self.known.setdefault(digest, i) != i):
             self.first.setdefault(reason, i); self.findings[reason] = self.findings.get(reason, 0) + 1
