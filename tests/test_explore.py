@@ -70,7 +70,8 @@ def test_pictures_show_something_and_keep_their_size(explorer):
 
 
 @pytest.mark.parametrize("bad", [dict(nfe=1000), dict(nfe=0), dict(samples=0), dict(record=99), dict(start="linaer"),
-    dict(sampler="ddim"), dict(x=700.0), dict(shot=5), dict(shot=-1), dict(call=0), dict(seed=-1), dict(colour=1)])
+    dict(sampler="ddim"), dict(x=700.0), dict(shot=5), dict(shot=-1), dict(call=0), dict(seed=-1), dict(colour=1),
+    dict(nfe=2.5), dict(nfe="2"), dict(start=None), dict(x=float("nan")), dict(w="1"), dict(sample=-1), dict(shot=1.5)])
 def test_an_impossible_choice_changes_nothing(explorer, bad):
     before = dict(explorer.choices), [explorer[name] for name in PICTURES]
     with pytest.raises(InputError): explorer.update(**bad)

@@ -195,6 +195,14 @@ def test_the_memory_of_a_gpu_is_told_from_the_machines(capsys):
     with pytest.raises(RuntimeError, match="a bug"), exit_codes(): raise RuntimeError("a bug")
 
 
+@pytest.mark.parametrize("error", [BlockingIOError(11, "Resource temporarily unavailable"),
+    RuntimeError("can't start new thread")])
+def test_a_limit_of_processes_is_named(capsys, error):
+    with pytest.raises(SystemExit) as stop, exit_codes(): raise error
+    assert stop.value.code == 2
+    assert capsys.readouterr().err.startswith("error: no further process or thread could be started: raise the limit")
+
+
 def test_a_small_file_takes_little_memory(tmp_path):
     (tmp_path / "small.json").write_text("[1, 2]")
     tracemalloc.start()

@@ -18,7 +18,7 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from .config_file import (
     check_names, check_values, config_values, flag_of, flags, joined, option_fields, plugin_of, rule_of, words_of)
-from .errors import command_takes, InputError, out_of_memory, unknown
+from .errors import command_takes, InputError, out_of_memory, too_many_processes, unknown
 from .files import disk_full, home
 from .frames import unframed
 from .registry import import_plugin
@@ -240,11 +240,11 @@ def exit_codes():
         where = "" if error.filename is None else f"{error.filename}: "
         # as of any command before `| head`
         if isinstance(error, BrokenPipeError) and where: raise SystemExit(128 + signal.SIGPIPE) from None
-        why = error.strerror or ("the disk is full" if disk_full(error) else error)
+        why = too_many_processes(error) or error.strerror or ("the disk is full" if disk_full(error) else error)
         print(f"error: {' '.join(f'{where}{why}'.split())}", file=sys.stderr)
         raise SystemExit(2) from None
     except (MemoryError, RuntimeError) as error:
-        if not (sentence := out_of_memory(error)): raise
+        if not (sentence := out_of_memory(error) or too_many_processes(error)): raise
         print(f"error: {sentence}", file=sys.stderr)
         raise SystemExit(2) from None
     except KeyboardInterrupt:

@@ -13,12 +13,14 @@ from statistics import median
 import torch
 from torch import nn
 
-from .errors import InputError
+from .errors import InputError, unknown
 from .files import read_json, user_cache, write_json
 
 # %% ../../nbs/A0_core/09_devices.ipynb #440325db
-def resolve_device(device: str) -> str:
-    "`auto` as 'cuda' if there is one, else 'cpu'. Raises `InputError` for 'cuda' without a CUDA device."
+def resolve_device(device: str | torch.device) -> str:
+    "`auto` as 'cuda' if there is one, else 'cpu'. Raises `InputError` for 'cuda' without a CUDA device, and others."
+    device = getattr(device, "type", device)
+    if device not in ("auto", "cpu", "cuda"): raise unknown("device", str(device), ("auto", "cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: this machine has no CUDA device that torch can use")
     return "cuda" if device != "cpu" and torch.cuda.is_available() else "cpu"

@@ -6,7 +6,7 @@
 __all__ = ['STAGES', 'Explorer']
 
 # %% ../../nbs/08_inference/21_explorer.ipynb #2eddc1c8
-import functools, inspect
+import functools, inspect, math, numbers
 from pathlib import Path
 
 import torch
@@ -57,6 +57,9 @@ class Explorer:
         dpi: int = 90,  # of the pictures: the widest is eleven times as many pixels wide
         **choices,  # as `update`
     ):
+        if not isinstance(dpi, numbers.Real) or not 10 <= dpi <= 1000:
+            raise InputError(f"dpi must be from 10 to 1000 (got {dpi!r})")
+        _check_choice("n_records", n_records)
         seismic, truth, record_ids = validation_records(run, n_records, dataset_dir, store_dir)
         self.run, self.dpi, self.worked, self._places, self._kept = run, dpi, [], {}, {}
         self.records = {number: pair for number, *pair in zip(record_ids, seismic.split(1), truth.split(1))}
@@ -81,6 +84,18 @@ def _first_choices(run: TrainedRun, record_ids: list[int]) -> dict:
                 call=method.nfe // 2 + 1, x=run.spec.map_size[1] // 2 * run.survey.dx,
                 shot=run.spec.shots // 2)
 
+# %% ../../nbs/08_inference/21_explorer.ipynb #d18ff967
+_WORDS, _NUMBERS = ("start", "sampler"), ("w", "x")  # the others are whole numbers
+
+
+def _check_choice(name: str, value):
+    "Raise `InputError` for a choice of the wrong type, and for a number that none can be."
+    kind, what = ((str, "a text") if name in _WORDS else (numbers.Real, "a number") if name in _NUMBERS
+        else (numbers.Integral, "a whole number"))
+    if not isinstance(value, kind): raise InputError(f"{name} must be {what} (got {value!r})")
+    if name in _NUMBERS and not math.isfinite(value): raise InputError(f"{name} must be finite (got {value})")
+    if name in ("seed", "sample") and value < 0: raise InputError(f"{name} must be 0 or more (got {value})")
+
 # %% ../../nbs/08_inference/21_explorer.ipynb #8934728a
 @method_of(Explorer)
 def update(
@@ -94,6 +109,7 @@ def update(
     then."""
     for name in choices:
         if name not in self.choices: raise unknown("choice", name, self.choices)
+        _check_choice(name, choices[name])
     before = self.choices, self._kept
     self.choices, self._kept, self.worked = self.choices | choices, dict(self._kept), []
     try:
@@ -113,7 +129,6 @@ def _pair(explorer, record):
 # %% ../../nbs/08_inference/21_explorer.ipynb #5d3138e9
 @_stage
 def _start_map(explorer, pair, record, start, seed) -> torch.Tensor:
-    if seed < 0: raise InputError(f"the seed must be 0 or more (got {seed})")
     return starting_models(explorer.run, start, pair[0], [record], pair[1], seed)
 
 # %% ../../nbs/08_inference/21_explorer.ipynb #1eb8de4c
