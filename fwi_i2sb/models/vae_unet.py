@@ -87,24 +87,28 @@ class _ResNet(nn.Module):
         return found[1:]
 
 # %% ../../nbs/04_models/05_vae_unet.ipynb #7896cb5c
-class _Recurrence(torch.autograd.Function):
+def _recur(a: Tensor, b: Tensor) -> Tensor:
     "h_t = a_t h_(t-1) + b_t along the first axis, from h = 0."
+    h, last = torch.empty_like(b), torch.zeros_like(b[0])
+    for t in range(len(b)): last = torch.addcmul(b[t], a[t], last, out=h[t])
+    return h
 
-    @staticmethod
-    def forward(ctx, a, b):
-        h, last = torch.empty_like(b), torch.zeros_like(b[0])
-        for t in range(len(b)): last = torch.addcmul(b[t], a[t], last, out=h[t])
-        ctx.save_for_backward(a, h)
-        return h
 
-    @staticmethod
-    def backward(ctx, grad):
-        a, h = ctx.saved_tensors
-        of_b, carry = torch.empty_like(grad), torch.zeros_like(grad[0])
-        for t in reversed(range(len(grad))):
-            torch.add(grad[t], carry, out=of_b[t])
-            carry = of_b[t] * a[t]
-        return torch.cat([torch.zeros_like(of_b[:1]), of_b[1:] * h[:-1]]), of_b
+def _recur_back(grad: Tensor, a: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    "The gradients of a and b."
+    of_b, carry = torch.empty_like(h), torch.zeros_like(h[0])
+    for t in reversed(range(len(grad))):
+        torch.add(grad[t], carry, out=of_b[t])
+        carry = of_b[t] * a[t]
+    return torch.cat([torch.zeros_like(of_b[:1]), of_b[1:] * h[:-1]]), of_b
+
+# %% ../../nbs/04_models/05_vae_unet.ipynb #1d01fb21
+_recurrence = torch.library.custom_op("fwi_i2sb::recurrence", _recur, mutates_args=())
+_back = torch.library.custom_op("fwi_i2sb::recurrence_backward", _recur_back, mutates_args=())
+_recurrence.register_fake(lambda a, b: torch.empty_like(b))
+_back.register_fake(lambda grad, a, h: (torch.empty_like(a), torch.empty_like(h)))
+_recurrence.register_autograd(lambda ctx, grad: _back(grad, *ctx.saved_tensors),
+    setup_context=lambda ctx, inputs, output: ctx.save_for_backward(inputs[0], output))
 
 # %% ../../nbs/04_models/05_vae_unet.ipynb #41021c08
 def selective_scan(
@@ -118,7 +122,8 @@ def selective_scan(
     "The output of a selective state space (arXiv 2312.00752, algorithm 2)."
     decay = (delta[..., None] * a).exp().movedim(1, 0).contiguous()
     driven = ((delta * x)[..., None] * b[:, :, None]).movedim(1, 0).contiguous()
-    return torch.einsum("lbcn,bln->blc", _Recurrence.apply(decay, driven), c) + d * x
+    recur = _recur if torch.compiler.is_exporting() else _recurrence  # what is exported runs without this package
+    return torch.einsum("lbcn,bln->blc", recur(decay, driven), c) + d * x
 
 # %% ../../nbs/04_models/05_vae_unet.ipynb #2b9b6bbc
 class _Mixer(nn.Module):
