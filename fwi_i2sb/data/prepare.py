@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import InputError
 from ..core.workers import end_on_failure, read_ahead
+from .database import joined_crc
 from .findings import from_bits, to_bits
 from .manifest import pressure_of
 from .openfwi import read_pair
@@ -106,8 +107,11 @@ class Summary:
     known: dict = field(default_factory=dict)  # digests of records
 
     def add(self, i, k, value):
-        value, bits = memoryview(value)[:-TAIL], int.from_bytes(value[-TAIL:], "little")
-        self.crc32[k] = zlib.crc32(value, self.crc32[k])
+        "Take a value in; its CRC-32, of which that of the file is a part."
+        value, tail = memoryview(value)[:-TAIL], value[-TAIL:]
+        crc, bits = zlib.crc32(value), int.from_bytes(tail, "little")
+        self.crc32[k] = joined_crc(self.crc32[k], crc, len(value))
         digest = hashlib.blake2b(np.frombuffer(value, np.uint8)[::89].tobytes(), digest_size=8).digest()
         for reason in from_bits(bits) + ["duplicate"] * (self.known.setdefault(digest, i) != i):
             self.first.setdefault(reason, i); self.findings[reason] = self.findings.get(reason, 0) + 1
+        return zlib.crc32(tail, crc)
