@@ -195,7 +195,7 @@ def test_the_memory_of_a_gpu_is_told_from_the_machines(capsys):
     with pytest.raises(RuntimeError, match="a bug"), exit_codes(): raise RuntimeError("a bug")
 
 
-@pytest.mark.parametrize("error", [BlockingIOError(11, "Resource temporarily unavailable"),
+@pytest.mark.parametrize("error", [BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN)),
     RuntimeError("can't start new thread")])
 def test_a_limit_of_processes_is_named(capsys, error):
     with pytest.raises(SystemExit) as stop, exit_codes(): raise error

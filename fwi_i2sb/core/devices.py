@@ -18,7 +18,7 @@ from .files import read_json, user_cache, write_json
 
 # %% ../../nbs/A0_core/09_devices.ipynb #440325db
 def resolve_device(device: str | torch.device) -> str:
-    "`auto` as 'cuda' if there is one, else 'cpu'. Raises `InputError` for 'cuda' without a CUDA device, and others."
+    "`auto` as 'cuda' if there is one, else 'cpu'. Raises `InputError` for 'cuda' without one, and other names."
     device = getattr(device, "type", device)
     if device not in ("auto", "cpu", "cuda"): raise unknown("device", str(device), ("auto", "cpu", "cuda"))
     if device == "cuda" and not torch.cuda.is_available():

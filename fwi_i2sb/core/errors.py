@@ -7,7 +7,7 @@ __all__ = ['InputError', 'unknown', 'check_plain', 'command_takes', 'takes', 'op
            'ends_at_once']
 
 # %% ../../nbs/A0_core/00_errors.ipynb #e5f612d4
-import contextlib, difflib, os, re, signal, threading
+import contextlib, difflib, errno, os, re, signal, threading
 from collections.abc import Collection, Iterator
 from contextvars import ContextVar
 
@@ -74,11 +74,12 @@ def out_of_memory(error:BaseException)->str|None: # the sentence
 # %% ../../nbs/A0_core/00_errors.ipynb #76ae4ef6
 def too_many_processes(error:BaseException)->str|None: # the sentence
     "What to do about an error, if it says that no further process or thread could be started."
-    of_process = isinstance(error, BlockingIOError) and error.filename is None
+    # of a pipe that would be waited for, Python says something else
+    of_process = isinstance(error, BlockingIOError) and error.strerror == os.strerror(errno.EAGAIN)
     if not (of_process or isinstance(error, RuntimeError) and "start new thread" in str(error)): return None
     fewer = " or ".join(filter(takes, ("--proc-per-node", "--workers", "--loader-workers")))
-    return (f"no further process or thread could be started: raise the limit of processes (ulimit -u)"
-        + f", or ask for fewer with {fewer}" * bool(fewer))
+    return ("no further process or thread could be started: raise the limit of processes (ulimit -u, or the "
+        "container's)" + f", or ask for fewer with {fewer}" * bool(fewer))
 
 # %% ../../nbs/A0_core/00_errors.ipynb #c0de5022
 @contextlib.contextmanager

@@ -113,10 +113,9 @@ def _read_all(splits, survey, scale, pressure, accept, progress):
     "Extremes and shapes of all records, and the findings of single ones."
     records = [(p, i) for pairs in splits.values() for p in pairs for i in range(p.count)]
     tally, seismic, velocity = Tally(accept), _Range(), _Range()
-    fits = len(survey.sources), survey.nt, len(survey.receivers)
+    fits, opened = (len(survey.sources), survey.nt, len(survey.receivers)), None
     for done, (p, i) in enumerate(records):
-        if not i: opened = p.open()
-        d, v = read_pair(p, i, opened) if p.cells else (opened[0], None)
+        d, v = read_pair(p, i, opened := opened if i else p.open()) if p.cells else (p.open()[0], None)
         seismic.add(d, p.seismic)
         if v is not None: velocity.add(v, p.velocity)
         found = (inspect_pair(d, v, survey, scale, pressure=pressure) if d.shape == fits

@@ -29,7 +29,7 @@ def _whole(buffer): return buffer is not None and _sum(buffer[:-4]) == bytes(buf
 # %% ../../nbs/02_data/09_database.ipynb #84369603
 @lru_cache
 def _moved(size):
-    "What `size` zeros behind it make of each bit of a CRC-32."
+    "What each bit of a CRC-32 becomes when `size` zeros follow."
     zeros = bytes(size); none = zlib.crc32(zeros)
     return [zlib.crc32(zeros, 1 << k) ^ none for k in range(32)]
 
@@ -81,7 +81,7 @@ def _verified(path, env, seen):
 def append(path:str|Path, # the file; made if it is not there
     capacity:int,  # bytes it may grow to; costs address space, not disk
     batches,       # called with the number of values already there; gives the next ones, in lists
-    seen=None,     # called with (i, value) for each value in order, old and new; may give its CRC-32
+    seen=None,     # called with (i, value) for each value in order, old and new; may return its CRC-32, which is stored
     report=None,   # called with the number of values after each commit
 ):
     """Add values to a list, each with its checksum, one transaction per batch.

@@ -107,7 +107,7 @@ class Summary:
     known: dict = field(default_factory=dict)  # digests of records
 
     def add(self, i, k, value):
-        "Take a value in; its CRC-32, of which that of the file is a part."
+        "Count a value in; returns its CRC-32."
         value, tail = memoryview(value)[:-TAIL], value[-TAIL:]
         crc, bits = zlib.crc32(value), int.from_bytes(tail, "little")
         self.crc32[k] = joined_crc(self.crc32[k], crc, len(value))

@@ -63,30 +63,33 @@ def _invert(job: _Job, batch: Batch, start, seismic, **other):
     return result, {k: result.provenance[k] for k in _COST}
 
 # %% ../../nbs/09_evaluation/04_evaluate.ipynb #f0aea601
-def _cost_of_one(p: dict) -> dict:
-    "What a single sample would have cost, of a record: without those of the mean, waves take the time, else calls."
-    k, shared, once = p["samples"], p["shared_solves"], p["shared_solves"] + p["mean_solves"]
-    solves = shared + (p["wave_solves"] - once) / k
-    share = solves / p["wave_solves"] if p["mean_solves"] else 1 / k
-    return dict(samples=1, wave_solves=solves) | {name: (p[name] - p[first]) * part + p[first] for name, first, part in
-        (("network_calls", "start_calls", 1 / k), ("seconds_per_record", "start_seconds", share))}
+def _cost_of_one(p: dict, drawn: dict) -> dict:
+    "What one sample alone would have cost per record: its share of drawing, and of the waves that moved the samples."
+    k, waves = p["samples"], p["wave_solves"] - drawn["wave_solves"]
+    own, share = (waves - p["mean_solves"]) / k, lambda of, once: (of - once) / k + once
+    moved = (p["seconds_per_record"] - drawn["seconds_per_record"]) * own / waves if waves else 0.0
+    return dict(samples=1, network_calls=share(p["network_calls"], p["start_calls"]),
+        wave_solves=share(drawn["wave_solves"], p["shared_solves"]) + own,
+        seconds_per_record=share(drawn["seconds_per_record"], p["start_seconds"]) + moved)
 
 # %% ../../nbs/09_evaluation/04_evaluate.ipynb #c66497a2
 def _answers(job: _Job, batch: Batch, start: str):
     "(row, kind, maps, ensemble, cost) of every row, for a batch."
     name, (result, cost) = job.run.method.name, _invert(job, batch, start, batch.seismic)
     yield "starting model", "start", result.start, None, {}
+    drawn = cost
     if job.settings.get("refine") or job.settings.get("refine_mean"):
         snr = job.settings["snr"] if job.settings["guide"] else None
-        before, cheap = _invert(job, batch, start, batch.seismic, refine=0, refine_mean=0, refine_tv=0.0,
+        before, drawn = _invert(job, batch, start, batch.seismic, refine=0, refine_mean=0, refine_tv=0.0,
             snr=snr)
-        yield f"{name}, not refined", "stage", before.mean, before.samples, cheap
+        yield f"{name}, not refined", "stage", before.mean, before.samples, drawn
     yield name, "method", result.mean, result.samples, cost
     if result.recalibration is not None:
         ensemble = torch.stack([result.quantile(p) for p in QUANTILES], 1)
         yield f"{name}, recalibrated", "calibrated", result.mean, ensemble, cost | dict(samples=len(QUANTILES))
     if (k := cost["samples"]) > 1:
-        yield f"{name}, single sample", "sample", result.samples[:, 0], None, cost | _cost_of_one(result.provenance)
+        yield f"{name}, single sample", "sample", result.samples[:, 0], None, cost | _cost_of_one(result.provenance,
+            drawn)
         errors = torch.stack([mae(sample, batch.truth) for sample in result.samples.unbind(1)], 1)
         yield (f"{name}, best of {k} (oracle)", "oracle",
             result.samples[range(len(errors)), errors.nan_to_num(torch.inf).argmin(1)], None, cost)
@@ -237,15 +240,13 @@ def evaluate(
     sampler: str | None = None, eta: float | None = None,  # as in `invert`
     w: float = 1.0, clip_denoise: bool | None = None, passes: int | None = None,  # likewise
     refine_tv: float | None = None, tta: str | None = None, post: str | None = None,  # likewise
-    guide: int | None = None, refine: int | None = None,  # likewise; steps end at the noise of the degradation
-    refine_mean: int | None = None,  # likewise
-    seed: int = 0,  # of starts, samples and perturbations
+    guide: int | None = None, refine: int | None = None, refine_mean: int | None = None,  # likewise; to the noise given
     misfit_records: int = 8,  # records, from the first, that are simulated for the data misfit
     engine: str = "deepwave",  # forward operator of the misfit, and of records that are re-simulated
     degradation: Degradation = Degradation(),  # how the records are perturbed first
     fwi_records: int = 0,  # records, from the first, that are also inverted classically
     controls: bool = True,  # whether to ask without seismic and with a wrong record too: two thirds of the calls
-    batch_size: int = 8,  # records held at a time: memory, not results
+    seed: int = 0, batch_size: int = 8,  # of starts, samples and perturbations; records held at a time: memory alone
     part: PartOf | None = None, kept: Path | None = None,  # these batches only; folder in which all are kept
     progress=None,  # called with (done, total) records
 ) -> dict | None:  # see `09_evaluation/00_card`; None where batches of other parts are missing
@@ -260,7 +261,7 @@ def evaluate(
     asked, more = dict(nfe=own.pop("nfe"), sampler=sampler, eta=eta, w=w), dict(tta=tta, post=post)
     settings = run.method.sampling_settings(**asked, clip=clip_denoise) | (same := own | dict(seed=seed)) | more
     given = {name: value for name, value in more.items() if value is not None} | dict(clip_denoise=clip_denoise,
-        snr=degradation.snr if own["refine"] or own["refine_mean"] or own["guide"] else None)
+        snr=degradation.snr if any(own[name] for name in ("refine", "refine_mean", "guide")) else None)
     job = _Job(run, _simulator(run, degradation), data, first_records(data, n_records), asked | same | given,
         degradation, engine, misfit_records, fwi_records, controls)
     _check(job, starts)

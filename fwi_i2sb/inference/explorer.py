@@ -89,8 +89,8 @@ _WORDS, _NUMBERS = ("start", "sampler"), ("w", "x")  # the others are whole numb
 
 
 def _check_choice(name: str, value):
-    "Raise `InputError` for a choice of the wrong type, and for a number that none can be."
-    kind, what = ((str, "a text") if name in _WORDS else (numbers.Real, "a number") if name in _NUMBERS
+    "Raise `InputError` for a choice of the wrong type, and for a number that is not possible."
+    kind, what = ((str, "a string") if name in _WORDS else (numbers.Real, "a number") if name in _NUMBERS
         else (numbers.Integral, "a whole number"))
     if not isinstance(value, kind): raise InputError(f"{name} must be {what} (got {value!r})")
     if name in _NUMBERS and not math.isfinite(value): raise InputError(f"{name} must be finite (got {value})")

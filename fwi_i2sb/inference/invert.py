@@ -52,9 +52,8 @@ def invert(
     survey: Survey | None = None,  # survey of the record, which is compared with the run's
     passes: int | None = None,  # default 1; times that the answer is the next start; more than once only with residuals
     guide: int | None = None,  # default 0; steps of waveform inversion inside the sampler, per sample (`06_refine`)
-    refine: int | None = None,  # default 0; steps of waveform inversion from mean and samples (`06_refine`)
-    refine_mean: int | None = None,  # those of the mean alone; default: as refine
-    refine_tv: float | None = None,  # default 0; weight of the total variation in them
+    refine: int | None = None,  # default 0; steps by waves from the mean and each sample; a single one is the mean
+    refine_mean: int | None = None, refine_tv: float | None = None,  # of the mean alone; weight of total variation
     original=None,  # (shots, receivers): traces that were neither resampled nor interpolated; None: all
     snr: float | None = None,  # signal-to-noise ratio of the records in dB, where they end; None: measured
     batch_size: int = 32,  # samples per network call: memory and speed, not results
@@ -63,9 +62,8 @@ def invert(
     """Draw velocity maps per record with the run's method; mean and standard deviation in m/s.
 
     A pipeline has defaults of its own (`run.pipeline.settings`). Raises `InputError` for what cannot be asked."""
-    own = own_settings(self, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine,
-        refine_mean=refine_mean, refine_tv=refine_tv)
-    _check_own(self, own, snr)
+    own = _own(self, snr, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine, refine_mean=refine_mean,
+        refine_tv=refine_tv)
     settings = self.method.sampling_settings(nfe=own["nfe"], sampler=sampler, eta=eta, w=w, clip=clip_denoise)
     (d, ids), began = _records(self, seismic, survey, record_ids), time.perf_counter()
     own["samples"] = _n_samples(self, settings, own["samples"], batch_size, keys := record_keys(seed, ids))
@@ -160,8 +158,9 @@ def _check_memory(run, samples, records):
             f"{free / 1e9:.3g} GB are free: ask for fewer samples, or for fewer records at once")
 
 # %% ../../nbs/08_inference/12_invert.ipynb #e7fb958b
-def _check_own(run, own, snr):
-    "Refuse settings that are out of range, or would have no effect."
+def _own(run, snr, **given):
+    "The settings that are meant. Refuses those that are out of range, or would have no effect."
+    own = own_settings(run, **given)
     passes, guide, refine, of_mean, tv = (own[name] for name in ("passes", "guide", "refine", "refine_mean",
         "refine_tv"))
     if passes < 1: raise InputError(f"passes must be 1 or more (got {passes})")
@@ -175,6 +174,7 @@ def _check_own(run, own, snr):
     if tv and not refine: raise InputError("refine_tv has no effect without refine: remove it, or refine")
     if snr is not None and not refine and not guide:
         raise InputError("snr has no effect without refine or guide: remove it, or refine")
+    return own
 
 # %% ../../nbs/08_inference/12_invert.ipynb #0d40ed76
 def _n_samples(run, settings, samples, batch_size, keys):

@@ -111,6 +111,7 @@ def work_identity(options, run: TrainedRun, work: Work) -> dict:
     elsewhere = ("run", "record", "out", "segy", "engine", "device", "plugin", "dataset_dir", "store_dir", "split")
     asked = {name: value for name, value in options_to_dict(options).items() if name not in elsewhere}
     asked["sampling"]["records"] = options.records
+    if options.sampling.refine_mean is None: del asked["sampling"]["refine_mean"]  # as before there was one
     files = [path for path in (Path(work.source), Path(str(work.start))) if path.is_file()]
     return dict(asked=asked, step=run.step, weights=weights_digest(run, work.start), records=work.record_ids,
         name=work.name, data=work.fingerprint, files=file_stamps(files))

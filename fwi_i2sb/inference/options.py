@@ -34,8 +34,8 @@ class SamplingOptions:
     clip_denoise: Literal["run", "on", "off"] = "run"  # clip the x0 estimate to [-1, 1] at every step; run: as trained
     passes: up_to(100) | None = None  # times that the mean is the next start, of a run that reads residuals; default: 1
     guide: up_to(10_000, 0) | None = None  # steps of waveform inversion inside the sampler, per sample; default: 0
-    refine: up_to(10_000, 0) | None = None  # steps of waveform inversion from mean and samples; default: 0
-    refine_mean: up_to(10_000, 0) | None = None  # of them from the mean; default: as from the samples
+    refine: up_to(10_000, 0) | None = None  # steps of waveform inversion from the mean and each sample; default: 0
+    refine_mean: up_to(10_000, 0) | None = None  # steps from the mean alone; default: as --refine, where that is given
     refine_tv: NonNegative | None = None  # weight in them of the total variation; default: 0
     tta: str | None = None  # ask more than once: flip, noise[:SHARE[:COPIES]], or both joined by a comma
     post: str | None = None  # change the mean maps: bounds[:LOW:HIGH], gaussian:SIGMA, joined by commas
@@ -86,13 +86,17 @@ def check_samples(run: TrainedRun, options: SamplingOptions) -> None:
     if options.post is not None: parse_post(options.post)
     if options.tta is not None and parse_tta(options.tta).flip: mirror(run.survey, run.spec.map_size[1])
     refined = own_settings(run, refine=options.refine, refine_mean=options.refine_mean)
-    if options.refine_tv and not any(refined.values()):
+    if options.refine_tv and not any(refined.values()):  # wherever they come from
         raise InputError("--refine-tv has no effect without --refine: give a number of steps, or remove it")
     nfe = own_settings(run, nfe=options.nfe)["nfe"]
     settings = run.method.sampling_settings(nfe=nfe, sampler=options.sampler, eta=options.eta, w=options.w)
     if (options.samples or 1) > 1 and not run.method.stochastic(settings["sampler"], settings["nfe"]):
         raise InputError(f"--samples {options.samples} would be equal: {run.method.name}, sampler "
             f"{settings['sampler']}, draws no noise at NFE {settings['nfe']}; remove --samples")
+    given, samples = (options.refine, options.refine_mean), own_settings(run, samples=options.samples)["samples"]
+    if None not in given and given[0] != given[1] and (samples or 1) == 1:
+        if samples or not run.method.stochastic(settings["sampler"], settings["nfe"]):
+            raise InputError("a single sample is the mean: give its steps as --refine alone")
 
 # %% ../../nbs/08_inference/17_options.ipynb #3be91c70
 def check_given(options: InvertOptions, run: TrainedRun):

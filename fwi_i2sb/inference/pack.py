@@ -127,8 +127,8 @@ def model_card(options: PackOptions, folder: Path) -> str:
         f"and calibration (of which {made['recalibration']['records']} records are used)"
         + f"; the first two share theirs, in {plan['folds']} folds" * bool(plan["folds"]),
         *_settings_text(folder),
-        f"- Answer: mean of {s['samples']} samples at NFE {s['nfe']}, {s['passes']} pass(es), up to {s['refine']} "
-        f"steps of waveform inversion of the mean and of each sample",
+        f"- Answer: mean of {s['samples']} samples at NFE {s['nfe']}, {s['passes']} pass(es), up to "
+        f"{s.get('refine_mean', s['refine'])} steps of waveform inversion of the mean and {s['refine']} of each sample",
         f"- Cost of the training: {options.cost}", f"- Licence: {options.license}",
         f"- Packed by fwi_i2sb {fwi_i2sb.__version__}: weights rounded to float16", "",
         f"On the records of its calibration: MAE {made['about']['mae']:.1f} m/s.", ""]

@@ -31,7 +31,7 @@ class _Settings(Schema):
     passes: PositiveInt
     guide: NonNegativeInt = 0  # earlier pipelines have none
     refine: NonNegativeInt
-    refine_mean: NonNegativeInt | None = None  # earlier pipelines have none
+    refine_mean: NonNegativeInt = 0  # where it is as refine, there is none
     refine_tv: NonNegativeFloat
 
 # %% ../../nbs/08_inference/00_pipeline.ipynb #4cbb992e

@@ -108,13 +108,14 @@ PER_RECORD = ("records", "record_checks", "trust_reasons", "refine_misfit", "ref
 
 
 def joined(all_: dict, new: dict, before: int, n: int) -> dict:
-    "The provenance of several batches: lists one after the other, cells added, seconds averaged."
+    "The provenance of several batches: lists one after the other, cells added, costs averaged."
     if not all_: return dict(new)
     mean = lambda name: (all_[name] * before + new[name] * (n - before)) / n
     lists = {name: all_[name] + new[name] for name in PER_RECORD if name in new}
     if "signs" in new: lists["signs"] = {name: all_["signs"][name] + values for name, values in new["signs"].items()}
-    seconds = {name: mean(name) for name in ("seconds_per_record", "start_seconds", "wave_solves") if name in new}
-    return all_ | lists | seconds | dict(clipped_cells=all_["clipped_cells"] + new["clipped_cells"])
+    costs = {name: mean(name) for name in ("seconds_per_record", "start_seconds", "wave_solves", "guide_solves",
+        "mean_solves") if name in new}
+    return all_ | lists | costs | dict(clipped_cells=all_["clipped_cells"] + new["clipped_cells"])
 
 # %% ../../nbs/08_inference/16_records.ipynb #292b86ba
 def mean_misfits(
@@ -131,9 +132,10 @@ def report(result: Inversion, misfits: dict, truth=None) -> str:
     start = f"start {p['start']}" if p["reads_start"] else "seismic alone, beside the start " + p["start"]
     lines = [f"{len(result.mean)} record(s), {p['method']}, {start}, {p['samples']} sample(s) at NFE {p['nfe']} "
              f"({p['sampler']}), {p['seconds_per_record']:.2f} s per record on {p['device']}"]
-    if steps := p.get("refine_mean"):
-        lines.append(f"refined by up to {steps} steps of waveform inversion"
-            + f" ({p['refine']} of each sample)" * (p["refine"] != steps and p["samples"] > 1)
+    if p.get("refine") or p.get("refine_mean"):
+        apart = f" of the mean and {p['refine']} of each sample"
+        lines.append(f"refined by up to {p['refine_mean']} steps of waveform inversion"
+            + apart * (p["refine"] != p["refine_mean"] and p["samples"] > 1)
             + f", {p['wave_solves']:.0f} wave solves per record")
     if p.get("post") and "post_mae_before" in p:
         lines.append("post-processing {}: MAE {:.1f} m/s before, {:.1f} m/s after".format(p["post"],

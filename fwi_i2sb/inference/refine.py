@@ -47,9 +47,9 @@ def refine_samples(
 ) -> tuple[Tensor, Tensor, dict]:
     """Refined means and samples, and what it cost; maps that cannot be simulated stay as they are.
 
-    The dictionary has `wave_solves` per record and of them `mean_solves`, and for the mean of every record the relative
-    misfit before and after (`refine_misfit`, None where it is not simulated) and the level at which steps end
-    (`refine_noise`)."""
+    The dictionary has `wave_solves` per record, of them `mean_solves` beside those of the samples, and for the mean of
+    every record the relative misfit before and after (`refine_misfit`, None where it is not simulated) and the level at
+    which steps end (`refine_noise`)."""
     n, k = samples.shape[:2]
     level = _level(run, seismic, snr)
     maps = samples if k == 1 else torch.cat([mean[:, None], samples], 1)
@@ -58,7 +58,7 @@ def refine_samples(
     misfit, solves = _move(run, seismic, level, flat, rows, each, tv=tv, progress=progress)
     found, number = flat.reshape(maps.shape), lambda pair: [None if v != v else v for v in pair]
     return found[:, 0], found[:, -k:], dict(wave_solves=solves.sum().item() / n,
-        mean_solves=solves.reshape(n, -1)[:, 0].sum().item() / n, refine_noise=level.tolist(),
+        mean_solves=solves.reshape(n, -1)[:, 0].sum().item() / n if k > 1 else 0, refine_noise=level.tolist(),
         refine_misfit=[number(pair) for pair in misfit.reshape(*maps.shape[:2], 2)[:, 0].tolist()])
 
 # %% ../../nbs/08_inference/06_refine.ipynb #86bbdb23

@@ -70,8 +70,8 @@ class StageOptions:
     nfe: Count | None = None  # network calls per sample; default: 5 of a bridge, 1 of a regression
     passes: up_to(100) = 1  # times that the answer is the next start
     guide: up_to(10_000, 0) = 0  # steps of waveform inversion inside the sampler, per sample
-    refine: up_to(10_000, 0) = 30  # steps of waveform inversion from mean and samples
-    refine_mean: up_to(10_000, 0) | None = None  # of them from the mean; default: as from the samples
+    refine: up_to(10_000, 0) = 30  # steps of waveform inversion from the mean and from each sample
+    refine_mean: up_to(10_000, 0) | None = None  # steps from the mean alone; default: as --refine
     refine_tv: NonNegative = 0.0  # weight of the total variation in them
 
 # %% ../../nbs/08_inference/24_train_pipeline.ipynb #ff16f189
@@ -145,9 +145,14 @@ def _settings(options: PipelineOptions) -> dict:
     varied = bridge and (nfe > 1 or s.base_noise > 0)
     if not varied and (s.samples or 1) > 1:
         raise InputError(f"--samples {s.samples} would be equal: the last run draws no noise at NFE {nfe}; remove it")
-    return dict(samples=s.samples or (8 if varied else 1), nfe=nfe, passes=s.passes, guide=s.guide,
-        refine=s.refine, refine_mean=s.refine if s.refine_mean is None else s.refine_mean,
+    samples, own = s.samples or (8 if varied else 1), s.refine_mean not in (None, s.refine)
+    if own and samples == 1: raise InputError("a single sample is the mean: give its steps as --refine alone")
+    if s.refine_tv and not s.refine and not s.refine_mean:
+        raise InputError("--refine-tv has no effect without --refine: give a number of steps, or remove it")
+    settings = dict(samples=samples, nfe=nfe, passes=s.passes, guide=s.guide, refine=s.refine,
         refine_tv=float(s.refine_tv))
+    # not written where it is the same: what was calibrated before there was one stays as it is
+    return settings | dict(refine_mean=s.refine_mean) if own else settings
 
 # %% ../../nbs/08_inference/24_train_pipeline.ipynb #7735055f
 def _check(options: PipelineOptions) -> MultiFamilyStore:

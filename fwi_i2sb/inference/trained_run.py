@@ -64,7 +64,7 @@ def recalibration(self) -> Recalibration | None:
 def usual(self) -> dict:
     "The settings of `invert` that are meant where none are given."
     own = dict(passes=1, guide=0, refine=0, refine_tv=0.0) | (self.pipeline.settings if self.pipeline else {})
-    return dict(refine_mean=own["refine"]) | own  # earlier pipelines have no steps of the mean's own
+    return dict(refine_mean=own["refine"]) | own  # a pipeline may have no separate number for the mean
 
 
 @method_of(TrainedRun)

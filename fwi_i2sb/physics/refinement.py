@@ -92,6 +92,20 @@ class Refined(NamedTuple):
     skipped: Tensor  # whether low frequencies came first: bool (batch,)
     wave_solves: Tensor  # simulations of the record, all its shots, forwards or adjoint: int64 (batch,)
 
+# %% ../../nbs/01_physics/04_refinement.ipynb #55ec85e8
+def _each(steps, maps):
+    "The steps of every map."
+    steps = torch.as_tensor(steps).cpu()
+    if steps.shape not in ((), (maps,)): raise InputError(f"steps must be one number, or {maps} (got {len(steps)})")
+    if not maps: raise InputError("a refinement needs at least one map")
+    if steps.min() < 1: raise InputError(f"a refinement needs at least one step (got {steps.min()})")
+    return steps.expand(maps)
+
+
+def _parts(steps, size):
+    "Rows of maps with equal steps; the longest first, so that no core is left alone with one."
+    return [rows for count in steps.unique().flip(0) for rows in (steps == count).nonzero()[:, 0].split(size)]
+
 # %% ../../nbs/01_physics/04_refinement.ipynb #8314b827
 def refine(
     seismic: Tensor,  # observed gathers (batch, shots, time, receivers), decimated; traces of zeros count as missing
@@ -114,18 +128,14 @@ def refine(
 
     Deterministic. Raises `InputError` for gathers that do not fit survey and maps, an empty range, or no steps.
     """
-    steps = torch.as_tensor(steps).cpu().expand(len(velocity))
-    if steps.min() < 1 or not first > 0:
-        raise InputError(f"a refinement needs at least one step and a positive first change, not {steps.min()} and "
-            f"{first}")
     check_pairs(seismic, velocity, survey, factor=factor, smooth=smooth, low=low, high=high)
+    steps = _each(steps, len(velocity))
+    if not first > 0: raise InputError(f"the first change must be positive (got {first})")
     if not 0 <= depth <= 4: raise InputError(f"the power of the depth must be from 0 to 4 (got {depth})")
     if not tv >= 0: raise InputError(f"the weight of the total variation must be 0 or more (got {tv})")
     noise = torch.as_tensor(noise, dtype=torch.float32, device=velocity.device).expand(len(velocity))
     settings = dict(survey=survey, factor=factor, first=first, tv=tv, smooth=smooth, depth=depth)
-    # the longest first, so that no core is left alone with one
-    parts = [rows for count in steps.unique().flip(0) for rows in (steps == count).nonzero()[:, 0].split(
-        1 if velocity.device.type == "cpu" else batch_size)]
+    parts = _parts(steps, 1 if velocity.device.type == "cpu" else batch_size)
     tell = _counter(len(parts), steps.sum().item(), progress)
 
     def work(k, unwanted):

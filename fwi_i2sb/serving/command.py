@@ -72,7 +72,7 @@ def _run(options, settings):
     from fwi_i2sb.serving.app import create_app
     from fwi_i2sb.serving.logs import log_json
 
-    # clients and proxies are the ones to close idle connections (60 s as a rule): what crosses a closing is lost
+    # clients and proxies should close idle connections first (usually after 60 s): what crosses a closing is lost
     same = dict(host=options.host, port=options.port, log_config=None, timeout_graceful_shutdown=120,
         server_header=False, timeout_keep_alive=75)
     log_json(settings.log_level)

@@ -38,7 +38,8 @@ class Asked(BaseModel):
         description="linear, linear:TOP:BOTTOM in m/s, or first-guess")] = None
     passes: Annotated[int | None, Field(ge=1, le=10, description="times that the answer is the next start")] = None
     sampler: Annotated[str | None, Field(max_length=40, description="one of the model's samplers")] = None
-    refine: Annotated[int | None, Field(ge=0, le=10_000, description="steps of waveform inversion")] = None
+    refine: Annotated[int | None, Field(ge=0, le=10_000, description="steps of waveform inversion, of the mean and of "
+        "each sample")] = None
     snr: Annotated[float | None, Field(ge=-200, le=200, description="of the record in dB, where steps end")] = None
     resimulate: Annotated[bool, Field(description="answer with the record as the model reads it, and with that of the "
         "map")] = False
@@ -114,7 +115,8 @@ def check_beside(asked: Asked, query: dict):
 def check_asked(asked: Asked, settings: Settings, own: dict, job: bool):
     "Refuse what is too much, but never settings of the model's own, or less. Raises `InputError`."
     asks = asked.model_dump(include={"samples", "refine"}, exclude_none=True)
-    if all(value <= own.get(name, 0) for name, value in asks.items()): return
+    less = own | dict(refine=min(own["refine"], own["refine_mean"])) if own else {}  # refine is asked of both
+    if all(value <= less.get(name, 0) for name, value in asks.items()): return
     given = own | asks
     for name, most in (("samples", settings.max_samples), ("refine", None if job else settings.max_refine)):
         if most is not None and (given.get(name) or 0) > most:
@@ -134,8 +136,9 @@ class Request(BaseModel):
 
 def _dearest(run):
     "What one record costs unless less is asked: settings of a pipeline, of an ensemble the largest of its members."
-    own = [one.pipeline.settings for one in getattr(run, "members", (run,)) if one.pipeline]
-    return {name: max(settings[name] for settings in own) for name in ("samples", "refine")} if own else {}
+    own = [one.usual for one in getattr(run, "members", (run,)) if one.pipeline]
+    names = ("samples", "refine", "refine_mean") if own else ()
+    return {name: max(settings[name] for settings in own) for name in names}
 
 # %% ../../nbs/11_serving/09_requests.ipynb #d2c0b57f
 def prepare(models: Models, name: str, values: np.ndarray | list, asked: Asked, settings: Settings,

@@ -86,8 +86,11 @@ const prediction = (bytes, signal) =>
   post(`api/v1/predict/${encodeURIComponent(model.model_name)}`, settings(), bytes, signal);
 
 // steps of waveform inversion take long
-const isLong = () => $("refine").value !== "" ? Number($("refine").value) > 0
-  : ["refine", "refine_mean"].some(name => model.model_configuration.settings[name] > 0);
+const isLong = () => {
+  if ($("refine").value !== "") return Number($("refine").value) > 0;
+  const about = model.model_configuration;
+  return [about, ...about.members ?? []].some(({settings = {}}) => settings.refine > 0 || settings.refine_mean > 0);
+};
 
 // the answer of a job, whose progress is shown, and which ends when it is given up
 async function job(bytes, signal) {
@@ -156,8 +159,8 @@ function describe(provenance) {
   const {seed, samples, nfe, passes, refine, refine_mean: mean, start, seconds_per_record: seconds, wave_solves, device,
     version} = provenance;
   const rows = {model: shown.model.model_name, "checkpoint step": provenance.step, "starting model": start, seed, samples,
-    "network calls per sample": nfe, passes, "steps of waveform inversion": refine,
-    "steps of the mean": mean, "wave solves per record": wave_solves,
+    "network calls per sample": nfe, passes, "steps of waveform inversion of the mean": mean,
+    "of each sample": refine, "wave solves per record": wave_solves,
     "seconds per record": short(seconds), device, version};
   $("about").replaceChildren(...Object.entries(rows).flatMap(([name, value]) => [["dt", name], ["dd", value ?? "-"]]
     .map(([kind, words]) => Object.assign(document.createElement(kind), {textContent: words}))));
