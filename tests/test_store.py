@@ -17,13 +17,17 @@ import pytest
 from forkserver import PATIENCE, start
 from torch.utils.data import DataLoader
 
+from fwi_i2sb.core.files import read_row
+from fwi_i2sb.data import openfwi
 from fwi_i2sb.data.check import verify_store
 from fwi_i2sb.data.multi_family import MultiFamilyStore
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.core.sealed import write_sealed
 from fwi_i2sb.data.scale import OPENFWI_SCALE, VelocityScale
 from fwi_i2sb.data.manifest import read_manifest
+from fwi_i2sb.data.openfwi import open_pair
 from fwi_i2sb.data.openfwi_config import load_ranges
+from fwi_i2sb.data.sources import source_digests
 from fwi_i2sb.data.store import convert, StoreDataset
 from fwi_i2sb.physics.wave import OPENFWI, surface_survey
 
@@ -535,6 +539,36 @@ def test_files_that_were_corrected_are_converted_again(tmp_path, change, name):
     for split in ("train", "val"):
         assert values(root, split) == values(fresh, split)
         assert read_manifest(root / split) == read_manifest(fresh / split)
+
+
+@pytest.mark.parametrize("change", [one_trace, one_row])
+def test_a_conversion_does_not_go_on_with_a_file_that_was_corrected(tmp_path, change):
+    root = write_files(tmp_path); stopped(root, 280)
+    times = [(f, f.stat()) for f in root.glob("*/*.npy")]
+    change(root)
+    for f, stat in times: os.utime(f, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    convert(root, "FlatVel_A", workers=0, **OPTIONS)
+    fresh = tmp_path / "fresh" / "FlatVel_A"
+    shutil.copytree(root, fresh, ignore=shutil.ignore_patterns("train", "val"))
+    assert_equal(root, convert(fresh, "FlatVel_A", workers=0, **OPTIONS))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_conversion_reads_every_record_once(tmp_path, workers, monkeypatch):
+    digests = lambda root: [s["digest"] for split in ("train", "val") for s in read_manifest(root / split)["sources"]]
+    root = convert(write_files(tmp_path), "FlatVel_A", workers=workers, **OPTIONS)
+    pairs = [open_pair(root / "data" / f"data{k}.npy", root / "model" / f"model{k}.npy") for k in (1, 2, 49)]
+    assert digests(root) == list(map(source_digests, pairs))
+    if workers: return
+    seen = []
+    monkeypatch.setattr(openfwi, "read_row", lambda array, i: seen.append(i) or read_row(array, i))
+    for split in ("train", "val"): shutil.rmtree(root / split)
+    convert(root, "FlatVel_A", workers=0, **OPTIONS)
+    assert len(seen) == 2 * 300 and digests(root) == list(map(source_digests, pairs))
+    seen.clear(); convert(root, "FlatVel_A", workers=0, **OPTIONS)
+    assert not seen
+    os.utime(root / "data" / "data2.npy"); convert(root, "FlatVel_A", build=False, **OPTIONS)
+    assert len(seen) == 2 * 50
 
 
 def test_a_copy_of_the_files_is_not_a_change(tmp_path):

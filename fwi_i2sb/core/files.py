@@ -78,17 +78,17 @@ def home(path: str | Path) -> Path:
     return path
 
 # %% ../../nbs/A0_core/01_files.ipynb #18259a8b
-def read_row(array: np.ndarray, # as `open_npy` gives it, whole, or in memory
-    i: int,  # index along the first axis
+def read_row(array: np.ndarray, i: int, # as `open_npy` gives it, whole, or in memory; index along the first axis
 ) -> np.ndarray:
     "A part of a file as an array of its own. Raises `InputError` where the file has become shorter."
     if not isinstance(array, np.memmap): return np.array(array[i])
     if not array.flags.c_contiguous:  # what is seen through a map of its own leaves memory with it
         return np.array(np.memmap(array.filename, array.dtype, "r", array.offset, array.shape, "F")[i])
-    size, place = array[0].size, range(len(array))[i]
-    row = np.fromfile(array.filename, array.dtype, size, offset=array.offset + place * size * array.itemsize)
-    if row.size != size: raise InputError(f"{array.filename} has become shorter while it was read")
-    return row.reshape(array.shape[1:])
+    row = np.empty(array.shape[1:], array.dtype)
+    with open(array.filename, "rb") as file:
+        file.seek(array.offset + range(len(array))[i] * row.nbytes)
+        if file.readinto(row) == row.nbytes: return row
+    raise InputError(f"{array.filename} has become shorter while it was read")
 
 # %% ../../nbs/A0_core/01_files.ipynb #c0de1f10
 def check_memory(

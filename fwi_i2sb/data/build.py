@@ -15,7 +15,7 @@ from .database import append
 from .manifest import load_manifest
 from .openfwi import store_bytes
 from .prepare import prepared_batches, PreparedRecords, Summary, TAIL
-from .sources import remember_sources, touched_sources
+from .sources import remember_sources, source_digests, touched_sources
 
 # %% ../../nbs/02_data/15_build.ipynb #35373ad2
 def files_have(names: list[str]) -> str:
@@ -43,9 +43,17 @@ def store_space(
 
 # %% ../../nbs/02_data/15_build.ipynb #1eaf94db
 def _fill(database, settings, pairs, accept, workers, report):
-    "Write every record that is not in the database yet, and say what is doubtful about all of them."
+    """Write every record that is not in the database yet, and say what is doubtful about all of them.
+
+    Also gives the digests of the records of each pair that were read."""
     records, summary = PreparedRecords(pairs, settings, accept), Summary([0] * len(pairs))
-    append(database, 2 * store_space(settings) + 2**26, lambda done: prepared_batches(records, done, workers),
+    seen = [bytearray() for _ in pairs]
+    def batches(done):
+        for batch in prepared_batches(records, done, workers):
+            for i, (_, digests) in enumerate(batch, done): seen[records.place[i][0]] += digests
+            done += len(batch)
+            yield [value for value, _ in batch]
+    append(database, 2 * store_space(settings) + 2**26, batches,
         lambda i, value: summary.add(i, records.place[i][0], value), report)
     told = {reason: n for reason, n in summary.findings.items() if reason not in accept}
     if told:
@@ -54,7 +62,7 @@ def _fill(database, settings, pairs, accept, workers, report):
         warnings.warn(f"of the {settings['count']} records for {database.parent} some are doubtful ({counts}), first "
             f"record {i} of {pairs[k].seismic}: see fwi-i2sb check", stacklevel=2)
     return dict(crc32=summary.crc32, findings=summary.findings,
-        accepted=[reason for reason in accept if reason in summary.findings])
+        accepted=[reason for reason in accept if reason in summary.findings]), seen
 
 # %% ../../nbs/02_data/15_build.ipynb #799c8103
 def build_split(
@@ -73,10 +81,14 @@ def build_split(
         database.unlink(missing_ok=True); folder.mkdir(exist_ok=True)
         write_sealed(folder / "manifest.json", plan)
     remember_sources(folder, source, settings)
-    filled = _fill(database, settings, pairs, accept, workers, report)
+    filled, seen = _fill(database, settings, pairs, accept, workers, report)
+    # of a conversion that was continued, some files are read again
+    sources = [one | dict(digest=source_digests(*of)) for one, *of in zip(settings["sources"], pairs, seen)]
     if touched := touched_sources(folder):
         raise InputError(f"{files_have(touched)} changed while the store was made: repeat the command")
-    write_sealed(folder / "manifest.json", dict(settings, tail=TAIL, **filled))
+    manifest = dict(settings, tail=TAIL, sources=sources, **filled)
+    write_sealed(folder / "manifest.json", manifest)
+    remember_sources(folder, source, manifest)
 
 # %% ../../nbs/02_data/15_build.ipynb #5317b234
 def discard(folder: Path):

@@ -130,7 +130,7 @@ def _stale(root, splits):
     for split, pairs in splits.items():
         try:
             old, known = read_manifest(root / split), known_digests(root / split)
-            new = dict(sources=describe_sources(pairs, root, known))
+            new = dict(sources=describe_sources(pairs, root, known, read=True))
         except InputError: continue  # no finished store, or one that was reported
         if same_files(old, new) and (changed := changed_sources(old, new)):
             yield f"the store {root / split} was made of what {', '.join(changed)} held before: convert again"

@@ -94,7 +94,8 @@ def append(path:str|Path, # the file; made if it is not there
             with env.begin(write=True) as writer:
                 for done, value in enumerate(batch, done + 1):
                     told = seen(done - 1, value) if seen else None
-                    writer.put(_key(done - 1), value + (_sum(value) if told is None else _bytes(told)), append=True)
+                    value += _sum(value) if told is None else _bytes(told)  # in place, where it is a bytearray
+                    writer.put(_key(done - 1), value, append=True)
             if report: report(done)
 
 # %% ../../nbs/02_data/09_database.ipynb #a5153d32

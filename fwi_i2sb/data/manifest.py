@@ -128,7 +128,9 @@ def default_time_samples(survey:Survey, # of the raw records
     return -(-survey.nt // factor)
 
 # %% ../../nbs/02_data/13_manifest.ipynb #9b5c60cd
-def _planned(split, family, survey, scale, pairs, root, cells, time_samples, dtype, known):
+def _is_finished(folder): return (folder / "manifest.json").is_file() and "unfinished" not in load_manifest(folder)
+
+def _planned(split, family, survey, scale, pairs, root, cells, time_samples, dtype, folder):
     "The manifest of one split but for what only the records tell: pressure range, findings and checksums."
     factor = -(-survey.nt // time_samples)
     kept = {2: "2nd", 3: "3rd"}.get(factor, f"{factor}th")
@@ -139,7 +141,7 @@ def _planned(split, family, survey, scale, pairs, root, cells, time_samples, dty
             else f"zero-phase FIR low-pass, every {kept} sample kept", survey=survey.to_dict(),
         velocity=dict(shape=cells, dtype="float32", unit="m/s") | scale.to_dict(),
         seismic=dict(shape=[len(survey.sources), time_samples, len(survey.receivers)], dtype=dtype, unit="pressure"),
-        sources=describe_sources(pairs, root, known))
+        sources=describe_sources(pairs, root, known_digests(folder), read=_is_finished(folder)))
     return json.loads(json.dumps(settings))
 
 # %% ../../nbs/02_data/13_manifest.ipynb #51acc555
@@ -249,8 +251,7 @@ def planned_manifests(source:Path, # folder of the files
         raise InputError(f"--time-samples {time_samples} does not divide the {survey.nt} samples of the records")
     pairs = {s: discover(source, family, split=s, val_files=val_files) for s in ("val", "train") if s in splits}
     cells = check_shapes([pair for several in pairs.values() for pair in several], survey)
-    settings = lambda s, p: _planned(s, family, survey, scale, p, source, cells, time_samples, dtype,
-        known_digests(root / s))
+    settings = lambda s, p: _planned(s, family, survey, scale, p, source, cells, time_samples, dtype, root / s)
     wanted = {s: settings(s, p) for s, p in pairs.items()}
     given = family.name in (families or ()) or is_benchmark(family, survey, scale)
     training = lambda: _training_pairs(source, family, val_files, pairs)

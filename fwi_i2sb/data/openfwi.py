@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['FAMILIES', 'Family', 'same_name', 'get_family', 'any_family', 'parse_families', 'match_files', 'refuse_half',
-           'find_root', 'split_files', 'Pair', 'open_pair', 'discover', 'read_pair', 'store_bytes']
+           'find_root', 'split_files', 'Pair', 'open_pair', 'discover', 'read_rows', 'as_record', 'read_pair',
+           'store_bytes']
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #930ddb0f
 import math, re
@@ -250,18 +251,23 @@ def discover(root:str|Path,      # a folder `find_root` understands
     return [open_pair(*p) for p in pairs]
 
 # %% ../../nbs/02_data/01_openfwi.ipynb #6a8719f7
-def read_pair(pair:Pair, # a pair of files
-    i:int,     # which record of the files
+def read_rows(pair:Pair, i:int, # which record of the files
     opened=None, # both files as `Pair.open` gives them, where they are open already
-)->tuple[np.ndarray, np.ndarray]: # seismic (shots, time, receivers) and velocity (1, depth, x), float32
+)->list[np.ndarray]: # seismic, and velocity where there is one, as the files hold them
     "Read one record; the rest of the files stays on disk."
-    d, v = (read_row(a if a.ndim == 4 else a[None], i).astype(np.float32, copy=False) for a in opened or pair.open())
+    return [read_row(a if a.ndim == 4 else a[None], i) for a in opened or pair.open() if a is not None]
+
+def as_record(rows:list[np.ndarray])->tuple[np.ndarray, np.ndarray]:
+    "Seismic (shots, time, receivers) and velocity (1, depth, x), float32, of what `read_rows` gives."
+    d, v = (row.astype(np.float32, copy=False) for row in rows)
     return d, v.reshape(1, *v.shape[-2:])
 
+def read_pair(pair:Pair, i:int, opened=None)->tuple[np.ndarray, np.ndarray]:
+    "A record as `as_record` gives it, of what `read_rows` reads."
+    return as_record(read_rows(pair, i, opened))
+
 # %% ../../nbs/02_data/01_openfwi.ipynb #899e6feb
-def store_bytes(n:int,           # records
-    seismic_shape,   # (shots, time samples kept, receivers)
-    velocity_shape,  # (1, depth, x)
+def store_bytes(n:int, seismic_shape, velocity_shape, # records; (shots, time samples kept, receivers); (1, depth, x)
     dtype="float16", # number type of the stored seismic
 )->int: # bytes
     "Size of the LMDB store of `n` records, a little rounded up."

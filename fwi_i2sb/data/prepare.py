@@ -19,9 +19,10 @@ from ..core.workers import end_on_failure, read_ahead
 from .database import joined_crc
 from .findings import from_bits, to_bits
 from .manifest import pressure_of
-from .openfwi import read_pair
+from .openfwi import as_record, read_rows
 from .rules import inspect_pair
 from .scale import VelocityScale
+from .sources import row_digests
 from ..physics.filters import decimate
 from ..physics.wave import Survey
 
@@ -32,7 +33,7 @@ def encode_record(seismic, velocity, factor, dtype, where, found=()):
     if dtype == "float16" and max(map(abs, torch.aminmax(kept))) > torch.finfo(torch.float16).max:
         raise InputError(f"{where} does not fit float16: use --dtype float32")
     kept = kept.to(getattr(torch, dtype)).contiguous().numpy()
-    return b"".join((velocity, kept, to_bits(found).to_bytes(TAIL, "little")))
+    return bytearray().join((velocity, kept, to_bits(found).to_bytes(TAIL, "little")))
 
 # %% ../../nbs/02_data/14_prepare.ipynb #a2b4f970
 TAIL = 4  # bytes after the values of a record
@@ -58,7 +59,7 @@ def refuse_damage(where, found, accept):
 
 # %% ../../nbs/02_data/14_prepare.ipynb #5e605c3f
 class PreparedRecords(Dataset):
-    """The values of all records of some pairs of files.
+    """The values of all records of some pairs of files, each with the digests of what its files hold.
 
     A bad record is an `InputError` given back, for a worker's exceptions lose their text."""
     def __init__(self, pairs, manifest, accept):
@@ -75,10 +76,10 @@ class PreparedRecords(Dataset):
         where = f"{pair.seismic} and {pair.velocity.name}: record {i}"
         try:
             if self.opened[0] != k: self.opened = k, pair.open()
-            seismic, velocity = read_pair(pair, i, self.opened[1])
+            seismic, velocity = as_record(rows := read_rows(pair, i, self.opened[1]))
             found = inspect_pair(seismic, velocity, self.survey, self.scale, pressure=self.pressure)
             refuse_damage(where, found, self.accept)
-            return encode_record(seismic, velocity, self.factor, self.dtype, where, found)
+            return encode_record(seismic, velocity, self.factor, self.dtype, where, found), row_digests(rows)
         except InputError as error: return error
 
 # %% ../../nbs/02_data/14_prepare.ipynb #b2044071
@@ -88,7 +89,7 @@ def _leave_with_parent(worker):
     threading.Thread(target=leave, daemon=True).start()
 
 def prepared_batches(records, done, workers):
-    "The values after the first `done`, in lists of 64, fewer where they are large; the first bad one is raised."
+    "Values and digests after the first `done`, in lists of 64, fewer where they are large; the first error is raised."
     loader = DataLoader(records, max(1, min(64, 2**24 // records.bytes)), sampler=range(done, len(records.place)),
                         num_workers=workers, collate_fn=list, worker_init_fn=_leave_with_parent,
                         multiprocessing_context="spawn" if workers else None)

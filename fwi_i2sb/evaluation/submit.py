@@ -22,8 +22,8 @@ from ..core.locks import check_space, check_writable, claim
 from ..core.progress import progress_bar
 from ..core.sealed import read_sealed, Schema, write_sealed
 from ..data.layouts import known_facts
-from ..data.sources import source_digest
-from ..data.speed_structure import list_samples, read_gathers, to_horizontal_first
+from ..data.sources import source_digests
+from ..data.speed_structure import list_samples, open_sample, read_gathers, to_horizontal_first
 
 # %% ../../nbs/09_evaluation/07_submit.ipynb #6e38b426
 from .submission import (
@@ -94,7 +94,7 @@ def _digests(samples):
     found = {}
     with progress_bar("digest", "samples") as progress:
         for done, sample in enumerate(samples, 1):
-            found[sample.name] = source_digest(sample, 1)
+            found[sample.name], = source_digests(open_sample(sample, None))
             progress(done, len(samples))
     return found
 
