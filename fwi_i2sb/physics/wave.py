@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from ..core.errors import InputError, unknown
 from ..core.fields import check_fields
 from ..core.registry import method_of
+from ..core.threads import rows_over_cores
 
 # %% ../../nbs/01_physics/00_wave.ipynb #b2e47068
 def _positions(name, points):
@@ -85,10 +86,8 @@ def difference(self, other: Survey) -> str | None:
 # %% ../../nbs/01_physics/00_wave.ipynb #6b94d316
 def surface_survey(n_x,  # columns of the map
                    n_shots=5,  # sources, spread evenly from the first to the last column
-                   *, dx=10.,  # grid spacing (m)
-                   dt=1e-3,  # time step (s)
-                   nt=1000,  # samples per trace
-                   freq=15.,  # Ricker peak frequency (Hz)
+                   *, dx=10., dt=1e-3,  # grid spacing (m), time step (s)
+                   nt=1000, freq=15.,  # samples per trace, Ricker peak frequency (Hz)
                    depth=None,  # depth of sources and receivers (m); one node if None
                    ) -> Survey:
     "The survey OpenFWI would shoot over a map of `n_x` columns: a receiver at every column, sources spread evenly."
@@ -114,8 +113,7 @@ def _nodes(points, survey, shape, what):
     return [row for row, _ in found], [col for _, col in found]
 
 # %% ../../nbs/01_physics/00_wave.ipynb #b89a40a9
-def fit_survey(survey, # positions
-               shape, # (depth, x) of the map in cells
+def fit_survey(survey, shape, # positions, (depth, x) of the map in cells
                ) -> None:
     "Raise `InputError` for the first source or receiver that is not on a node of a map, or of its margin."
     shape = shape[0], shape[1] + round(survey.margin / survey.dx)
@@ -215,19 +213,20 @@ def _deepwave(velocity, survey, max_velocity):
     import deepwave
     n, shape, s, nt = len(velocity), velocity.shape[-2:], len(survey.sources), survey.nt + 1
     place = lambda points, name: torch.tensor(_nodes(points, survey, shape, name), device=velocity.device).T
-    w = -ricker(survey)[:nt].to(velocity)
     backwards, period = velocity.requires_grad and torch.is_grad_enabled(), 1 / (survey.freq * survey.dt)
     every = max(1, int(period / 9)) if backwards else 1  # steps from one stored wave to the next
     steps = math.ceil((nt + backwards * period) / every) * every  # a period on: see _in_band
-    pressure = deepwave.scalar(velocity.expand(-1, s, -1, -1).flatten(0, 1), survey.dx, survey.dt,
-        source_amplitudes=F.pad(w, (0, steps - len(w))).expand(n * s, 1, -1),
-        source_locations=place(survey.sources, "source")[:, None].repeat(n, 1, 1),
-        receiver_locations=place(survey.receivers, "receiver").expand(n * s, -1, -1),
-        accuracy=4, pml_width=20, pml_freq=survey.freq, courant_number=0.7,
-        max_vel=max(velocity.max().item(), max_velocity), model_gradient_sampling_interval=every)[-1]
+    w = -ricker(survey)[:nt].to(velocity); amplitudes = F.pad(w, (0, steps - len(w))).expand(n * s, 1, -1)
+    sources = place(survey.sources, "source")[:, None].repeat(n, 1, 1)
+    receivers, fastest = place(survey.receivers, "receiver"), max(velocity.max().item(), max_velocity)
+
+    def shoot(maps, shots):
+        return deepwave.scalar(maps, survey.dx, survey.dt, source_amplitudes=amplitudes[shots], courant_number=0.7,
+            source_locations=sources[shots], receiver_locations=receivers.expand(len(maps), -1, -1), accuracy=4,
+            pml_freq=survey.freq, max_vel=fastest, pml_width=20, model_gradient_sampling_interval=every)[-1]
+    pressure = rows_over_cores(shoot, velocity.expand(-1, s, -1, -1).flatten(0, 1))
     if backwards: pressure.register_hook(partial(_in_band, survey=survey))
     return pressure[..., 1:nt].unflatten(0, (n, s)).transpose(-1, -2).contiguous()
-
 
 # %% ../../nbs/01_physics/00_wave.ipynb #33a857d4
 def _check_velocity(velocity):
