@@ -72,6 +72,16 @@ def test_a_record_alone_is_enough(trained, records):
     assert result.trust.shape == (2,) and len(result.provenance["trust_reasons"]) == 2
 
 
+def test_from_a_start_of_ones_own_the_map_alone_is_judged(trained, records):
+    run, (seismic, *_) = load_run(trained), records
+    told = run.invert(seismic, "linear:1500:4000").provenance
+    assert not told["calibrated"] and set(told["signs"]) == set(SIGNS) - {"start_misfit", "moved"}
+    for k, reasons in enumerate(told["trust_reasons"]):
+        assert not any("start" in reason for reason in reasons)
+        assert any("its map leaves" in reason for reason in reasons) == (
+            told["signs"]["misfit"][k] > run.pipeline.limits["misfit"])
+
+
 def test_a_map_of_another_geology_is_doubted(own, records):
     run, (seismic, _, _) = load_run(own), records
     result = run.invert(seismic)

@@ -35,7 +35,7 @@ from fwi_i2sb.serving.app import create_app
 from fwi_i2sb.serving.depends import caller
 from fwi_i2sb.serving.logs import request_id
 from fwi_i2sb.serving.models import Models
-from fwi_i2sb.serving.requests import Asked, prepare
+from fwi_i2sb.serving.requests import Asked, check_asked, prepare
 from fwi_i2sb.serving.settings import read_settings, Settings
 from fwi_i2sb.training.checkpoint import newest_checkpoint, save_checkpoint
 from fwi_i2sb.training.run_dir import read_config, write_config
@@ -409,13 +409,22 @@ def test_the_example_of_the_pages_is_accepted_with_the_defaults_beside_it(client
 def test_a_pipeline_does_by_itself_what_it_was_made_for():
     models, settings = Models("nowhere", ["curvevel-a"], "cpu"), read_settings(secret_api_key="key")
     record = np.ones((5, 1000, 70), np.float32)
-    own = models.get("curvevel-a").pipeline.settings
-    assert own["refine"] > settings.max_refine and own["samples"] < settings.max_samples
+    own = models.get("curvevel-a").usual
+    assert own["refine_mean"] > settings.max_refine > own["refine"] and own["samples"] < settings.max_samples
     ask = lambda **asked: prepare(models, "curvevel-a", record, Asked(**asked), settings, False)
-    for asked in ({}, dict(samples=1), dict(refine=own["refine"]), dict(samples=settings.max_samples, refine=0)):
+    for asked in ({}, dict(samples=1), dict(refine=settings.max_refine), dict(samples=settings.max_samples)):
         assert ask(**asked).records.shape == (1, 5, 1000, 70)
-    for asked in (dict(refine=own["refine"] + 1), dict(samples=own["samples"] + 1)):
-        with pytest.raises(InputError, match="refine must be 30 or less here .*/jobs"): ask(**asked)
+    with pytest.raises(InputError, match="refine must be 30 or less here .*/jobs"): ask(refine=31)
+    with pytest.raises(InputError, match="samples must be 64 or less here"): ask(samples=65)
+
+
+def test_a_pipeline_that_refines_its_samples_is_not_asked_for_more_of_them():
+    settings, own = read_settings(secret_api_key="key"), dict(samples=2, refine=45, refine_mean=45)
+    for asked in ({}, dict(samples=1), dict(refine=45), dict(samples=settings.max_samples, refine=0)):
+        check_asked(Asked(**asked), settings, own, False)
+    for asked in (dict(refine=46), dict(samples=3)):
+        with pytest.raises(InputError, match="refine must be 30 or less here .*/jobs"):
+            check_asked(Asked(**asked), settings, own, False)
 
 
 def test_a_sampler_is_one_of_the_models_own(client, record):

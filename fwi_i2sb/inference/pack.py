@@ -116,6 +116,7 @@ def model_card(options: PackOptions, folder: Path) -> str:
     "The text of MODEL_CARD.md: what the pipeline is, how it was made, how good it is, where it ends."
     plan, made, (_, spec) = read_plan(folder), read_calibration(folder), read_config(folder / STAGES[-1])
     s, survey = plan["settings"], spec.survey
+    steps = s.get("refine_mean", s["refine"])
     lines = [f"# {options.out.name}", "",
         f"Velocity maps from {spec.family} records alone: first guess, bridge, refinement by waves, calibrated "
         f"spread.", "",
@@ -127,8 +128,9 @@ def model_card(options: PackOptions, folder: Path) -> str:
         f"and calibration (of which {made['recalibration']['records']} records are used)"
         + f"; the first two share theirs, in {plan['folds']} folds" * bool(plan["folds"]),
         *_settings_text(folder),
-        f"- Answer: mean of {s['samples']} samples at NFE {s['nfe']}, {s['passes']} pass(es), up to "
-        f"{s.get('refine_mean', s['refine'])} steps of waveform inversion of the mean and {s['refine']} of each sample",
+        f"- Answer: mean of {s['samples']} samples at NFE {s['nfe']}, {s['passes']} pass(es)"
+        + f", up to {steps} steps of waveform inversion of the mean" * bool(steps)
+        + (f" and {s['refine']} of each sample" if s["refine"] else " alone" * bool(steps)),
         f"- Cost of the training: {options.cost}", f"- Licence: {options.license}",
         f"- Packed by fwi_i2sb {fwi_i2sb.__version__}: weights rounded to float16", "",
         f"On the records of its calibration: MAE {made['about']['mae']:.1f} m/s.", ""]

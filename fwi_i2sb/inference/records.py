@@ -133,7 +133,7 @@ def report(result: Inversion, misfits: dict, truth=None) -> str:
     lines = [f"{len(result.mean)} record(s), {p['method']}, {start}, {p['samples']} sample(s) at NFE {p['nfe']} "
              f"({p['sampler']}), {p['seconds_per_record']:.2f} s per record on {p['device']}"]
     if p.get("refine") or p.get("refine_mean"):
-        apart = f" of the mean and {p['refine']} of each sample"
+        apart = f" of the mean and {p['refine']} of each sample" if p["refine"] else " of the mean alone"
         lines.append(f"refined by up to {p['refine_mean']} steps of waveform inversion"
             + apart * (p["refine"] != p["refine_mean"] and p["samples"] > 1)
             + f", {p['wave_solves']:.0f} wave solves per record")
