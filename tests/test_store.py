@@ -18,7 +18,7 @@ from forkserver import PATIENCE, start
 from torch.utils.data import DataLoader
 
 from fwi_i2sb.core.files import read_row
-from fwi_i2sb.data import openfwi
+from fwi_i2sb.data import build, openfwi
 from fwi_i2sb.data.check import verify_store
 from fwi_i2sb.data.multi_family import MultiFamilyStore
 from fwi_i2sb.core.errors import InputError
@@ -541,16 +541,100 @@ def test_files_that_were_corrected_are_converted_again(tmp_path, change, name):
         assert read_manifest(root / split) == read_manifest(fresh / split)
 
 
-@pytest.mark.parametrize("change", [one_trace, one_row])
-def test_a_conversion_does_not_go_on_with_a_file_that_was_corrected(tmp_path, change):
-    root = write_files(tmp_path); stopped(root, 280)
-    times = [(f, f.stat()) for f in root.glob("*/*.npy")]
-    change(root)
-    for f, stat in times: os.utime(f, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    convert(root, "FlatVel_A", workers=0, **OPTIONS)
+# 38 kB a record, of which the digest of a beginning sees 4 kB in the middle
+LONG = surface_survey(12, 2, nt=400)
+WIDE = dict(time_samples=20, survey=LONG)
+
+
+def write_long(folder): return write_files(folder, (("data1", 80), ("data2", 20), ("data49", 30)), LONG)
+
+
+def unseen(root, record, factor=3.0):
+    "Correct a record of the first file where no sample of a digest lies, and put its times back."
+    path = root / "data" / "data1.npy"
+    stat = path.stat()
+    np.load(path, mmap_mode="r+")[record, 0, :90] *= factor
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def stopped_at(root, at, done=lambda: None, **options):
+    "A conversion that ends, or in which something is done, when so many records are there."
+    class Stop(Exception): "Stands for an interruption that no handler of ours sees."
+    def progress(count, total):
+        if count >= at: done(); raise Stop
+    with pytest.raises(Stop): convert(root, "FlatVel_A", workers=0, progress=progress, **WIDE | options)
+
+
+def assert_as_fresh(root, tmp_path):
+    "A store has the values and facts of one that is made anew of the same files."
     fresh = tmp_path / "fresh" / "FlatVel_A"
     shutil.copytree(root, fresh, ignore=shutil.ignore_patterns("train", "val"))
-    assert_equal(root, convert(fresh, "FlatVel_A", workers=0, **OPTIONS))
+    convert(fresh, "FlatVel_A", workers=0, **WIDE)
+    for split in ("train", "val"):
+        assert values(root, split) == values(fresh, split)
+        assert read_manifest(root / split) == read_manifest(fresh / split)
+
+
+def test_the_beginnings_of_a_digest_do_not_see_every_value(tmp_path):
+    root = write_long(tmp_path)
+    pair = open_pair(root / "data" / "data1.npy", root / "model" / "model1.npy")
+    before = source_digests(pair)
+    unseen(root, 3)
+    after = source_digests(pair)
+    assert after[1] == before[1] and after[0][:16] == before[0][:16] and after[0] != before[0]
+
+
+def test_a_conversion_does_not_go_on_with_a_file_that_was_corrected(tmp_path):
+    root = write_long(tmp_path)
+    stopped_at(root, 94)  # 30 for validation, 64 of 100 for training
+    unseen(root, 3)
+    convert(root, "FlatVel_A", workers=0, **WIDE)
+    assert_as_fresh(root, tmp_path)
+
+
+def test_a_correction_while_a_store_is_made_again_has_its_own_pressure_range(tmp_path):
+    root = write_long(tmp_path)
+    convert(root, "FlatVel_A", workers=0, **WIDE)
+    unseen(root, 3)
+    with pytest.warns(UserWarning, match="data1.npy has changed since"): stopped_at(root, 94)
+    unseen(root, 70, factor=50.0)
+    convert(root, "FlatVel_A", workers=0, **WIDE)
+    assert_as_fresh(root, tmp_path)
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_correction_during_the_conversion_is_refused_even_where_the_times_are_put_back(tmp_path, begun):
+    root = write_long(tmp_path)
+    if begun: stopped_at(root, 94)
+    def progress(count, total):
+        if count == 130: unseen(root, 3)
+    with pytest.raises(InputError, match="data1.npy (and 1 more .* have|has) changed while the store was made: repeat"):
+        convert(root, "FlatVel_A", workers=0, progress=progress, **WIDE)
+    convert(root, "FlatVel_A", workers=0, **WIDE)
+    assert_as_fresh(root, tmp_path)
+
+
+def test_a_file_that_is_only_touched_during_the_conversion_is_no_reason_to_refuse(tmp_path):
+    root = write_long(tmp_path)
+    def progress(count, total):
+        if count == 130: (root / "data" / "data1.npy").chmod(0o600)
+    convert(root, "FlatVel_A", workers=0, progress=progress, **WIDE)
+    assert_as_fresh(root, tmp_path)
+
+
+def test_a_correction_after_the_last_look_is_noticed_the_next_time(tmp_path, monkeypatch):
+    root = write_long(tmp_path)
+    look = build.prove_sources
+    def looked(*given):
+        found = look(*given)
+        if given[0][0].seismic.name == "data1.npy": unseen(root, 3)
+        return found
+    monkeypatch.setattr(build, "prove_sources", looked)
+    convert(root, "FlatVel_A", workers=0, **WIDE)
+    monkeypatch.undo()
+    with pytest.warns(UserWarning, match="data1.npy has changed since"):
+        convert(root, "FlatVel_A", workers=0, **WIDE)
+    assert_as_fresh(root, tmp_path)
 
 
 @pytest.mark.parametrize("workers", [0, 1])

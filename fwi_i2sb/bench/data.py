@@ -180,7 +180,7 @@ def _same_values(env, ours):
 
 # %% ../../nbs/12_bench/01_data.ipynb #b0de7c03
 def judging(setting: Setting) -> Result:
-    "Files to store, without and with a look at them."
+    "Files to store, unjudged and judged."
     with openfwi_files() as source:
         folders = [source / name for name in ("plain", "ours")]
         works = partial(unjudged_convert, source, folders[0]), partial(our_convert, source, folders[1])
@@ -195,7 +195,7 @@ def judging(setting: Setting) -> Result:
 
 # %% ../../nbs/12_bench/01_data.ipynb #6e750957
 def first_reading(setting: Setting) -> Result:
-    "Store to float32 tensors, without checksums and for the first time, when they are verified."
+    "Store to float32 tensors, unchecked, and checked at the first reading."
     with openfwi_files() as source:
         ours, new = our_convert(source, source / "ours"), []
         unjudged_convert(source, source / "plain")

@@ -44,11 +44,9 @@ def over_cores(
 
 # %% ../../nbs/A0_core/19_threads.ipynb #7d1c93a1
 class _Apart(torch.autograd.Function):
-    "A function of rows, part by part."
+    "A function of rows, each part with a graph of its own."
     @staticmethod
-    def forward(ctx, rows, work, parts):
-        wanted = ctx.needs_input_grad[0]
-
+    def forward(ctx, rows, work, parts, wanted):
         def alone(part, unwanted):
             torch.set_num_threads(1)
             with torch.set_grad_enabled(wanted):
@@ -63,9 +61,9 @@ class _Apart(torch.autograd.Function):
         def alone(part, unwanted):
             torch.set_num_threads(1)
             (own, out), found = part
-            return torch.autograd.grad(out, own, found)[0]
+            return torch.autograd.grad(out, own, found, retain_graph=True)[0]  # whether it is the last one is not told
         pieces = gradient.split([len(out) for _, out in ctx.graphs])
-        return torch.cat(over_cores(alone, list(zip(ctx.graphs, pieces)), gradient.device)), None, None
+        return torch.cat(over_cores(alone, list(zip(ctx.graphs, pieces)), gradient.device)), None, None, None
 
 # %% ../../nbs/A0_core/19_threads.ipynb #7d1c93a4
 def rows_over_cores(
@@ -76,6 +74,6 @@ def rows_over_cores(
     wanted = rows.requires_grad and torch.is_grad_enabled()
     # one by one, the gradient of a row is the same in any company: sums over more than a row may be rounded otherwise
     many = 1 if rows.device.type != "cpu" else len(rows) if wanted else min(torch.get_num_threads(), len(rows))
-    if many == 1: return work(rows, slice(None))
+    if many <= 1: return work(rows, slice(None))
     ends = [k * len(rows) // many for k in range(many + 1)]
-    return _Apart.apply(rows, work, [slice(*pair) for pair in zip(ends, ends[1:])])
+    return _Apart.apply(rows, work, [slice(*pair) for pair in zip(ends, ends[1:])], wanted)

@@ -15,7 +15,7 @@ from .database import append
 from .manifest import load_manifest
 from .openfwi import store_bytes
 from .prepare import prepared_batches, PreparedRecords, Summary, TAIL
-from .sources import remember_sources, source_digests, touched_sources
+from .sources import describe_sources, prove_sources, remember_sources
 
 # %% ../../nbs/02_data/15_build.ipynb #35373ad2
 def files_have(names: list[str]) -> str:
@@ -70,6 +70,7 @@ def build_split(
     settings: dict,  # its planned manifest
     source: Path,  # folder of the files
     pairs: list,  # of files, as `discover` gives them
+    seen: dict,  # what they were like when that was planned, from `look_at_sources`
     accept: tuple[str, ...],  # findings that are no reason to refuse a record
     workers: int,  # preparing processes; 0: this one prepares
     report,  # called with the records that are there
@@ -80,15 +81,14 @@ def build_split(
     if not (folder / "manifest.json").exists() or load_manifest(folder)["checksum"] != seal(plan):
         database.unlink(missing_ok=True); folder.mkdir(exist_ok=True)
         write_sealed(folder / "manifest.json", plan)
-    remember_sources(folder, source, settings)
-    filled, seen = _fill(database, settings, pairs, accept, workers, report)
+    remember_sources(folder, seen)
+    filled, read = _fill(database, settings, pairs, accept, workers, report)
     # of a conversion that was continued, some files are read again
-    sources = [one | dict(digest=source_digests(*of)) for one, *of in zip(settings["sources"], pairs, seen)]
-    if touched := touched_sources(folder):
-        raise InputError(f"{files_have(touched)} changed while the store was made: repeat the command")
-    manifest = dict(settings, tail=TAIL, sources=sources, **filled)
-    write_sealed(folder / "manifest.json", manifest)
-    remember_sources(folder, source, manifest)
+    if changed := prove_sources(pairs, read, seen := dict(seen)):
+        raise InputError(f"{files_have(changed)} changed while the store was made: repeat the command")
+    write_sealed(folder / "manifest.json", dict(settings, tail=TAIL, sources=describe_sources(pairs, source, seen),
+        **filled))
+    remember_sources(folder, seen)
 
 # %% ../../nbs/02_data/15_build.ipynb #5317b234
 def discard(folder: Path):

@@ -25,7 +25,7 @@ from .scale import OPENFWI_SCALE, VelocityScale
 from .record_formats import read_records
 from .manifest import (
     check_shapes, default_time_samples, is_benchmark, read_manifest, same_files, survey_and_scale)
-from .sources import changed_sources, describe_sources, known_digests
+from .sources import changed_sources, describe_sources, look_at_sources
 from .store import StoreDataset
 from ..physics.wave import OPENFWI, Survey
 
@@ -129,8 +129,8 @@ def _stale(root, splits):
     "Sentences about stores beside the files that were made of what these held before."
     for split, pairs in splits.items():
         try:
-            old, known = read_manifest(root / split), known_digests(root / split)
-            new = dict(sources=describe_sources(pairs, root, known, read=True))
+            old = read_manifest(root / split)
+            new = dict(sources=describe_sources(pairs, root, look_at_sources(pairs, root / split, read=True)))
         except InputError: continue  # no finished store, or one that was reported
         if same_files(old, new) and (changed := changed_sources(old, new)):
             yield f"the store {root / split} was made of what {', '.join(changed)} held before: convert again"

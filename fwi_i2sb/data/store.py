@@ -25,7 +25,7 @@ from .build import build_split, discard, files_have, has_manifest, store_space
 from .database import Values
 from .findings import check_accepted
 from fwi_i2sb.data.manifest import (
-    load_manifest, manifest_difference, planned_manifests, pressure_of, read_manifest, same_range,
+    is_finished, load_manifest, manifest_difference, planned_manifests, pressure_of, read_manifest, same_range,
     survey_and_scale)
 from .layouts import find_root
 from .openfwi import any_family, FAMILIES, Family, get_family
@@ -33,7 +33,8 @@ from .prepare import (
     decode_record, refuse_damage, value_parts)
 from .rules import inspect_pair
 from .scale import VelocityScale
-from .sources import changed_sources, remember_sources, unproven_sources
+from .sources import (
+    changed_sources, describe_sources, is_unread, look_at_sources, remember_sources, unproven_sources)
 from ..physics.wave import Survey
 
 # %% ../../nbs/02_data/16_store.ipynb #fd490ead
@@ -58,19 +59,20 @@ def _finished(folder, settings):
     return same_range(old["seismic"], settings["seismic"])  # False where repaired training files have another range
 
 # %% ../../nbs/02_data/16_store.ipynb #89980619
-def _convert(root, wanted, source, pairs, accept, workers, progress):
+def _convert(root, wanted, source, pairs, seen, accept, workers, progress):
     "Build what is missing of both splits, as the only process that does."
     total = sum(w["count"] for w in wanted.values())
     if workers is None: workers = len(os.sched_getaffinity(0)) if total >= 4000 else 0
     refuse_run(root, "a folder for the store")
     with locked(root):
-        left = [split for split in wanted if not _finished(root / split, wanted[split])]
+        plans = _looked_at(root, wanted, source, pairs, seen)
+        left = [split for split, plan in plans.items() if not _finished(root / split, plan)]
         _check_space(root, {split: wanted[split] for split in left})
         check_writable(root, flag="--store-dir")
         before = total - sum(wanted[split]["count"] for split in left)
         for k, split in enumerate(left):
             try:
-                build_split(root / split, wanted[split], source, pairs[split], accept, workers,
+                build_split(root / split, wanted[split], source, pairs[split], seen[split], accept, workers,
                     lambda n: progress and progress(before + n, total))
             except InputError:
                 for made in left[:k + 1]: discard(root / made)
@@ -130,8 +132,17 @@ def _unbuilt(family, root):
         f"there unasked: give --store-dir, a folder for it, or --dataset-dir, the data to build it beside")
 
 
-def _remember(root, source, wanted):
-    for s, w in wanted.items(): remember_sources(root / s, source, w)
+def _remember(root, seen):
+    for split, files in seen.items(): remember_sources(root / split, files)
+
+
+def _looked_at(root, wanted, source, pairs, seen):
+    "The plans, after reading the files of splits that another process finished since they were planned."
+    for split, files in pairs.items():
+        if is_finished(root / split) and any(is_unread(one["digest"]) for one in seen[split].values()):
+            seen[split] = look_at_sources(files, root / split, read=True)
+            wanted[split]["sources"] = describe_sources(files, source, seen[split])
+    return wanted
 
 # %% ../../nbs/02_data/16_store.ipynb #c7c68c87
 def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, without source files, one that holds a store
@@ -165,13 +176,13 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     root = Path(store_dir or source)
     survey, scale, known = survey_and_scale(source, root, survey, scale)
     if not known: get_family(family, families)
-    wanted, pairs = planned_manifests(source, root, named, survey, scale, time_samples=time_samples, dtype=dtype,
+    wanted, pairs, seen = planned_manifests(source, root, named, survey, scale, time_samples=time_samples, dtype=dtype,
         val_files=val_files, families=families, splits=splits, measuring=measuring)
     with _advice(root):
-        if not all([_finished(root / s, w) for s, w in wanted.items()]):
+        if not all([_finished(root / s, w) for s, w in _looked_at(root, wanted, source, pairs, seen).items()]):
             if not build: raise _unbuilt(named, root)
-            _convert(root, wanted, source, pairs, accept, workers, progress)
-        elif build: _remember(root, source, wanted)
+            _convert(root, wanted, source, pairs, seen, accept, workers, progress)
+        elif build: _remember(root, seen)
     return root
 
 # %% ../../nbs/02_data/16_store.ipynb #1360fd05

@@ -23,7 +23,7 @@ from .record_checks import record_checks
 from .first_guess import default_start, guess_calls, is_own, starting_models
 from .refine import Guide, refine_samples
 from .trained_run import own_settings, prepare_seismic, stable_range, TrainedRun
-from .trust import doubts, geology_distance, OF_START, signs
+from .trust import doubts, geology_distance, signs
 from .tta import asked_more_than_once
 from ..training.conditions import lacks_as_trained, read_by_network, reads_residual
 from ..training.trained import is_first_guess
@@ -144,11 +144,11 @@ def _judged(run, d, x1, mean, maps, found, about):
     reasons = [[str(f) for f in findings if f.reason != "dead" or not usual] for findings, usual in
         zip(found, lacks_as_trained(run.options.model, d))]
     if run.pipeline is None: return checks | dict(trust_reasons=reasons)
-    values, usual = signs(run, d, x1, mean, deviation(maps)), run.pipeline.geology
-    if not is_first_guess(about["start"]): values = {name: v for name, v in values.items() if name not in OF_START}
+    own, usual = is_first_guess(about["start"]), run.pipeline.geology
+    values = signs(run, d, x1 if own else None, mean, deviation(maps))
     if usual: values["geology"] = geology_distance(mean, usual).tolist()
     return checks | dict(trust_reasons=doubts(values, run.pipeline.limits, reasons), signs=values,
-        wave_solves=about["wave_solves"] + 2, shared_solves=about["shared_solves"] + 2)
+        **{name: about[name] + 1 + own for name in ("wave_solves", "shared_solves")})
 
 # %% ../../nbs/08_inference/12_invert.ipynb #7f61bae1
 def _check_memory(run, samples, records):

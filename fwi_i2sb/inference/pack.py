@@ -129,7 +129,7 @@ def model_card(options: PackOptions, folder: Path) -> str:
         + f"; the first two share theirs, in {plan['folds']} folds" * bool(plan["folds"]),
         *_settings_text(folder),
         f"- Answer: mean of {s['samples']} samples at NFE {s['nfe']}, {s['passes']} pass(es)"
-        + f", up to {steps} steps of waveform inversion of the mean" * bool(steps)
+        + f", up to {steps} steps of waveform inversion of the mean" * bool(steps or s["refine"])
         + (f" and {s['refine']} of each sample" if s["refine"] else " alone" * bool(steps)),
         f"- Cost of the training: {options.cost}", f"- Licence: {options.license}",
         f"- Packed by fwi_i2sb {fwi_i2sb.__version__}: weights rounded to float16", "",
