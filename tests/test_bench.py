@@ -1,6 +1,7 @@
 "The benchmark as a command: what it writes, what it refuses, and that a wrong answer is never called fast."
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,6 +10,9 @@ from fwi_i2sb.bench import __main__ as bench
 from fwi_i2sb.bench import network as bench_net
 from fwi_i2sb.bench.data import smoothing
 from fwi_i2sb.bench.timing import compare, Setting, trial
+
+ROOT = Path(__file__).resolve().parent.parent
+
 
 @pytest.fixture
 def command(capsys):
@@ -54,11 +58,36 @@ def test_every_target_of_the_project_has_its_case():
     (["wave", "--rounds", "0"], "--rounds must be 1 or more (got 0)"),
     (["wave", "--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
     (["wave", "--device", "cuda"], "no CUDA device"),
+    (["data", "--against", "/nowhere"], "no fwi_i2sb with a store is in it; name a checkout"),
+    (["wave", "--against", "."], "--against has no effect without data"),
 ])
 def test_bad_input_is_one_sentence(command, words, saying):
     if "cuda" in words and torch.cuda.is_available(): pytest.skip("there is a CUDA device")
     code, out, err = command(*words)
     assert code == 2 and not out and saying in err and len(err.strip().splitlines()) == 1
+
+
+def test_another_version_is_compared_in_turn(command, monkeypatch, tmp_path):
+    monkeypatch.setitem(bench.CASES, "data", ())
+    code, out, _ = command("data", "--against", ROOT, "--rounds", 2, "--json", tmp_path / "bench.json")
+    convert, read = json.loads((tmp_path / "bench.json").read_text())["results"]
+    for result in (convert, read):
+        assert len(result["plain"]) == len(result["ours"]) == 2 and result["check"] == "equal values"
+        assert 0 < min(result["plain"]) and result["target"] == pytest.approx(1 / 1.1)
+    assert code == 0 and "data: convert, another version and this, per record" in out
+
+
+@pytest.mark.parametrize("store, saying", [
+    ("raise ImportError('it needs a wheel')", "cannot be compared: ImportError: it needs a wheel"),
+    ("def convert(*asked, **named): raise SystemExit(3)", "cannot be compared: it ended without a word"),
+])
+def test_a_version_that_fails_is_said(command, monkeypatch, tmp_path, store, saying):
+    monkeypatch.setitem(bench.CASES, "data", ())
+    (tmp_path / "fwi_i2sb" / "data").mkdir(parents=True)
+    for folder in ("fwi_i2sb", "fwi_i2sb/data"): (tmp_path / folder / "__init__.py").write_text("")
+    (tmp_path / "fwi_i2sb" / "data" / "store.py").write_text(store)
+    code, out, err = command("data", "--against", tmp_path)
+    assert code == 2 and saying in err and len(err.strip().splitlines()) == 1
 
 
 def test_a_wrong_output_is_not_timed_and_fails_the_run(command, monkeypatch, tmp_path):

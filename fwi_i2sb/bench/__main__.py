@@ -21,6 +21,7 @@ import tyro
 from . import data as bench_data
 from . import network as bench_net
 from . import training as bench_train
+from .against import against, check_version
 from ..core.devices import resolve_device
 from ..core.errors import InputError, unknown
 from ..core.commands import need, option_group, run_command, up_to
@@ -51,6 +52,7 @@ class BenchOptions:
     device: Literal["cpu", "cuda"] = "cpu"  # where networks and wave fields are computed
     rounds: up_to(1000) = 6  # runs of each variant; a claim needs 5 or more
     compile: bool = False  # torch.compile too: minutes of compilation for each network
+    against: Path | None = None  # checkout of another version: its conversion and reading are compared with these
 
 # %% ../../nbs/12_bench/05_bench.ipynb #6a86f038
 def selected(options: BenchOptions) -> list:
@@ -58,6 +60,9 @@ def selected(options: BenchOptions) -> list:
     for name in options.groups:
         if name not in (*CASES, "all"): raise unknown("group", name, (*CASES, "all"))
     names = CASES if "all" in options.groups else dict.fromkeys(options.groups)
+    if options.against:
+        if "data" not in names: raise InputError("--against has no effect without data: add it, or remove --against")
+        check_version(options.against)
     if options.json and not options.json.parent.is_dir():
         raise InputError(f"--json {options.json}: there is no folder {options.json.parent}")
     if options.json and options.json.exists(): check_regular(options.json)
@@ -71,6 +76,7 @@ def bench(
     "Measure the requested cases. Raises `InputError` as `selected` does, and for a missing device."
     cases, setting, results = selected(options), Setting(resolve_device(options.device), options.rounds), []
     where, began = machine(setting.device), time.monotonic()
+    if options.against: results += against(options.against, setting)
     for done, case in enumerate(cases, 1):
         results.append(case(setting))
         if progress: progress(done, len(cases))
