@@ -510,12 +510,22 @@ def test_an_unfinished_store_that_was_cut_short_is_made_again(tmp_path, left):
     assert verify_store(root, "train") == 200
 
 
+def assert_as_fresh(root, tmp_path, options):
+    "A store has the values and facts of one that is made anew of the same files."
+    fresh = tmp_path / "fresh" / "FlatVel_A"
+    shutil.copytree(root, fresh, ignore=shutil.ignore_patterns("train", "val"))
+    convert(fresh, "FlatVel_A", workers=0, **options)
+    for split in ("train", "val"):
+        assert values(root, split) == values(fresh, split)
+        assert read_manifest(root / split) == read_manifest(fresh / split)
+
+
 def km_per_s(root): np.save(root / "model" / "model2.npy", np.load(root / "model" / "model2.npy") / 2)
 def one_record(root): np.load(root / "data" / "data1.npy", mmap_mode="r+")[77] *= 2
 def shuffled(root): d = np.load(root / "data" / "data49.npy"); np.save(root / "data" / "data49.npy", d[::-1])
 
 
-def one_trace(root): np.load(root / "data" / "data2.npy", mmap_mode="r+")[3, 1, :, 0] = 0  # far from every middle
+def one_trace(root): np.load(root / "data" / "data2.npy", mmap_mode="r+")[3, 1, :, 0] = 0
 def one_row(root): np.load(root / "model" / "model1.npy", mmap_mode="r+")[5, 0, -1] += 100
 
 
@@ -533,12 +543,7 @@ def test_files_that_were_corrected_are_converted_again(tmp_path, change, name):
         with pytest.warns(UserWarning, match=f"{name}.npy has changed since"):
             convert(root, "FlatVel_A", build=False, **OPTIONS)
     convert(root, "FlatVel_A", workers=0, **OPTIONS)
-    fresh = tmp_path / "fresh" / "FlatVel_A"
-    shutil.copytree(root, fresh, ignore=shutil.ignore_patterns("train", "val"))
-    convert(fresh, "FlatVel_A", workers=0, **OPTIONS)
-    for split in ("train", "val"):
-        assert values(root, split) == values(fresh, split)
-        assert read_manifest(root / split) == read_manifest(fresh / split)
+    assert_as_fresh(root, tmp_path, OPTIONS)
 
 
 # 38 kB a record, of which the digest of a beginning sees 4 kB in the middle
@@ -557,24 +562,6 @@ def unseen(root, record, factor=3.0):
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 
-def stopped_at(root, at, done=lambda: None, **options):
-    "A conversion that ends, or in which something is done, when so many records are there."
-    class Stop(Exception): "Stands for an interruption that no handler of ours sees."
-    def progress(count, total):
-        if count >= at: done(); raise Stop
-    with pytest.raises(Stop): convert(root, "FlatVel_A", workers=0, progress=progress, **WIDE | options)
-
-
-def assert_as_fresh(root, tmp_path):
-    "A store has the values and facts of one that is made anew of the same files."
-    fresh = tmp_path / "fresh" / "FlatVel_A"
-    shutil.copytree(root, fresh, ignore=shutil.ignore_patterns("train", "val"))
-    convert(fresh, "FlatVel_A", workers=0, **WIDE)
-    for split in ("train", "val"):
-        assert values(root, split) == values(fresh, split)
-        assert read_manifest(root / split) == read_manifest(fresh / split)
-
-
 def test_the_beginnings_of_a_digest_do_not_see_every_value(tmp_path):
     root = write_long(tmp_path)
     pair = open_pair(root / "data" / "data1.npy", root / "model" / "model1.npy")
@@ -586,32 +573,32 @@ def test_the_beginnings_of_a_digest_do_not_see_every_value(tmp_path):
 
 def test_a_conversion_does_not_go_on_with_a_file_that_was_corrected(tmp_path):
     root = write_long(tmp_path)
-    stopped_at(root, 94)  # 30 for validation, 64 of 100 for training
+    stopped(root, 90, **WIDE)  # 30 for validation, 64 of 100 for training
     unseen(root, 3)
     convert(root, "FlatVel_A", workers=0, **WIDE)
-    assert_as_fresh(root, tmp_path)
+    assert_as_fresh(root, tmp_path, WIDE)
 
 
 def test_a_correction_while_a_store_is_made_again_has_its_own_pressure_range(tmp_path):
     root = write_long(tmp_path)
     convert(root, "FlatVel_A", workers=0, **WIDE)
     unseen(root, 3)
-    with pytest.warns(UserWarning, match="data1.npy has changed since"): stopped_at(root, 94)
+    with pytest.warns(UserWarning, match="data1.npy has changed since"): stopped(root, 90, **WIDE)
     unseen(root, 70, factor=50.0)
     convert(root, "FlatVel_A", workers=0, **WIDE)
-    assert_as_fresh(root, tmp_path)
+    assert_as_fresh(root, tmp_path, WIDE)
 
 
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_correction_during_the_conversion_is_refused_even_where_the_times_are_put_back(tmp_path, begun):
     root = write_long(tmp_path)
-    if begun: stopped_at(root, 94)
+    if begun: stopped(root, 90, **WIDE)
     def progress(count, total):
         if count == 130: unseen(root, 3)
     with pytest.raises(InputError, match="data1.npy (and 1 more .* have|has) changed while the store was made: repeat"):
         convert(root, "FlatVel_A", workers=0, progress=progress, **WIDE)
     convert(root, "FlatVel_A", workers=0, **WIDE)
-    assert_as_fresh(root, tmp_path)
+    assert_as_fresh(root, tmp_path, WIDE)
 
 
 def test_a_file_that_is_only_touched_during_the_conversion_is_no_reason_to_refuse(tmp_path):
@@ -619,7 +606,7 @@ def test_a_file_that_is_only_touched_during_the_conversion_is_no_reason_to_refus
     def progress(count, total):
         if count == 130: (root / "data" / "data1.npy").chmod(0o600)
     convert(root, "FlatVel_A", workers=0, progress=progress, **WIDE)
-    assert_as_fresh(root, tmp_path)
+    assert_as_fresh(root, tmp_path, WIDE)
 
 
 def test_a_correction_after_the_last_look_is_noticed_the_next_time(tmp_path, monkeypatch):
@@ -634,7 +621,7 @@ def test_a_correction_after_the_last_look_is_noticed_the_next_time(tmp_path, mon
     monkeypatch.undo()
     with pytest.warns(UserWarning, match="data1.npy has changed since"):
         convert(root, "FlatVel_A", workers=0, **WIDE)
-    assert_as_fresh(root, tmp_path)
+    assert_as_fresh(root, tmp_path, WIDE)
 
 
 @pytest.mark.parametrize("workers", [0, 1])
