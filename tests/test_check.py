@@ -19,7 +19,7 @@ from fwi_i2sb.data.manifest import read_manifest
 from fwi_i2sb.data.rules import inspect_pair, velocity_at_sources
 from fwi_i2sb.data.scale import VelocityScale
 from fwi_i2sb.data.store import convert, StoreDataset
-from fwi_i2sb.physics.wave import simulate, surface_survey, Survey
+from fwi_i2sb.physics.wave import OPENFWI, simulate, surface_survey, Survey
 
 FAMILIES = "CurveVel_A", "FlatVel_B", "FlatFault_A", "Style_A", "CurveFault_B", "Style_B"
 
@@ -108,6 +108,16 @@ def test_a_damaged_record_is_named_with_and_without_its_map(pairs, how):
         seismic, velocity = pairs[name]
         d = change(seismic[1]).astype(np.float32)
         assert reasons(inspect_pair(d, velocity[1])) == reasons(inspect_pair(d)) == {reason}
+
+
+@pytest.mark.parametrize("nt", (999, 1000, 1001))
+def test_a_missing_value_is_found_at_any_sample_of_any_length(pairs, nt):
+    d = np.pad(pairs["CurveVel_A"][0][1], ((0, 0), (0, 1), (0, 0)), "edge")[:, :nt]
+    assert "nan" not in reasons(inspect_pair(d, survey=replace(OPENFWI, nt=nt)))
+    for place in (0, nt // 2, nt - 2, nt - 1):
+        for value in (np.nan, np.inf, -np.inf):
+            holed = d.copy(); holed[2, place, 3] = value
+            assert reasons(inspect_pair(holed, survey=replace(OPENFWI, nt=nt))) == {"nan"}, (place, value)
 
 
 def test_maps_that_are_not_of_their_records(pairs):

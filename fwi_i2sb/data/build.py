@@ -15,7 +15,7 @@ from .database import append
 from .manifest import load_manifest
 from .openfwi import store_bytes
 from .prepare import prepared_batches, PreparedRecords, Summary, TAIL
-from .sources import describe_sources, prove_sources, remember_sources
+from .sources import describe_sources, is_unread, prove_sources, remember_sources
 
 # %% ../../nbs/02_data/15_build.ipynb #35373ad2
 def files_have(names: list[str]) -> str:
@@ -81,7 +81,8 @@ def build_split(
     if not (folder / "manifest.json").exists() or load_manifest(folder)["checksum"] != seal(plan):
         database.unlink(missing_ok=True); folder.mkdir(exist_ok=True)
         write_sealed(folder / "manifest.json", plan)
-    remember_sources(folder, seen)
+    # what was read for the plan is not read for it again
+    if not all(is_unread(one["digest"]) for one in seen.values()): remember_sources(folder, seen)
     filled, read = _fill(database, settings, pairs, accept, workers, report)
     # of a conversion that was continued, some files are read again
     if changed := prove_sources(pairs, read, seen := dict(seen)):

@@ -168,7 +168,8 @@ def find_root(dataset_dir:str|Path, # the family's folder, or one that holds it
     refuse_half(folder)
     for root in (folder, *_folders_of(folder, family.name), *_folders_of(folder / "train_samples", family.name)):
         if _is_split(root) or _find(root, "data", ("seis", "data")):
-            held = next((name for name in FAMILIES if same_name(name, root.resolve().name)), family.name)
+            own = root.resolve().name
+            held = next((name for name in FAMILIES if same_name(name, own)), family.name)
             if held != family.name: raise InputError(f"{root} holds {held}, not {family.name}")
             return root
     raise _nothing_found(folder, family)
@@ -176,7 +177,7 @@ def find_root(dataset_dir:str|Path, # the family's folder, or one that holds it
 # %% ../../nbs/02_data/01_openfwi.ipynb #ff88c704
 def _held_back(root, family, pairs, val_files):
     names = {p.name for pair in pairs for p in pair}
-    official = {s: [Path(n).name for pair in family.files(s) for n in pair] for s in ("train", "val")}
+    official = {s: [n.rpartition("/")[2] for pair in family.files(s) for n in pair] for s in ("train", "val")}
     if val_files:
         chosen = {Path(v).name for v in val_files}
         for name in sorted(chosen - names): raise InputError(f"validation file {name!r} is not in {root}")

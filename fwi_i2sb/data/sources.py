@@ -84,9 +84,9 @@ def describe_sources(pairs:list, # from `discover`
     seen:dict, # from `look_at_sources`
 )->list[dict]: # names below the folder, records, bytes, digests
     "What a manifest says of the source files."
-    two = lambda pair: [seen[os.path.realpath(file)] for file in (pair.seismic, pair.velocity)]
+    two = ([seen[os.path.realpath(file)] for file in (pair.seismic, pair.velocity)] for pair in pairs)
     return [dict(seismic=str(p.seismic.relative_to(root)), velocity=str(p.velocity.relative_to(root)), count=p.count,
-        bytes=[one["stamp"][0] for one in two(p)], digest=[one["digest"] for one in two(p)]) for p in pairs]
+        bytes=[one["stamp"][0] for one in both], digest=[one["digest"] for one in both]) for p, both in zip(pairs, two)]
 
 def known_digests(folder):
     "What was seen of the source files of a store; empty where that is lost, which costs time only."

@@ -22,15 +22,20 @@ def listed(numbers:list[int], # e.g. of shots
     return f"{what}{'s' if len(numbers) > 1 else ''} {', '.join(map(str, numbers[:4]))}{more}"
 
 # %% ../../nbs/02_data/07_traces.ipynb #f18a5135
-def _fold(choose, d):
-    "The largest or smallest values of every trace at even and at odd samples, (shots, 2, receivers)."
+_ENDS = np.maximum.reduce, np.minimum.reduce
+
+def _fold(d):
+    "The largest and the smallest values of every trace at even and at odd samples, each (shots, 2, receivers)."
     shots, nt, n = d.shape
     pairs, part = d[:, :nt - nt % 2].reshape(shots, nt // 2, 2 * n), min(25, nt // 2)
-    # many pairs make one long row, and long rows are compared faster
+    # many pairs make one long row, and long rows are compared faster; a shot is looked at twice while it is at hand
     whole = nt // 2 // part * part
-    ends = choose(choose(pairs[:, :whole].reshape(shots, -1, part * 2 * n), 1).reshape(shots, part, 2 * n), 1)
-    if whole < nt // 2: ends = choose(np.stack((ends, choose(pairs[:, whole:], 1))), 0)
-    return ends.reshape(shots, 2, n)
+    rows = pairs[:, :whole].reshape(shots, -1, part, 2 * n)
+    for choose, found in zip(_ENDS, zip(*([choose(shot) for choose in _ENDS] for shot in rows))):
+        ends = choose(np.stack(found), 1)
+        if whole < nt // 2: ends = choose(np.stack((ends, choose(pairs[:, whole:], 1))), 0)
+        if nt % 2: ends[:, :n] = choose(np.stack((ends[:, :n], d[:, -1])), 0)
+        yield ends.reshape(shots, 2, n)
 
 @dataclass(frozen=True)
 class Peaks:
@@ -45,7 +50,7 @@ def find_peaks(d:np.ndarray, # one record (shots, time, receivers), of two sampl
 )->Peaks:
     "Look at all values once."
     d = np.ascontiguousarray(d)
-    high, low = _fold(np.maximum.reduce, d), _fold(np.minimum.reduce, d)
+    high, low = _fold(d)
     top, bottom = np.maximum(high[:, 0], high[:, 1]), np.minimum(low[:, 0], low[:, 1])
     size = np.where(top == bottom, 0, np.maximum(top, -bottom))
     return Peaks(high, low, size, float(size.max()))

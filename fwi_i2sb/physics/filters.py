@@ -50,12 +50,17 @@ def decimate(seismic,  # `(..., time, receivers)`, any floating dtype and device
     factor = int(factor)
     weights = _decimation(seismic.shape[-2], factor, seismic.dtype, seismic.device)
     wide = (_ROWS + 2 * _REACH) * factor
-    if seismic.shape[-2] < wide: return weights @ seismic
-    blocks = seismic.unfold(-2, wide, _ROWS * factor).mT
-    middle = (weights[_REACH:_REACH + _ROWS, :wide] @ blocks).flatten(-3, -2)
-    rest = middle.shape[-2]  # rows before the last, from which also its samples start
-    head, tail = weights[:_REACH, :wide], weights[_REACH + rest:, rest * factor:]
-    return torch.cat((head @ seismic[..., :wide, :], middle, tail @ seismic[..., rest * factor:, :]), -2)
+    if seismic.shape[-2] < wide or not seismic.numel(): return weights @ seismic
+    gathers = seismic.reshape(-1, *seismic.shape[-2:])
+    blocks = gathers.unfold(1, wide, _ROWS * factor).mT
+    body = weights[_REACH:_REACH + _ROWS, :wide].expand(blocks.shape[1], -1, -1)
+    # the blocks of all gathers at once would be copied
+    middle = [torch.bmm(body, one).flatten(0, 1) for one in blocks]
+    rest = len(middle[0])  # rows before the last, from which also its samples start
+    head = weights[:_REACH, :wide] @ gathers[:, :wide]
+    tail = weights[_REACH + rest:, rest * factor:] @ gathers[:, rest * factor:]
+    thin = torch.cat([rows for parts in zip(head, middle, tail) for rows in parts])
+    return thin.view(*seismic.shape[:-2], len(weights), seismic.shape[-1])
 
 # %% ../../nbs/01_physics/01_filters.ipynb #a7715d0e
 def low_band(
