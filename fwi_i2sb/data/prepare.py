@@ -7,10 +7,10 @@ __all__ = ['TAIL', 'encode_record', 'value_parts', 'decode_record', 'refuse_dama
            'Summary']
 
 # %% ../../nbs/02_data/14_prepare.ipynb #c9ef9291
-import hashlib, math, multiprocessing, os, threading, zlib
+import math, multiprocessing, os, threading, zlib
 from dataclasses import dataclass, field
 
-import torch
+import torch, xxhash
 import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
@@ -30,7 +30,7 @@ from ..physics.wave import Survey
 def encode_record(seismic, velocity, factor, dtype, where, found=()):
     "One record as the bytes of its LMDB value: velocity, seismic, and four bytes for what was found about it."
     kept = decimate(torch.from_numpy(seismic), factor)
-    if dtype == "float16" and max(map(abs, torch.aminmax(kept))) > torch.finfo(torch.float16).max:
+    if dtype == "float16" and max(abs(end.item()) for end in torch.aminmax(kept)) > torch.finfo(torch.float16).max:
         raise InputError(f"{where} does not fit float16: use --dtype float32")
     kept = kept.to(getattr(torch, dtype)).contiguous().numpy()
     return bytearray().join((velocity, kept, to_bits(found).to_bytes(TAIL, "little")))
@@ -112,7 +112,7 @@ class Summary:
         value, tail = memoryview(value)[:-TAIL], value[-TAIL:]
         crc, bits = zlib.crc32(value), int.from_bytes(tail, "little")
         self.crc32[k] = joined_crc(self.crc32[k], crc, len(value))
-        digest = hashlib.blake2b(np.frombuffer(value, np.uint8)[::89].tobytes(), digest_size=8).digest()
-        for reason in from_bits(bits) + ["duplicate"] * (self.known.setdefault(digest, i) != i):
+        digest = xxhash.xxh3_64_digest(value)
+        for reason in (from_bits(bits) if bits else []) + ["duplicate"] * (self.known.setdefault(digest, i) != i):
             self.first.setdefault(reason, i); self.findings[reason] = self.findings.get(reason, 0) + 1
         return zlib.crc32(tail, crc)

@@ -30,9 +30,11 @@ def _fold(d):
     pairs, part = d[:, :nt - nt % 2].reshape(shots, nt // 2, 2 * n), min(25, nt // 2)
     # many pairs make one long row, and long rows are compared faster; a shot is looked at twice while it is at hand
     whole = nt // 2 // part * part
-    rows = pairs[:, :whole].reshape(shots, -1, part, 2 * n)
-    for choose, found in zip(_ENDS, zip(*([choose(shot) for choose in _ENDS] for shot in rows))):
-        ends = choose(np.stack(found), 1)
+    rows, both = pairs[:, :whole].reshape(shots, -1, part, 2 * n), np.empty((2, shots, part, 2 * n), d.dtype)
+    for shot, *found in zip(rows, *both):
+        for choose, ends in zip(_ENDS, found): choose(shot, out=ends)
+    for choose, ends in zip(_ENDS, both):
+        ends = choose(ends, 1)
         if whole < nt // 2: ends = choose(np.stack((ends, choose(pairs[:, whole:], 1))), 0)
         if nt % 2: ends[:, :n] = choose(np.stack((ends[:, :n], d[:, -1])), 0)
         yield ends.reshape(shots, 2, n)
