@@ -27,12 +27,16 @@ from ..physics.filters import decimate
 from ..physics.wave import Survey
 
 # %% ../../nbs/02_data/14_prepare.ipynb #8e6bffce
+def _too_large(kept):
+    "Whether a half number is infinite: as whole numbers inf has the largest bits with a sign, -inf those without."
+    return kept.view(np.int16).max() >= 0x7C00 or kept.view(np.uint16).max() >= 0xFC00
+
+@torch.inference_mode()
 def encode_record(seismic, velocity, factor, dtype, where, found=()):
     "One record as the bytes of its LMDB value: velocity, seismic, and four bytes for what was found about it."
-    kept = decimate(torch.from_numpy(seismic), factor)
-    if dtype == "float16" and max(abs(end.item()) for end in torch.aminmax(kept)) > torch.finfo(torch.float16).max:
+    kept = decimate(torch.from_numpy(seismic), factor).to(getattr(torch, dtype)).contiguous().numpy()
+    if dtype == "float16" and _too_large(kept):
         raise InputError(f"{where} does not fit float16: use --dtype float32")
-    kept = kept.to(getattr(torch, dtype)).contiguous().numpy()
     return bytearray().join((velocity, kept, to_bits(found).to_bytes(TAIL, "little")))
 
 # %% ../../nbs/02_data/14_prepare.ipynb #a2b4f970

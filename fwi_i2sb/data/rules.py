@@ -83,8 +83,7 @@ def _speeds(d, peak, survey, spots, scale):
     shot, source, beside = spots.beside
     if not len(shot) or d.shape[1] < 2 or scale.high * survey.dt / survey.dx > 0.49: return None
     live = (peak[shot, source] > 0) & (peak[shot, beside] > 0)
-    with np.errstate(all="ignore"):
-        v = np.sqrt(0.75 * d[shot, 1, beside].astype(np.float64) / d[shot, 0, source]) * survey.dx / survey.dt
+    v = np.sqrt(0.75 * d[shot, 1, beside].astype(np.float64) / d[shot, 0, source]) * survey.dx / survey.dt
     good = (v > scale.low / 2) & (v < 2 * scale.high)
     told = np.count_nonzero(live)
     if not told or np.count_nonzero(good & live) / told < 0.8: return None
@@ -97,7 +96,7 @@ def _of_fourth_order(d, peak, second):
     shot, near, behind = second
     live = (peak[shot, near] > 0) & (peak[shot, behind] > 0)
     if not np.count_nonzero(live): return False
-    with np.errstate(all="ignore"): ratio = d[shot, 1, behind][live].astype(np.float64) / d[shot, 1, near][live]
+    ratio = d[shot, 1, behind][live].astype(np.float64) / d[shot, 1, near][live]
     return bool(abs(_median(ratio) * 16 + 1) < 0.3)
 
 # %% ../../nbs/02_data/08_rules.ipynb #32ec946e
@@ -111,10 +110,9 @@ def _gains(d, peak, v, survey, spots, velocity):
     (shot, source), w, dt = spots.at, spots.first, survey.dt
     if velocity is not None and spots.at_cell: at = velocity[0][spots.at_cell].astype(np.float64)
     else: at = np.array([_between(v[spots.beside[0] == s]) for s in shot]) # as fast as beside the source
-    with np.errstate(all="ignore"):
-        first = d[shot, 0, source].astype(np.float64)
-        odd = d[shot, 1, source] / first - (2 - 5 * (at * dt / survey.dx)**2 + w[1])
-        return np.where(peak[shot, source] > 0, first / ((at * dt)**2 * w[0]), np.nan), odd
+    first = d[shot, 0, source].astype(np.float64)
+    odd = d[shot, 1, source] / first - (2 - 5 * (at * dt / survey.dx)**2 + w[1])
+    return np.where(peak[shot, source] > 0, first / ((at * dt)**2 * w[0]), np.nan), odd
 
 # %% ../../nbs/02_data/08_rules.ipynb #24bc9c45
 _VIEWS = (("with depth and x exchanged", lambda v: v.T if v.shape[0] == v.shape[1] else None),
@@ -181,6 +179,7 @@ def _shape(d, velocity, survey, factor, spots):
     return [Finding("shape", f"has a map of {velocity.shape[-2:]} cells, but the survey reaches to {spots.corner}")]
 
 # %% ../../nbs/02_data/08_rules.ipynb #cbec90a4
+@np.errstate(all="ignore")  # a trace without a signal tells no velocity
 def inspect_pair(seismic:np.ndarray, # one record (shots, time, receivers), float32
     velocity:np.ndarray|None=None, # its map (1, depth, x) in m/s; None: unknown
     survey:Survey=OPENFWI, # how it was shot
@@ -260,6 +259,7 @@ def _muted(d, peak, first, last, survey, scale, spots):
     return found + [Finding("muted", f"begins with {first} samples of zero")] * odd
 
 # %% ../../nbs/02_data/08_rules.ipynb #3b604a02
+@np.errstate(all="ignore")
 def velocity_at_sources(seismic:np.ndarray, # one record (shots, time, receivers)
     survey:Survey=OPENFWI, # how it was shot
     scale:VelocityScale=OPENFWI_SCALE, # range of the velocities it was shot over
