@@ -70,11 +70,13 @@ def test_bad_input_is_one_sentence(command, words, saying):
 def test_another_version_is_compared_in_turn(command, monkeypatch, tmp_path):
     monkeypatch.setitem(bench.CASES, "data", ())
     code, out, _ = command("data", "--against", ROOT, "--rounds", 2, "--json", tmp_path / "bench.json")
-    convert, read = json.loads((tmp_path / "bench.json").read_text())["results"]
-    for result in (convert, read):
+    results = json.loads((tmp_path / "bench.json").read_text())["results"]
+    assert [result["name"].split(",")[0] for result in results] == [
+        "data: convert 100", "data: read 90", "data: convert 500"]
+    for result in results:
         assert len(result["plain"]) == len(result["ours"]) == 2 and result["check"] == "equal values"
         assert 0 < min(result["plain"]) and result["target"] == pytest.approx(1 / 1.1)
-    assert code == 0 and "data: convert, another version and this, per record" in out
+    assert code == 0 and "data: convert 500, another version and this, per record" in out
 
 
 @pytest.mark.parametrize("store, saying", [

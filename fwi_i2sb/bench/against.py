@@ -61,7 +61,22 @@ def _version(folder, source, out):
         finally: process.kill()
 
 # %% ../../nbs/12_bench/05_against.ipynb #ag000008
-_REASON = "more may be done for a record, or for every conversion, which a hundred records share"
+_REASON = "more may be done for a record, or for every conversion, which these records share"
+_FILE = {"train": 450, "val": 50}  # as many as an official file has
+
+
+def _compare(other, ours, records, setting, asked):
+    with (openfwi_files(records) as source, _version(other, source, source / "other") as theirs,
+            _version(ours, source, source / "ours") as own):
+        for what in asked:
+            n, sides = records["train"] if what == "read" else sum(records.values()), ([], [])
+            same = len({ask(what)[1] for ask in (theirs, own)}) == 1  # and a warm-up of each
+            for k in range(2 * setting.rounds if same else 0):
+                side = (k + 1) // 2 % 2
+                sides[side].append((theirs, own)[side](what)[0] / n)
+            told = dict(check="equal values") if same else dict(stopped="wrong output: the values differ")
+            yield Result(f"data: {what} {n}, another version and this, per record", 1 / 1.1, *map(tuple, sides),
+                reason=_REASON, **told)
 
 
 def check_version(
@@ -77,15 +92,6 @@ def against(
     setting: Setting,
 ) -> list[Result]:  # conversion and first reading, of a record
     "What the other version and this one cost, in turn, in processor time; both must store the same values."
-    here, results = Path(fwi_i2sb.__file__).resolve().parents[1], []
-    with (openfwi_files() as source, _version(check_version(folder), source, source / "other") as other,
-            _version(here, source, source / "ours") as ours):
-        for what, n in (("convert", sum(RECORDS.values())), ("read", RECORDS["train"])):
-            name, asked, sides = f"data: {what}, another version and this, per record", (other, ours), ([], [])
-            same = len({ask(what)[1] for ask in asked}) == 1  # and a warm-up of each
-            for k in range(2 * setting.rounds if same else 0):
-                side = (k + 1) // 2 % 2
-                sides[side].append(asked[side](what)[0] / n)
-            told = dict(check="equal values") if same else dict(stopped="wrong output: the values differ")
-            results.append(Result(name, 1 / 1.1, *map(tuple, sides), reason=_REASON, **told))
-    return results
+    other, ours = check_version(folder), Path(fwi_i2sb.__file__).resolve().parents[1]
+    return [*_compare(other, ours, RECORDS, setting, ("convert", "read")),
+        *_compare(other, ours, _FILE, setting, ("convert",))]

@@ -36,10 +36,10 @@ def _records():
     return simulate(velocity).numpy(), velocity.numpy()
 
 @contextlib.contextmanager
-def openfwi_files():
+def openfwi_files(records=RECORDS):
     "A temporary folder with records in OpenFWI's own files."
     with tempfile.TemporaryDirectory(prefix="fwi-bench-") as name:
-        for split, n in RECORDS.items():
+        for split, n in records.items():
             for file, values in zip(get_family(FAMILY).files(split)[0], _records()):
                 (Path(name) / file).parent.mkdir(exist_ok=True)
                 np.save(Path(name) / file, np.resize(values, (n, *values.shape[1:])))

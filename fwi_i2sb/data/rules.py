@@ -76,28 +76,27 @@ def _median(values):
     return (values[(len(values) - 1) // 2] + values[len(values) // 2]) / 2
 
 # %% ../../nbs/02_data/08_rules.ipynb #df5918bb
-def _speeds(d, peak, survey, spots, scale):
+def _speeds(begin, peak, survey, spots, scale):
     """Velocities beside the sources in m/s, whatever the record is multiplied by, of a record of the scheme.
 
     None where a record cannot tell, or is none of the scheme."""
     shot, source, beside = spots.beside
-    if not len(shot) or d.shape[1] < 2 or scale.high * survey.dt / survey.dx > 0.49: return None
+    if not len(shot) or begin.shape[1] < 2 or scale.high * survey.dt / survey.dx > 0.49: return None
     live = (peak[shot, source] > 0) & (peak[shot, beside] > 0)
-    v = np.sqrt(0.75 * d[shot, 1, beside].astype(np.float64) / d[shot, 0, source]) * survey.dx / survey.dt
+    v = np.sqrt(0.75 * begin[shot, 1, beside] / begin[shot, 0, source]) * survey.dx / survey.dt
     good = (v > scale.low / 2) & (v < 2 * scale.high)
     told = np.count_nonzero(live)
     if not told or np.count_nonzero(good & live) / told < 0.8: return None
-    if not _of_fourth_order(d, peak, spots.second): return None
+    if not _of_fourth_order(begin, peak, spots.second): return None
     return np.where(good, v, np.nan)
 
 # %% ../../nbs/02_data/08_rules.ipynb #d3a1cbaa
-def _of_fourth_order(d, peak, second):
+def _of_fourth_order(begin, peak, second):
     "Whether the second sample lies about the source as the stencil of fourth order puts it: 4/3, then -1/12."
     shot, near, behind = second
     live = (peak[shot, near] > 0) & (peak[shot, behind] > 0)
     if not np.count_nonzero(live): return False
-    ratio = d[shot, 1, behind][live].astype(np.float64) / d[shot, 1, near][live]
-    return bool(abs(_median(ratio) * 16 + 1) < 0.3)
+    return bool(abs(_median(begin[shot, 1, behind][live] / begin[shot, 1, near][live]) * 16 + 1) < 0.3)
 
 # %% ../../nbs/02_data/08_rules.ipynb #32ec946e
 def _between(v):
@@ -105,13 +104,13 @@ def _between(v):
     v = v[np.isfinite(v)]
     return v.mean() if len(v) and v.max() < 1.05 * v.min() else np.nan
 
-def _gains(d, peak, v, survey, spots, velocity):
+def _gains(begin, peak, v, survey, spots, velocity):
     "Of every shot, what its pressure is multiplied by, and how far its second sample is from the survey's wavelet."
     (shot, source), w, dt = spots.at, spots.first, survey.dt
     if velocity is not None and spots.at_cell: at = velocity[0][spots.at_cell].astype(np.float64)
     else: at = np.array([_between(v[spots.beside[0] == s]) for s in shot]) # as fast as beside the source
-    first = d[shot, 0, source].astype(np.float64)
-    odd = d[shot, 1, source] / first - (2 - 5 * (at * dt / survey.dx)**2 + w[1])
+    first, second = begin[shot, :, source].T
+    odd = second / first - (2 - 5 * (at * dt / survey.dx)**2 + w[1])
     return np.where(peak[shot, source] > 0, first / ((at * dt)**2 * w[0]), np.nan), odd
 
 # %% ../../nbs/02_data/08_rules.ipynb #24bc9c45
@@ -236,13 +235,14 @@ def _in_time(d, peaks, velocity, survey, scale, spots, cut, original):
     first, last = silence(d)
     if found := _muted(d, asked, first, last, survey, scale, spots): return found
     if found := before(d, peaks, spots.far): return found
-    found, v = [] if cut else spikes(d, peaks, survey.freq * survey.dt), _speeds(d, asked, survey, spots, scale)
+    found, begin = [] if cut else spikes(d, peaks, survey.freq * survey.dt), d[:, :2].astype(float)
+    v = _speeds(begin, asked, survey, spots, scale)
     if v is None:
         odd = _waves(d, asked, survey, scale, spots) if spots.openfwi and (asked[spots.at] > 0).any() else []
         return found + (odd or ([] if velocity is None else _arrivals(d, peak, velocity[0], survey, spots)))
     apart = _paired(v, velocity[0], spots) if velocity is not None else []
     exact = velocity is not None and spots.at_cell is not None and not apart
-    gain, odd = _gains(d, asked, v, survey, spots, velocity if exact else None)
+    gain, odd = _gains(begin, asked, v, survey, spots, velocity if exact else None)
     return found + apart + _multiplied(gain, odd, survey, spots, exact)
 
 # %% ../../nbs/02_data/08_rules.ipynb #74b8cc4c
@@ -251,9 +251,9 @@ def _muted(d, peak, first, last, survey, scale, spots):
     found = []
     if last < d.shape[1]: found.append(Finding("muted", f"ends with {d.shape[1] - last} samples of zero"))
     if not first: return found
-    v = _speeds(d[:, first:], peak, survey, spots, scale)
+    v = _speeds(begin := d[:, first:first + 2].astype(float), peak, survey, spots, scale)
     if (spots.openfwi and not _waves(d[:, first:], peak, survey, scale, spots) if v is None
-            else _fits(_gains(d[:, first:], peak, v, survey, spots, None)[1], False)):
+            else _fits(_gains(begin, peak, v, survey, spots, None)[1], False)):
         return [*found, Finding("time-zero", f"begins {first} samples late: its time zero must be the shot")]
     odd = spots.openfwi or first * survey.dt > 3 / survey.freq
     return found + [Finding("muted", f"begins with {first} samples of zero")] * odd
@@ -268,7 +268,7 @@ def velocity_at_sources(seismic:np.ndarray, # one record (shots, time, receivers
     "The velocities that the first two samples of a record tell of the cells beside its sources."
     spots = _spots(survey, scale.low)
     if _shape(seismic, None, survey, 1, spots): return {}
-    v = _speeds(seismic, _asked(np.abs(seismic).max(1), original), survey, spots, scale)
+    v = _speeds(seismic[:, :2].astype(float), _asked(np.abs(seismic).max(1), original), survey, spots, scale)
     if v is None: return {}
     shots = spots.beside[0]
     return {int(s): float(np.nanmean(v[shots == s])) for s in np.unique(shots) if np.isfinite(v[shots == s]).any()}
