@@ -589,6 +589,16 @@ def test_a_correction_while_a_store_is_made_again_has_its_own_pressure_range(tmp
     assert_as_fresh(root, tmp_path, WIDE)
 
 
+def test_a_store_that_is_made_again_goes_on_after_an_interruption(tmp_path):
+    root, told = write_long(tmp_path), []
+    convert(root, "FlatVel_A", workers=0, **WIDE)
+    unseen(root, 3)
+    with pytest.warns(UserWarning, match="data1.npy has changed since"): stopped(root, 90, **WIDE)
+    convert(root, "FlatVel_A", workers=0, progress=lambda done, total: told.append(done), **WIDE)
+    assert told == [130]  # 94 were there
+    assert_as_fresh(root, tmp_path, WIDE)
+
+
 @pytest.mark.parametrize("begun", [False, True])
 def test_a_correction_during_the_conversion_is_refused_even_where_the_times_are_put_back(tmp_path, begun):
     root = write_long(tmp_path)

@@ -114,11 +114,9 @@ def prove_sources(pairs:list, # from `discover`
     changed = []
     for pair, read in zip(pairs, rows):
         paths = [os.path.realpath(file) for file in (pair.seismic, pair.velocity)]
-        before = [seen[path]["stamp"] for path in paths]
-        # as long as nothing was written to them, their samples are the same
-        sampled = [seen[path]["digest"][:16] for path in paths] if list(map(file_stamp, paths)) == before else None
-        digests, stamps = source_digests(pair, read, sampled), list(map(file_stamp, paths))
-        if stamps != before:
+        digests = source_digests(pair, read, [seen[path]["digest"][:16] for path in paths])
+        stamps = list(map(file_stamp, paths))
+        if stamps != [seen[path]["stamp"] for path in paths]:
             whole = len(read) == 16 * pair.count
             again = source_digests(pair) if whole else [None, None]
             changed += [path for path, one, other in zip(paths, digests, again) if one != other]
