@@ -159,6 +159,9 @@ def test_a_survey_that_cannot_be_simulated_is_refused_before_anything_is_stored(
         survey.write_text(json.dumps(replace(SURVEY, sources=sources).to_dict()))
         refused("convert", own_data, "--family", "CurveVel_A", "--store-dir", tmp_path / "store", "--survey", survey,
             saying=(saying,))
+    survey.write_text(json.dumps(SURVEY.to_dict()).replace('{"dx"', '{"dx": 10.0, "dx"'))
+    refused("convert", own_data, "--family", "CurveVel_A", "--store-dir", tmp_path / "store", "--survey", survey,
+        saying=("survey.json", "it gives 'dx' twice"))
     assert not (tmp_path / "store").exists()
     (tmp_path / "record.npy").write_bytes(b"")
     refused("check", tmp_path / "record.npy", "--family", "CurveVel_A", saying=("--family has no effect",))

@@ -331,8 +331,13 @@ def test_the_conversion_warns_of_doubts_and_velocities_out_of_range(pairs, tmp_p
 
 
 LAYOUT = """
+from dataclasses import dataclass
 from fwi_i2sb.data import openfwi
 from fwi_i2sb.data.layouts import Layout, LAYOUTS
+
+@dataclass(frozen=True)
+class Mine(openfwi.Pair):
+    pass
 
 class Numbered(Layout):
     def holds(self, folder): return any(folder.glob("record_*.npy"))
@@ -340,7 +345,7 @@ class Numbered(Layout):
         *train, last = sorted(root.glob("record_*.npy"))
         pair = lambda path: (path, path.with_name(path.name.replace("record", "map")))
         return [pair(path) for path in (train if split == "train" else [last])], []
-    def open_pair(self, seismic, velocity): return openfwi.open_pair(seismic, velocity)
+    def open_pair(self, seismic, velocity): return Mine(**vars(openfwi.open_pair(seismic, velocity)))
 
 LAYOUTS.register("numbered")(Numbered())
 """
@@ -348,7 +353,7 @@ LAYOUTS.register("numbered")(Numbered())
 
 def test_one_file_adds_a_layout(fwi, refused, data, tmp_path, monkeypatch):
     monkeypatch.setattr(LAYOUTS, "own", dict(LAYOUTS))
-    monkeypatch.setattr(registry, "_IMPORTED", set())
+    monkeypatch.setattr(registry, "_IMPORTED", {})
     (tmp_path / "mine.py").write_text(LAYOUT)
     (folder := tmp_path / "Line").mkdir()
     for name, file in (("record", "data"), ("map", "model")):
@@ -358,7 +363,8 @@ def test_one_file_adds_a_layout(fwi, refused, data, tmp_path, monkeypatch):
     refused("convert", *words, saying=("Line",))
     done = fwi("check", *words, *mine)
     assert done.code == 0 and "train" in done.out, done
-    assert fwi("convert", *words, *mine, "--store-dir", tmp_path / "store").code == 0
+    done = fwi("convert", *words, *mine, "--store-dir", tmp_path / "store", "--workers", 1)  # imports it, too
+    assert done.code == 0, done
     store = StoreDataset(tmp_path / "store", "train")
     truth = np.load(folder / "map_1.npy", allow_pickle=False)[0]
     assert len(store) == 2

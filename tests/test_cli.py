@@ -344,6 +344,8 @@ def test_broken_files_are_named(refused, originals, tmp_path, how, name):
 
 def test_a_store_of_another_family(refused, data, tmp_path):
     refused(*train_words(data, tmp_path / "runs", family="CurveVel_B"), saying=("CurveVel_A", "CurveVel_B"))
+    refused("convert", data, "--family", "CurveVel_A", "--velocity-range", 1400, 5000,
+        saying=("1500 to 4500, not 1400 to 5000", "--store-dir"))
 
 
 @pytest.mark.parametrize("batch, micro", [("30", "8"), ("0", "1")])
@@ -438,7 +440,7 @@ def test_what_says_nothing_or_half(refused, data, tmp_path):
 @pytest.mark.parametrize("option, value", [("--num-itr", "0"), ("--keep", "0"), ("--log-every", "0"),
     ("--drop-cond", "1.5"), ("--val-nfe", "1000"), ("--val-maps", "33"), ("--lr", "-1"), ("--time-samples", "300"),
     ("--gpu", "7"), ("--seed", "-1"), ("--beta-max", "inf"), ("--name", "../x"), ("--name", ".."), ("--name", "a/b"),
-    ("--name", "/a"), ("--corrupt", "file"), ("--corrupt", "linear:0.5,"),
+    ("--name", "/a"), ("--corrupt", "file"), ("--corrupt", "linear:0.5,"), ("--clip-grad-norm", "0"),
     ("--name", "n" * 201), ("--name", "a\nb"), ("--simulate", "999999999")])
 def test_numbers_that_cannot_be(refused, data, tmp_path, option, value):
     if option == "--time-samples":

@@ -830,6 +830,18 @@ def test_a_report_that_cannot_be_written_is_refused_before_the_work(refused, dat
     refused("models", "--json", "", saying=("--json",))
 
 
+@pytest.mark.parametrize("words", [["check", "data"], ["models"], ["bench", "data"]], ids=" ".join)
+def test_a_report_does_not_take_the_place_of_a_record(fwi, refused, tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    np.save("record.npy", np.zeros(3))
+    before = Path("record.npy").read_bytes()
+    refused(*words, "--json", "record.npy", saying=("record.npy is there already", "--json"))
+    assert Path("record.npy").read_bytes() == before
+    if words == ["models"]:
+        for _ in range(2): assert fwi(*words, "--json", "new/models.json").code == 0  # it may that of a former one
+        assert read_json(Path("new/models.json"))[0]["name"] == "tiny"
+
+
 @pytest.fixture(scope="module")
 def giant(tmp_path_factory):
     "A sparse record that no memory holds."

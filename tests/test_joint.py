@@ -51,8 +51,10 @@ def test_uniform_balance_trains_another_order_and_stores_may_lie_elsewhere(fwi, 
 
 
 def test_memory_and_reading_processes_change_nothing(fwi, data, tmp_path):
+    changes = "flip,noise:0.02,gain:0.8:1.2,shift:0.004,drop-traces:0.1,drop-shots:0.3,band-pass:4:30,velocity:0.9:1.1"
     for name, words in (("plain", []), ("memory", ["--in-memory"]), ("workers", ["--loader-workers", 2])):
-        assert fwi("train", *arguments(data, tmp_path, name, "--num-itr", 3, *words)).code == 0
+        done = fwi("train", *arguments(data, tmp_path, name, "--num-itr", 3, "--augment", changes, *words))
+        assert done.code == 0, done
     for name in ("memory", "workers"): assert_equal(weights(tmp_path / name), weights(tmp_path / "plain"))
 
 

@@ -64,7 +64,7 @@ def build(shapes, options): return Loudness(shapes.map_size)
 @pytest.fixture(autouse=True)
 def names_of_a_test_leave_with_it(monkeypatch):
     for kind in registry.Registry.every: monkeypatch.setattr(kind, "own", dict(kind))
-    monkeypatch.setattr(registry, "_IMPORTED", set())
+    monkeypatch.setattr(registry, "_IMPORTED", {})
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -96,12 +96,12 @@ def test_files_that_cannot_be_read(tmp_path):
     np.save(tmp_path / "words.npy", np.array(["a", "b"]))
     np.savez(tmp_path / "several", a=np.ones(2)); (tmp_path / "folder.npy").mkdir()
     for name, content in ((("short", good[:-1]), ("header", good[:40]), ("magic", good[:3]), ("empty", b""),
-            ("text", b"1500 1600"), ("pickle", pickle.dumps([1])))):
+            ("text", b"1500 1600"), ("pickle", pickle.dumps([1])), ("second", 2 * good))):
         (tmp_path / f"{name}.npy").write_bytes(content)
     for name, reason in (("short", "truncated"), ("header", "truncated"), ("magic", "truncated"),
                          ("empty", "truncated"), ("text", "not a .npy"), ("pickle", "pickled"),
                          ("objects", "pickled"), ("words", "not real numbers"), ("none", "does not exist"),
-                         ("folder", "cannot be read")):
+                         ("folder", "cannot be read"), ("second", f"holds {len(good)} bytes more")):
         with pytest.raises(InputError, match=reason) as caught: open_npy(tmp_path / f"{name}.npy")
         assert f"{name}.npy" in str(caught.value) and "\n" not in str(caught.value)
     with pytest.raises(InputError, match="not a .npy"): open_npy(tmp_path / "several.npz")

@@ -457,7 +457,7 @@ def read(path):
 
 def test_one_file_adds_a_format_of_records(fwi, refused, mini, d, tmp_path, monkeypatch):
     monkeypatch.setattr(RECORD_FORMATS, "own", dict(RECORD_FORMATS))
-    monkeypatch.setattr(registry, "_IMPORTED", set())
+    monkeypatch.setattr(registry, "_IMPORTED", {})
     (tmp_path / "mine.py").write_text(RAW)
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "line.raw"

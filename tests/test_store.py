@@ -344,6 +344,10 @@ def test_the_check_command_verifies_every_value(tmp_path, fwi, refused):
     refused("check", tmp_path, "--family", "FlatVel_B", saying=("no FlatVel_B",))
     refused("check", root / "val", "--family", "FlatVel_B", saying=("of FlatVel_A, not of FlatVel_B",))
     assert fwi("check", root / "val").code == 0
+    (root / "val" / "manifest.json").rename(tmp_path / "lost.json")
+    for folder in (root, root / "val"):
+        refused("check", folder)
+        assert "val/database.lmdb has no manifest" in fwi("check", folder).out
     # files and store in one folder
     convert(files, "FlatVel_A", workers=0, **OPTIONS); (files / "val" / "manifest.json").write_text("{")
     outcome = fwi("check", files)

@@ -1,4 +1,5 @@
 "Training as a process: interrupted, continued, refused, and split over ranks."
+import shutil
 import signal
 import time
 from types import SimpleNamespace
@@ -112,6 +113,19 @@ def test_a_run_without_a_sound_checkpoint_is_not_started_again(refused, data, ei
     refused("train", *arguments(data, tmp_path, "eight", "--num-itr", "8", "--save-every", "2", "--val-every", "4"),
         saying=("no valid checkpoint",))
     assert read_metrics(tmp_path / "eight") == rows
+
+
+@pytest.mark.parametrize("left", [("checkpoints",), ("metrics.jsonl",), ("checkpoints", "metrics.jsonl")], ids="+".join)
+def test_a_run_that_has_lost_its_options_is_not_continued_with_others(fwi, refused, data, four, tmp_path, left):
+    run = pristine(four, tmp_path / "four")
+    for path in [*run.iterdir()]:
+        if path.name not in left: shutil.rmtree(path) if path.is_dir() else path.unlink()
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    words = arguments(data, tmp_path, "four", "--num-itr", 4, "--seed", 7)
+    refused("train", *words, saying=("four has lost its config.json", "--name"))
+    assert before == {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    assert fwi("train", *words, "--fresh").code == 0  # keeps what was there
+    assert sorted(path.name for path in (tmp_path / "four-archived-1").iterdir()) == sorted(left)
 
 
 def test_another_configuration_under_the_same_name_is_refused(refused, data, eight, tmp_path):

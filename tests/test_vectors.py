@@ -178,6 +178,8 @@ def test_the_name_of_a_data_set_is_no_path(fwi, refused, tmp_path, arrays):
     for name in ("", "..", "a/b", "a\\b"):
         refused(*words, name, saying=("--name must be a name of a data set", repr(name)))
     for name in ("ü" * 101, "two\nlines"): refused(*words, name, saying=("--name must be printable, and 200 bytes",))
+    for option, kind in (("--input-scaler", "trace9"), ("--target-scaler", "power")):
+        refused(*words, "w", option, kind, saying=(f"{option} must be one of", repr(kind)))
     assert not (tmp_path / "store").exists()
     assert fwi(*words, "ü" * 100).code == 0
 

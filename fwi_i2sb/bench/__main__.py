@@ -11,7 +11,7 @@ import os
 if __name__ == "__main__": os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
 
 # %% ../../nbs/12_bench/08_bench.ipynb #4a31123a
-import json, time
+import time
 from pathlib import Path
 from typing import Literal
 
@@ -25,7 +25,7 @@ from .against import against, check_version
 from ..core.devices import resolve_device
 from ..core.errors import InputError, unknown
 from ..core.commands import need, option_group, run_command, up_to
-from ..core.files import check_regular, write_text
+from ..core.locks import check_report, write_report
 from .timing import machine, Setting, table, to_dict
 from .layouts import COMPILE_CASES, LAYOUT_CASES
 from ..core.progress import progress_bar
@@ -63,9 +63,7 @@ def selected(options: BenchOptions) -> list:
     if options.against:
         if "data" not in names: raise InputError("--against has no effect without data: add it, or remove --against")
         check_version(options.against)
-    if options.json and not options.json.parent.is_dir():
-        raise InputError(f"--json {options.json}: there is no folder {options.json.parent}")
-    if options.json and options.json.exists(): check_regular(options.json)
+    check_report(options.json)
     return [case for name in names for case in CASES[name]] + [*COMPILE_CASES] * options.compile
 
 # %% ../../nbs/12_bench/08_bench.ipynb #75011abd
@@ -93,16 +91,16 @@ def headline(report: dict) -> str:
             f"rounds, {report['seconds']:.0f} s, load {where['load']} before and {after} after{busy}")
 
 # %% ../../nbs/12_bench/08_bench.ipynb #45bb1bcf
-def to_json(report: dict) -> str:
-    "The report as the text of a JSON file."
-    return json.dumps({**report, "results": [to_dict(result) for result in report["results"]]}, indent=1)
+def to_json(report: dict) -> dict:
+    "The report as the content of a JSON file."
+    return {**report, "results": [to_dict(result) for result in report["results"]]}
 
 # %% ../../nbs/12_bench/08_bench.ipynb #6ca00b39
 def bench_command(options: BenchOptions):
     "Measure, print, write; exit code 1 where a variant gave a wrong output."
     need("scipy", "bench", "bench")
     with progress_bar("bench", "cases") as progress: report = bench(options, progress)
-    if options.json: write_text(options.json, to_json(report))
+    write_report(options.json, to_json(report))
     print(headline(report), table(report["results"]), sep="\n\n")
     if any(result.verdict == "wrong output" for result in report["results"]): raise SystemExit(1)
 

@@ -18,8 +18,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 
 from .config_file import (
     check_names, check_values, config_values, flag_of, flags, joined, option_fields, plugin_of, rule_of, words_of)
-from .errors import command_takes, InputError, out_of_memory, too_many_processes, unknown
-from .files import disk_full, home
+from .errors import command_takes, disk_full, InputError, out_of_memory, too_many_processes, unknown
+from .files import home
 from .frames import unframed
 from .registry import import_plugin
 from .settings import kind_of_settings
@@ -51,7 +51,7 @@ def _sentence(error: ValidationError) -> Exception:
     name, kind = str(first["loc"][0]), first["type"]
     if kind.startswith("missing") or kind.endswith(("_argument", "_arguments")):
         return TypeError(f"{error.title}: {first['msg'].lower()}: {name}")
-    return _refusal.get()(f"{flag_of(name)} must be {rule_of(first)} (got {first['input']})")
+    return _refusal.get()(f"{flag_of(name)} must be {rule_of(first)} (got {first['input']!r})")
 
 
 _refusal = ContextVar("_refusal", default=InputError)

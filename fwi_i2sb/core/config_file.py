@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import get_args, get_origin
 
-import yaml
+import tyro, yaml
 from pydantic import TypeAdapter, ValidationError
 
 from .errors import InputError, unknown
@@ -52,7 +52,7 @@ def read_yaml(
 
 # %% ../../nbs/A0_core/05_config_file.ipynb #8e3ad7e9
 _RULES = dict(greater_than_equal="{ge} or more", greater_than="more than {gt}", less_than_equal="{le} or less",
-    less_than="less than {lt}", finite_number="a finite number", path_type="a path",
+    less_than="less than {lt}", finite_number="a finite number", path_type="a path", string_too_short="a text",
     literal_error="{expected}")
 
 
@@ -94,8 +94,9 @@ def _known(options_type: type) -> dict[str, tuple[str, dataclasses.Field]]:
 
 
 def flags(options_type: type) -> set[str]:
-    "The options of a command, as they are written on its command line."
-    return {flag_of(name) for name in _known(options_type)}
+    "The options of a command, as they are written on its command line; what has its place there is none."
+    known = _known(options_type).items()
+    return {flag_of(name) for name, (_, f) in known if tyro.conf.Positional not in get_args(f.type)}
 
 # %% ../../nbs/A0_core/05_config_file.ipynb #b8fa6f82
 def _flat(group: dict) -> Iterator[tuple[str, object]]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['InputError', 'unknown', 'check_plain', 'command_takes', 'takes', 'option', 'out_of_memory', 'too_many_processes',
-           'ends_at_once']
+           'ends_at_once', 'disk_full']
 
 # %% ../../nbs/A0_core/00_errors.ipynb #e5f612d4
 import contextlib, difflib, errno, os, re, signal, threading
@@ -91,3 +91,11 @@ def ends_at_once()->Iterator[None]:
     try: yield
     finally:
         if usual: signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# %% ../../nbs/A0_core/00_errors.ipynb #c0de1f03
+def disk_full(error: Exception) -> bool:
+    "Whether an error of the system, or of a library that tells it in words, says that a disk or a quota is full."
+    if re.fullmatch(r"\d+ requested and \d+ written", str(error)): return True  # numpy keeps the number to itself
+    found = re.search(r"(?:code:|os error) (\d+)", str(error))
+    number = getattr(error, "errno", None) or (int(found[1]) if found else 0)
+    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['UNKNOWN_CALL', 'check_regular', 'open_npy', 'check_axes', 'home', 'read_row', 'check_memory', 'as_single', 'single',
            'read_npy', 'read_json', 'warn_once', 'only_warn', 'named_folder', 'fsync_path', 'atomic', 'write_text',
-           'write_json', 'disk_full', 'sha256', 'user_cache', 'code_digest']
+           'write_json', 'sha256', 'user_cache', 'code_digest']
 
 # %% ../../nbs/A0_core/01_files.ipynb #62947043
 import contextlib, errno, fcntl, hashlib, json, os, re, resource, secrets, stat, sys, warnings
@@ -23,7 +23,6 @@ def check_regular(path):
     mode = os.stat(path).st_mode
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)): raise InputError(f"{path} is a pipe or a device, not a file")
 
-
 def _npy_fault(path, error):
     if isinstance(error, FileNotFoundError): return "does not exist"
     if isinstance(error, OSError): return f"cannot be read ({error.strerror})"
@@ -39,8 +38,8 @@ def open_npy(path:str|Path,        # the file; `~` is the home directory
 )->np.memmap: # read-only; nothing is loaded until it is indexed
     """Map a `.npy` file of numbers into memory.
 
-    Raises `InputError` for a missing, unreadable, truncated, pickled or foreign file, for anything but real numbers,
-    and for a wrong number of axes."""
+    Raises `InputError` for a missing, unreadable, truncated, pickled or foreign file, for more than one array, for
+    anything but real numbers, and for a wrong number of axes."""
     path = home(path)
     try:
         check_regular(path)
@@ -48,6 +47,8 @@ def open_npy(path:str|Path,        # the file; `~` is the home directory
     except InputError: raise
     except Exception as error: raise InputError(f"{path} {_npy_fault(path, error)}") from None
     if array.dtype.kind not in "fiu": raise InputError(f"{path} holds {array.dtype}, not real numbers")
+    if (more := os.stat(path).st_size - array.offset - array.nbytes) > 0:  # as of two arrays saved one after the other
+        raise InputError(f"{path} holds {more} bytes more than its header promises: save one array with numpy.save")
     check_axes(path, array, ndim)
     return array
 
@@ -132,6 +133,12 @@ def read_npy(
     return as_single(array)
 
 # %% ../../nbs/A0_core/01_files.ipynb #c0de1f11
+def _once(pairs):
+    "A JSON object; of a name that is given twice nobody knows which is meant."
+    found, names = dict(pairs), [name for name, _ in pairs]
+    if len(found) < len(names): raise ValueError(f"it gives {max(found, key=names.count)!r} twice")
+    return found
+
 def read_json(
     path: Path,
     limit: int = 2**26,  # bytes
@@ -141,7 +148,7 @@ def read_json(
     # memory for all that is asked for is taken at once
     with open(path, "rb") as file: text = file.read(min(os.fstat(file.fileno()).st_size, limit) + 1)
     if len(text) > limit: raise ValueError(f"it is larger than {limit} bytes")
-    try: return json.loads(text.decode("utf-8"))
+    try: return json.loads(text.decode("utf-8"), object_pairs_hook=_once)
     except RecursionError: raise ValueError("it is nested too deeply") from None
 
 # %% ../../nbs/A0_core/01_files.ipynb #682c17fe
@@ -245,14 +252,6 @@ def write_json(
 ):
     "Write a JSON file completely or not at all."
     write_text(path, json.dumps(content, indent=1))
-
-# %% ../../nbs/A0_core/01_files.ipynb #c0de1f03
-def disk_full(error: Exception) -> bool:
-    "Whether an error of the system, or of a library that tells it in words, says that a disk or a quota is full."
-    if re.fullmatch(r"\d+ requested and \d+ written", str(error)): return True  # numpy keeps the number to itself
-    found = re.search(r"(?:code:|os error) (\d+)", str(error))
-    number = getattr(error, "errno", None) or (int(found[1]) if found else 0)
-    return number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 # %% ../../nbs/A0_core/01_files.ipynb #f02fdf0a
 def sha256(path: Path) -> str:  # hexadecimal

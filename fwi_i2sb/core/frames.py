@@ -36,7 +36,7 @@ def unframed(text: str) -> str:
         return f"{' and '.join(names[0])} must be given{more}: --help lists the options"
     if "Unrecognized" in title: return _no_option(said.split(": ")[1].split(", ")[0], sum(names[1:], []))
     if found := re.match(r"Missing value for argument '(.*)'\.", said): return f"{found[1]} needs a value"
-    if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*?),?\)\.$", said):
+    if found := re.match(r"invalid choice '(.*)' for argument '(.*)'\. Expected one of \((.*?),?\)\.?$", said):
         return f"{found[2]} must be one of {found[3]} (got {found[1]!r})"
     wrong = re.match(r"Error parsing (\S+?): .*?(?:(?:from|arguments:?) \[(.*?)\]|base 10: (.*)|to float: (.*))", said)
     metavar = wrong and re.search(rf"^ {{6}}{wrong[1]} (.*?) *$", "".join(parts[1:]), re.M)

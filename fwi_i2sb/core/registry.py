@@ -134,7 +134,7 @@ def named(
     return Annotated[of, tyro.conf.arg(help_behavior_hint=hint)]
 
 # %% ../../nbs/A0_core/02_registry.ipynb #83d658ea
-_IMPORTED = set()
+_IMPORTED = {}  # path: None, in the order of their import
 
 
 def import_plugin(path: Path | None):
@@ -156,7 +156,7 @@ def import_plugin(path: Path | None):
         for registry, names in before: registry.own = names
         raise error if isinstance(error, InputError) else InputError(
             f"--import {path} failed: {type(error).__name__}: {error}") from error
-    _IMPORTED.add(path)
+    _IMPORTED[path] = None
 
 # %% ../../nbs/A0_core/02_registry.ipynb #31a06edf
 def _run_file(path):
@@ -167,3 +167,14 @@ def _run_file(path):
     except BaseException:
         del sys.modules[spec.name]
         raise
+
+# %% ../../nbs/A0_core/02_registry.ipynb #fe5a4e89
+def _registry_there(kind: str, plugins: list[Path]) -> Registry:
+    for path in plugins: import_plugin(path)
+    return next(registry for registry in Registry.every if registry.kind == kind)
+
+
+@method_of(Registry)
+def __reduce__(self):
+    "In another process: the registry of this kind, whose module is imported there, with the same plug-in files."
+    return _registry_there, (self.kind, list(_IMPORTED))

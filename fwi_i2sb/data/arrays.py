@@ -66,8 +66,9 @@ def _stream(open_file, where: str, size: int) -> ArrayFile:
         shape, fortran, dtype = _header(file)
         begin = file.tell()
     _check_numbers(where, shape, dtype)
-    if begin + math.prod(shape) * dtype.itemsize > size:
-        raise InputError(f"{where} is truncated or damaged (it holds less than its header promises)")
+    if (promised := begin + math.prod(shape) * dtype.itemsize) != size:
+        holds = "less" if promised > size else "more"  # as of two arrays saved one after the other
+        raise InputError(f"{where} is truncated or damaged (it holds {holds} than its header promises)")
 
     def read(rows):
         with open_file() as file:

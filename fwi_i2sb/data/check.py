@@ -15,11 +15,11 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.files import as_single, check_axes, check_memory
 from ..core.formats import phrase, recognise, RUNS
+from .build import has_manifest
 from .findings import fingerprint, inspect_map, Report, Tally
 from .gathers import Gathers, to_survey
 from .layouts import family_of, find_root, layout_of
-from .openfwi import (
-    any_family, FAMILIES, Family, get_family, read_pair, refuse_half, store_bytes)
+from .openfwi import any_family, FAMILIES, Family, get_family, read_pair, refuse_half, store_bytes
 from .rules import inspect_pair, velocity_at_sources
 from .scale import OPENFWI_SCALE, VelocityScale
 from .record_formats import read_records
@@ -66,8 +66,9 @@ def _store_facts(store, survey, scale):
 def _check_stores(root, family, survey, scale, progress):
     "Properties and problems of the stores in a folder: of both splits, or of the one split that the folder is."
     facts, problems = {}, []
-    for folder in (p for p in (root, root / "train", root / "val") if (p / "manifest.json").is_file()):
+    for folder in (root, root / "train", root / "val"):
         try:
+            if not has_manifest(folder): continue
             store = StoreDataset(folder.parent, folder.name, family=family)
             facts[f"store {folder.name}"], found = _store_facts(store, survey, scale)
             problems += found
@@ -247,9 +248,7 @@ def check_record(path:str|Path, # .npy of one record (shots, time, receivers), o
     else:
         check_axes(path, d := found, (3, 4)); original = None
         report = Report(str(path), dict(shape=str(d.shape)))
-    if not d.size:
-        report.problems.append(f"shape {d.shape} holds no value")
-        return report
+    if not d.size: report.problems.append(f"shape {d.shape} holds no value"); return report
     if d.shape[-3:] != (len(survey.sources), survey.nt, len(survey.receivers)):
         report.problems.append(_looks(d, survey))
     check_memory(16 * math.prod(d.shape[-3:]), f"a record of shape {d.shape[-3:]} in {path}")

@@ -16,9 +16,8 @@ import tyro
 from ..core.commands import (
     Count, Few, flag_of, Natural, option_group, options_from_dict, Plugin, up_to, Workers)
 from ..core.errors import InputError
-from ..core.files import write_json
 from ..core.formats import refuse_other
-from ..core.locks import check_writable
+from ..core.locks import check_report, write_report
 from ..core.progress import progress_bar
 from ..core.registry import import_plugin
 from ..core.slurm import do_parts, number_of_parts, SplitOptions
@@ -134,7 +133,7 @@ class CheckOptions:
 # %% ../../nbs/02_data/26_command.ipynb #e76d1834
 def check_command(options: CheckOptions):
     "Print the report; a folder or record with problems ends with exit code 2."
-    if options.json: check_writable(options.json.parent, options.json.name, flag="--json")
+    check_report(options.json)
     import_plugin(options.plugin)
     given = _survey_and_scale(options)
     with progress_bar("check", "records") as progress:
@@ -148,9 +147,7 @@ def check_command(options: CheckOptions):
             report = inspect_folder(options.path, options.family, val_files=options.val_files,
                 accept=options.accept, progress=progress, **given)
     print("\n".join(report.lines()))
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.json, report.to_dict())
+    write_report(options.json, report.to_dict())
     if report.problems:
         raise InputError(f"{options.path} has {len(report.problems)} problem(s), first: {report.problems[0]}")
 

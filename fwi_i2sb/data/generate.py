@@ -14,8 +14,8 @@ import torch
 import numpy as np
 
 from ..core.devices import resolve_device
-from ..core.errors import InputError
-from ..core.files import atomic, check_memory, disk_full, open_npy, warn_once
+from ..core.errors import disk_full, InputError
+from ..core.files import atomic, check_memory, open_npy, warn_once
 from ..core.formats import refuse_run
 from ..core.locks import check_writable, locked
 from ..core.sealed import write_sealed
@@ -196,7 +196,7 @@ def _generate(folder, settings, shards, workers, progress, part, device):
     total, place = sum(s.count for s in shards), _chunk_folder(folder, part)
     check_settings(folder, settings)
     if not _missing(folder, shards, settings) and not place.exists(): return progress(total, total)
-    check_writable(folder, "generate.json", flag="OUT")
+    check_writable(folder, "generate.json")
     with contextlib.ExitStack() as inside:
         with contextlib.ExitStack() as briefly:
             (briefly if part else inside).enter_context(locked(folder))

@@ -145,7 +145,7 @@ def generate_samples(out:Path, # folder; train/, test/ and test_truth/ are made 
     workers = len(os.sched_getaffinity(0)) if workers is None else workers
     if workers < 1: raise InputError(f"--workers must be 1 or more (got {workers})")
     _check_facts(folder, facts)
-    check_writable(folder, FACTS, flag="OUT")
+    check_writable(folder, FACTS)
     try:
         with locked(folder):
             _check_facts(folder, facts)

@@ -18,6 +18,7 @@ from ..core.errors import InputError
 from ..core.workers import end_on_failure, read_ahead
 from .database import joined_crc
 from .findings import from_bits, to_bits
+from .layouts import LAYOUTS
 from .manifest import pressure_of
 from .openfwi import as_record, read_rows
 from .rules import inspect_pair
@@ -67,6 +68,8 @@ class PreparedRecords(Dataset):
 
     A bad record is an `InputError` given back, for a worker's exceptions lose their text."""
     def __init__(self, pairs, manifest, accept):
+        # first: with it a reading process imports plug-in files, whose classes the pairs may be of
+        self.layouts = LAYOUTS
         self.pairs, self.factor, self.dtype = pairs, manifest["factor"], manifest["seismic"]["dtype"]
         self.survey, self.accept = Survey.from_dict(manifest["survey"]), accept
         self.scale = VelocityScale(manifest["velocity"]["low"], manifest["velocity"]["high"])

@@ -124,12 +124,18 @@ def _samples(folder):
     "The samples in a folder, or the folder itself, in natural order of their names."
     if not Path(folder).is_dir(): return []
     if source_files(folder): return [Path(folder)]
-    found = (p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith(".") and source_files(p))
-    return sorted(found, key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
+    inside = sorted((p for p in Path(folder).iterdir() if p.is_dir() and not p.name.startswith(".")),
+        key=lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)])
+    found, alike = [p for p in inside if source_files(p)], lambda p: re.sub(r"\d+", "N", p.name)
+    for p in inside:
+        if p not in found and alike(p) in map(alike, found):
+            raise InputError(f"{p} holds no receiver_data_src_*.npy, as {found[0].name} does: put them back, or "
+                f"move it away")
+    return found
 
 def list_samples(root:Path, # a folder with train/ and test/, with samples, or a sample
 )->dict[str, list[Path]]: # "train" and "test"
-    "The samples with a map and those without one. Raises `InputError` where there are none."
+    "The samples with a map and those without one. `InputError` for none, and for one that has lost its gathers."
     root = Path(root)
     train, test = (_samples(root / name) for name in ("train", "test"))
     if not train and not test:

@@ -14,8 +14,8 @@ import lmdb, torch
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..core.errors import InputError, out_of_memory, takes, unknown
-from ..core.files import disk_full, warn_once
+from ..core.errors import disk_full, InputError, out_of_memory, takes, unknown
+from ..core.files import warn_once
 from ..core.formats import refuse_run
 from ..core.locks import check_writable, locked
 from ..core.registry import method_of
@@ -46,8 +46,8 @@ def _finished(folder, settings):
     if difference := manifest_difference(old := load_manifest(folder), settings):
         if settings["family"] not in {old["family"], *FAMILIES}:  # a slip of the finger
             raise unknown("family", settings["family"], dict.fromkeys((old["family"], *FAMILIES)))
-        raise InputError(f"the store {folder} has {difference}: name the folder of the data that are meant with "
-            f"--dataset-dir, another one for the store with --store-dir, or remove this one")
+        raise InputError(f"the store {folder} has {difference}: name the folder of the data that are meant, "
+            f"another one for the store with --store-dir, or remove this one")
     if "unfinished" in old: return False
     if changed := changed_sources(old, settings):
         warn_once(f"{folder} {changed}", f"{files_have(changed)} changed since {folder} was made of {_them(changed)}")

@@ -6,7 +6,7 @@
 __all__ = ['SAMPLER', 'CLOSE', 'Module', 'ExportOptions', 'examples', 'difference', 'export_command']
 
 # %% ../../nbs/08_inference/30_onnx.ipynb #f51b8c62
-import contextlib, io, logging, warnings
+import contextlib, io, logging, os, warnings
 from pathlib import Path
 
 import torch, tyro
@@ -31,8 +31,9 @@ class ExportOptions:
     plugin: Plugin = None  # Python file that registers the run's model or sampler, if it is one of your own
 
 # %% ../../nbs/08_inference/30_onnx.ipynb #4f4c67e6
-SAMPLER = """import json
+SAMPLER = """import json, os
 from pathlib import Path
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")  # onnxruntime reports its use to its maker otherwise
 import numpy as np, onnxruntime
 
 def invert(path, record, start, seeds):
@@ -97,6 +98,8 @@ def _write(module: Module, path: Path):
 # %% ../../nbs/08_inference/30_onnx.ipynb #f6fd8d7d
 def difference(module: Module, path: Path) -> float:
     "Largest difference of a file's answers from the module's in its unit, on batches of one and three."
+    # otherwise onnxruntime reports its use to its maker, and keeps a number of this machine
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     session, found = onnxruntime.InferenceSession(str(path)), []

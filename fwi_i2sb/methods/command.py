@@ -13,8 +13,8 @@ import tyro
 import fwi_i2sb
 from ..core.commands import option_group, Plugin, up_to
 from ..core.errors import InputError
-from ..core.files import write_json, write_text
-from ..core.locks import check_writable
+from ..core.files import write_text
+from ..core.locks import check_report, check_writable, write_report
 from ..core.registry import import_plugin, named, names_of
 from ..core.tables import text_table
 from ..data.starting_models import STARTING_MODELS
@@ -51,13 +51,11 @@ def write_template(path: Path):
 # %% ../../nbs/06_methods/14_command.ipynb #6b0de212
 def models_command(options: ModelsOptions) -> list[dict]:
     "Print the list: name, methods, weights, one line about each; then what else has a name."
-    if options.json: check_writable(options.json.parent, options.json.name, flag="--json")
+    check_report(options.json)
     import_plugin(options.plugin)
     chosen = ModelOptions(encoder=options.encoder, image_size=options.image_size, conditional=options.conditional)
     rows = model_sizes(chosen, Shapes(time_samples=options.time_samples), options.names)
-    if options.json:
-        options.json.parent.mkdir(parents=True, exist_ok=True)
-        write_json(options.json, rows)
+    write_report(options.json, rows)
     about = lambda row: row["about"] + (f"; critic {row['critic']}" if row["critic"] else "")
     print(text_table(["model", "methods", "weights", "about"],
         [[row["name"], ", ".join(row["methods"]), row["weights"], about(row)] for row in rows], "<14 < > <"))

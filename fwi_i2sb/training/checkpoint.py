@@ -16,8 +16,8 @@ from pydantic import NonNegativeInt
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ..core.errors import InputError
-from ..core.files import check_regular, disk_full, fsync_path, read_json, sha256, warn_once
+from ..core.errors import disk_full, InputError
+from ..core.files import check_regular, fsync_path, read_json, sha256, warn_once
 from ..core.sealed import read_sealed, Schema, write_sealed
 
 # %% ../../nbs/07_training/03_checkpoint.ipynb #533a93e2

@@ -13,7 +13,7 @@ from pathlib import Path
 from ..core.errors import InputError
 from ..core.files import fsync_path
 from ..core.locks import claim
-from .options import TrainOptions
+from .options import holds_training, TrainOptions
 
 # %% ../../nbs/07_training/27_fresh.ipynb #da394d72
 def check_fresh(options: TrainOptions):
@@ -29,7 +29,7 @@ def archive(
 ) -> Path | None:  # where it is now
     "Move a run to NAME-archived-1, or the next free number. Raises `InputError` while it is trained."
     folder = Path(folder)
-    if not (folder / "config.json").exists(): return None
+    if not holds_training(folder): return None
     taken = f"run {folder} is being trained by another process: wait for it, or use another --name"
     with claim(folder, taken):
         place = next(path for n in count(1) if not (path := folder.with_name(f"{folder.name}-archived-{n}")).exists())

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Decay', 'Scheduler', 'LogWriter', 'FREE_OPTIONS', 'JUDGING', 'RunOptions', 'DataOptions', 'OptimOptions',
            'LogOptions', 'RankOptions', 'DeviceOptions', 'TrainOptions', 'by_name', 'run_identity', 'absolute',
-           'first_difference']
+           'first_difference', 'holds_training']
 
 # %% ../../nbs/07_training/00_options.ipynb #613e10ed
 import os
@@ -91,7 +91,7 @@ class OptimOptions:
     warmup: Natural = 0  # steps of linear warm-up, with any schedule
     warmup_epochs: Count | None = None  # instead: passes over the training records, kept as steps in config.json
     weight_decay: NonNegative = 0.01  # weight decay; that of adamw is decoupled
-    clip_grad_norm: NonNegative | None = None  # clip the gradient's norm
+    clip_grad_norm: up_to(1e6, above=0.0) | None = None  # clip the gradient's norm
     max_skipped: Natural = 100  # steps with a gradient that is not finite are skipped; more than this many end the run
     ema: Share = 0.999  # rate of the exponential moving average of the weights, warmed up (published: 0.99)
     swa_from: Count | None = None  # step from which on the average is the plain mean of all weights (SWA)
@@ -220,3 +220,8 @@ def first_difference(old: TrainOptions, new: TrainOptions) -> str | None:
     before, now = run_identity(absolute(old)), run_identity(absolute(new))
     return next(
         (f"{flag} ({before.get(flag)}, now {value})" for flag, value in now.items() if before.get(flag) != value), None)
+
+# %% ../../nbs/07_training/00_options.ipynb #50fc9571
+def holds_training(folder: Path) -> bool:
+    "Whether a folder holds a run, or part of one: options, checkpoints or a log."
+    return any((Path(folder) / name).exists() for name in ("config.json", "checkpoints", "metrics.jsonl"))

@@ -40,7 +40,8 @@ class StoredRecords(Dataset):
     "A data set indexed by a list of keys (step, place, record) of one step, which gives their `Records`."
 
     def __init__(self, store: MultiFamilyStore, start: Start | StoredStarts, seed: int, augment: Augment | None = None):
-        self.store, self.start, self.seed, self.augment = store, start, seed, augment
+        self.store, self.seed, self.augment = store, seed, augment
+        self.kept = start if isinstance(start, StoredStarts) else None
 
     def __getitems__(self, keys):
         (step, *_), places, numbers = (list(part) for part in zip(*keys))
@@ -48,9 +49,9 @@ class StoredRecords(Dataset):
         if self.augment:
             velocity, seismic = self.augment(velocity.float(), seismic.float(),
                 [(self.seed, step, place, STREAMS["augment"]) for place in places])
-        if not isinstance(self.start, StoredStarts): return Records(step, places, velocity, seismic)
-        chosen = Draws(self.seed, STREAMS["start"], step, places).integers(self.start.draws)[:, 0].tolist()
-        return Records(step, places, velocity, seismic, *self.start.stored(numbers, chosen))
+        if self.kept is None: return Records(step, places, velocity, seismic)
+        chosen = Draws(self.seed, STREAMS["start"], step, places).integers(self.kept.draws)[:, 0].tolist()
+        return Records(step, places, velocity, seismic, *self.kept.stored(numbers, chosen))
 
 # %% ../../nbs/07_training/14_records.ipynb #f2cae379
 def already_collated(records: Records) -> Records:

@@ -24,7 +24,7 @@ from ..data.layouts import discover, find_root
 from ..data.openfwi import parse_families
 from ..data.openfwi_config import load_ranges
 from ..core.commands import options_from_dict, options_to_dict
-from .options import absolute, DataOptions, first_difference, TrainOptions
+from .options import absolute, DataOptions, first_difference, holds_training, TrainOptions
 from .targets import expected_targets, is_targets, open_targets
 from ..data.multi_family import MultiFamilyStore
 from ..data.scale import PressureScaler
@@ -38,7 +38,6 @@ from ..data.manifest import default_time_samples, known_manifest, read_manifest,
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #92795798
 FORMAT = 4  # of config.json; before 4 the random draws of a training were others
-
 
 def write_config(folder: Path, options: TrainOptions, spec: DataSpec | TargetSpec):
     "Write `config.json` of a run: its options and the specification of its data. Makes the folder."
@@ -60,7 +59,6 @@ def _is_whole(config: dict) -> bool:
     if "checksum" not in config: return config["format"] in (1, 2)
     try: return seal(without_places(config)) == config["checksum"]
     except (KeyError, TypeError, AttributeError): return False
-
 
 # %% ../../nbs/07_training/02_run_dir.ipynb #c240dc5f
 def read_config(
@@ -86,8 +84,7 @@ def _from_config(values: dict) -> tuple[TrainOptions, DataSpec | TargetSpec]:
     if version not in range(1, FORMAT + 1):
         raise InputError(f"format {version!r} is not known: install a newer fwi_i2sb")
     about = values.pop("facts" if version == 1 else "data_spec")
-    arrays = isinstance(about, dict) and about.get("kind") == "targets"
-    spec = (TargetSpec if arrays else DataSpec).from_dict(about)
+    spec = (TargetSpec if isinstance(about, dict) and about.get("kind") == "targets" else DataSpec).from_dict(about)
     run = values["run"]
     if "fine_tune" not in run: run["fine_tune"] = run.pop("ckpt", None)  # that was its name
     model = values["model"]
@@ -219,8 +216,10 @@ def training_sources(data: DataOptions) -> dict[str, list[tuple[str, int]]]:
 # %% ../../nbs/07_training/02_run_dir.ipynb #35b642b9
 def check_same_options(options: TrainOptions):
     "Refuse to continue a run of this name that has other options; `InputError` names the first difference."
-    if not (options.folder / "config.json").exists(): return
     other = option("--name", "--out")
+    if not (options.folder / "config.json").exists():
+        if not holds_training(options.folder): return
+        raise InputError(f"run {options.folder} has lost its config.json: put it back, or use another {other}")
     if difference := first_difference(read_config(options.folder)[0], options):
         raise InputError(f"run {options.folder} exists with another {difference}: use its options, or another {other}")
     if read_json(options.folder / "config.json").get("format", 1) < 4:

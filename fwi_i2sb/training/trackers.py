@@ -34,6 +34,8 @@ def _settings(name: str, folder: Path, known: str | None, first: int) -> dict:
 
 def _mlflow_home(logs: Path) -> dict:
     "Keep MLflow's database and files in the run, unless the user names a server."
+    # otherwise MLflow reports its use to its maker
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     import mlflow
 
     if "MLFLOW_TRACKING_URI" in os.environ: return {}
