@@ -111,6 +111,7 @@ def plot_maps(
     size: float = 1.7,  # width of a panel in inches
 ) -> Figure:
     "One row per record, one column per title, one colour scale for all."
+    if not maps: raise InputError("there are no maps to draw")
     stacks = {title: np.stack([to_array(v, 2) for v in values]) if np.ndim(values) == 4 else to_array(values, 2)[None]
         for title, values in maps.items()}
     rows, depth, width = next(iter(stacks.values())).shape

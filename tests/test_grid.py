@@ -312,6 +312,10 @@ WRONG = {
     "missing notebook": (dict(notebook="none.ipynb"), "there is no notebook"),
     "no notebook": (dict(notebook="grid.yaml"), "is not a notebook"),
     "no cells": (dict(notebook="empty.ipynb"), "is not a notebook"),
+    "damaged notebook": (dict(notebook="odd.ipynb"), "odd.ipynb cannot be run: "),
+    "notebook of NUL": (dict(notebook="a\0b"), "is no name of a file"),
+    "output of NUL": (dict(out="a\0b"), "is no name of a file"),
+    "too many cells": (dict(cross=dict(size=[*range(300)], rate=[n / 2 for n in range(300)])), "it has 90000 cells: "),
     "no output name": (dict(out=""), "out must be"),
     "empty list": (dict(cross=dict(size=[])), "at least one value"),
     "no list": (dict(cross=dict(size=1)), "at least one value"),
@@ -336,6 +340,7 @@ WRONG = {
 @pytest.mark.parametrize("wrong, saying", WRONG.values(), ids=WRONG)
 def test_bad_grids_are_refused_before_anything_is_written(folder, experiment, wrong, saying):
     (folder / "empty.ipynb").write_text('{"cells": 3}')
+    (folder / "odd.ipynb").write_text('{"cells": [{"cell_type": "code", "source": "", "metadata": {"tags": null}}]}')
     path = write_grid(folder, **wrong) if isinstance(wrong, dict) else folder / "grid.yaml"
     if isinstance(wrong, str): path.write_text(wrong)
     code, said = experiment(path)
@@ -350,7 +355,8 @@ def test_notebooks_that_cannot_report_and_folders_of_others_are_refused(folder, 
     (folder / "results" / "size=1").mkdir(parents=True)
     (folder / "results" / "size=1" / "thesis.txt").write_text("")
     code, said = experiment(write_grid(folder, cross=dict(size=[1])))
-    assert code == 2 and "not made by a grid" in said and (folder / "results" / "size=1" / "thesis.txt").exists()
+    assert code == 2 and "not made by a grid" in said
+    assert [path.name for path in (folder / "results").rglob("*")] == ["size=1", "thesis.txt"]
 
 
 def test_options_that_would_change_nothing_are_refused(folder, experiment):

@@ -36,6 +36,13 @@ def test_a_killed_search_continues_and_prints_what_trains_the_best(data, fwi, re
     assert fwi(*words).code == 0 and len(list(folder.glob("trial-*/"))) == 3  # finished: nothing more is tried
     refused(*words, "--space", "medium", saying=("begun with another the space",))
     refused(*words, "--lr-step", 7, saying=("begun with another --lr-step",))
+    plan, journal = ((folder / name).read_bytes() for name in ("search.json", "journal.log"))
+    for name, content, saying in (("search.json", b"[]", "search.json is damaged"),
+            ("search.json", None, "has lost its search.json"),
+            ("journal.log", journal + b"null\n", "journal.log is damaged")):
+        (folder / "search.json").write_bytes(plan)
+        (folder / name).unlink() if content is None else (folder / name).write_bytes(content)
+        refused(*words, saying=(saying,))
 
 
 def test_what_cannot_be_searched_is_refused(data, refused, tmp_path):

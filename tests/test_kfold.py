@@ -52,7 +52,7 @@ def test_folds_of_files_and_of_values():
     assert np.bincount(fold)[1:].tolist() == [25] * 4 and np.ptp(tops) < 0.2
 
 
-def test_a_killed_cross_validation_continues(files, fwi, forked_trainings, tmp_path):
+def test_a_killed_cross_validation_continues(files, fwi, refused, forked_trainings, tmp_path):
     process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", *words(files, tmp_path, "--folds", 3)],
         env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True)
     second = tmp_path / "cv" / "fold-2.log"
@@ -82,6 +82,8 @@ def test_a_killed_cross_validation_continues(files, fwi, forked_trainings, tmp_p
         assert val.numbers[0].tolist() == [2 * file, 2 * file + 1] and spec.records == len(train) == 4
         judged = validation_data(load_run(folder / f"fold-{k}", device="cpu"))
         assert judged.numbers[0].tolist() == val.numbers[0].tolist()
+    (folder / "fold-2" / "metrics.jsonl").rename(tmp_path / "lost.jsonl")
+    refused(*words(files, tmp_path, "--folds", 3), saying=("fold-2 is finished", "tells no validation"))
     # together they are fitted to, and judged on, the validation split, which none of them has learnt from
     two = make_ensemble(EnsembleOptions((folder / "fold-1", folder / "fold-2"), tmp_path / "two", "learned", records=1,
         device="cpu"))

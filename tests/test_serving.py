@@ -254,6 +254,7 @@ MALFORMED = {
     "objects": npy(np.array([{}], dtype=object)), "text array": npy(np.array(["a"])), "complex": npy(GOOD + 1j),
     "claims terabytes": HEADER.replace(b"(5, 40, 7)", b"(5, 4**9)"),
     "negative": HEADER.replace(b"(5, 40, 7)", b"(5,-40, 7)"),
+    "no counts": npy(GOOD[:1, :1, :1]).replace(b"(1, 1, 1)", b"(True,1,)"),
     "other type": HEADER.replace(b"'<f4'", b"'<f8'"), "NaN": npy(GOOD * np.nan), "infinite": npy(GOOD + np.inf),
     "no values": npy(GOOD[:, :0]), "flat": npy(GOOD[0]), "five axes": npy(GOOD[None, None]),
     "too many": npy(np.zeros((17, 5, 4, 4), np.float32)), "other shots": npy(GOOD[:2]), "bomb": BOMB.getvalue(),
@@ -304,7 +305,8 @@ def test_damaged_bytes_never_harm_the_service(client):
 LISTS = {"no object": "[]", "no JSON": "{", "no data": "{}", "text": '{"data": "x"}',
     "ragged": '{"data": [[[1],[1,2]]]}',
     "many lists": '{"data": [' + "[]," * 100_001 + "[]]}", "later": json.dumps(dict(data=GOOD.tolist()))[:-4] + "}",
-    "words": '{"data": [[["a"]]]}', "null": '{"data": [[[null]]]}', "deep": "[" * 100_000,
+    "words": '{"data": [[["a"]]]}', "numbers in words": '{"data": [[["1"]]]}', "truths": '{"data": [[[true]]]}',
+    "null": '{"data": [[[null]]]}', "deep": "[" * 100_000,
     "unknown": '{"data": [[[1]]], "x": 1}',
     "seed": '{"data": [[[1]]], "seed": -1}', "path": '{"data": [[[1]]], "start": "/etc/passwd"}',
     "huge": '{"data": [[[1e999]]]}', "samples": '{"data": [[[1]]], "samples": 10000}', "dict": '{"data": {"a": 1}}'}
@@ -322,7 +324,7 @@ def test_who_has_no_key_or_asks_for_nothing_that_is_there(client, record):
         assert predict(client, npy(record), headers=headers).status_code == 401
     missing = predict(client, npy(record), name="minni")
     assert missing.status_code == 404 and "mini" in missing.json()["detail"]
-    for name in ("..", "%2e%2e", "a%2Fb", "x" * 300):
+    for name in ("..", "%2e%2e", "a%2Fb", "x" * 300, "%C3%BC" * 150):
         assert client.get(f"/api/v1/models/{name}").status_code in (404, 422)
     table = client.post("/api/v1/predict/mini", content=b"x", headers=KEY | {"content-type": "text/csv"})
     assert table.status_code == 415
@@ -332,6 +334,8 @@ def test_who_has_no_key_or_asks_for_nothing_that_is_there(client, record):
         lists = small.post("/api/v1/predict/mini", json=dict(data=GOOD.tolist()), headers=KEY)
         assert lists.status_code == 413 and ".npy" in lists.json()["detail"]
         assert len(npy(GOOD)) > 1000 and predict(small, npy(GOOD), **FAST).status_code == 200
+    twice = client.post("/api/v1/predict/mini?seed=1&seed=2", content=npy(record), headers=KEY)
+    assert twice.status_code == 422 and "seed is given twice" in twice.json()["detail"]
     refused = predict(client, npy(record), refine=31)
     assert refused.status_code == 400 and "/jobs" in refused.json()["detail"]
 
@@ -561,15 +565,20 @@ def test_the_command_serves_logs_json_and_ends_in_order(runs, record, refused, m
         refused("serve", *words, saying=(f"{words[0]} is no folder of runs",))
     with socket.create_server(("127.0.0.1", 0)) as taken:
         refused("serve", runs, "--port", taken.getsockname()[1], saying=("cannot be listened at", "in use"))
+    (tmp_path / ".env").write_bytes(b"SECRET_API_KEY=\xff")
+    refused("serve", runs, saying=(".env is not UTF-8",))
+    (tmp_path / ".env").unlink()
     for host in ("203.0.113.1", "999.1.1.1"):  # another machine's, and none
         refused("serve", runs, "--host", host, saying=("cannot be listened at",))
-    monkeypatch.setenv("REDIS_URL", "redis://:word@here:x/0")
-    assert "word" not in refused("serve", runs, saying=("REDIS_URL: it must be an address",))
+    for end in ("here:x/0", "here/0?socket_timeout=word", "here/0?word=1", "here/word"):
+        monkeypatch.setenv("REDIS_URL", f"redis://:word@{end}")
+        assert "word" not in refused("serve", runs, saying=("REDIS_URL: it must be an address",))
     monkeypatch.delenv("REDIS_URL")
     if not torch.cuda.is_available(): refused("serve", runs, "--device", "cuda", saying=("no CUDA device",))
-    with monkeypatch.context() as patch:
-        patch.setenv("API_RATE_LIMIT", "0/minute")
-        refused("serve", runs, saying=("'0/minute' is no limit such as 60/minute",))
+    for limit in ("0/minute", "5/0minute", "5/second;1/minute"):
+        with monkeypatch.context() as patch:
+            patch.setenv("API_RATE_LIMIT", limit)
+            refused("serve", runs, saying=(f"{limit!r} is no limit such as 60/minute",))
     port = free_port()
     process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", "serve", str(runs), "--port", str(port), "--device",
         "cpu"], stderr=subprocess.PIPE, text=True, env=os.environ | {"LOG_LEVEL": "INFO"})

@@ -26,8 +26,8 @@ def unknown(kind:str, # what the name names, e.g. "family"
     match = difflib.get_close_matches(str(name).lower(), near, n=1, cutoff=0.5)
     hint = f"; did you mean {near[match[0]]!r}?" if match else ""
     # a list that fills the screen hides the sentence
-    named = f" (one of {', '.join(choices)})" if len(choices) <= 30 else f" ({len(choices)} are known)"
-    return InputError(f"unknown {kind} {name!r}{hint}{named}")
+    named = f"one of {', '.join(choices)}" if len(choices) <= 30 else f"{len(choices)} are known"
+    return InputError(f"unknown {kind} {name!r}{hint} ({named if choices else 'there is none'})")
 
 def check_plain(name:str, # what a person calls a thing, e.g. with --name
     must:str, # what it must be, e.g. "the name of a data set, not a path"

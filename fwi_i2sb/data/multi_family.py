@@ -87,6 +87,7 @@ class MultiFamilyStore(torch.utils.data.Dataset):
         numbers:list|None=None, # instead of a part: numbers of records, an array for every store
     ):
         self.stores: tuple[StoreDataset, ...] = tuple(stores)
+        if not self.stores: raise InputError("at least one store is wanted")
         _check_fit(self.stores)
         self.names = tuple(s.family.name for s in self.stores)
         self.numbers = numbers or [np.arange(len(s)) if part is None else Part.parse(part).among(len(s))

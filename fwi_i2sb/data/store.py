@@ -29,8 +29,7 @@ from fwi_i2sb.data.manifest import (
     survey_and_scale)
 from .layouts import find_root
 from .openfwi import any_family, FAMILIES, Family, get_family
-from .prepare import (
-    decode_record, refuse_damage, value_parts)
+from .prepare import decode_record, refuse_damage, value_parts
 from .rules import inspect_pair
 from .scale import VelocityScale
 from .sources import (
@@ -38,8 +37,6 @@ from .sources import (
 from ..physics.wave import Survey
 
 # %% ../../nbs/02_data/16_store.ipynb #fd490ead
-def _them(names): return "them" if len(names) > 1 else "it"
-
 def _finished(folder, settings):
     "Whether the store is there already. `InputError` if it is another one, or if something else is in its place."
     if not has_manifest(folder, " with --store-dir"): return False
@@ -50,7 +47,8 @@ def _finished(folder, settings):
             f"another one for the store with --store-dir, or remove this one")
     if "unfinished" in old: return False
     if changed := changed_sources(old, settings):
-        warn_once(f"{folder} {changed}", f"{files_have(changed)} changed since {folder} was made of {_them(changed)}")
+        them = "them" if len(changed) > 1 else "it"
+        warn_once(f"{folder} {changed}", f"{files_have(changed)} changed since {folder} was made of {them}")
         return False
     if unproven := unproven_sources(old, settings):
         warn_once(f"{folder} {unproven}", f"{files_have(unproven)} another time or place than when an earlier version "
@@ -144,6 +142,12 @@ def _looked_at(root, wanted, source, pairs, seen):
             wanted[split]["sources"] = describe_sources(files, source, seen[split])
     return wanted
 
+# %% ../../nbs/02_data/16_store.ipynb #1360fd06
+def _check_given(dtype, val_files, workers):
+    if dtype not in ("float16", "float32"): raise unknown("dtype", dtype, ("float16", "float32"))
+    if workers is not None and workers < 0: raise InputError(f"workers must be 0 or more (got {workers})")
+    if isinstance(val_files, str): raise InputError(f"val_files must be a list of names (got the text {val_files!r})")
+
 # %% ../../nbs/02_data/16_store.ipynb #c7c68c87
 def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, without source files, one that holds a store
     family:str,            # the family of the records; of others' data any name
@@ -166,7 +170,7 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     One process builds while others wait. Source files that changed are converted again. Warns of doubtful records;
     raises `InputError` for damaged ones (see `REASONS`), bad source files, a store with other settings, a folder that
     cannot be written and a full disk; after that, the same call continues."""
-    if dtype not in ("float16", "float32"): raise unknown("dtype", dtype, ("float16", "float32"))
+    _check_given(dtype, val_files, workers)
     accept, named = check_accepted(accept), any_family(family, families)
     try: source = find_root(dataset_dir, named)
     except InputError:

@@ -6,6 +6,8 @@
 __all__ = ['symmetric_betas', 'gaussian_product', 'Bridge', 'at_index', 'Preconditioned']
 
 # %% ../../nbs/03_diffusion/00_bridge.ipynb #38dc532f
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,7 +26,7 @@ def symmetric_betas(
     if n_steps < 2 or n_steps % 2:
         raise InputError(f"n_steps must be an even number of at least 2 (got {n_steps}): the bridge's schedule is "
             f"mirrored in the middle")
-    if not beta_max > 0: raise InputError(f"beta_max must be positive (got {beta_max})")
+    if not 0 < beta_max < math.inf: raise InputError(f"beta_max must be positive and finite (got {beta_max})")
     rising = torch.linspace(1e-4**0.5, (beta_max / n_steps) ** 0.5, n_steps, dtype=torch.float64).square()
     half = rising[: n_steps // 2]
     return torch.cat([half, half.flip(0)])

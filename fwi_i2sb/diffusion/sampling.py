@@ -44,10 +44,14 @@ def record_keys(
     seed: int | Sequence[int],  # one for all records, or one for each
     record_ids: Sequence[int],  # numbers of the records
 ) -> list[tuple[int, int]]:  # (seed, number) of each record
-    "The first two parts of the noise keys of records. Raises `InputError` for a wrong number of seeds."
+    "The first two parts of the noise keys of records. `InputError` for a wrong number of seeds, and for no counts."
     seeds = [seed] * len(record_ids) if np.ndim(seed) == 0 else list(seed)
     if len(seeds) != len(record_ids):
         raise InputError(f"{len(seeds)} seeds were given for {len(record_ids)} record(s): give one, or one per record")
+    for name, values in (("seed", seeds), ("record number", record_ids)):
+        for value in values:
+            if not isinstance(value, int | np.integer): raise InputError(f"a {name} is a whole number (got {value!r})")
+            if value < 0: raise InputError(f"{name} must be 0 or more (got {value})")
     return list(zip(seeds, record_ids))
 
 # %% ../../nbs/03_diffusion/02_sampling.ipynb #f740f1b4

@@ -253,7 +253,7 @@ def evaluate(
     """The evaluation card of a run. The second default start alone serves a network that reads no start.
 
     Raises `InputError` for a single record where a wrong one is asked, and for what run or records do not allow."""
-    for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+    for name, value, least in (("n_records", n_records, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         if value < least: raise InputError(f"{name} must be {least} or more (got {value})")
     own = own_settings(run, samples=samples, nfe=nfe, passes=passes, guide=guide, refine=refine,
         refine_mean=refine_mean, refine_tv=refine_tv)

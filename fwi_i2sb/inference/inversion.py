@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from ..core.errors import InputError
-from ..core.files import atomic
+from ..core.files import atomic, home
 from ..core.registry import method_of
 from .figure import plot_result
 from ..metrics.recalibration import Recalibration
@@ -125,6 +125,7 @@ def plot(
     truth: torch.Tensor | None = None,  # true maps (batch, 1, depth, x) in m/s
 ):
     "The figure of one record: start, mean, standard deviation; with a truth also truth and error."
+    if record not in range(-(n := len(self.mean)), n): raise InputError(f"there are {n} record(s), and no {record}")
     maps = {name: getattr(self, name)[record] for name in ("start", "mean", "std")}
     scale, p = self.provenance["velocity_range"], self.provenance
     return plot_result(**maps, truth=None if truth is None else truth[record],
@@ -135,7 +136,10 @@ def plot(
 @method_of(Inversion)
 def save(self, path: Path, **more) -> Path:
     "Write everything to one `.npz` (arrays in m/s, `provenance` as JSON text); `more` adds arrays."
-    path = Path(path)
+    path = home(path)
+    if not path.parent.is_dir(): raise InputError(f"there is no folder {path.parent}")
+    for name, value in more.items():
+        if np.asarray(value).dtype.hasobject: raise InputError(f"{name} holds objects: save numbers or texts")
     arrays = {name: getattr(self, name).numpy() for name in ("mean", "std", "samples", "start")}
     arrays |= dict(trust=self.trust.long().numpy(), trust_reasons=np.array(["; ".join(reasons)
         for reasons in self.provenance["trust_reasons"]], dtype=str))

@@ -10,6 +10,7 @@ import math, time
 from collections.abc import Sequence
 from functools import partial
 
+import numpy as np
 import psutil, torch
 
 # %% ../../nbs/08_inference/12_invert.ipynb #224a27ff
@@ -143,6 +144,8 @@ def _judged(run, d, x1, mean, maps, found, about):
     checks = dict(record_checks=[list(map(str, findings)) for findings in found])
     reasons = [[str(f) for f in findings if f.reason != "dead" or not usual] for findings, usual in
         zip(found, lacks_as_trained(run.options.model, d))]
+    for told, one in zip(reasons, mean):
+        if not one.isfinite().all(): told.append("the answer is not finite")
     if run.pipeline is None: return checks | dict(trust_reasons=reasons)
     own, usual = is_first_guess(about["start"]), run.pipeline.geology
     values = signs(run, d, x1 if own else None, mean, deviation(maps))
@@ -162,6 +165,10 @@ def _check_memory(run, samples, records):
 def _own(run, snr, **given):
     "The settings that are meant. Refuses those that are out of range, or would have no effect."
     own = own_settings(run, **given)
+    for name, value in own.items():
+        if name != "refine_tv" and not isinstance(value, int | np.integer | None):
+            raise InputError(f"{name} must be a whole number (got {value!r})")
+    if snr is not None and not math.isfinite(snr): raise InputError(f"snr must be a finite number (got {snr})")
     passes, guide, refine, of_mean, tv = (own[name] for name in ("passes", "guide", "refine", "refine_mean",
         "refine_tv"))
     if passes < 1: raise InputError(f"passes must be 1 or more (got {passes})")

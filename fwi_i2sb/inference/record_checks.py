@@ -9,6 +9,7 @@ __all__ = ['record_checks']
 import numpy as np
 from torch import Tensor
 
+from ..core.errors import InputError
 from ..data.findings import Finding
 from ..data.rules import inspect_pair, velocity_at_sources
 from .trained_run import TrainedRun
@@ -32,6 +33,8 @@ def record_checks(run: TrainedRun,
     "What is odd about records, by the rules for the run's survey, velocities and pressure."
     d = np.asarray(seismic, dtype=np.float32)
     d = d[None] if d.ndim == 3 else d
+    if original is not None and (np.shape(original) != d.shape[1::2] or np.asarray(original).dtype != bool):
+        raise InputError(f"original must be true or false for each of {d.shape[1::2]} shots x receivers")
     factor = 1 if d.shape[-2] == run.survey.nt else run.spec.factor
     found = []
     for i, record in enumerate(d):

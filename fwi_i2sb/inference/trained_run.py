@@ -103,8 +103,13 @@ def pressure(self) -> PressureRange: return self.spec.pressure
 
 # %% ../../nbs/08_inference/02_trained_run.ipynb #d9bfc78d
 def _tensor(values):
-    return (values.detach().float().cpu() if isinstance(values, torch.Tensor)
-        else torch.from_numpy(np.array(values, dtype=np.float32)))
+    "Real numbers as float32. Raises `InputError` for others, and where some are masked."
+    if np.ma.is_masked(values): raise InputError("some of the values are masked: fill them, or leave them out")
+    tensor = isinstance(values, torch.Tensor)
+    kind = values.dtype if tensor else np.asarray(values).dtype
+    if kind.is_complex or kind == torch.bool if tensor else kind.kind not in "fiu":
+        raise InputError(f"real numbers are wanted, and these are {kind}")
+    return (values.detach().float().cpu() if tensor else torch.from_numpy(np.array(values, dtype=np.float32)))
 
 # %% ../../nbs/08_inference/02_trained_run.ipynb #945e2569
 def check_survey(
@@ -112,6 +117,7 @@ def check_survey(
     survey: Survey,  # acquisition of the record
 ) -> None:
     "Raise `InputError` where a record's time axis, spacing, wavelet or geometry differs from the run's training data."
+    if not isinstance(survey, Survey): raise InputError(f"a Survey is wanted, not a {type(survey).__name__}")
     if difference := survey.difference(run.survey):
         raise InputError(f"the record has {difference} as the run was trained on: resample it, or train on such "
             f"records")
@@ -125,7 +131,8 @@ def check_record_shape(
     if 0 in shape: raise InputError(f"the record has shape {shape}: it holds no values")
     raw = run.spec.shots, run.survey.nt, run.spec.receivers
     if len(shape) not in (3, 4) or shape[-3:] not in (raw, run.spec.gathers):
-        raise InputError(f"the record has shape {shape[-3:]} (shots, time, receivers); the run was trained on "
+        own = shape[-3:] if len(shape) in (3, 4) else shape
+        raise InputError(f"the record has shape {own} (shots, time, receivers); the run was trained on "
             f"{raw} at {1e3 * run.survey.dt:g} ms")
 
 # %% ../../nbs/08_inference/02_trained_run.ipynb #58819319
@@ -162,10 +169,11 @@ def prepare_start(
     if truth is None and any(spec.uses_truth for spec in specs):
         raise InputError(f"the starting model {start} blurs the true map, which was not given: use linear, "
             f"linear:TOP:BOTTOM or a .npy map")
-    shape = (len(record_ids), 1, *run.spec.map_size)
+    shape, truth = (len(record_ids), 1, *run.spec.map_size), None if truth is None else _tensor(truth)
     if truth is not None and tuple(truth.shape) != shape:
         raise InputError(f"the true maps have shape {tuple(truth.shape)}, and {len(record_ids)} record(s) of this run "
             f"need {shape}")
+    if truth is not None and not truth.isfinite().all(): raise InputError("the true maps hold NaN or infinite values")
     x0 = run.scale.normalize(truth) if truth is not None else torch.zeros(shape)
     keys = [(*key, 0, STREAMS["start"]) for key in record_keys(seed, record_ids)]
     return run.scale.denormalize(make_start(start, run.spec)(x0, keys))
@@ -182,6 +190,7 @@ def results_folder(run: TrainedRun) -> Path:
 
 def own_settings(run: TrainedRun, **given) -> dict:
     "Settings of `TrainedRun.invert`; those that are None are the pipeline's, or of a run alone the usual ones."
+    if not isinstance(run, TrainedRun): raise InputError("a run that is loaded is wanted: load_run(FOLDER)")
     own = {name: run.usual.get(name) if value is None else value for name, value in given.items()}
     if given.get("refine") is not None and "refine_mean" in own and given["refine_mean"] is None:
         own["refine_mean"] = given["refine"]  # steps that are asked for are meant for all maps

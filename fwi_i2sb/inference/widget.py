@@ -139,7 +139,8 @@ def explore(
     """The explorer of a run's validation records, for the last line of a notebook cell.
 
     Raises `InputError` as `load_run` and `Explorer` do, and for a plug-in or device given with a loaded run."""
-    if not isinstance(run, TrainedRun): run = load_run(run, device=device, plugin=plugin)
+    if isinstance(run, str | Path): run = load_run(run, device=device, plugin=plugin)
     elif plugin is not None or device != "auto":
         raise InputError("plugin and device have no effect on a run that is loaded already: give them to load_run")
+    run.survey  # one on arrays refuses: it has no maps to explore
     return ExplorerBox(Explorer(run, **settings))

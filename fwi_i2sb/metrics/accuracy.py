@@ -21,7 +21,7 @@ def _pair(pred, true):
     if pred.shape != true.shape or pred.ndim < 2:
         raise InputError(f"cannot compare shapes {tuple(pred.shape)} and {tuple(true.shape)}: both must be batches of "
             f"the same shape")
-    return pred.double(), true.double()
+    return torch.as_tensor(pred).double(), torch.as_tensor(true).double()
 
 # %% ../../nbs/05_metrics/00_accuracy.ipynb #0a694bb1
 def mae(

@@ -24,7 +24,7 @@ def _checked(samples, truth):
     if samples.ndim != truth.ndim + 1 or samples.shape[:1] + samples.shape[2:] != truth.shape:
         raise InputError(f"samples {tuple(samples.shape)} do not belong to a truth {tuple(truth.shape)}: (batch, k, "
             f"...) and (batch, ...) are needed")
-    return samples.double(), truth.double()
+    return torch.as_tensor(samples).double(), torch.as_tensor(truth).double()
 
 # %% ../../nbs/05_metrics/01_calibration.ipynb #097536ee
 def crps(
@@ -57,6 +57,7 @@ def coverage(
     """How often the central interval of the samples contains the truth.
 
     Quantile p at rank (k + 1) p of the sorted samples. Raises `InputError` for shapes that do not fit."""
+    if not all(0 < level < 1 for level in levels): raise InputError(f"levels lie between 0 and 1 (got {levels})")
     samples, truth = _checked(samples, truth)
     ordered, k = samples.sort(1).values, samples.shape[1]
 
@@ -124,6 +125,7 @@ def bootstrap(
     seed: int = 0,  # key of the draws
 ) -> tuple[float, float] | None:  # None for fewer than two records
     "Percentile bootstrap interval over records of a function of means (Efron 1979)."
+    if not 0 < level < 1: raise InputError(f"a level lies between 0 and 1 (got {level:g})")
     values = np.asarray(values, dtype=float)
     if len(values) < 2: return None
     low, high = np.quantile(statistic(_draws(len(values), draws, seed) @ values), ((1 - level) / 2, (1 + level) / 2))

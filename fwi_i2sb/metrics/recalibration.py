@@ -51,7 +51,8 @@ class Recalibration:
         return self.scale(std) * self.deviation[:, None]
 
     def quantile(self, mean: Tensor, std: Tensor, p: float) -> Tensor:
-        "The velocity that is exceeded with probability 1 - p."
+        "The velocity that is exceeded with probability 1 - p. `InputError` for a p that does not lie between 0 and 1."
+        if not 0 < p < 1: raise InputError(f"a probability must lie between 0 and 1 (got {p:g})")
         return mean + self.scale(std) * self._score(p)[:, None]
 
     def interval(self, mean: Tensor, std: Tensor, level: float) -> tuple[Tensor, Tensor]:
@@ -69,6 +70,7 @@ class Recalibration:
 @method_of(Recalibration)
 def exceedance(self, mean: Tensor, std: Tensor, velocity: float) -> Tensor:
     "The probability that a cell is faster than a velocity in m/s; from 0.025 to 0.975."
+    if not math.isfinite(velocity): raise InputError(f"a velocity in m/s must be a finite number (got {velocity})")
     score = ((velocity - mean) / self.scale(std)).movedim(-2, 0)
     below = torch.stack([_below(s, row) for s, row in zip(score, self.scores)])
     return 1 - below.movedim(0, -2)

@@ -46,6 +46,7 @@ def decimate(seismic,  # `(..., time, receivers)`, any floating dtype and device
     Sample k of the result belongs to time `k * factor * dt`; `factor` 1 returns the input."""
     if factor != int(factor) or factor < 1:
         raise InputError(f"the decimation factor must be a whole number >= 1, not {factor}")
+    seismic = torch.as_tensor(seismic)
     if factor == 1: return seismic
     factor = int(factor)
     weights = _decimation(seismic.shape[-2], factor, seismic.dtype, seismic.device)
@@ -71,6 +72,7 @@ def low_band(
     """The part of a record below a frequency.
 
     Zero-phase, gain 1 / (1 + (f / cut)^8) (a fourth-order Butterworth filter forward and backward)."""
+    if not cut > 0: raise InputError(f"a low-pass needs a cut above 0 Hz (got {cut})")
     n = seismic.shape[-2]
     f = torch.fft.rfftfreq(2 * n, dt, device=seismic.device, dtype=torch.float64)
     gain = 1 / (1 + (f / cut) ** 8)

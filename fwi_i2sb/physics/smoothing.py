@@ -9,10 +9,13 @@ __all__ = ['blur_custom', 'blur_benchmark']
 import torch
 from torch import Tensor
 
+from ..core.errors import InputError
+
 # %% ../../nbs/01_physics/02_smoothing.ipynb #6bf584fc
 def _blur_matrix(n, sigma, radius, dtype=torch.float64, widest=None):
     "Matrices (batch, n, n) that blur an axis of n cells by Gaussians cut off at a radius, with mirrored ends."
     sigma, radius = (torch.as_tensor(v, dtype=torch.float64).reshape(-1, 1, 1) for v in (sigma, radius))
+    if not sigma.is_cuda and not (sigma > 0).all(): raise InputError("the width of a Gaussian must be positive")
     periods = int(radius.max() if widest is None else widest) // (2 * n) + 1  # a GPU would be waited for
     offset = torch.arange(-2 * n * periods, 2 * n * periods, device=sigma.device).reshape(-1, 2 * n)
     g = torch.exp(-0.5 * (offset / sigma) ** 2) * (offset.abs() <= radius)

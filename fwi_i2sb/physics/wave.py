@@ -230,12 +230,12 @@ def _deepwave(velocity, survey, max_velocity):
 
 # %% ../../nbs/01_physics/00_wave.ipynb #33a857d4
 def _check_velocity(velocity):
-    if velocity.ndim != 4 or velocity.shape[1] != 1:
+    if velocity.ndim != 4 or velocity.shape[1] != 1 or 0 in velocity.shape:
         raise InputError(f"velocity must have shape (batch, 1, depth, x), not {tuple(velocity.shape)}")
     if velocity.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"velocity must be float32 or float64, not {velocity.dtype}")
-    if not bool((velocity.isfinite() & (velocity > 0)).all()):
-        raise InputError("velocity holds values that are zero, negative or not finite; it must be in m/s")
+        raise InputError(f"velocity must be a tensor of float32 or float64, not {type(velocity)} of {velocity.dtype}")
+    if not bool(((velocity > 0) & (velocity < 1e6)).all()):
+        raise InputError("velocity holds values that are zero, negative, over 1e6 or not finite; it must be in m/s")
     if (slowest := velocity.min().item()) < 100:
         raise InputError(f"velocity goes from {slowest:.3g} to {velocity.max().item():.3g}, which is not in m/s: "
             f"multiply km/s, for instance, by 1000")

@@ -54,6 +54,7 @@ def check_pairs(
 ):
     "Raise `InputError` for gathers that do not fit survey and maps, or an empty range."
     if not smooth > 0: raise InputError(f"the gradient is smoothed by a positive number of cells, not by {smooth}")
+    if factor < 1: raise InputError(f"factor must be 1 or more (got {factor})")
     if not 0 < low < high:
         raise InputError(f"the velocity is to stay between {low} and {high} m/s: give 0 < low < high")
     if start.ndim != 4 or start.shape[1] != 1:

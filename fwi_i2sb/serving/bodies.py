@@ -30,7 +30,8 @@ def read_npy(content: bytes) -> np.ndarray:
     try: shape, order, dtype = _header(file)
     except Exception: raise InputError("the body is no .npy file") from None
     if dtype.hasobject or dtype.kind not in "fiu": raise InputError(f"the array is of type {dtype}: send numbers")
-    if any(n < 0 for n in shape) or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
+    sound = all(type(n) is int and n >= 0 for n in shape)
+    if not sound or math.prod(shape) * dtype.itemsize != len(content) - file.tell():
         raise InputError(f"the array of shape {shape} and type {dtype} is not as long as the body: it is cut off, or "
             f"its header is wrong")
     flat = np.frombuffer(content, dtype, offset=file.tell())
@@ -95,6 +96,8 @@ def _array(values, shape):
 
 
 def _block(rows, length):
+    # numpy reads "1" and true as numbers, too
+    if not {type(number) for row in rows for number in row} <= {int, float}: raise ValueError
     made = np.array(rows, dtype=np.float64)
     if made.shape != (len(rows), length): raise ValueError
     return made

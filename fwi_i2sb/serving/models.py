@@ -6,9 +6,10 @@
 __all__ = ['log', 'NoModel', 'Models', 'ModelFault', 'get', 'own_start', 'describe', 'tabulate']
 
 # %% ../../nbs/11_serving/03_models.ipynb #efad80b3
-import logging, threading
+import logging, os, threading
 from collections import OrderedDict
 from dataclasses import asdict
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 # %% ../../nbs/11_serving/03_models.ipynb #7eaa68ad
 from ..core.errors import InputError, unknown
+from ..core.files import read_json
 from ..core.registry import method_of
 from ..core.tables import text_table
 from ..hub import hub_folder
@@ -31,8 +33,18 @@ from .sentences import without_paths
 log = logging.getLogger("fwi_i2sb.serving")
 
 # %% ../../nbs/11_serving/03_models.ipynb #35a72700
+@lru_cache(maxsize=1024)
+def _on_arrays(config: Path, changed: int) -> bool:
+    "Whether a run answers with numbers: it has no maps to serve. What cannot be read is told when it is loaded."
+    try: about = read_json(config)["data_spec"]
+    except (OSError, ValueError, KeyError, TypeError): return False
+    return isinstance(about, dict) and about.get("kind") == "targets"
+
+
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.json").exists() and newest_checkpoint(folder, parts=()) is not None
+    try: changed = os.stat(config := folder / "config.json").st_mtime_ns
+    except OSError: return False
+    return not _on_arrays(config, changed) and newest_checkpoint(folder, parts=()) is not None
 
 
 def _is_ensemble(folder: Path) -> bool:
@@ -79,7 +91,9 @@ class Models:
         "Where the model of a name may lie. The folder is not listed, which takes milliseconds where runs are many."
         if name in self.hub: return self.hub[name]
         if _is_model(self.root): return self.root if name == self.root.resolve().name else None
-        return None if name.startswith(".") or Path(name).name != name else self.root / name
+        # a file system takes no longer names
+        long = len(name.encode(errors="replace")) > 255
+        return None if long or name.startswith(".") or Path(name).name != name else self.root / name
 
     def folders(self) -> dict[str, Path]:
         "The models that can be asked, by name."

@@ -136,8 +136,17 @@ def _form(request: Request, kind: str) -> str:
     return next((form for form in (BYTES, "application/json") if form in accepted), kind)
 
 # %% ../../nbs/11_serving/12_routes.ipynb #83f91391
-async def _read(service: Service, request: Request, query: Asked, form: type[Asked], job: bool):
+def _query(request: Request) -> dict[str, str]:
+    "The settings in an address. Raises `HTTPException` for one that is given twice."
+    names = [name for name, _ in request.query_params.multi_items()]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise HTTPException(422, f"{twice[:80]} is given twice")
+    return dict(request.query_params)
+
+
+async def _read(service: Service, request: Request, form: type[Asked], job: bool):
     "Kind, name, settings and verified records of a request."
+    query = _query(request)
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower() or "application/json"
     if kind not in ("application/json", BYTES):
         raise HTTPException(415, f"bodies are application/json or {BYTES}")
@@ -159,7 +168,7 @@ async def predict(service: TheService, request: Request, name: Name,
         client: Annotated[str, Depends(limited)]) -> Prediction:
     "Invert a record, or several."
     with service.batches.place():
-        kind, name, asked, ready = await _read(service, request, dict(request.query_params), Asked, False)
+        kind, name, asked, ready = await _read(service, request, Asked, False)
         waiting = service.batches.put((name, without_seed(asked)), ready, len(ready.records))
     answer, form = await unless_gone(request, waiting), _form(request, kind)
     content = await service.aside(encode, answer, name, ready, request.state.request_id, form)
@@ -182,7 +191,7 @@ class Job(BaseModel):
 async def send(service: TheService, request: Request, client: Annotated[str, Depends(limited)]) -> Job:
     "Send work that takes long: many samples, many steps."
     service.jobs.check()
-    kind, name, asked, ready = await _read(service, request, dict(request.query_params), JobAsked, True)
+    kind, name, asked, ready = await _read(service, request, JobAsked, True)
     given = dict(name=name, asked=asked, request=ready, number=request.state.request_id, kind=kind)
     return await service.jobs.send(given, client, kind)
 

@@ -21,7 +21,7 @@ from .bodies import arrays_of, as_json, as_npz
 from .guard import Keys, Limit
 from .jobs import Jobs, Memory, Shared
 from .metrics import Metrics
-from .models import describe, log, Models, tabulate
+from .models import describe, log, ModelFault, Models, NoModel, tabulate
 from .requests import BYTES, invert_together, Request
 from .sentences import without_paths
 from .settings import Settings
@@ -39,9 +39,9 @@ class Service:
         self.redis_url = settings.redis_url.get_secret_value() if settings.redis_url else None
         self.limit = Limit(settings.api_rate_limit, self.redis_url)
         self.cache = Cache()
-        # text is kept as it is, nothing is pickled
+        # text is kept as it is, nothing is pickled; what fails is told in a line of ours
         self.cache.setup(self.redis_url or "mem://", pickle_type="null", **(dict(socket_timeout=1.0,
-            socket_connect_timeout=1.0) if self.redis_url else {}))
+            socket_connect_timeout=1.0, suppress=False) if self.redis_url else {}))
 
     async def start(self):
         "Begin to answer."
@@ -103,7 +103,10 @@ def encode(answer: tuple, name: str, request: Request, number: str, kind: str) -
 async def about(self, name: str, kind: str = "details") -> tuple[dict, bool]:
     "Information on a model, and whether it was in the cache. Raises `HTTPException` where there is none."
     try: version = await self.aside(self.models.version, name)
-    except InputError as error: raise HTTPException(404, str(error)) from None
+    except NoModel as error: raise HTTPException(404, str(error)) from None
+    except InputError as error:
+        log.warning("a model cannot be read (%s)", error)
+        raise ModelFault(f"the model {name} cannot be loaded") from error
     key = f"fwi_i2sb:{kind}:{name}:{version}"
     if (found := await _guarded(self.cache.get(key))) is not None: return json.loads(found), True
     run = await self.aside(self.models.get, name)

@@ -15,7 +15,7 @@ from ..core.commands import need
 
 for library in ("limits", "pydantic_settings"): need(library, "the service", "serve")
 
-from limits import parse
+from limits import parse, parse_many
 from pydantic import Field, field_validator, model_validator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -50,6 +50,17 @@ class _Given(BaseSettings):
     max_jobs: Annotated[int, Field(ge=1, le=100_000)] = 16  # that wait
     job_seconds: Annotated[int, Field(ge=1, le=10**7)] = 86_400  # that the result of a job is kept
 
+# %% ../../nbs/11_serving/00_settings.ipynb #42da1d96
+def _is_address(text: str) -> bool:
+    "Whether a text names a Redis that a connection can be made for."
+    from redis.asyncio import ConnectionPool
+
+    try:
+        at, pool = urlsplit(text), ConnectionPool.from_url(text)
+        pool.connection_class(**pool.connection_kwargs)
+        return bool(at.scheme in _REDIS and at.hostname and at.port != 0 and re.fullmatch(r"/?\d*", at.path))
+    except (ValueError, TypeError, AttributeError): return False  # brackets, a port in letters, unknown options
+
 # %% ../../nbs/11_serving/00_settings.ipynb #e20dbdcb
 class Settings(_Given):
     "Settings of the service, from the environment or `.env`."
@@ -58,17 +69,14 @@ class Settings(_Given):
     @classmethod
     def _limit(cls, text):
         with contextlib.suppress(ValueError):
-            if parse(text).amount: return text
+            if len(parse_many(text)) == 1 and (limit := parse(text)).amount and limit.get_expiry(): return text
         raise ValueError(f"{text!r} is no limit such as 60/minute")
 
     @field_validator("redis_url")
     @classmethod
     def _address(cls, url):
-        if url is None: return None
-        try:
-            sound = (at := urlsplit(url.get_secret_value())).scheme in _REDIS and at.hostname and at.port != 0
-        except ValueError: sound = False  # brackets, or a port that is no number
-        if not sound: raise ValueError("it must be an address such as redis://HOST:6379/0")
+        if url and not _is_address(url.get_secret_value()):
+            raise ValueError("it must be an address such as redis://HOST:6379/0")
         return url
 
     @model_validator(mode="after")
@@ -98,6 +106,7 @@ def _words(text): return [word.strip() for word in text.split(",") if word.strip
 def read_settings(**given) -> Settings:
     "The settings, those given before the environment. Raises `InputError`, in one sentence, for a wrong one."
     try: return Settings(**{name: value for name, value in given.items() if value is not None})
+    except UnicodeDecodeError: raise InputError(".env is not UTF-8: write it again") from None
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         name = str(first["loc"][0]).upper() + ": " if first["loc"] else ""

@@ -111,7 +111,11 @@ def write_results(parts: list[TrainOptions]) -> list[dict]:
     folder, rows = parts[0].run.result_dir, []
     for k, part in enumerate(parts, 1):
         state = "finished" if finished(part) else "unfinished" if part.folder.exists() else "not run"
-        rows.append(dict(fold=k, state=state, **(result(part) if state == "finished" else {})))
+        found = result(part) if state == "finished" else {}
+        if state == "finished" and "records" not in found:
+            raise InputError(f"{part.folder} is finished, and its metrics.jsonl tells no validation: remove "
+                f"{part.folder} to train this fold again")
+        rows.append(dict(fold=k, state=state, **found))
     _csv(folder / "cv_results.csv", rows)
     if all(row["state"] == "finished" for row in rows):
         write_json(folder / "cv_summary.json", dict(folds=len(rows), seed=parts[0].run.seed,

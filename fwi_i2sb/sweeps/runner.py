@@ -103,13 +103,14 @@ def run_grid(
     Raises `InputError` if another process runs this grid, `ChildProcessError` at the end if cells failed."""
     if jobs is not None and jobs < 1: raise InputError(f"--jobs must be 1 or more (got {jobs})")
     threads = None if slurm else threads_each(jobs or 1)
+    left = [cell for cell in grid.cells if not cell.finished()]
+    for cell in left: _look(cell)
+    name = job_name(grid.out) if slurm and left else None
     with _alone(grid.out) as lock, handled(raise_signal), progress_bar("experiment", "cells") as progress:
-        left = [cell for cell in grid.cells if not cell.finished()]
-        for cell in left: _look(cell)
-        report, name = (Report(len(grid.cells), len(grid.cells) - len(left), progress),
-            job_name(grid.out) if slurm and left else None)
+        left = [cell for cell in left if not cell.finished()]  # by another process meanwhile
+        report = Report(len(grid.cells), len(grid.cells) - len(left), progress)
         with _ending(grid, left):
-            if name: run_slurm(left, grid.out, slurm, jobs, name, report)
+            if name and left: run_slurm(left, grid.out, slurm, jobs, name, report)
             elif left: run_here(left, jobs or 1, threads, lock, report)
     if report.failed:
         raise ChildProcessError(f"{len(report.failed)} of {len(grid.cells)} cells failed, the first is "

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..core.errors import InputError
-from ..core.files import read_json, write_json
+from ..core.files import check_regular, read_json, write_json
 from .spaces import Dimension, suggest, with_values
 from ..training.best import falls
 from ..training.epochs import in_steps
@@ -28,10 +28,13 @@ def plan_of(train: TrainOptions, dimensions: dict[str, Dimension]) -> dict:
 def check_plan(folder: Path, plan: dict):
     "Keep the plan of a search, or refuse with `InputError` to continue another one."
     try: before = read_json(folder / "search.json")
-    except FileNotFoundError: return write_json(folder / "search.json", plan)
+    except FileNotFoundError:
+        if not (folder / "journal.log").exists(): return write_json(folder / "search.json", plan)
+        raise InputError(f"the search {folder} has lost its search.json: put it back, or use another --name") from None
     except ValueError as error: raise InputError(f"{folder / 'search.json'} is damaged: {error}") from None
+    if not isinstance(before, dict): raise InputError(f"{folder / 'search.json'} is damaged: it holds no object")
     for name, value in plan.items():
-        if not isinstance(before, dict) or before.get(name) != value:
+        if before.get(name) != value:
             raise InputError(f"the search {folder} was begun with another {name}: use its options, or another --name")
 
 # %% ../../nbs/10_sweeps/09_study.ipynb #e87adfe5
@@ -39,6 +42,7 @@ def _repair(journal: Path):
     "Remove what a killed process left: half a line at the end, and the journal's own lock."
     Path(f"{journal}.lock").unlink(missing_ok=True)
     if not journal.exists(): return
+    check_regular(journal)
     with open(journal, "rb+") as file:
         text = file.read()
         file.truncate(text.rfind(b"\n") + 1)
@@ -61,7 +65,7 @@ def open_study(
             direction="minimize" if falls(metric) else "maximize",
             pruner=optuna.pruners.MedianPruner() if prune else optuna.pruners.NopPruner())
         running = study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,))
-    except (ValueError, KeyError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise InputError(f"{journal} is damaged ({error}): use another --name") from None
     for trial in running:
         study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
