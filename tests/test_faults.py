@@ -51,6 +51,15 @@ class Tensors:
     def __getitem__(self, i): return torch.full((100_000,), float(i))
 
 
+def test_readers_end_with_a_training_that_is_killed_while_they_start(data, tmp_path):
+    process = python_train(*arguments(data, tmp_path, "orphans", *LONG, "--loader-workers", 2))
+    wait_for(lambda: len(children(process)) == 2, process)
+    readers = children(process)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL
+    assert not psutil.wait_procs(readers, timeout=PATIENCE)[1]
+
+
 def test_a_reader_that_ends_while_it_hands_over_is_one_sentence(monkeypatch):
     others = set(children(psutil.Process()))
     batches = read_ahead(DataLoader(Tensors(), 2, num_workers=1, multiprocessing_context="spawn"))

@@ -58,9 +58,15 @@ def _give_up(error, batch):
     os._exit(1)
 
 
-def end_on_failure():
-    "In a reading process: end where a batch cannot be handed over."
+def end_on_failure(
+    worker: int = 0,  # its number, which a `DataLoader` tells its `worker_init_fn`
+):
+    "In a reading process: end where a batch cannot be handed over, and with the process that it reads for."
     queues.Queue._on_queue_feeder_error = staticmethod(_give_up)
+    # a `DataLoader` looks for the parent that a process has when it begins to read, not for the one that started it
+    if parent := multiprocessing.parent_process():
+        leave = lambda: (parent.join(), os._exit(1))
+        threading.Thread(target=leave, daemon=True).start()
 
 # %% ../../nbs/A0_core/12_workers.ipynb #ab01c011
 SHARED = "/dev/shm"  # where Linux keeps it
@@ -112,7 +118,7 @@ def _end(readers):
 
 # %% ../../nbs/A0_core/12_workers.ipynb #7ca4ed66
 def read_ahead(
-    loader: DataLoader,  # its `worker_init_fn` calls `end_on_failure`
+    loader: DataLoader,  # its `worker_init_fn` is `end_on_failure`, or calls it
     batch_bytes: int = 0,  # of its tensors, times the loaders on this machine: what passes through shared memory
 ) -> Iterator:
     """The batches of a loader whose processes start in any script; they are killed where reading fails.

@@ -7,7 +7,7 @@ __all__ = ['TAIL', 'encode_record', 'value_parts', 'decode_record', 'refuse_dama
            'Summary']
 
 # %% ../../nbs/02_data/14_prepare.ipynb #c9ef9291
-import math, multiprocessing, os, threading, zlib
+import math, zlib
 from dataclasses import dataclass, field
 
 import torch, xxhash
@@ -90,15 +90,10 @@ class PreparedRecords(Dataset):
         except InputError as error: return error
 
 # %% ../../nbs/02_data/14_prepare.ipynb #b2044071
-def _leave_with_parent(worker):
-    end_on_failure()
-    leave = lambda: (multiprocessing.parent_process().join(), os._exit(1))
-    threading.Thread(target=leave, daemon=True).start()
-
 def prepared_batches(records, done, workers):
     "Values and digests after the first `done`, in lists of 64, fewer where they are large; the first error is raised."
     loader = DataLoader(records, max(1, min(64, 2**24 // records.bytes)), sampler=range(done, len(records.place)),
-                        num_workers=workers, collate_fn=list, worker_init_fn=_leave_with_parent,
+                        num_workers=workers, collate_fn=list, worker_init_fn=end_on_failure,
                         multiprocessing_context="spawn" if workers else None)
     for batch in read_ahead(loader):
         for value in batch:
