@@ -25,7 +25,7 @@ from ..physics.mirror import mirror
 @option_group
 class SamplingOptions:
     "The number of records, and how their samples are drawn; the defaults of a pipeline are its own."
-    records: Count | None = None  # number of validation records; default: 8 of invert, 50 of evaluate
+    records: Count | None = None  # validation records, at most; default: 8 of invert, 50 of evaluate
     samples: up_to(10_000) | None = None  # samples per record; default: 8, or 1 where they would be equal
     nfe: Count | None = None  # network calls per sample; default: 5 of a bridge, 20 of ddpm, 1 otherwise
     w: up_to(1e3, -1e3) = 1.0  # guidance: 1 uses the seismic fully, 0 not at all
