@@ -190,7 +190,7 @@ def results_folder(run: TrainedRun) -> Path:
 
 def own_settings(run: TrainedRun, **given) -> dict:
     "Settings of `TrainedRun.invert`; those that are None are the pipeline's, or of a run alone the usual ones."
-    if not isinstance(run, TrainedRun): raise InputError("a run that is loaded is wanted: load_run(FOLDER)")
+    if isinstance(run, str | Path): raise InputError("a run that is loaded is wanted: load_run(FOLDER)")
     own = {name: run.usual.get(name) if value is None else value for name, value in given.items()}
     if given.get("refine") is not None and "refine_mean" in own and given["refine_mean"] is None:
         own["refine_mean"] = given["refine"]  # steps that are asked for are meant for all maps
