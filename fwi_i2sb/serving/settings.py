@@ -15,7 +15,7 @@ from ..core.commands import need
 
 for library in ("limits", "pydantic_settings"): need(library, "the service", "serve")
 
-from limits import parse, parse_many
+from limits import parse_many
 from pydantic import Field, field_validator, model_validator, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -69,7 +69,7 @@ class Settings(_Given):
     @classmethod
     def _limit(cls, text):
         with contextlib.suppress(ValueError):
-            if len(parse_many(text)) == 1 and (limit := parse(text)).amount and limit.get_expiry(): return text
+            if len(parse_many(text)) == 1 and all(map(int, re.findall(r"\d+", text))): return text
         raise ValueError(f"{text!r} is no limit such as 60/minute")
 
     @field_validator("redis_url")

@@ -29,7 +29,7 @@ def check_plan(folder: Path, plan: dict):
     "Keep the plan of a search, or refuse with `InputError` to continue another one."
     try: before = read_json(folder / "search.json")
     except FileNotFoundError:
-        if not (folder / "journal.log").exists(): return write_json(folder / "search.json", plan)
+        if not any(folder.glob("trial-*")): return write_json(folder / "search.json", plan)
         raise InputError(f"the search {folder} has lost its search.json: put it back, or use another --name") from None
     except ValueError as error: raise InputError(f"{folder / 'search.json'} is damaged: {error}") from None
     if not isinstance(before, dict): raise InputError(f"{folder / 'search.json'} is damaged: it holds no object")
