@@ -8,6 +8,7 @@ import h5py
 import numpy as np
 import pytest
 from pasting import blocks, changed, lines, ROOT
+from processes import wait_for
 
 from fwi_i2sb import load_run
 from fwi_i2sb.data.generate import generate
@@ -57,7 +58,8 @@ def test_a_day_of_wavedl(paste, tmp_path):
     out = tmp_path / "out"
     assert steps(out / "first") == ["2", "4"]
     for name in ("two", "own", "logged"): assert load_run(out / name, plugin=tmp_path / "mine.py").step == 2
-    assert list((out / "logged" / "logs" / "wandb").glob("offline-run-*/*.wandb"))
+    # W&B's own process writes it
+    wait_for(lambda: list((out / "logged" / "logs" / "wandb").glob("offline-run-*/*.wandb")))
     pictures = list((out / "first").glob("evaluation/**/*.p*"))
     assert len([path for path in pictures if path.suffix in (".png", ".pdf")]) == 20
     with np.load(tmp_path / "found.npz", allow_pickle=False) as found:
