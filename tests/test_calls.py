@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from fwi_i2sb import (
-    Bridge, convert, evaluate, load_run, mae, plot_maps, simulate)
+from fwi_i2sb import Bridge, convert, evaluate, load_run, mae, plot_maps, simulate
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.data.multi_family import MultiFamilyStore
 from fwi_i2sb.metrics.calibration import bootstrap, coverage

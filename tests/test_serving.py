@@ -305,8 +305,8 @@ def test_damaged_bytes_never_harm_the_service(client):
 LISTS = {"no object": "[]", "no JSON": "{", "no data": "{}", "text": '{"data": "x"}',
     "ragged": '{"data": [[[1],[1,2]]]}',
     "many lists": '{"data": [' + "[]," * 100_001 + "[]]}", "later": json.dumps(dict(data=GOOD.tolist()))[:-4] + "}",
-    "words": '{"data": [[["a"]]]}', "numbers in words": '{"data": [[["1"]]]}', "truths": '{"data": [[[true]]]}',
-    "null": '{"data": [[[null]]]}', "deep": "[" * 100_000,
+    "words": '{"data": [[["a"]]]}', "numbers in words": json.dumps(dict(data=[[["1"] * 3] * 4] * 5)),
+    "truths": json.dumps(dict(data=[[[True, 1.5, 2]] * 4] * 5)), "null": '{"data": [[[null]]]}', "deep": "[" * 100_000,
     "unknown": '{"data": [[[1]]], "x": 1}',
     "seed": '{"data": [[[1]]], "seed": -1}', "path": '{"data": [[[1]]], "start": "/etc/passwd"}',
     "huge": '{"data": [[[1e999]]]}', "samples": '{"data": [[[1]]], "samples": 10000}', "dict": '{"data": {"a": 1}}'}
@@ -553,6 +553,17 @@ def test_a_folder_without_runs_is_told_and_not_ready(mini, tmp_path, caplog):
         pristine(mini, tmp_path / "later")
         assert client.get("/ready").status_code == 200
         assert client.get("/api/v1/models/later").json()["model_name"] == "later"
+
+
+def test_a_run_on_arrays_is_no_model_and_a_damaged_one_is_a_fault_wherever_it_is_asked_for(mini, record, tmp_path):
+    (pristine(mini, tmp_path / "numbers") / "config.json").write_text('{"data_spec": {"kind": "targets"}}')
+    (tmp_path / "joint").mkdir()
+    (tmp_path / "joint" / "ensemble.json").write_text("x")
+    assert [*Models(tmp_path).folders()] == ["joint"]
+    with TestClient(service(tmp_path), raise_server_exceptions=False) as client:
+        asked = [client.get("/api/v1/models/joint"), predict(client, npy(record), "joint")]
+        assert [answer.status_code for answer in asked] == [500, 500], [answer.text for answer in asked]
+        assert client.get("/api/v1/models/numbers").status_code == 404
 
 
 def test_the_command_serves_logs_json_and_ends_in_order(runs, record, refused, monkeypatch, tmp_path):

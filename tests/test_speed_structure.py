@@ -27,7 +27,7 @@ from fwi_i2sb.data.check import inspect_folder
 from fwi_i2sb.data.generate_samples import generate_samples
 from fwi_i2sb.data.manifest import default_time_samples
 from fwi_i2sb.data.speed_structure import (
-    challenge_facts, challenge_survey, read_gathers, read_map, source_columns, write_sample)
+    challenge_facts, challenge_survey, list_samples, read_gathers, read_map, source_columns, write_sample)
 from fwi_i2sb.data.store import convert, StoreDataset
 from fwi_i2sb.evaluation import submit as submit_module
 from fwi_i2sb.evaluation.submission import check_submission, score_submission
@@ -41,6 +41,14 @@ CELLS, FAMILY = (40, 24), "speed-structure"
 CHANGES = "flip,noise:0.05,gain:0.8:1.2@0.9,shift:0.01,drop-shots:0.4,drop-traces:0.2"
 SMALL = challenge_survey(CELLS, dx=10.0, dt=1e-3, nt=301)
 APP = Path(__file__).parents[1] / "docker" / "modal_app.py"
+
+
+def test_a_sample_that_has_lost_its_gathers_is_named(tmp_path):
+    for k in (1, 2): write_sample(tmp_path / "test" / f"sample_{k}", np.zeros((5, 9, 5)), columns=(1, 2, 3, 4, 5))
+    (tmp_path / "test" / "notes").mkdir()
+    assert len(list_samples(tmp_path)["test"]) == 2
+    for file in (tmp_path / "test" / "sample_1").iterdir(): file.unlink()
+    with pytest.raises(InputError, match="sample_1 holds no receiver.* as sample_2 does"): list_samples(tmp_path)
 
 
 @pytest.fixture(scope="module")
