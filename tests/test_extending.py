@@ -1,13 +1,17 @@
 "The page that says where a new thing is added: what it names exists, its examples work, and no list is missing."
 import importlib
 import json
+import pickle
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.core.registry import import_plugin, Registry
+from fwi_i2sb.data.augment import AUGMENTATIONS
 from fwi_i2sb.diffusion.sampling import SAMPLERS
 from fwi_i2sb.methods.losses import LOSSES
 
@@ -56,3 +60,16 @@ def test_the_file_on_the_page_is_a_plug_in(tmp_path):
     assert "cubic" in LOSSES and not SAMPLERS["halfway"].stochastic
     file.with_name("again.py").write_text(file.read_text())
     with pytest.raises(InputError, match="already"): import_plugin(file.with_name("again.py"))
+
+
+@pytest.mark.parametrize("change", [Path.unlink, lambda file: file.write_text("raise SystemExit('edited')")])
+def test_another_process_gets_what_a_plug_in_held_when_it_was_imported(tmp_path, change):
+    file = tmp_path / "mine.py"
+    file.write_text("from fwi_i2sb.data.augment import AUGMENTATIONS\n"
+        f"AUGMENTATIONS.register('{tmp_path.name}')('as it was')\n")
+    import_plugin(file)
+    change(file)
+    there = subprocess.run([sys.executable, "-c", "import pickle, sys; "
+        f"print(pickle.load(sys.stdin.buffer)['{tmp_path.name}'])"],
+        input=pickle.dumps(AUGMENTATIONS), capture_output=True, timeout=300)
+    assert there.stdout == b"as it was\n", there

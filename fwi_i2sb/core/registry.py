@@ -134,7 +134,7 @@ def named(
     return Annotated[of, tyro.conf.arg(help_behavior_hint=hint)]
 
 # %% ../../nbs/A0_core/02_registry.ipynb #83d658ea
-_IMPORTED = {}  # path: None, in the order of their import
+_IMPORTED = {}  # path: what the file held, in the order of their import
 
 
 def import_plugin(path: Path | None):
@@ -144,9 +144,15 @@ def import_plugin(path: Path | None):
     """
     if path is None or (path := Path(path).resolve()) in _IMPORTED: return
     if path.suffix != ".py" or not path.is_file(): raise InputError(f"--import {path} is not a Python file")
+    try: source = path.read_bytes()
+    except OSError as error: raise InputError(f"--import {path} cannot be read: {error.strerror}") from None
+    _add(path, source)
+
+
+def _add(path, source):
     before = [(registry, dict(registry)) for registry in Registry.every]
     try:
-        _run_file(path)
+        _run_file(path, source)
         # a file that brings the first import of a registry's module is taken at its word
         if len(Registry.every) == len(before) and all(reg.own.keys() == names.keys() for reg, names in before):
             raise InputError(f"--import {path} registers nothing: decorate your model with fwi_i2sb.models.registry."
@@ -156,25 +162,26 @@ def import_plugin(path: Path | None):
         for registry, names in before: registry.own = names
         raise error if isinstance(error, InputError) else InputError(
             f"--import {path} failed: {type(error).__name__}: {error}") from error
-    _IMPORTED[path] = None
+    _IMPORTED[path] = source
 
 # %% ../../nbs/A0_core/02_registry.ipynb #31a06edf
-def _run_file(path):
+def _run_file(path, source):
     "Import a file as a module of its own, entered among the modules: dataclasses look for theirs there."
     spec = importlib.util.spec_from_file_location(f"plugin_{len(_IMPORTED)}_{path.stem}", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
-    try: spec.loader.exec_module(module)
+    try: exec(spec.loader.source_to_code(source, path), vars(module))
     except BaseException:
         del sys.modules[spec.name]
         raise
 
 # %% ../../nbs/A0_core/02_registry.ipynb #fe5a4e89
-def _registry_there(kind: str, plugins: list[Path]) -> Registry:
-    for path in plugins: import_plugin(path)
+def _registry_there(kind: str, plugins: dict[Path, bytes]) -> Registry:
+    for path, source in plugins.items():
+        if path not in _IMPORTED: _add(path, source)
     return next(registry for registry in Registry.every if registry.kind == kind)
 
 
 @method_of(Registry)
 def __reduce__(self):
     "In another process: the registry of this kind, whose module is imported there, with the same plug-in files."
-    return _registry_there, (self.kind, list(_IMPORTED))
+    return _registry_there, (self.kind, dict(_IMPORTED))
