@@ -33,7 +33,9 @@ def result(run, record): return run.invert(record, samples=2, nfe=1)
     (dict(w=1e30), "w must be 1000 or less"), (dict(snr=math.nan, refine=1), "snr must be a finite number"),
     (dict(samples=1.5), "samples must be a whole number"), (dict(seed=None), "seed is a whole number"),
     (dict(seed=-1), "seed must be 0 or more"), (dict(record_ids=[-1]), "record number must be 0 or more"),
-    (dict(survey="openfwi"), "a Survey is wanted"), (dict(original="all"), "original must be true or false for each"),
+    (dict(survey="openfwi"), "a Survey is wanted"), (dict(tta=3), "unknown test-time augmentation '3'"),
+    (dict(post=["bounds"]), "unknown post-processing"),
+    (dict(original="all"), "original must be true or false for each"),
     (dict(start="blur-openfwi_custom", truth=MAP * math.nan), "true maps hold NaN")], ids=lambda given: str(given)[:30])
 def test_an_inversion_that_cannot_be(run, record, given, saying):
     with pytest.raises(InputError, match=saying): run.invert(record, **given)

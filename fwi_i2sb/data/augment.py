@@ -77,7 +77,7 @@ def parse_augment(
     kinds: Registry = AUGMENTATIONS,  # or ARRAY_AUGMENTATIONS
 ) -> tuple[Entry, ...]:
     "Read a text of --augment. Raises `InputError`, for an unknown name with the nearest one."
-    entries = tuple(_entry(word.strip(), kinds) for word in text.split(","))
+    entries = tuple(_entry(word.strip(), kinds) for word in str(text).split(","))
     names = [entry.name for entry in entries]
     for name in names:
         if names.count(name) > 1: raise InputError(f"the augmentation {name} is named twice: name each once")

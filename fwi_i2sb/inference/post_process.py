@@ -44,7 +44,7 @@ def parse_post(
     text: str,  # "bounds[:LOW:HIGH]", "gaussian:SIGMA", joined by commas
 ) -> tuple[PostStep, ...]:
     "Read a text of --post. Raises `InputError`, for an unknown name with the nearest one."
-    return tuple(_step(entry) for entry in text.split(","))
+    return tuple(_step(entry) for entry in str(text).split(","))
 
 # %% ../../nbs/08_inference/10_post_process.ipynb #690f2955
 def post_process(

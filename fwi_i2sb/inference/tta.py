@@ -19,9 +19,9 @@ from ..diffusion.sampling import record_keys, STREAMS
 from .first_guess import is_own, starting_models
 from .inversion import Inversion
 from .mixture import join
-from .post_process import post_processed
+from .post_process import parse_post, post_processed
 from .trained_run import prepare_seismic, TrainedRun
-from ..physics.mirror import flip_map, flip_record, mirror
+from ..physics.mirror import flip_map, flip_record, Mirror, mirror
 from ..training.trained import is_first_guess
 
 # %% ../../nbs/08_inference/11_tta.ipynb #449b2d2c
@@ -46,7 +46,7 @@ def parse_tta(
 ) -> Tta:
     "Read a text of --tta. Raises `InputError`, for an unknown name with the nearest one."
     found = {}
-    for entry in text.split(","):
+    for entry in str(text).split(","):
         name, *words = entry.strip().split(":")
         if name not in ("flip", "noise"): raise unknown("test-time augmentation", name, ("flip", "noise"))
         if name in found: raise InputError(f"--tta names {name} twice: name it once")
@@ -63,9 +63,8 @@ def _start(run, start, d, settings: dict):
     return maps, flip_map(maps)
 
 # %% ../../nbs/08_inference/11_tta.ipynb #0fbe0b7f
-def _flipped(run: TrainedRun, invert: Callable, d, start, settings: dict) -> Inversion:
+def _flipped(run: TrainedRun, invert: Callable, d, start, turned: Mirror, settings: dict) -> Inversion:
     "The answer about the flipped record, turned back."
-    turned = mirror(run.survey, run.spec.map_size[1])
     settings = dict(settings)
     if settings.get("original") is not None:
         settings["original"] = np.asarray(settings["original"])[list(turned.sources)][:, list(turned.receivers)]
@@ -90,13 +89,14 @@ def ask_all(
 ) -> Inversion:
     "One answer of all that a text of --tta asks about. Raises `InputError` for a survey without a mirror image."
     what = parse_tta(text)
+    turned = mirror(run.survey, run.spec.map_size[1]) if what.flip else None  # before anything is inverted
     d = prepare_seismic(run, seismic, settings.pop("survey", None))
     tell, count = settings.pop("progress", None), 1 + what.flip + what.copies
     if tell: settings["progress"] = lambda done, total: tell(len(answers) * total + done, count * total)
     answers = []
     here, there = _start(run, start, d, settings)
     answers.append(invert(run, d, start, **settings))
-    if what.flip: answers.append(_flipped(run, invert, d, there, settings))
+    if what.flip: answers.append(_flipped(run, invert, d, there, turned, settings))
     for copy in range(what.copies):
         answers.append(invert(run, _noisy(d, what.noise, copy, settings), here, **settings))
     return join(answers, tta=text)
@@ -106,6 +106,7 @@ def asked_more_than_once(invert: Callable) -> Callable:
     "Decorator of a run's `invert`: adds `tta` (as `parse_tta`) and `post` (as `parse_post`)."
     @functools.wraps(invert)
     def asked(self, seismic, start=None, *, tta: str | None = None, post: str | None = None, **settings) -> Inversion:
+        if post is not None: parse_post(post)  # before anything is inverted
         if tta is None: found = invert(self, seismic, start, **settings)
         else: found = ask_all(self, invert, seismic, start, tta, **settings)
         return found if post is None else post_processed(found, post, self.scale, settings.get("truth"))
