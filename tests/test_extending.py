@@ -68,6 +68,8 @@ def test_another_process_gets_what_a_plug_in_held_when_it_was_imported(tmp_path,
     file.write_text("from fwi_i2sb.data.augment import AUGMENTATIONS\n"
         f"AUGMENTATIONS.register('{tmp_path.name}')('as it was')\n")
     import_plugin(file)
+    # a reading process that needs no loss does not run files that add one
+    assert file in AUGMENTATIONS.files and file not in LOSSES.files
     change(file)
     there = subprocess.run([sys.executable, "-c", "import pickle, sys; "
         f"print(pickle.load(sys.stdin.buffer)['{tmp_path.name}'])"],

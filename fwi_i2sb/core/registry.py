@@ -6,7 +6,7 @@
 __all__ = ['Registry', 'method_of', 'names_of', 'named', 'import_plugin']
 
 # %% ../../nbs/A0_core/02_registry.ipynb #586d32ab
-import importlib.util, sys, warnings
+import importlib.util, sys, warnings, zlib
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -33,6 +33,7 @@ class Registry(Mapping):
         self.kind, self.group, self.own, self.pending, self.check = kind, group, {}, group is not None, check
         self.makers = {}  # by prefix: what makes a thing of the rest of a name, as of timm:resnet18
         self.followers = []  # what is called with every name that is added
+        self.files = {}  # what the plug-in files held that added to it, by path
         Registry.every.append(self)
 
     def __getitem__(self, name: str):
@@ -134,7 +135,7 @@ def named(
     return Annotated[of, tyro.conf.arg(help_behavior_hint=hint)]
 
 # %% ../../nbs/A0_core/02_registry.ipynb #83d658ea
-_IMPORTED = {}  # path: what the file held, in the order of their import
+_IMPORTED = set()  # paths
 
 
 def import_plugin(path: Path | None):
@@ -154,7 +155,9 @@ def _add(path, source):
     try:
         _run_file(path, source)
         # a file that brings the first import of a registry's module is taken at its word
-        if len(Registry.every) == len(before) and all(reg.own.keys() == names.keys() for reg, names in before):
+        grown = [registry for registry, names in before if registry.own.keys() != names.keys()]
+        grown += Registry.every[len(before):]
+        if not grown:
             raise InputError(f"--import {path} registers nothing: decorate your model with fwi_i2sb.models.registry."
                              "register, your method with fwi_i2sb.methods.registry.register_method, anything else with "
                              "the `register` of its Registry")
@@ -162,12 +165,13 @@ def _add(path, source):
         for registry, names in before: registry.own = names
         raise error if isinstance(error, InputError) else InputError(
             f"--import {path} failed: {type(error).__name__}: {error}") from error
-    _IMPORTED[path] = source
+    for registry in grown: registry.files[path] = source
+    _IMPORTED.add(path)
 
 # %% ../../nbs/A0_core/02_registry.ipynb #31a06edf
 def _run_file(path, source):
     "Import a file as a module of its own, entered among the modules: dataclasses look for theirs there."
-    spec = importlib.util.spec_from_file_location(f"plugin_{len(_IMPORTED)}_{path.stem}", path)
+    spec = importlib.util.spec_from_file_location(f"plugin_{zlib.crc32(bytes(path)):08x}_{path.stem}", path)
     module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
     try: exec(spec.loader.source_to_code(source, path), vars(module))
     except BaseException:
@@ -175,13 +179,13 @@ def _run_file(path, source):
         raise
 
 # %% ../../nbs/A0_core/02_registry.ipynb #fe5a4e89
-def _registry_there(kind: str, plugins: dict[Path, bytes]) -> Registry:
-    for path, source in plugins.items():
+def _registry_there(kind: str, files: dict[Path, bytes]) -> Registry:
+    for path, source in files.items():
         if path not in _IMPORTED: _add(path, source)
     return next(registry for registry in Registry.every if registry.kind == kind)
 
 
 @method_of(Registry)
 def __reduce__(self):
-    "In another process: the registry of this kind, whose module is imported there, with the same plug-in files."
-    return _registry_there, (self.kind, dict(_IMPORTED))
+    "In another process: the registry of this kind, whose module is imported there, with what plug-in files added."
+    return _registry_there, (self.kind, self.files)
