@@ -22,6 +22,7 @@ from pasting import paste_text  # noqa: F401 (a fixture)
 from processes import arguments, finish, python_train
 
 from fwi_i2sb import cli
+from fwi_i2sb.core import registry
 from fwi_i2sb.core.config_file import flags
 from fwi_i2sb.core.locks import locked
 from fwi_i2sb.examples import mini_run
@@ -43,6 +44,15 @@ def pytest_collection_finish():
     "What is imported stays: the collector need not look through all of torch again and again."
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def names_leave(monkeypatch):
+    "What a test registers is forgotten after it, and so are the plug-in files that it imports."
+    for kind in registry.Registry.every:
+        monkeypatch.setattr(kind, "own", dict(kind))
+        monkeypatch.setattr(kind, "files", dict(kind.files))
+    monkeypatch.setattr(registry, "_IMPORTED", set(registry._IMPORTED))
 
 
 @pytest.fixture(scope="module")

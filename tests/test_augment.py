@@ -13,7 +13,6 @@ from fwi_i2sb.data.speed_structure import challenge_survey
 from fwi_i2sb.diffusion.sampling import STREAMS
 from fwi_i2sb.methods.options import ModelOptions
 from fwi_i2sb.inference.validation_data import validation_records
-from fwi_i2sb.models.registry import MODELS
 from fwi_i2sb.models.speed_structure import PRESETS, SpeedStructure
 from fwi_i2sb.physics.band_pass import band_pass
 from fwi_i2sb.physics.mirror import flip_map, flip_record, mirror
@@ -202,8 +201,7 @@ def build(shapes, options):
 """
 
 
-def test_dropout_continues_as_if_nothing_had_happened(trained, tmp_path, monkeypatch):
-    monkeypatch.setattr(MODELS, "own", dict(MODELS))
+def test_dropout_continues_as_if_nothing_had_happened(trained, tmp_path, names_leave):
     (tmp_path / "dropping.py").write_text(DROPPING)
     words = ("--model", "dropping", "--import", tmp_path / "dropping.py", "--batch-size", 4, "--microbatch", 2)
     torch.manual_seed(1)

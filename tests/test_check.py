@@ -8,13 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from fwi_i2sb.core import registry
 from fwi_i2sb.core.errors import InputError
 from fwi_i2sb.core.formats import read_array, recognise
 from fwi_i2sb.data.check import check_record, inspect_folder
 from fwi_i2sb.data.findings import check_accepted, Finding, inspect_map, REASONS, Tally
 from fwi_i2sb.data.geology import sample_velocity
-from fwi_i2sb.data.layouts import LAYOUTS
 from fwi_i2sb.data.manifest import read_manifest
 from fwi_i2sb.data.rules import inspect_pair, velocity_at_sources
 from fwi_i2sb.data.scale import VelocityScale
@@ -351,9 +349,7 @@ LAYOUTS.register("numbered")(Numbered())
 """
 
 
-def test_one_file_adds_a_layout(fwi, refused, data, tmp_path, monkeypatch):
-    monkeypatch.setattr(LAYOUTS, "own", dict(LAYOUTS))
-    monkeypatch.setattr(registry, "_IMPORTED", {})
+def test_one_file_adds_a_layout(fwi, refused, data, tmp_path, names_leave):
     (tmp_path / "mine.py").write_text(LAYOUT)
     (folder := tmp_path / "Line").mkdir()
     for name, file in (("record", "data"), ("map", "model")):

@@ -22,9 +22,7 @@ ROWS = [row for row in re.findall(rf"^\|{CELL * 5}$", PAGE, re.M) if row[0] not 
 LISTS = [row for row in ROWS if isinstance(getattr(importlib.import_module(row[2]), row[1]), Registry)]
 
 
-@pytest.fixture(autouse=True)
-def names_leave_with_the_test(monkeypatch):
-    for kind in Registry.every: monkeypatch.setattr(kind, "own", dict(kind))
+pytestmark = pytest.mark.usefixtures("names_leave")
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])

@@ -14,7 +14,7 @@ from fwi_i2sb import load_run
 from fwi_i2sb.data.generate import generate
 from fwi_i2sb.models.registry import MODELS
 
-pytestmark = pytest.mark.usefixtures("one_thread", "forked_trainings")
+pytestmark = pytest.mark.usefixtures("names_leave", "one_thread", "forked_trainings")
 GUIDES = ("wavedl", "vectors", "search", "export")
 
 # what is smaller here than in the text; nothing else of a command is changed

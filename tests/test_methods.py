@@ -33,6 +33,8 @@ from fwi_i2sb.inference.validation_data import validation_records
 from fwi_i2sb.sweeps.spaces import with_values
 from fwi_i2sb.training.options import by_name, TrainOptions
 
+pytestmark = pytest.mark.usefixtures("names_leave")
+
 LARGE = ("--batch-size", 2, "--microbatch", 2, "--val-batches", 1)
 VARIANTS = {
     "precondition": ("--precondition",),
@@ -59,12 +61,6 @@ class Loudness(nn.Module):
 @register("loudness{tag}", methods=("regression",), about="mean loudness, one line", reads_map=False)
 def build(shapes, options): return Loudness(shapes.map_size)
 """
-
-
-@pytest.fixture(autouse=True)
-def names_of_a_test_leave_with_it(monkeypatch):
-    for kind in registry.Registry.every: monkeypatch.setattr(kind, "own", dict(kind))
-    monkeypatch.setattr(registry, "_IMPORTED", {})
 
 
 @pytest.mark.parametrize("name", VARIANTS)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import segyio
 
-from fwi_i2sb.core import commands, registry
+from fwi_i2sb.core import commands
 from fwi_i2sb.core.errors import InputError
-from fwi_i2sb.core.formats import read_array, recognise, RECORD_FORMATS
+from fwi_i2sb.core.formats import read_array, recognise
 from fwi_i2sb.data.check import check_record
 from fwi_i2sb.data.gathers import agree, to_survey
 from fwi_i2sb.data.geology import sample_velocity
@@ -455,9 +455,7 @@ def read(path):
 """
 
 
-def test_one_file_adds_a_format_of_records(fwi, refused, mini, d, tmp_path, monkeypatch):
-    monkeypatch.setattr(RECORD_FORMATS, "own", dict(RECORD_FORMATS))
-    monkeypatch.setattr(registry, "_IMPORTED", {})
+def test_one_file_adds_a_format_of_records(fwi, refused, mini, d, tmp_path, names_leave):
     (tmp_path / "mine.py").write_text(RAW)
     (tmp_path / "in").mkdir()
     path = tmp_path / "in" / "line.raw"

@@ -4,8 +4,11 @@
 set -euo pipefail
 folder=$1
 cd "$(dirname "$0")/../.."
-export BUILDAH_ISOLATION=chroot STORAGE_DRIVER=vfs
-buildah() { command buildah --storage-driver "$STORAGE_DRIVER" --root "$folder/storage" --runroot "$folder/runroot" "$@"; }
+export BUILDAH_ISOLATION=chroot
+# overlay copies nothing; where it cannot be mounted, as inside many containers, vfs copies every layer
+driver=overlay
+buildah() { command buildah --storage-driver "$driver" --root "$folder/storage" --runroot "$folder/runroot" "$@"; }
+buildah info >"$folder/info.log" 2>&1 || driver=vfs
 say() { printf '\n== %s (%s s)\n' "$*" "$SECONDS"; }
 
 say "a Debian root as the base image"
