@@ -249,11 +249,15 @@ def the_average_follows_at_that_rate(g):
 def the_numbers_reach_the_tracker(g):
     for writer in ("tensorboard", "mlflow", "wandb"):
         g.monkeypatch.setenv("WANDB_MODE", "offline")
+        g.monkeypatch.delenv("MLFLOW_DISABLE_TELEMETRY", raising=False)
         run = g.trained(writer, "--log-writer", writer, "--val-maps", 1)
         rows = [r["loss"] for r in read_metrics(run) if "loss" in r]
         np.testing.assert_allclose(TRACKED[writer](run), rows, rtol=1e-6)
         assert g.fwi("train", *arguments(g.data, g.tmp, writer, "--num-itr", 5, "--log-writer", writer)).code == 0
-        if writer == "mlflow": assert len(TRACKED[writer](run)) == 5  # continued in the same MLflow run
+        if writer == "mlflow":
+            assert len(TRACKED[writer](run)) == 5  # continued in the same MLflow run
+            from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY
+            assert MLFLOW_DISABLE_TELEMETRY.get()
     for writer in ("none", "None"):  # the published scripts' default is None
         run = g.trained(f"silent-{writer}", "--log-writer", writer)
         assert not (run / "logs").exists() and read_config(run)[0].log.log_writer == "none"

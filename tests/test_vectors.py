@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import zipfile
 
 import h5py
 import numpy as np
@@ -151,7 +152,7 @@ def test_an_edited_file_is_prepared_again_and_is_not_the_data_of_the_run(fwi, re
     ("pickled", ("pickled", "never read")), ("complex", ("complex numbers", "two channels")),
     ("flat", ("y1 is 7", "nothing to learn")), ("text", ("not real numbers",)),
     ("names", ("--param-names names 1 target",)), ("channels", ("--input-channels 3",)),
-    ("same", ("x of", "cannot be the inputs and the targets")),
+    ("same", ("x of", "cannot be the inputs and the targets")), ("second", ("key x", "more than its header promises")),
 ])
 def test_what_cannot_be_learnt_from_is_refused_in_a_sentence(refused, tmp_path, arrays, change, saying):
     more = []
@@ -165,8 +166,13 @@ def test_what_cannot_be_learnt_from_is_refused_in_a_sentence(refused, tmp_path, 
     elif change == "text": arrays["y"] = np.array(["a"] * 35)
     elif change == "same": more = ["--output-key", "x"]
     elif change == "names": more = ["--param-names", "thickness"]
-    else: more = ["--input-channels", "3"]
+    elif change == "channels": more = ["--input-channels", "3"]
     np.savez(tmp_path / "bad.npz", **arrays)
+    if change == "second":
+        with zipfile.ZipFile(tmp_path / "bad.npz", "w") as archive:
+            for name, copies in (("x", 2), ("y", 1)):
+                with archive.open(f"{name}.npy", "w") as file:
+                    for _ in range(copies): np.save(file, arrays[name])
     refused("prepare", tmp_path / "bad.npz", "--out", tmp_path / "store", "--name", "", saying=("--name must be a",))
     refused("prepare", tmp_path / "bad.npz", "--out", tmp_path / "store", *more, saying=saying)
     assert not list((tmp_path / "store").rglob("*.lmdb")) and not list((tmp_path / "store").rglob("manifest.json"))
