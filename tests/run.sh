@@ -34,7 +34,7 @@ from fwi_i2sb.examples import mini_run
 from fwi_i2sb.sweeps.equal_budget import small_data
 mini_run(); small_data(n_train=16, n_val=4, layers=(4, 8))"
 
-# one after the other: beside each other both take a third more of two processors, on small caches
+# then the tests: beside each other, on two cores, they took a third more of processor time
 say "every notebook's cells"
 OMP_NUM_THREADS=1 timeout 10800 nbdev_test --n_workers 2 && notebooks=0 || notebooks=$?
 wait $layers || notebooks=$?
