@@ -41,6 +41,15 @@ def test_an_inversion_that_cannot_be(run, record, given, saying):
     with pytest.raises(InputError, match=saying): run.invert(record, **given)
 
 
+def test_texts_are_refused_before_anything_is_inverted(run, record, monkeypatch):
+    def no_image(survey, columns): raise InputError("no mirror image")
+
+    monkeypatch.setattr("fwi_i2sb.inference.invert.draw_samples", None)
+    monkeypatch.setattr("fwi_i2sb.inference.tta.mirror", no_image)
+    for given, saying in ((dict(post="gaussian:0"), "gaussian:SIGMA"), (dict(tta="flip"), "no mirror image")):
+        with pytest.raises(InputError, match=saying): run.invert(record, samples=1, nfe=1, **given)
+
+
 @pytest.mark.parametrize("change, saying", [
     (lambda d: d[None, None], r"has shape \(1, 1, 5, 1000, 70\)"), (lambda d: d * 1j, "these are complex"),
     (lambda d: d > 0, "these are bool"), (lambda d: torch.from_numpy(d > 0), "these are torch.bool"),

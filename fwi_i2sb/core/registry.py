@@ -154,8 +154,8 @@ def _add(path, source):
     before = [(registry, dict(registry)) for registry in Registry.every]
     try:
         _run_file(path, source)
-        # a file that brings the first import of a registry's module is taken at its word
         grown = [registry for registry, names in before if registry.own.keys() != names.keys()]
+        # a file that brings the first import of a registry's module is taken at its word
         grown += Registry.every[len(before):]
         if not grown:
             raise InputError(f"--import {path} registers nothing: decorate your model with fwi_i2sb.models.registry."
