@@ -1,5 +1,6 @@
 "The page of the service in a headless Chromium: an example is inverted, what is wrong is said."
 import base64
+import re
 from io import BytesIO
 from urllib.parse import urlsplit
 
@@ -107,6 +108,31 @@ def test_a_wrong_file_is_one_sentence_and_the_answer_before_stays(page, tmp_path
     page.locator("#file").set_input_files(tmp_path / "wrong.npy")
     assert "4 shots" in refusal(page)
     np.testing.assert_array_equal(drawn(page, "map"), before)
+
+
+def test_the_form_as_it_was_sent_is_answered_though_the_service_is_slow_and_it_is_changed(page):
+    held = []
+    slow = re.compile(r"/api/v1/models/[^/]+(/example.*)?$")
+    page.route(slow, lambda route: route.continue_() if held is None else held.append(route))
+    page.locator("#model").select_option("curvevel-a")
+    page.locator("#model").select_option("mini")
+    page.locator("input[value=example]").check()
+    page.locator("#number").fill("1")
+    with page.expect_request("**/models/mini/example?number=1&part=record"): page.get_by_role("button", name="Invert").click()
+    for name, value in (("number", "0"), ("samples", "3")): page.locator(f"#{name}").fill(value)
+    page.locator("#model").select_option("curvevel-a")
+    page.wait_for_timeout(1000)
+    assert page.locator("#model-hint").inner_text() == "" and not page.locator("#error").is_visible()
+    late, held = held, None
+    with page.expect_request("**/models/mini/example?number=1&part=map"):
+        for route in late: route.continue_()
+    page.locator("#go:enabled").wait_for()
+    assert not page.locator("#error").is_visible(), page.locator("#error").inner_text()
+    page.get_by_text("How it was made").click()
+    about = page.locator("#about").inner_text()
+    assert "model\nmini" in about and "samples\n2" in about, about
+    page.locator("#model-hint", has_text="A pipeline").wait_for()
+    page.unroute(slow)
 
 
 def test_what_is_given_up_ends(page):

@@ -10,7 +10,15 @@ done
 folder=$(mktemp -d)
 chmod 755 "$folder"
 image= hosts=
-trap 'kill $image 2>/dev/null || true; kill -INT $hosts 2>/dev/null || true; wait; rm -rf "$folder"' EXIT
+leave() {
+    kill $image 2>/dev/null || true
+    kill -INT $hosts 2>/dev/null || true
+    wait
+    # what a build that was stopped had mounted, the innermost first
+    awk -v at="$folder/" 'index($2, at) == 1 { print $2 }' /proc/mounts | tac | xargs -r umount
+    rm -rf "$folder"
+}
+trap leave EXIT
 
 # these two beside what follows: the one waits for the disk, the other for hosts that are gone
 timeout 3600 bash tests/system/image.sh "$folder" >"$folder/image.log" 2>&1 & image=$!

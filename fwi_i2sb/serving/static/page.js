@@ -6,7 +6,7 @@ const BYTES = "application/octet-stream";
 const $ = id => document.getElementById(id);
 const figures = Object.fromEntries(
   ["truth", "map", "std", "observed", "again", "rest"].map(name => [name, new Heatmap($(name))]));
-let about, model, running, shown;
+let about, running, shown;
 
 class Refused extends Error {}
 
@@ -23,8 +23,9 @@ async function call(path, options = {}) {
 }
 
 const withKey = more => ({...more, headers: {"X-API-Key": $("key").value, ...more.headers}});
-const json = async path => (await call(path)).json();
+const json = async (path, options) => (await call(path, options)).json();
 const route = name => `api/v1/models/${encodeURIComponent(name)}`;
+const described = (name, signal) => json(route(name), {signal});
 const size = bytes => `${short(bytes / 1e6)} MB`;
 const short = value => String(+value.toPrecision(3));
 
@@ -48,9 +49,9 @@ async function begin() {
 }
 
 async function choose() {
-  const name = $("model").value, found = await json(route(name));
+  $("model-hint").textContent = "";
+  const name = $("model").value, model = await described(name);
   if (name !== $("model").value) return;
-  model = found;
   const {survey, dx, kind, velocity_range: range} = model.model_configuration;
   const [shots, samples, receivers] = model.input_shape, [depth, width] = model.output_shape;
   $("model-hint").textContent = `A ${kind} for ${shots} shots × ${samples} samples of ${short(1e3 * survey.dt)} ms × `
@@ -60,9 +61,9 @@ async function choose() {
 const source = () => document.querySelector("input[name=source]:checked").value;
 
 // the bytes of a record, and of an example the true map
-async function chosen(signal) {
+async function chosen(name, signal) {
   if (source() === "example") {
-    const asked = part => call(`${route(model.model_name)}/example?number=${$("number").value}&part=${part}`,
+    const number = $("number").value, asked = part => call(`${route(name)}/example?number=${number}&part=${part}`,
       withKey({signal})).then(answer => answer.arrayBuffer());
     return {bytes: await asked("record"), truth: readNpy(await asked("map"))};
   }
@@ -82,20 +83,19 @@ function settings() {
 const post = (path, asked, body, signal) => call(`${path}?${asked}`, withKey({method: "POST", body, signal,
   headers: {"Content-Type": BYTES}}));
 
-const prediction = (bytes, signal) =>
-  post(`api/v1/predict/${encodeURIComponent(model.model_name)}`, settings(), bytes, signal);
+const prediction = (name, asked, bytes, signal) =>
+  post(`api/v1/predict/${encodeURIComponent(name)}`, asked, bytes, signal);
 
 // steps of waveform inversion take long
-const isLong = () => {
-  if ($("refine").value !== "") return Number($("refine").value) > 0;
-  const about = model.model_configuration;
-  return [about, ...about.members ?? []].some(({settings = {}}) => settings.refine > 0 || settings.refine_mean > 0);
+const isLong = (model, asked) => {
+  if (asked.has("refine")) return Number(asked.get("refine")) > 0;
+  const own = model.model_configuration;
+  return [own, ...own.members ?? []].some(({settings = {}}) => settings.refine > 0 || settings.refine_mean > 0);
 };
 
 // the answer of a job, whose progress is shown, and which ends when it is given up
-async function job(bytes, signal) {
-  const asked = settings();
-  asked.set("model", model.model_name);
+async function job(name, asked, bytes, signal) {
+  asked.set("model", name);
   let state = await (await post("jobs", asked, bytes, signal)).json();
   signal.addEventListener("abort", () => fetch(`jobs/${state.id}`, withKey({method: "DELETE"})).catch(() => {}));
   while (["queued", "running"].includes(state.state)) {
@@ -116,8 +116,11 @@ async function invert(event) {
     $("status").textContent = `Working… ${Math.round((Date.now() - began) / 1000)} s`;
   }, 500);
   try {
-    const {bytes, truth} = await chosen(mine.signal), answer = await (isLong() ? job : prediction)(bytes, mine.signal);
-    show(await answer.arrayBuffer(), truth);
+    // all of the form at once: it may be changed while the service works
+    const name = $("model").value, asked = settings();
+    const [model, {bytes, truth}] = await Promise.all([described(name, mine.signal), chosen(name, mine.signal)]);
+    const answer = await (isLong(model, asked) ? job : prediction)(name, asked, bytes, mine.signal);
+    show(model, await answer.arrayBuffer(), truth);
     $("status").textContent = `Done in ${short((Date.now() - began) / 1000)} s.`;
   } catch (error) { if (running === mine) fail(error); } finally {
     clearInterval(clock);
@@ -133,7 +136,7 @@ function busy(on) {
 
 // --- the answer
 
-function show(buffer, truth) {
+function show(model, buffer, truth) {
   const answer = readNpz(buffer), batched = answer.map.shape.length === 3;
   const provenance = JSON.parse(answer.provenance.values), reasons = JSON.parse(answer.trust_reasons.values);
   shown = {answer, batched, truth, provenance, reasons, model, colours: about.colours};
