@@ -4,6 +4,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -11,12 +13,13 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
+from forkserver import start
 from processes import (MPIRUN, PATIENCE, arguments, assert_equal, children, finish, free_port, losses, pristine,
     python_train, wait_for, weights)
 
 from torch.utils.data import DataLoader
 
-from fwi_i2sb.core.workers import read_ahead
+from fwi_i2sb.core.workers import lost_reader, read_ahead
 from fwi_i2sb.evaluation import evaluate as evaluate_module
 from fwi_i2sb.inference import kept as invert_kept
 from fwi_i2sb.training import checkpoint as checkpoint_module
@@ -71,6 +74,28 @@ def test_a_reader_that_ends_while_it_hands_over_is_one_sentence(monkeypatch):
         reader.kill(), reader.wait()
         with pytest.raises(ChildProcessError, match="a reading process was lost"): list(batches)
     finally: signal.signal(signal.SIGCHLD, before)
+
+
+class Wrong(Tensors):
+    "A class of one's own with a fault."
+    def __getitem__(self, i): raise RuntimeError("shapes do not match")
+
+
+def test_a_fault_in_a_reader_is_not_called_a_lost_one():
+    with pytest.raises(RuntimeError, match="shapes do not match") as told:
+        list(read_ahead(DataLoader(Wrong(), 2, num_workers=1, multiprocessing_context="spawn")))
+    assert lost_reader(told.value) is None
+
+
+def test_a_killed_preparing_process_is_one_sentence_and_the_conversion_goes_on(data, tmp_path):
+    words = [sys.executable, "-m", "fwi_i2sb", "convert", data, "--family", "CurveVel_A", "--store-dir", tmp_path,
+        "--workers", "1"]
+    process = start(words, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: children(process), process)
+    children(process)[0].kill()
+    err = finish(process, 1)
+    assert "a reading process was lost" in err and "fewer --workers" in err and "Traceback" not in err
+    finish(start(words))
 
 
 def test_mpirun_passes_sigusr1_on_and_the_ranks_save(data, tmp_path):

@@ -14,11 +14,12 @@ import lmdb, torch
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..core.errors import disk_full, InputError, out_of_memory, takes, unknown
+from ..core.errors import disk_full, InputError, takes, unknown
 from ..core.files import warn_once
 from ..core.formats import refuse_run
 from ..core.locks import check_writable, locked
 from ..core.registry import method_of
+from ..core.workers import lost_reader
 
 # %% ../../nbs/02_data/16_store.ipynb #77520939
 from .build import build_split, discard, files_have, has_manifest, store_space
@@ -114,10 +115,10 @@ def _advice(root):
     try: yield
     except ChildProcessError: raise
     except RuntimeError as error:
-        if out_of_memory(error): raise
+        if not (lost := lost_reader(error)): raise
         fewer = "with" if takes("--workers") else "or fwi-i2sb convert with"
-        raise ChildProcessError(f"a preparing process was lost ({error}): repeat the command to continue, {fewer} "
-            f"fewer --workers if memory ran out") from None
+        raise ChildProcessError(f"{lost}: repeat the command to continue, {fewer} fewer --workers if memory ran "
+            f"out") from None
     except (OSError, lmdb.Error) as error:
         full = isinstance(error, lmdb.Error) or disk_full(error)
         raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): "

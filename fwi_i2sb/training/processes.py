@@ -21,6 +21,7 @@ from ..core.devices import resolve_device, resolve_precision
 from .ranks import find_ranks, LAUNCHERS, Ranks
 from ..core.errors import InputError, option
 from ..core.registry import method_of
+from ..core.workers import lost_reader
 from .options import DeviceOptions
 from .watch import Watch
 
@@ -210,12 +211,9 @@ def open_accelerator(
 
 # %% ../../nbs/07_training/06_processes.ipynb #860b5b7a
 def _lost(error: RuntimeError) -> str | None:
-    """The message if an error means that a process died: another rank, or a reading process of the `DataLoader`.
-
-    The `DataLoader` detects this in a signal handler, so its error may come from anywhere."""
+    "The message if an error means that a process died: another rank, or a reading process of the `DataLoader`."
     if isinstance(error, dist.DistError) or "gloo" in str(error): return "another process of the run is gone"
-    return (f"a reading process was lost (memory?): {str(error).splitlines()[0].strip(' .')}"
-        if "DataLoader worker" in str(error) else None)
+    return lost_reader(error)
 
 # %% ../../nbs/07_training/06_processes.ipynb #44c06327
 def _precision(hardware: DeviceOptions, device: str, peers: Peers) -> str:

@@ -118,7 +118,8 @@ def test_the_form_as_it_was_sent_is_answered_though_the_service_is_slow_and_it_i
     page.locator("#model").select_option("mini")
     page.locator("input[value=example]").check()
     page.locator("#number").fill("1")
-    with page.expect_request("**/models/mini/example?number=1&part=record"): page.get_by_role("button", name="Invert").click()
+    with page.expect_request("**/models/mini/example?number=1&part=record"):
+        page.get_by_role("button", name="Invert").click()
     for name, value in (("number", "0"), ("samples", "3")): page.locator(f"#{name}").fill(value)
     page.locator("#model").select_option("curvevel-a")
     page.wait_for_timeout(1000)
