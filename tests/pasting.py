@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from processes import finish, free_port, python_train
+from processes import PATIENCE, finish, free_port, python_train
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -94,4 +94,4 @@ def answers(command: list[str]):
     finally:
         os.killpg(server.pid, 15)
         server.stderr.close()
-        server.wait(timeout=60)
+        server.wait(timeout=PATIENCE)

@@ -24,7 +24,7 @@ import yaml
 pytest.importorskip("fastapi")
 
 from fastapi.testclient import TestClient
-from processes import free_port, pristine
+from processes import PATIENCE, free_port, pristine
 
 from fwi_i2sb import load_run
 from fwi_i2sb.core.errors import InputError
@@ -215,7 +215,7 @@ def test_sentences_name_no_folder_of_the_machine(client, runs, record):
     assert answer.status_code == 400 and str(runs) not in answer.text and "first-guess" in answer.json()["detail"]
 
 
-def state_of(client, sent, *ends, seconds=60) -> dict:
+def state_of(client, sent, *ends, seconds=PATIENCE) -> dict:
     "The state of a job that was sent, when it is one of some."
     assert sent.status_code == 202, sent.text
     until = time.time() + seconds
@@ -443,7 +443,7 @@ def test_a_sampler_is_one_of_the_models_own(client, record):
 def test_a_refinement_shows_its_steps_and_ends_when_it_is_cancelled(client, record):
     sent = send(client, npy(record), refine=1000, snr=200, **FAST)
     job = f"/jobs/{sent.json()['id']}"
-    until = time.time() + 60
+    until = time.time() + PATIENCE
     while not (state := client.get(job, headers=KEY).json())["progress"]: assert time.time() < until, state
     assert 0 < state["progress"] < 0.1 and state["state"] == "running"
     client.delete(job, headers=KEY)
@@ -594,7 +594,7 @@ def test_the_command_serves_logs_json_and_ends_in_order(runs, record, refused, m
     process = subprocess.Popen([sys.executable, "-m", "fwi_i2sb", "serve", str(runs), "--port", str(port), "--device",
         "cpu"], stderr=subprocess.PIPE, text=True, env=os.environ | {"LOG_LEVEL": "INFO"})
     try:
-        place, until = f"http://127.0.0.1:{port}", time.time() + 60
+        place, until = f"http://127.0.0.1:{port}", time.time() + PATIENCE
         while True:
             try: answer = urllib.request.urlopen(f"{place}/ready", timeout=5)
             except OSError: assert time.time() < until and process.poll() is None
@@ -602,13 +602,13 @@ def test_the_command_serves_logs_json_and_ends_in_order(runs, record, refused, m
         asked = urllib.request.Request(f"{place}/api/v1/predict/mini?nfe=1&samples=1", data=npy(record),
             headers=KEY | {"Content-Type": "application/octet-stream"})
         codes = []
-        ask = lambda: codes.append(urllib.request.urlopen(asked, timeout=60).headers["x-request-id"])
+        ask = lambda: codes.append(urllib.request.urlopen(asked, timeout=PATIENCE).headers["x-request-id"])
         thread = threading.Thread(target=ask)
         thread.start()
         time.sleep(0.3)
         process.send_signal(signal.SIGTERM)
         thread.join()
-        err = process.communicate(timeout=60)[1]
+        err = process.communicate(timeout=PATIENCE)[1]
     finally: process.kill()
     lines = [json.loads(line) for line in err.splitlines()]
     assert process.returncode in (0, -signal.SIGTERM) and len(codes) == 1 and answer.status == 200

@@ -16,11 +16,16 @@ base=$(buildah from scratch)
 debootstrap --variant=minbase bookworm "$(buildah mount "$base")" >"$folder/debootstrap.log" || { tail -5 "$folder/debootstrap.log"; exit 1; }
 buildah commit --quiet --rm "$base" localhost/debian >/dev/null
 
+mounts=$(python3 tests/system/pip_mounts.py "$folder")
 build() { # FILE TAG
     say "docker/$1"
-    buildah bud --network host $(python3 tests/system/pip_mounts.py "$folder") --build-arg BASE=localhost/debian \
-        --ignorefile "docker/$1.dockerignore" -f "docker/$1" -t "localhost/$2" . >"$folder/build.log" 2>&1 || { tail -30 "$folder/build.log"; exit 1; }
+    buildah bud --network host $mounts --build-arg BASE=localhost/debian \
+        --ignorefile "docker/$1.dockerignore" -f "docker/$1" -t "localhost/$2" . >"$folder/$2.log" 2>&1 || { tail -30 "$folder/$2.log"; exit 1; }
+    say "docker/$1 is built"
 }
+redis=
+trap 'kill $redis 2>/dev/null || true; wait' EXIT
+build Dockerfile.serve fwi-i2sb-serve >"$folder/serve.log" & serve=$!
 build Dockerfile fwi-i2sb
 
 say "from inside docker/ the build says what to type"
@@ -36,12 +41,12 @@ try_inside() { # TAG SCRIPT OPTIONS OF buildah run
     buildah rm "$container" >/dev/null
 }
 try_inside fwi-i2sb inside.sh
-build Dockerfile.serve fwi-i2sb-serve
+wait $serve || { cat "$folder/serve.log"; exit 1; }
+cat "$folder/serve.log"
 
 # as compose starts it: with its environment, and a Redis
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 redis-server --port "$port" --dir "$folder" --save "" --appendonly yes >"$folder/redis.log" & redis=$!
-trap 'kill $redis' EXIT
 SECRET_API_KEY=word python tests/system/compose_environment.py "$port" >"$folder/environment"
 mapfile -t environment <"$folder/environment"
 try_inside fwi-i2sb-serve inside_serve.sh "${environment[@]}"

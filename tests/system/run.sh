@@ -2,7 +2,7 @@
 # What needs root: called by `make test-system` with BIN, the bin folder of an environment that holds the package.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-export PATH="$BIN:$PATH" OMP_WAIT_POLICY=PASSIVE MPLBACKEND=agg
+export PATH="$BIN:$PATH" OMP_WAIT_POLICY=PASSIVE MPLBACKEND=agg PYTHONDONTWRITEBYTECODE=
 [ "$(id -u)" = 0 ] || { echo "make test-system needs root: it makes network namespaces and builds an image"; exit 2; }
 for tool in buildah debootstrap ip munged slurmctld slurmd sbatch chromium redis-server prometheus promtool; do
     command -v $tool >/dev/null || { echo "make test-system needs $tool: bash tests/system/setup.sh installs it"; exit 2; }

@@ -16,7 +16,7 @@ import httpx2 as httpx
 import numpy as np
 import psutil
 import pytest
-from processes import free_port
+from processes import PATIENCE, free_port
 
 from fwi_i2sb.bench.load import load, throughput
 
@@ -24,8 +24,8 @@ KEY = {"X-API-Key": "secret-of-tests"}
 BYTES = KEY | {"Content-Type": "application/octet-stream"}
 
 
-def wait(condition, seconds=60):
-    until = time.time() + seconds
+def wait(condition):
+    until = time.time() + PATIENCE
     while not condition():
         assert time.time() < until
         time.sleep(0.1)
@@ -91,7 +91,7 @@ def record(data, tmp_path_factory):
 
 def predict(address, record, **asked):
     return httpx.post(f"{address}/api/v1/predict/mini", params=dict(nfe=1, samples=1) | asked, content=record,
-        headers=BYTES, timeout=60)
+        headers=BYTES, timeout=PATIENCE)
 
 
 def test_a_limit_holds_over_processes(serve, record):
@@ -113,7 +113,7 @@ def test_redis_may_die_and_come_back_under_load(serve, redis, record):
     redis.kill()
     wait(lambda: code(f"{address}/ready") == 503)
     before = len(codes)
-    job = httpx.get(f"{address}/jobs/{'0' * 24}", headers=KEY, timeout=60)
+    job = httpx.get(f"{address}/jobs/{'0' * 24}", headers=KEY, timeout=PATIENCE)
     assert job.status_code == 503 and "does not answer" in job.json()["detail"] and job.headers["retry-after"]
     assert code(f"{address}/health") == 200 and code(f"{address}/api/v1/models/mini") == 200
     wait(lambda: len(codes) > before + 2)
@@ -125,7 +125,7 @@ def test_redis_may_die_and_come_back_under_load(serve, redis, record):
     asking.join()
     assert set(codes) == {200}
     process.terminate()
-    process.wait(60)
+    process.wait(PATIENCE)
     wait(lambda: hasattr(process, "said"))
     assert "Redis does not answer" in process.said and "Traceback" not in process.said
     for line in process.said.splitlines(): json.loads(line)
@@ -134,7 +134,7 @@ def test_redis_may_die_and_come_back_under_load(serve, redis, record):
 def test_a_job_is_seen_by_all_and_lost_in_clear_words(serve, record):
     (first, process), (second, _) = serve(), serve()
     send = lambda **asked: httpx.post(f"{first}/jobs", params=dict(model="mini", **asked), content=record,
-        headers=BYTES, timeout=60).json()["id"]
+        headers=BYTES, timeout=PATIENCE).json()["id"]
     look = lambda name: httpx.get(f"{second}/jobs/{name}", headers=KEY).json()
     short = send(nfe=1, samples=1)
     wait(lambda: look(short)["state"] == "done")
@@ -153,7 +153,7 @@ def test_no_disk_and_a_full_redis_harm_no_prediction(serve, redis, record):
     subprocess.run(["redis-cli", "-p", str(redis.port), "config", "set", "maxmemory", "1"], check=True)
     assert [predict(address, record).status_code for _ in range(3)] == [200] * 3
     assert predict(address, b"x").status_code == 400 and code(f"{address}/api/v1/models/mini") == 200
-    job = httpx.post(f"{address}/jobs", params=dict(model="mini"), content=record, headers=BYTES, timeout=60)
+    job = httpx.post(f"{address}/jobs", params=dict(model="mini"), content=record, headers=BYTES, timeout=PATIENCE)
     assert job.status_code == 503 and set(job.json()) == {"detail", "request_id"}
 
 
@@ -178,7 +178,7 @@ def test_a_service_that_is_told_to_end_under_load_answers_what_it_accepted(serve
     address, process = serve(API_RATE_LIMIT="1000000/minute")
     threading.Timer(3.0, process.send_signal, (signal.SIGTERM,)).start()
     answers = ask(address, record, 6.0, rate=40)
-    process.wait(60)
+    process.wait(PATIENCE)
     wait(lambda: hasattr(process, "said"))
     lines = [json.loads(line) for line in process.said.splitlines()]
     done = [line["status"] for line in lines if line["message"] == "request" and "/predict/" in line["path"]]
