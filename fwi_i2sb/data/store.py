@@ -6,23 +6,22 @@
 __all__ = ['convert', 'StoreDataset']
 
 # %% ../../nbs/02_data/16_store.ipynb #1d4f6981
-import contextlib, os, shutil
+import os, shutil
 from dataclasses import replace
 from pathlib import Path
 
-import lmdb, torch
+import torch
 import numpy as np
 from torch.utils.data import Dataset
 
-from ..core.errors import disk_full, InputError, takes, unknown
+from ..core.errors import InputError, unknown
 from ..core.files import warn_once
 from ..core.formats import refuse_run
 from ..core.locks import check_writable, locked
 from ..core.registry import method_of
-from ..core.workers import lost_reader
 
 # %% ../../nbs/02_data/16_store.ipynb #77520939
-from .build import build_split, discard, files_have, has_manifest, store_space
+from .build import build_split, discard, files_have, has_manifest, store_space, with_advice
 from .database import Values
 from .findings import check_accepted
 from fwi_i2sb.data.manifest import (
@@ -108,23 +107,6 @@ def _stands_alone(dataset_dir, root, family, families, survey, scale, *asked):
     if survey is None: get_family(family.name, families)  # a slip of the finger is named first
     return False
 
-# %% ../../nbs/02_data/16_store.ipynb #4205714c
-@contextlib.contextmanager
-def _advice(root):
-    "Turns what a conversion may die of into sentences: a lost process, a full disk, a folder that is read-only."
-    try: yield
-    except ChildProcessError: raise
-    except RuntimeError as error:
-        if not (lost := lost_reader(error)): raise
-        fewer = "with" if takes("--workers") else "or fwi-i2sb convert with"
-        raise ChildProcessError(f"{lost}: repeat the command to continue, {fewer} fewer --workers if memory ran "
-            f"out") from None
-    except (OSError, lmdb.Error) as error:
-        full = isinstance(error, lmdb.Error) or disk_full(error)
-        raise InputError(f"cannot write the store {root} ({getattr(error, 'strerror', None) or error}): "
-            f"{'free disk space and repeat the command, or ' if full else ''}name a writable folder with "
-            f"--store-dir") from None
-
 # %% ../../nbs/02_data/16_store.ipynb #6c6344a3
 def _unbuilt(family, root):
     return InputError(f"there is no finished store of these files of {family.name} in {root}, and nothing is built "
@@ -183,7 +165,7 @@ def convert(dataset_dir:str|Path,  # a folder `find_root` understands; or, witho
     if not known: get_family(family, families)
     wanted, pairs, seen = planned_manifests(source, root, named, survey, scale, time_samples=time_samples, dtype=dtype,
         val_files=val_files, families=families, splits=splits, measuring=measuring)
-    with _advice(root):
+    with with_advice(root):
         if not all([_finished(root / s, w) for s, w in _looked_at(root, wanted, source, pairs, seen).items()]):
             if not build: raise _unbuilt(named, root)
             _convert(root, wanted, source, pairs, seen, accept, workers, progress)

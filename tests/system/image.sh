@@ -24,6 +24,7 @@ build() { # FILE TAG
     say "docker/$1 is built"
 }
 redis=
+# a build that still runs writes into FOLDER: it ends first
 trap 'kill $redis 2>/dev/null || true; wait' EXIT
 build Dockerfile.serve fwi-i2sb-serve >"$folder/serve.log" & serve=$!
 build Dockerfile fwi-i2sb
